@@ -1,0 +1,222 @@
+"""Ids to text, one id at a time.
+
+Turns a stream of ids into pieces of text that are safe to show: no character is split, no part of a stop
+string gets out, and the pieces joined are the whole text. Costs per id: its own text times the number of
+stop strings, however long the text has become. Knows nothing of stop ids, requests or time.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from .errors import SamplingError, TokenizerError
+from .tokenizer import Tokenizer
+
+__all__ = ["Detokenizer"]
+
+REPLACEMENT = "\ufffd"
+
+
+class Detokenizer:
+    """Decodes ids as they come, holding back what is not decided yet.
+
+    Laws, for any ids, with `text` the whole text (`Tokenizer.decode(ids)` with `start_of_text`, else
+    `Tokenizer.decode_infilling(ids)`):
+      * without a stop string in `text`, all deltas and `finish()` joined are `text`;
+      * with one, they are `text` up to the match that starts first (of two that start together the
+        shorter), whatever the borders of the tokens, and `stopped` is that string.
+
+    Args:
+        tokenizer: the vocabulary.
+        start_of_text: the ids begin a text, so the dummy space in front of it is dropped; otherwise they
+            continue one and their first space is kept.
+        stop: strings that end the text; they are no part of it.
+
+    Raises:
+        SamplingError: `stop` is no sequence of non-empty strings.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, start_of_text: bool = False, stop: Sequence[str] = ()
+    ) -> None:
+        if isinstance(stop, str) or not all(isinstance(s, str) for s in stop):
+            raise SamplingError(f"stop must be a sequence of strings, got {stop!r}")
+        if "" in stop:
+            raise SamplingError("a stop string is empty; it would match everywhere")
+        self._tokenizer = tokenizer
+        self._drop_space = start_of_text and tokenizer.has_dummy_prefix
+        self._bytes = b""  # the beginning of a character, one byte per token
+        self._matcher = _Matcher(stop) if stop else None
+        self._held = ""  # decoded, but perhaps the beginning of a stop string
+        self._decoded = 0  # characters decoded, shown and held
+        self._ends: deque[int] = deque()  # where the text of each token that is not settled ends
+        self._kept = 0
+        self._stopped: str | None = None
+        self._finished = False
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text, None as long as there is none."""
+        return self._stopped
+
+    @property
+    def kept_tokens(self) -> int:
+        """How many of the ids pushed have all their text in what was returned so far.
+
+        Once `stopped` is set, or after `finish`, this is the number of ids that belong to the result: the
+        ones whose text ends at or before the cut. An id whose text the cut goes through is not counted,
+        though its text before the cut is returned. Ids without text count with the text before them.
+        """
+        return self._kept
+
+    @property
+    def text_len(self) -> int:
+        """Characters returned so far."""
+        return self._decoded - len(self._held)
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` makes safe to show, often empty. Nothing once `stopped` is set.
+
+        Raises:
+            TokenizerError: the id is outside the vocabulary, or `finish` was called before.
+        """
+        if self._finished:
+            raise TokenizerError("push after finish: a Detokenizer decodes one text")
+        if self._stopped is not None:
+            return ""
+        piece = self._tokenizer.token_bytes(token_id)
+        if isinstance(piece, bytes):
+            self._bytes += piece
+            return self._release(self._take_bytes(final=False), final=False)
+        text = self._take_bytes(final=True)
+        if piece and self._drop_space and not self._decoded:
+            # As SentencePiece does: one space, of the first piece with text, if no byte came before.
+            # `_decoded` counts what _take_bytes above has added.
+            self._drop_space = False
+            piece = piece.removeprefix(" ") if token_id != self._tokenizer.unk_id else piece
+        self._decoded += len(piece or "")
+        self._ends.append(self._decoded)
+        return self._release(text + (piece or ""), final=False)
+
+    def finish(self) -> str:
+        """What was held back: text that began like a stop string, one U+FFFD per byte of half a character.
+
+        A second call gives nothing.
+        """
+        if self._finished or self._stopped is not None:
+            self._finished = True
+            return ""
+        self._finished = True
+        return self._release(self._take_bytes(final=True), final=True)
+
+    def _take_bytes(self, final: bool) -> str:
+        """The characters that the bytes held so far make up; `final` leaves no byte behind."""
+        text = ""
+        while self._bytes:
+            size = _char_size(self._bytes)
+            if size > len(self._bytes) and not final:
+                break
+            try:
+                text_of_char, used = self._bytes[:size].decode("utf-8"), size
+            except UnicodeDecodeError:
+                text_of_char, used = REPLACEMENT, 1  # as SentencePiece: one for each byte
+            text += text_of_char
+            self._bytes = self._bytes[used:]
+            self._decoded += 1
+            self._ends.extend([self._decoded] * used)
+        return text
+
+    def _release(self, text: str, final: bool) -> str:
+        """The part of held text plus `text` that no stop string can take back."""
+        if self._matcher is None:
+            self._settle(self._decoded)
+            return text
+        self._held += text
+        start = self._decoded - len(self._held)
+        safe = self._matcher.feed(text, final)
+        self._stopped = self._matcher.matched if self._matcher.decided else None
+        shown, self._held = self._held[: safe - start], self._held[safe - start :]
+        if self._stopped is not None:
+            self._decoded, self._held = safe, ""
+        self._settle(safe)
+        return shown
+
+    def _settle(self, position: int) -> None:
+        while self._ends and self._ends[0] <= position:
+            self._ends.popleft()
+            self._kept += 1
+
+
+class _Matcher:
+    """Finds the first of several strings in a text that comes in parts (Knuth, Morris, Pratt 1977).
+
+    Each string keeps how much of its beginning the text ends with: that is at once what must be held back.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = tuple(dict.fromkeys(stop))
+        self._borders = [_borders(s) for s in self._stop]
+        self._reached = [0] * len(self._stop)
+        self._length = 0
+        self._start = -1
+        self.matched: str | None = None
+        self.decided = False
+
+    def feed(self, text: str, final: bool) -> int:
+        """Read on. Returns up to where the text is certain to be no part of the first match.
+
+        Once `decided` is set that is where `matched` begins. A string that was found is not decided while
+        one that began before it may still come; `final` says that no text follows.
+        """
+        for char in text:
+            self._length += 1
+            for index, stop in enumerate(self._stop):
+                if self._advance(index, char):
+                    self._found(self._length - len(stop), stop)
+            if self.matched is not None and self._pending() >= self._start:
+                break
+        self.decided = self.matched is not None and (final or self._pending() >= self._start)
+        if self.matched is not None and self.decided:
+            return self._start
+        return self._length if final else self._pending()
+
+    def _advance(self, index: int, char: str) -> bool:
+        stop, borders, reached = self._stop[index], self._borders[index], self._reached[index]
+        if reached == len(stop):
+            reached = borders[reached]
+        while reached and stop[reached] != char:
+            reached = borders[reached]
+        self._reached[index] = reached + (stop[reached] == char)
+        return self._reached[index] == len(stop)
+
+    def _found(self, start: int, stop: str) -> None:
+        # Of two that start together the shorter is found first, and stays.
+        if self.matched is None or start < self._start:
+            self._start, self.matched = start, stop
+
+    def _pending(self) -> int:
+        """Where the earliest beginning of a string starts that the text ends with."""
+        return self._length - max(self._reached)
+
+
+def _borders(s: str) -> list[int]:
+    """For each length n <= len(s): the longest proper prefix of s[:n] that also ends it."""
+    borders, reached = [0, 0], 0
+    for char in s[1:]:
+        while reached and s[reached] != char:
+            reached = borders[reached]
+        reached += s[reached] == char
+        borders.append(reached)
+    return borders
+
+
+def _char_size(data: bytes) -> int:
+    """Bytes of the UTF-8 character that `data` begins with, by its first byte; 1 where it begins none.
+
+    1 also where the second byte rules the character out, so that broken bytes are not held back.
+    """
+    first = data[0]
+    size = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4 if 0xF0 <= first < 0xF5 else 1
+    return size if all(byte & 0xC0 == 0x80 for byte in data[1:size]) else 1

@@ -1,0 +1,124 @@
+"""The tree of errors a caller can catch.
+
+    LlamaError
+    ├── CheckpointError (ValueError)            a checkpoint folder that cannot be loaded
+    │   ├── CheckpointNotFoundError             the folder, or a file it must hold, is not there
+    │   ├── CheckpointFormatError               a file is there, but is not what its name says
+    │   └── CheckpointMismatchError             files that are sound by themselves, but do not fit together
+    ├── ConfigError (ValueError)                a parameter of build, params.json or ModelArgs out of its range
+    ├── ParallelismError (ValueError)           ranks, devices and heads that do not fit together
+    ├── OutOfMemoryError (MemoryError)          weights or cache larger than the memory that is free
+    ├── TokenizerError (ValueError)             a tokenizer file that cannot be used, ids outside the vocabulary
+    ├── RequestError (ValueError)               a call that asks for something impossible
+    │   ├── SamplingError                       a sampling parameter out of its range
+    │   ├── PromptError                         a prompt that cannot be encoded
+    │   │   ├── PromptTooLongError              more tokens than max_seq_len leaves room for
+    │   │   ├── DialogError                     roles or order that the chat format does not know
+    │   │   └── UnsafeTagError                  a chat message that holds a tag of the chat format
+    │   └── UnsupportedError                    the loaded checkpoint has no such capability
+    └── NumericsError (ArithmeticError)         logits that are not finite
+
+Each also derives from the built-in class in brackets, so `except ValueError` of a host program
+works. A message says what was wrong, with the numbers, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "ConfigError",
+    "DialogError",
+    "LlamaError",
+    "NumericsError",
+    "OutOfMemoryError",
+    "ParallelismError",
+    "PromptError",
+    "PromptTooLongError",
+    "RequestError",
+    "SamplingError",
+    "TokenizerError",
+    "UnsafeTagError",
+    "UnsupportedError",
+]
+
+
+class LlamaError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class CheckpointError(LlamaError, ValueError):
+    """A checkpoint folder that cannot be loaded."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """The folder, or a file that it must hold, is not there."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """A file is there, but is not what its name says: truncated, HTML, unsafe pickle, broken JSON."""
+
+
+class CheckpointMismatchError(CheckpointError):
+    """Sound files that do not fit together: tensors missing or mis-shaped, a foreign tokenizer."""
+
+
+class ConfigError(LlamaError, ValueError):
+    """A parameter of `Llama.build`, params.json or `ModelArgs` that is unknown or out of range."""
+
+
+class ParallelismError(LlamaError, ValueError):
+    """A number of ranks that heads, devices or the launched world do not allow."""
+
+
+class OutOfMemoryError(LlamaError, MemoryError):
+    """Weights or KV cache larger than the memory that is free."""
+
+
+class TokenizerError(LlamaError, ValueError):
+    """A tokenizer file that cannot be used, or ids outside its vocabulary."""
+
+
+class RequestError(LlamaError, ValueError):
+    """A call that asks for something impossible. Nothing was generated."""
+
+
+class SamplingError(RequestError):
+    """A sampling parameter outside its range."""
+
+
+class PromptError(RequestError):
+    """A prompt that cannot be turned into ids."""
+
+
+class PromptTooLongError(PromptError):
+    """A prompt with more tokens than max_seq_len leaves room for."""
+
+
+class DialogError(PromptError):
+    """Messages whose roles or order the chat format does not know."""
+
+
+class UnsafeTagError(PromptError):
+    """A chat message that holds a tag of the loaded model's chat format.
+
+    `tag` is the tag, `index` the position of the message in its dialog.
+    """
+
+    def __init__(self, tag: str, index: int) -> None:
+        super().__init__(
+            f"message {index} of the dialog holds {tag!r}, which has a meaning in this model's chat format;"
+            " remove it or spell it differently"
+        )
+        self.tag = tag
+        self.index = index
+
+
+class UnsupportedError(RequestError):
+    """The loaded checkpoint or tokenizer has no such capability (e.g. no infilling pieces)."""
+
+
+class NumericsError(LlamaError, ArithmeticError):
+    """Logits that are not finite; the message names row, step and dtype."""

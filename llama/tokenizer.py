@@ -1,0 +1,264 @@
+"""SentencePiece ids: text in, ids out, and back.
+
+Knows the vocabulary, its control pieces and the two ways a text can begin (with SentencePiece's dummy
+space or without it). Knows nothing of prompt formats (`prompts.py`) and nothing of streams
+(`detokenizer.py`). Imports no torch.
+
+Two rules hold for every text and every vocabulary:
+  * text of a user never becomes a control id, unless the caller asks for it with `allow_control`;
+  * control ids never appear in decoded text.
+
+What a vocabulary can do is read off its pieces, never off the name of a file or of a model.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from .errors import PromptError, TokenizerError
+
+__all__ = ["Tokenizer"]
+
+# SentencePiece writes a space inside a piece as this character (U+2581).
+SPACE_SYMBOL = "\u2581"
+
+# Serialized protobuf: field 3 of ModelProto (normalizer_spec), 2 bytes long, with its field 3
+# (add_dummy_prefix) = false. A message that occurs twice is merged field by field, so these four bytes
+# at the end of a model switch the dummy prefix off and leave all else as it is; no protobuf package is
+# needed for it. Source: sentencepiece_model.proto and protobuf's encoding of embedded messages.
+_WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+
+class Tokenizer:
+    """A SentencePiece model with Code Llama's control pieces, where it has them.
+
+    Attributes:
+        n_words: number of ids; ids are 0 <= id < n_words.
+        bos_id, eos_id: begin and end of a sequence.
+        unk_id: the id that stands for text outside the vocabulary; it decodes to ` ⁇ `.
+        pad_id: the id that marks "no token", -1 in the Llama vocabularies. Never an embedding's index.
+        prefix_id, middle_id, suffix_id, eot_id: infilling ids, None where the piece is absent.
+        step_id: end of a message in the 70B chat format, None where the piece is absent.
+        control_ids: every id that is not text: the ones above (not unk) and SentencePiece's control pieces.
+        supports_infilling: all four infilling pieces are there.
+        sp_model: the SentencePiece processor, as in the reference.
+    """
+
+    def __init__(self, model_path: str | os.PathLike[str]) -> None:
+        """Read the SentencePiece model in `model_path` (a file).
+
+        Raises:
+            TokenizerError: there is no such file, it is no SentencePiece model, or it has no bos or eos.
+        """
+        proto = _read_model(Path(model_path))
+        self.model_path = os.fspath(model_path)
+        self.sp_model = _processor(proto, self.model_path)
+        self._sp_plain = _processor(proto + _WITHOUT_DUMMY_PREFIX, self.model_path)
+
+        self.n_words: int = self.sp_model.vocab_size()
+        self.bos_id: int = self.sp_model.bos_id()
+        self.eos_id: int = self.sp_model.eos_id()
+        self.pad_id: int = self.sp_model.pad_id()
+        self.unk_id: int = self.sp_model.unk_id()
+        if self.bos_id < 0 or self.eos_id < 0:
+            raise TokenizerError(
+                f"{self.model_path}: the vocabulary has no {'bos' if self.bos_id < 0 else 'eos'} piece,"
+                " so no prompt can be built with it; is it a Llama tokenizer.model?"
+            )
+        self.prefix_id = self._piece_id("▁<PRE>")
+        self.suffix_id = self._piece_id("▁<SUF>")
+        self.middle_id = self._piece_id("▁<MID>")
+        self.eot_id = self._piece_id("▁<EOT>")
+        self.step_id = self._piece_id("<step>")
+
+        spelled = [self.prefix_id, self.suffix_id, self.middle_id, self.eot_id, self.step_id]
+        ordinary = [i for i in spelled if i is not None and not self.sp_model.is_control(i)]
+        self.control_ids = frozenset(ordinary) | {
+            i for i, control in enumerate(self.sp_model.is_control(list(range(self.n_words)))) if control
+        }
+        self.supports_infilling = None not in spelled[:4]
+        # Whether decoding drops the space that encoding put in front of the text.
+        self.has_dummy_prefix: bool = self.sp_model.decode(self._sp_plain.encode(" x")) != " x"
+        self._as_text = {i: self._spell(i) for i in ordinary}
+
+    def encode(self, s: str, bos: bool, eos: bool, *, allow_control: bool = False) -> list[int]:
+        """Ids of `s`, with SentencePiece's dummy space in front of it.
+
+        Args:
+            s: any text, the empty one and NUL characters included.
+            bos, eos: put the bos id in front, the eos id at the end.
+            allow_control: let control pieces written out in `s` (` <PRE>`) become control ids, as the
+                reference does; meant for prompts made by hand, not for text of others.
+
+        Returns: ids. Without `allow_control` the ones of `s` hold no control id and `decode` gives `s` back
+        (but for U+2581, which SentencePiece reads as a space); they are SentencePiece's own unless those
+        hold a control id.
+
+        Raises:
+            PromptError: `s` is no str, or holds a lone surrogate.
+        """
+        ids = self._encode(self.sp_model, s, allow_control)
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def encode_infilling(self, s: str) -> list[int]:
+        """Ids of `s` without the implicit leading space: for text that follows other text.
+
+        The reference's `encode("☺" + s)[2:]`, without its need for a piece `☺`. Never holds a control id.
+
+        Raises:
+            PromptError: `s` is no str, or holds a lone surrogate.
+        """
+        return self._encode(self._sp_plain, s, False)
+
+    def decode(self, t: Iterable[int]) -> str:
+        """Text of the ids `t`, without the dummy space in front. Control ids and pad_id give no text.
+
+        Bytes that are no UTF-8 become one U+FFFD each.
+
+        Raises:
+            TokenizerError: an id outside the vocabulary, or something that is no integer.
+        """
+        text: str = self.sp_model.decode(self._text_ids(t))
+        return text
+
+    def decode_infilling(self, t: Iterable[int]) -> str:
+        """Text of the ids `t` as it continues other text: a space in front of it is kept.
+
+        Raises:
+            TokenizerError: an id outside the vocabulary, or something that is no integer.
+        """
+        text: str = self._sp_plain.decode(self._text_ids(t))
+        return text
+
+    def token_piece(self, t: int) -> str:
+        """The piece of id `t` as the vocabulary spells it (`▁def`, `<0x0A>`).
+
+        Raises:
+            TokenizerError: `t` is outside the vocabulary.
+        """
+        piece: str = self.sp_model.id_to_piece(self.check_id(t))
+        return piece
+
+    def token_bytes(self, t: int) -> bytes | str | None:
+        """What id `t` adds to a text that has begun: a str, one raw byte as bytes, or None for no text.
+
+        None stands for control ids and pad_id. Used to decode incrementally.
+
+        Raises:
+            TokenizerError: `t` is outside the vocabulary.
+        """
+        t = _index(t)
+        if t == self.pad_id or t in self.control_ids:
+            return None
+        piece = self.token_piece(t)
+        if self.sp_model.is_byte(t):
+            return bytes([int(piece[3:5], 16)])  # "<0x0A>"
+        if t == self.unk_id:
+            surface: str = self._sp_plain.decode([t])
+            return surface
+        return piece.replace(SPACE_SYMBOL, " ")
+
+    def check_id(self, t: int) -> int:
+        """`t` as an int inside the vocabulary (pad_id is not, where it is negative).
+
+        Raises:
+            TokenizerError: it is none.
+        """
+        token_id = _index(t)
+        if not 0 <= token_id < self.n_words:
+            raise TokenizerError(
+                f"token id {token_id} is outside the vocabulary: 0 <= id < {self.n_words}"
+                f" (pad_id is {self.pad_id})"
+            )
+        return token_id
+
+    def _piece_id(self, piece: str) -> int | None:
+        # piece_to_id answers unk for a piece that is absent, so the answer is asked back.
+        token_id: int = self.sp_model.piece_to_id(piece)
+        return token_id if self.sp_model.id_to_piece(token_id) == piece else None
+
+    def _encode(self, processor: SentencePieceProcessor, s: str, allow_control: bool) -> list[int]:
+        if not isinstance(s, str):
+            raise PromptError(f"text must be a str, got {type(s).__name__}")
+        try:
+            s.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text holds the lone surrogate U+{ord(s[error.start]):04X} at position {error.start},"
+                " which UTF-8 cannot express; was it decoded with errors='surrogateescape'?"
+            ) from None
+        ids: list[int] = processor.encode(s)
+        if allow_control or self.control_ids.isdisjoint(ids):
+            return ids
+        # Decoding is a concatenation, so an id may be swapped for others that spell the same text.
+        return [t for token_id in ids for t in self._as_text.get(token_id, (token_id,))]
+
+    def _text_ids(self, t: Iterable[int]) -> list[int]:
+        # A control id becomes bos instead of being left out: like any piece it ends a run of byte
+        # pieces, so that bytes before and after it are never read as one character.
+        if isinstance(t, (str, bytes)):
+            raise TokenizerError(f"decode takes token ids, got {type(t).__name__}")
+        ids = []
+        for token_id in map(_index, t):
+            if token_id == self.pad_id or token_id in self.control_ids:
+                ids.append(self.bos_id)
+            else:
+                ids.append(self.check_id(token_id))
+        return ids
+
+    def _spell(self, control_id: int) -> tuple[int, ...]:
+        """Ids without a control id that decode to the text of a control piece.
+
+        A piece is broken in two and its halves encoded apart, so that they cannot merge; after `<` by
+        preference, since that is how a vocabulary without the piece spells it.
+        """
+        text: str = self.sp_model.id_to_piece(control_id).replace(SPACE_SYMBOL, " ")
+        bracket = text.find("<") + 1
+        for cut in sorted(range(1, len(text)), key=lambda at: at != bracket):
+            ids: list[int] = self._sp_plain.encode(text[:cut]) + self._sp_plain.encode(text[cut:])
+            if self.control_ids.isdisjoint(ids) and self._sp_plain.decode(ids) == text:
+                return tuple(ids)
+        raise TokenizerError(
+            f"{self.model_path}: the vocabulary cannot spell its control piece {text!r} with other pieces,"
+            " so a text that holds it could not be told from the control id"
+        )
+
+
+def _index(t: object) -> int:
+    # Of any integer type, a numpy or torch scalar as well; but 1.0 is no id, though it equals one.
+    try:
+        return operator.index(t)  # type: ignore[arg-type]
+    except TypeError:
+        raise TokenizerError(f"a token id must be an integer, got {type(t).__name__}") from None
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        proto = path.read_bytes()
+    except FileNotFoundError:
+        raise TokenizerError(
+            f"{path}: there is no tokenizer file here; a Code Llama checkpoint comes with tokenizer.model"
+        ) from None
+    except OSError as error:
+        raise TokenizerError(f"{path}: the tokenizer file cannot be read: {error.strerror}") from error
+    if not proto:
+        raise TokenizerError(f"{path}: the tokenizer file is empty; download it again")
+    return proto
+
+
+def _processor(proto: bytes, path: str) -> SentencePieceProcessor:
+    processor = SentencePieceProcessor()
+    try:
+        loaded = processor.LoadFromSerializedProto(proto)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise TokenizerError(
+            f"{path}: not a SentencePiece model ({len(proto)} bytes, begins with {proto[:16]!r}); an error"
+            " page saved as a file, a Git LFS pointer and a broken download look like this"
+        ) from error
+    assert loaded
+    return processor

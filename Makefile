@@ -1,0 +1,33 @@
+# Two targets do all the set-up: `make demo` and `make test`. Both work on a fresh clone, and again.
+PYTHON ?= python3
+BIN := .venv/bin
+CODE := llama tests tools benchmarks setup.py example_completion.py example_infilling.py example_instructions.py
+
+.PHONY: demo test format
+
+# Stamps: an environment is made once, and again when what it is made from changes.
+.venv/core: setup.py requirements.txt constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable .
+	touch $@
+
+.venv/dev: .venv/core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@
+
+demo: .venv/core
+	$(BIN)/python example_completion.py
+	$(BIN)/python example_infilling.py
+	$(BIN)/python example_instructions.py
+
+test: .venv/dev
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: .venv/dev
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)

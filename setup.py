@@ -1,0 +1,50 @@
+"""Packaging: `pip install -e .` installs the core only; extras are named by what they are for."""
+
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def requirements() -> list[str]:
+    lines = (HERE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.split("#")[0].strip() for line in lines if line.split("#")[0].strip()]
+
+
+def kernels() -> list[Extension]:
+    """Kernels for CPUs with AVX512-BF16. Without a compiler the package installs, and runs, without them.
+
+    The OpenMP library is not linked: torch's own is used, see llama/native.py.
+    """
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    flags = ["-O3", "-fopenmp"]
+    return [Extension("llama._bf16", ["llama/csrc/bf16.c"], extra_compile_args=flags, optional=True)]
+
+
+setup(
+    name="codellama-runtime",
+    version="0.1.0",
+    description="A model-parallel runtime for the Code Llama family",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["llama", "llama.*"]),
+    package_data={"llama": ["py.typed", "csrc/*.c"]},
+    ext_modules=kernels(),
+    python_requires=">=3.10",
+    install_requires=requirements(),
+    extras_require={
+        "dev": [
+            "pytest>=8",  # runs the tests
+            "hypothesis>=6.100",  # property tests
+            "transformers>=5.0",  # independent oracle, and peer of the benchmarks
+            "protobuf>=5",  # adds pieces to tokenizers made in tests
+            "ruff==0.17.5",  # formatter and linter; one version formats one way
+            "mypy>=1.15",  # types
+            "psutil>=6",  # memory of processes in tests and benchmarks
+        ],
+    },
+)

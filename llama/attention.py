@@ -1,0 +1,102 @@
+"""Causal attention of the newest tokens of one sequence over all its cached keys and values.
+
+Shapes: T new tokens, S cached positions (the T new ones are the last of them), H query heads,
+K key/value heads (H = K * G), D head dimension. Heads of keys are never repeated in memory and no
+score matrix of T x S outlives a kernel, so memory is linear in S.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["causal_attention"]
+
+# Bytes of one float32 block of keys in the CPU's decode path: small enough to stay in its caches.
+_BLOCK_BYTES = 1 << 20
+# Queries of one tile where an explicit mask is needed.
+_TILE = 128
+_FLASH_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:
+    """Softmax(q k^T / sqrt(D)) v for T queries that stand at the last T of S positions -> (T, H, D)."""
+    T, H, D = q_THD.shape
+    K, S, _ = k_KSD.shape
+    if T == 1:
+        return _decode(q_THD.view(K, H // K, D), k_KSD, v_KSD).reshape(1, H, D)
+    q_1HTD = q_THD.transpose(0, 1)[None]
+    gqa = K != H
+    if T == S:
+        out = F.scaled_dot_product_attention(q_1HTD, k_KSD[None], v_KSD[None], is_causal=True, enable_gqa=gqa)
+    elif q_THD.device.type == "cuda":
+        # Here, since it brings torch's compiler with it: two seconds that a CPU need not spend.
+        from torch.nn.attention.bias import causal_lower_right
+
+        bias = causal_lower_right(T, S)
+        out = F.scaled_dot_product_attention(q_1HTD, k_KSD[None], v_KSD[None], attn_mask=bias, enable_gqa=gqa)
+    elif q_THD.device.type == "cpu" and _FLASH_CPU is not None:
+        out = _past_and_present(q_1HTD, k_KSD, v_KSD)
+    else:
+        out = _tiles(q_1HTD, k_KSD[None], v_KSD[None], gqa)
+    return out[0].transpose(0, 1)
+
+
+def _decode(q_KGD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:
+    """One query: it sees everything, so the G query heads of a key head are simply its rows."""
+    if q_KGD.device.type != "cpu" or q_KGD.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q_KGD[None], k_KSD[None], v_KSD[None])[0]
+    # On the CPU, 16-bit attention over few rows is several times slower than float32 (docs/log.md).
+    # Block by block, so that the float32 copies stay in the cache.
+    K, S, D = k_KSD.shape
+    block = max(64, _BLOCK_BYTES // (4 * K * D))
+    q = q_KGD.float() * D**-0.5
+    bounds = [(a, min(a + block, S)) for a in range(0, S, block)]
+    scores = [torch.bmm(q, k_KSD[:, a:b].float().transpose(1, 2)) for a, b in bounds]
+    weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1), dim=-1)
+    a, b = bounds[0]
+    out = torch.bmm(weights[..., a:b], v_KSD[:, a:b].float())
+    for a, b in bounds[1:]:
+        out.baddbmm_(weights[..., a:b], v_KSD[:, a:b].float())
+    return out.to(q_KGD.dtype)
+
+
+def _grouped(q_1HTD: torch.Tensor, k_KSD: torch.Tensor) -> torch.Tensor:
+    """Queries as (K, G, T, D): each key head is a batch entry, its queries are that entry's heads."""
+    _, H, T, D = q_1HTD.shape
+    return q_1HTD.view(k_KSD.shape[0], H // k_KSD.shape[0], T, D)
+
+
+def _past_and_present(q_1HTD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:
+    """Full attention to the past and causal attention within the chunk, joined by their log-sum-exps."""
+    assert _FLASH_CPU is not None
+    q_KGTD = _grouped(q_1HTD, k_KSD)
+    K, G, T, D = q_KGTD.shape
+    past = k_KSD.shape[1] - T
+
+    def shared(x_KSD: torch.Tensor) -> torch.Tensor:
+        return x_KSD[:, None].expand(-1, G, -1, -1)
+
+    before, lse_before = _FLASH_CPU(q_KGTD, shared(k_KSD[:, :past]), shared(v_KSD[:, :past]), 0.0, False)
+    within, lse_within = _FLASH_CPU(q_KGTD, shared(k_KSD[:, past:]), shared(v_KSD[:, past:]), 0.0, True)
+    share = torch.sigmoid(lse_before - lse_within)[..., None].to(before.dtype)
+    return torch.lerp(within, before, share).view(1, K * G, T, D)
+
+
+def _tiles(q_1HTD: torch.Tensor, k_1KSD: torch.Tensor, v_1KSD: torch.Tensor, gqa: bool) -> torch.Tensor:
+    """For devices whose kernels know no offset: tiles of queries, each with its own small mask."""
+    T, S = q_1HTD.shape[2], k_1KSD.shape[2]
+    key = torch.arange(S, device=q_1HTD.device)
+    out = torch.empty_like(q_1HTD)
+    for a in range(0, T, _TILE):
+        b = min(a + _TILE, T)
+        seen = S - T + b
+        query = torch.arange(S - T + a, seen, device=q_1HTD.device)
+        out[:, :, a:b] = F.scaled_dot_product_attention(
+            q_1HTD[:, :, a:b],
+            k_1KSD[:, :, :seen],
+            v_1KSD[:, :, :seen],
+            attn_mask=key[:seen] <= query[:, None],
+            enable_gqa=gqa,
+        )
+    return out

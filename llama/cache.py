@@ -1,0 +1,135 @@
+"""KV caches: they own where a token is written and what a query may see.
+
+`KVCache` holds one sequence, contiguous in each layer, and grows with the tokens in it: max_seq_len
+and max_batch_size never size an allocation. `BatchCache` is the view of a step: several sequences,
+each with the number of its tokens in the flattened run. Shapes as in attention.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from . import native
+from .attention import causal_attention
+
+__all__ = ["BatchCache", "KVCache"]
+
+# Positions are allocated in such steps, so that a growing sequence is not copied for each token.
+_GRAIN = 64
+
+
+class KVCache:
+    """Keys and values of one sequence: `length` positions are complete in every layer.
+
+    Args:
+        n_layers, n_kv_heads, head_dim: of this rank's part of the model.
+        dtype, device: of the stored keys and values.
+    """
+
+    def __init__(
+        self, n_layers: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        empty = torch.empty(n_kv_heads, 0, head_dim, dtype=dtype, device=device)
+        self.length = 0
+        self._keys = [empty] * n_layers
+        self._values = [empty] * n_layers
+
+    @property
+    def capacity(self) -> int:
+        """Positions that are allocated."""
+        return self._keys[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are allocated."""
+        return sum(x.nbytes for x in (*self._keys, *self._values))
+
+    def reserve(self, positions: int) -> None:
+        """Make room for `positions` in all, by at least a quarter more than before.
+
+        One layer is copied after the other, so the peak is one layer above the result.
+        """
+        if positions <= self.capacity:
+            return
+        wanted = max(positions, self.capacity + self.capacity // 4)
+        wanted = -(-wanted // _GRAIN) * _GRAIN
+        for store in (self._keys, self._values):
+            for layer, old in enumerate(store):
+                new = old.new_empty(old.shape[0], wanted, old.shape[2])
+                new[:, : self.length] = old[:, : self.length]
+                store[layer] = new
+
+    def fork(self) -> KVCache:
+        """A copy that goes its own way from here on."""
+        other = object.__new__(KVCache)
+        other.length = self.length
+        other._keys = [x[:, : self.length].clone() for x in self._keys]
+        other._values = [x[:, : self.length].clone() for x in self._values]
+        return other
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def write(
+        self, layer: int, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store T tokens behind the complete ones; returns all keys and values, (K, S, D) each."""
+        end = self.length + k_TKD.shape[0]
+        keys, values = self._keys[layer], self._values[layer]
+        keys[:, self.length : end] = k_TKD.transpose(0, 1)
+        values[:, self.length : end] = v_TKD.transpose(0, 1)
+        return keys[:, :end], values[:, :end]
+
+    def attend(
+        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+    ) -> torch.Tensor:
+        """Store T tokens behind the complete ones and attend from each to all up to itself -> (T, H, D)."""
+        if q_THD.shape[0] == 1 and native.fits(q_THD, 32):
+            out = torch.empty_like(q_THD)
+            keys, values = self._keys[layer], self._values[layer]
+            native.decode(q_THD[0], k_TKD[0], v_TKD[0], keys, values, self.length, out[0])
+            return out
+        return causal_attention(q_THD, *self.write(layer, k_TKD, v_TKD))
+
+
+class BatchCache:
+    """The caches of one step: sequence i owns the next `counts[i]` tokens of the flattened run."""
+
+    def __init__(self, caches: Sequence[KVCache], counts: Sequence[int]) -> None:
+        assert all(count > 0 for count in counts)
+        self.caches = list(caches)
+        self.counts = list(counts)
+        for cache, count in zip(caches, counts, strict=True):
+            cache.reserve(cache.length + count)
+
+    def positions(self) -> list[int]:
+        """The position of each token of the run in its sequence."""
+        return [
+            position
+            for cache, count in zip(self.caches, self.counts, strict=True)
+            for position in range(cache.length, cache.length + count)
+        ]
+
+    def attend(
+        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+    ) -> torch.Tensor:
+        """Write this layer's keys and values of the run and attend to what each token may see -> (T, H, D)."""
+        if len(self.caches) == 1:
+            return self.caches[0].attend(layer, q_THD, k_TKD, v_TKD)
+        ends = list(itertools.accumulate(self.counts, initial=0))
+        runs = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        parts = [
+            cache.attend(layer, q_THD[run], k_TKD[run], v_TKD[run])
+            for cache, run in zip(self.caches, runs, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def commit(self) -> None:
+        """Count the run's tokens as complete. A step that failed before it leaves no trace."""
+        for cache, count in zip(self.caches, self.counts, strict=True):
+            cache.length += count

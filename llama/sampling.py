@@ -1,0 +1,168 @@
+"""From logits to a token: temperature, top-k, top-p, min-p, repetition penalty, log-probabilities.
+
+Shapes: R rows, V vocabulary. Randomness comes in as one uniform number a row, so a row's result
+depends on nothing but its logits, its parameters and its own number. The draw inverts the cumulative
+distribution in the order of the ids: rounding that differs with the number of ranks then moves a
+boundary by the same tiny amount, and never swaps two candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .errors import NumericsError, SamplingError
+
+__all__ = ["GREEDY", "SamplingParams", "check_finite", "log_probabilities", "penalize", "sample"]
+
+# Rows are searched among their best ids first: sorting a whole vocabulary takes longer than a layer.
+_BEST = 512
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one token is chosen.
+
+    temperature: 0 takes the most probable id; otherwise logits are divided by it.
+    top_p: the smallest set of most probable ids whose mass exceeds top_p, in (0, 1].
+    top_k: only the k most probable ids; 0 for all.
+    min_p: only ids at least min_p times as probable as the best one, in [0, 1].
+    repetition_penalty: > 1 makes ids of prompt and output less likely (Keskar et al. 2019); 1 is off.
+
+    Raises:
+        SamplingError: a value out of its range, NaN, or of the wrong type.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check(
+            "temperature", 0 <= self._number("temperature") < math.inf, "a finite number of at least 0"
+        )
+        self._check("top_p", 0 < self._number("top_p") <= 1, "in (0, 1]")
+        self._check("min_p", 0 <= self._number("min_p") <= 1, "in [0, 1]")
+        self._check(
+            "repetition_penalty", 0 < self._number("repetition_penalty") < math.inf, "a positive number"
+        )
+        integer = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
+        self._check("top_k", integer and self.top_k >= 0, "an integer of at least 0 (0 is off)")
+
+    def _number(self, name: str) -> float:
+        value = getattr(self, name)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number else math.nan
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be {expected}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no randomness is involved."""
+        return self.temperature == 0
+
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def check_finite(logits_RV: torch.Tensor, names: Sequence[str], dtype: torch.dtype) -> None:
+    """Raise NumericsError naming the first row whose logits are not all finite.
+
+    A sum would be cheaper, but can overflow where every logit is finite.
+    """
+    finite = torch.isfinite(logits_RV).all(dim=-1)
+    if not bool(finite.all()):
+        row = int(torch.nonzero(~finite)[0])
+        bad = int((~torch.isfinite(logits_RV[row])).sum())
+        wider = "" if dtype == torch.float32 else ", or build with dtype='float32'"
+        raise NumericsError(
+            f"{names[row]}: {bad} of {logits_RV.shape[-1]} logits are not finite, computed in {dtype};"
+            f" verify the checkpoint's files{wider}"
+        )
+
+
+def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
+    """Logits with those of ids in `seen` divided (where positive) or multiplied by the penalty."""
+    if penalty == 1:
+        return logits_V
+    ids = torch.tensor(sorted(set(seen)), device=logits_V.device, dtype=torch.long)
+    values = logits_V[ids]
+    changed = torch.where(values > 0, values / penalty, values * penalty)
+    # An extreme penalty overflows float32, and a difference of infinities is no logit.
+    limit = torch.finfo(changed.dtype).max
+    return logits_V.index_copy(0, ids, changed.clamp_(-limit, limit))
+
+
+def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
+    """log softmax of each row at its id, (R,) float32: of the model itself, before temperature and limits."""
+    return logits_RV.gather(1, ids_R[:, None])[:, 0] - torch.logsumexp(logits_RV, dim=-1)
+
+
+def sample(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> torch.Tensor:
+    """The chosen id of each row, (R,). `uniforms` are in [0, 1); greedy rows ignore theirs."""
+    ids_R = logits_RV.argmax(dim=-1)
+    rows = [i for i, param in enumerate(params) if not param.greedy]
+    if rows:
+        chosen = _draw(logits_RV[rows], [params[i] for i in rows], [uniforms[i] for i in rows])
+        ids_R[torch.tensor(rows, device=ids_R.device)] = chosen
+    return ids_R
+
+
+def _draw(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> torch.Tensor:
+    def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits_RV.device)[:, None]
+
+    # The maximum is taken off first, so that no temperature, however small, overflows the good end.
+    shifted = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double()
+    probs_RV = torch.softmax(shifted / column([param.temperature for param in params]), dim=-1)
+    vocab = logits_RV.shape[1]
+    if any(param.top_k or param.top_p < 1 or param.min_p for param in params):
+        keep_R1 = _kept(
+            probs_RV,
+            column([min(param.top_k or vocab, vocab) for param in params], torch.long),
+            column([param.top_p for param in params]),
+            column([param.min_p for param in params]),
+        )
+        probs_RV = probs_RV * _best(probs_RV, keep_R1)
+    cumulative_RV = probs_RV.cumsum(dim=-1)
+    target_R1 = column(list(uniforms)) * cumulative_RV[:, -1:]
+    ids_R1 = torch.searchsorted(cumulative_RV, target_R1, right=True)
+    # Rounding may push the target to the very end: the last id with any probability then.
+    last_R1 = torch.searchsorted(cumulative_RV, cumulative_RV[:, -1:].contiguous())
+    return torch.minimum(ids_R1, last_R1)[:, 0]
+
+
+def _kept(
+    probs_RV: torch.Tensor, top_k_R1: torch.Tensor, top_p_R1: torch.Tensor, min_p_R1: torch.Tensor
+) -> torch.Tensor:
+    """How many of its most probable ids each row keeps, (R, 1), at least one."""
+    vocab = probs_RV.shape[1]
+    for width in (min(_BEST, vocab), vocab):
+        best_RW = probs_RV.topk(width, dim=-1).values
+        before_RW = best_RW.cumsum(dim=-1) - best_RW
+        rank = torch.arange(width, device=probs_RV.device)
+        keep_RW = (rank < top_k_R1) & (before_RW <= top_p_R1) & (best_RW >= min_p_R1 * best_RW[:, :1])
+        # The three conditions fail from some rank on, for good: a row that ends within is decided.
+        if width == vocab or not bool(keep_RW[:, -1].any()):
+            break
+    return keep_RW.sum(dim=-1, keepdim=True).clamp_(min=1)
+
+
+def _best(probs_RV: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
+    """Mask of the `count` most probable ids of each row; of equal ones, the lower ids."""
+    best_RW = probs_RV.topk(int(count_R1.max()), dim=-1).values
+    least_R1 = best_RW.gather(1, count_R1 - 1)
+    above_RV, equal_RV = probs_RV > least_R1, probs_RV == least_R1
+    room_R1 = count_R1 - above_RV.sum(dim=-1, keepdim=True)
+    return above_RV | (equal_RV & (equal_RV.cumsum(dim=-1) <= room_R1))

@@ -1,0 +1,169 @@
+"""From a checkpoint folder to a model on its device: checks first, then ranks, then weights."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .checkpoint import MetaCheckpoint, load_weights, read_params, shard_files
+from .distributed import Parallel, choose_device, is_first_rank, join, leave, log, rank_threads, world_size
+from .errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
+from .memory import GIB, plan_cache, weight_bytes
+from .model import Transformer, check_size
+from .tokenizer import Tokenizer
+
+__all__ = ["Built", "build", "choose_dtype"]
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# A load that is over sooner than this shows no progress bar.
+_QUIET_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Built:
+    """What `build` made: the parts of a `Llama`."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    parallel: Parallel
+    cache_tokens: int
+
+
+def build(
+    ckpt_dir: str | Path,
+    tokenizer_path: str | Path | None,
+    max_seq_len: int,
+    max_batch_size: int,
+    model_parallel_size: int | None,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+) -> Built:
+    """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
+    started = time.monotonic()
+    folder = Path(ckpt_dir)
+    target = choose_device(device)
+    shard_files(folder)
+    args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+    checkpoint = MetaCheckpoint(folder, args)
+    tokenizer = _tokenizer(folder, tokenizer_path, checkpoint.args.vocab_size)
+    size = _size(model_parallel_size)
+    check_size(checkpoint.args, size)
+    chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
+    parallel = join(size, target)
+    try:
+        cache_tokens = plan_cache(checkpoint.args, parallel, chosen, target)
+        with torch.device("meta"):
+            model = Transformer(checkpoint.args, parallel=parallel)
+        with rank_threads(target):
+            progress = _Progress(weight_bytes(checkpoint.args, size, chosen))
+            load_weights(model, checkpoint, target, chosen, progress=progress)
+    except BaseException as error:
+        leave(parallel, error)
+        raise
+    seconds = time.monotonic() - started
+    log(
+        f"Loaded {folder.name} ({_count(model)} parameters, {chosen}{why}) on {target.type}, model-parallel {size}"
+        + (f" x {parallel.replicas} replicas" if parallel.replicas > 1 else "")
+        + f", in {seconds:.1f} s: {weight_bytes(checkpoint.args, size, chosen) / GIB:.2f} GiB per rank,"
+        f" cache for up to {cache_tokens:,} tokens"
+    )
+    return Built(model.eval(), tokenizer, parallel, cache_tokens)
+
+
+def _size(model_parallel_size: int | None) -> int:
+    if model_parallel_size is None:
+        return world_size()
+    if (
+        isinstance(model_parallel_size, bool)
+        or not isinstance(model_parallel_size, int)
+        or model_parallel_size < 1
+    ):
+        raise ConfigError(
+            f"model_parallel_size is {model_parallel_size!r}; it must be an integer of at least 1"
+        )
+    return model_parallel_size
+
+
+def _tokenizer(folder: Path, path: str | Path | None, vocab_size: int) -> Tokenizer:
+    found = folder / "tokenizer.model" if path is None else Path(path)
+    if path is None and not found.is_file():
+        raise CheckpointNotFoundError(
+            f"{found} is missing; fetch the tokenizer.model that came with the weights, or pass tokenizer_path"
+        )
+    tokenizer = Tokenizer(found)
+    if tokenizer.n_words != vocab_size:
+        raise CheckpointMismatchError(
+            f"{found} has {tokenizer.n_words} pieces, but the embedding in {folder} has {vocab_size} rows;"
+            " use the tokenizer.model that came with these weights"
+        )
+    return tokenizer
+
+
+def choose_dtype(
+    wanted: str | torch.dtype, stored: torch.dtype, device: torch.device
+) -> tuple[torch.dtype, str]:
+    """The dtype to compute in, and in brackets why it is not the stored one.
+
+    "auto" is the stored dtype, except where the device computes badly in it.
+
+    Raises:
+        ConfigError: a name or dtype other than auto, bfloat16, float16, float32.
+    """
+    if wanted != "auto":
+        dtype = _DTYPES.get(wanted) if isinstance(wanted, str) else wanted
+        if dtype is None or dtype not in _DTYPES.values():
+            raise ConfigError(f"dtype is {wanted!r}; use auto, {', '.join(_DTYPES)}")
+        return dtype, "" if dtype == stored else f", stored as {stored}"
+    if stored not in _DTYPES.values():
+        return torch.float32, f", since {stored} is not a dtype to compute in"
+    if device.type == "cuda" and stored == torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
+        return torch.float16, ", since this GPU has no bfloat16"
+    if device.type == "cpu" and stored == torch.float16:
+        return torch.float32, ", since float16 is slow on a CPU"
+    if device.type == "cpu" and stored == torch.bfloat16 and not _cpu_has_bfloat16():
+        return torch.float32, ", since this CPU has no bfloat16 instructions"
+    return stored, ""
+
+
+def _cpu_has_bfloat16() -> bool:
+    check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_device_support", None)
+    return bool(check()) if check is not None else False
+
+
+def _count(model: Transformer) -> str:
+    total: float = sum(parameter.numel() for parameter in model.parameters()) * model.parallel.size
+    for unit in ("", "K", "M", "B"):
+        if total < 1000 or unit == "B":
+            break
+        total /= 1000
+    return f"{total:.3g}{unit}"
+
+
+class _Progress:
+    """A bar on stderr, on rank 0, once a load has taken a few seconds."""
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._clock = total, clock
+        self._done = 0
+        self._started = self._shown = clock()
+        self._speaks = is_first_rank() and sys.stderr.isatty()
+
+    def __call__(self, nbytes: int) -> None:
+        self._done += nbytes
+        now = self._clock()
+        if not self._speaks or now - self._started < _QUIET_SECONDS or now - self._shown < 0.2:
+            return
+        self._shown = now
+        share = self._done / self._total
+        left = (now - self._started) * (1 - share) / share
+        bar = "#" * int(30 * share)
+        line = (
+            f"\rloading [{bar:<30}] {self._done / GIB:.1f} of {self._total / GIB:.1f} GiB, {left:.0f} s left "
+        )
+        end = "\r" + " " * len(line) + "\r" if self._done >= self._total else ""
+        print(line + end, end="", file=sys.stderr, flush=True)

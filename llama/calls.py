@@ -1,0 +1,265 @@
+"""What a call of `Llama` takes and gives: options, seeds, outputs, result dictionaries."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
+
+import numpy as np
+
+from .engine import Delta, Request, TokenScore
+from .errors import PromptError, PromptTooLongError, RequestError, SamplingError
+from .prompts import Message, Prompt
+from .sampling import SamplingParams
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "ChatPrediction",
+    "CompletionPrediction",
+    "InfillingPrediction",
+    "Logprobs",
+    "Options",
+    "Output",
+    "Seeds",
+    "StreamDelta",
+    "alternatives",
+    "id_lists",
+    "text_list",
+]
+
+Logprobs = bool | int
+TopLogprobs = list[dict[str, float]]
+
+
+class _Scores(TypedDict, total=False):
+    tokens: list[str]
+    logprobs: list[float]
+    top_logprobs: TopLogprobs
+
+
+class CompletionPrediction(_Scores):
+    """A result of `text_completion`; tokens and scores only where they were asked for."""
+
+    generation: str
+    finish_reason: str
+
+
+class InfillingPrediction(_Scores):
+    """A result of `text_infilling`."""
+
+    generation: str
+    full_text: str
+    finish_reason: str
+
+
+class ChatPrediction(_Scores, total=False):
+    """A result of `chat_completion`; `error` only where the dialog was refused."""
+
+    generation: Message
+    finish_reason: str
+    error: str
+
+
+@dataclass(frozen=True)
+class StreamDelta:
+    """New text of sample `sample` of prompt `index`; its last delta has a finish reason."""
+
+    index: int
+    sample: int
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """One finished sample."""
+
+    prompt: tuple[int, ...]
+    tokens: list[int]
+    text: str
+    scores: list[TokenScore]
+    prompt_scores: list[TokenScore]
+    finish_reason: str
+
+    @classmethod
+    def of(cls, delta: Delta) -> Output:
+        """From the last delta of a sequence."""
+        s = delta.sequence
+        assert delta.finish_reason is not None
+        return cls(
+            s.request.prompt, s.output, "".join(s.text), s.scores, s.prompt_scores, delta.finish_reason.value
+        )
+
+
+def text_list(name: str, texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+        PromptError: a lone string, or an entry that is none, naming its position.
+    """
+    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
+        raise PromptError(f"{name} must be a list of strings, not {type(texts).__name__}; put it in brackets")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise PromptError(f"{name}[{i}] is {type(text).__name__}, not a string")
+    return list(texts)
+
+
+def id_lists(name: str, lists: object) -> list[tuple[int, ...]]:
+    """Lists of ids as tuples.
+
+    Raises:
+        PromptError: not a list of lists, or an entry that is no integer, naming its position.
+    """
+    if not isinstance(lists, Sequence) or isinstance(lists, str | bytes):
+        raise PromptError(f"{name} must be a list of lists of ids, not {type(lists).__name__}")
+    for i, ids in enumerate(lists):
+        if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
+            raise PromptError(f"{name}[{i}] is {type(ids).__name__}, not a list of ids")
+        for token in ids:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise PromptError(f"{name}[{i}] holds {token!r}, which is no id")
+    return [tuple(ids) for ids in lists]
+
+
+def alternatives(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> TopLogprobs:
+    """For each position the pieces of the best ids and their log-probabilities, best first."""
+    return [{tokenizer.token_piece(token): value for token, value in score.top} for score in scores]
+
+
+@dataclass
+class Options:
+    """The parameters that all calls share. See `Llama.text_completion` for their meaning.
+
+    Raises:
+        SamplingError: a value out of its range.
+    """
+
+    temperature: float = 0.6
+    top_p: float = 0.9
+    max_gen_len: int | None = None
+    logprobs: Logprobs = False
+    echo: bool = False
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | Sequence[str] = ()
+    stop_ids: Sequence[int] = ()
+    seed: int | Sequence[int] | None = None
+    n: int = 1
+    sampling: SamplingParams = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sampling = SamplingParams(
+            self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty
+        )
+        if self.max_gen_len is not None:
+            _check_integer("max_gen_len", self.max_gen_len, 0)
+        _check_integer("n", self.n, 1)
+        if not isinstance(self.logprobs, bool):
+            _check_integer("logprobs", self.logprobs, 0)
+        for name in ("stop", "stop_ids"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be a list")
+        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        self.stop_ids = tuple(self.stop_ids)
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise SamplingError(f"stop is {self.stop!r}; it must hold strings that are not empty")
+        for token in self.stop_ids:
+            _check_integer("stop_ids", token, 0)
+
+    @property
+    def scored(self) -> bool:
+        """Whether log-probabilities were asked for."""
+        return self.logprobs is not False
+
+    @property
+    def top(self) -> int:
+        """Alternatives asked for at each position."""
+        return 0 if isinstance(self.logprobs, bool) else self.logprobs
+
+    def requests(
+        self, row: int, prompt: Prompt, seed: int, max_seq_len: int, max_batch_size: int
+    ) -> Iterator[Request]:
+        """The requests for the n samples of a prompt: one, unless n exceeds max_batch_size."""
+        length = len(prompt.tokens)
+        room = max_seq_len - length
+        wanted = room if self.max_gen_len is None else min(room, self.max_gen_len)
+        if room < 0 or (room == 0 and self.max_gen_len != 0):
+            raise PromptTooLongError(
+                f"the prompt has {length} tokens, but max_seq_len is {max_seq_len} for prompt and generation together;"
+                " shorten it, or build with a larger max_seq_len"
+            )
+        for first in range(0, self.n, max_batch_size):
+            yield Request(
+                prompt=prompt.tokens,
+                max_new_tokens=wanted,
+                sampling=self.sampling,
+                stop_ids=prompt.stop_ids | frozenset(self.stop_ids),
+                stop=tuple(self.stop),
+                start_of_text=prompt.start_of_text,
+                seed=seed,
+                n=min(max_batch_size, self.n - first),
+                first_sample=first,
+                top=self.top,
+                score_prompt=self.echo and self.scored,
+                row=row,
+            )
+
+    def tokens(self, output: Output) -> list[int]:
+        """The ids to return."""
+        return [*output.prompt, *output.tokens] if self.echo else output.tokens
+
+    def scores(self, output: Output) -> list[TokenScore]:
+        """The scores of these ids; a prompt's first id is given, so its log-probability is 0."""
+        return [TokenScore(0.0), *output.prompt_scores, *output.scores] if self.echo else output.scores
+
+    def logprobs_of(self, output: Output) -> list[float]:
+        """Just the log-probabilities of `scores`."""
+        return [score.logprob for score in self.scores(output)]
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SamplingError(f"{name} is {value!r}; it must be an integer of at least {least}")
+
+
+class Seeds:
+    """A seed for each request.
+
+    A call's own seed goes to each of its prompts as it is, so that a result does not depend on what
+    else is in the batch. Without one, prompts get different seeds: drawn from `base` and the number of
+    the call where there is a base, else from the system's entropy. The host's generators are not touched.
+    """
+
+    def __init__(self, base: int | None) -> None:
+        self._base = base
+        self._calls = 0
+
+    def check(self) -> None:
+        """Raise SamplingError if the base is no seed."""
+        if self._base is not None:
+            _check_integer("seed", self._base, 0)
+
+    def of(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+        """`count` seeds for a call.
+
+        Raises:
+            RequestError: a list of another length. SamplingError: no non-negative integers.
+        """
+        if seed is None:
+            self._calls += 1
+            entropy = secrets.randbits(63) if self._base is None else [self._base, self._calls]
+            return [int(each) for each in np.random.SeedSequence(entropy).generate_state(count, np.uint64)]
+        if not isinstance(seed, Sequence):
+            _check_integer("seed", seed, 0)
+            return [seed] * count
+        if len(seed) != count:
+            raise RequestError(
+                f"{len(seed)} seeds for {count} prompts; give one integer, or one for each prompt"
+            )
+        for each in seed:
+            _check_integer("seed", each, 0)
+        return list(seed)

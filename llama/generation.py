@@ -1,0 +1,455 @@
+"""`Llama`: the reference's calls, each a fold over the engine's one loop.
+
+A call turns texts into prompts (prompts.py), prompts into requests, and what the engine yields into
+the reference's dictionaries. Every rank makes the same call and gets the same result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from . import builder
+from .calls import (
+    ChatPrediction,
+    CompletionPrediction,
+    InfillingPrediction,
+    Logprobs,
+    Options,
+    Output,
+    Seeds,
+    StreamDelta,
+    alternatives,
+    id_lists,
+    text_list,
+)
+from .distributed import leave, rank_threads
+from .engine import Delta, Engine, Request
+from .errors import LlamaError, RequestError, UnsafeTagError
+from .model import Transformer
+from .prompts import (
+    B_INST,
+    B_SYS,
+    E_INST,
+    E_SYS,
+    SPECIAL_TAGS,
+    UNSAFE_ERROR,
+    Dialog,
+    Message,
+    Prompt,
+    Role,
+    chat_prompt,
+    completion_prompt,
+    infilling_prompt,
+    split_fill,
+)
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "B_INST",
+    "B_SYS",
+    "E_INST",
+    "E_SYS",
+    "SPECIAL_TAGS",
+    "UNSAFE_ERROR",
+    "ChatPrediction",
+    "CompletionPrediction",
+    "Dialog",
+    "InfillingPrediction",
+    "Llama",
+    "Message",
+    "Role",
+    "StreamDelta",
+]
+
+
+class Llama:
+    """A loaded model with its tokenizer and engine.
+
+    Use `Llama.build`; `Llama(model, tokenizer)` wraps a Transformer that is already there. As a
+    context manager, or with `close`, it gives its process groups back before the program ends.
+
+    Args:
+        model: its params carry max_seq_len and max_batch_size.
+        tokenizer: of the same vocabulary.
+        cache_tokens: positions that all running sequences may hold together; None for as many as the
+            two limits allow.
+        seed: makes calls without a seed of their own repeat from one run of the program to the next.
+    """
+
+    @staticmethod
+    def build(
+        ckpt_dir: str | os.PathLike[str],
+        tokenizer_path: str | os.PathLike[str] | None = None,
+        max_seq_len: int = 4096,
+        max_batch_size: int = 32,
+        model_parallel_size: int | None = None,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        seed: int | None = None,
+    ) -> Llama:
+        """Load a checkpoint in Meta's layout, of any number of shards, onto the ranks of this launch.
+
+        Args:
+            ckpt_dir: folder with consolidated.NN.pth and params.json.
+            tokenizer_path: by default tokenizer.model in ckpt_dir.
+            max_seq_len, max_batch_size: limits of a sequence's tokens and of sequences that run at the
+                same time. Memory follows the tokens in use, not these.
+            model_parallel_size: ranks that hold one model; by default all of the launch. With fewer,
+                the launch holds several replicas that share out a call's prompts.
+            device: auto (cuda, then mps, then cpu) or a device's name.
+            dtype: auto (as stored, where the device computes well in it), bfloat16, float16, float32.
+            seed: for sampling in calls that have no seed of their own.
+
+        Raises:
+            CheckpointError: files missing, broken, or not fitting together.
+            ConfigError: a parameter or params.json out of range.
+            ParallelismError: ranks that heads or devices do not allow.
+            TokenizerError: a tokenizer file that cannot be used.
+            OutOfMemoryError: weights and cache do not fit.
+        """
+        Seeds(seed).check()
+        built = builder.build(
+            os.fspath(ckpt_dir),
+            None if tokenizer_path is None else os.fspath(tokenizer_path),
+            max_seq_len,
+            max_batch_size,
+            model_parallel_size,
+            device,
+            dtype,
+        )
+        llama = Llama(built.model, built.tokenizer, cache_tokens=built.cache_tokens, seed=seed)
+        llama._joined = True
+        return llama
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        *,
+        cache_tokens: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens)
+        self._seeds = Seeds(seed)
+        self._joined = False
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Give back the process groups that `build` joined. All ranks call it; twice is fine.
+
+        Args:
+            error: what ends the use of this model early, if anything does: a rank that failed alone
+                does not wait for the others.
+        """
+        if self._joined:
+            self._joined = False
+            leave(self.model.parallel, error)
+
+    def __enter__(self) -> Llama:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(error)
+
+    # ---- the reference's calls -------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompt_tokens: Sequence[Sequence[int]],
+        max_gen_len: int | None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        logprobs: Logprobs = False,
+        echo: bool = False,
+        stop_token: int | None = None,
+        **options: Any,
+    ) -> tuple[list[list[int]], list[list[float]] | None]:
+        """Continue lists of ids.
+
+        Args:
+            max_gen_len: tokens to add at most; None for as many as max_seq_len leaves room for.
+            echo: return the prompt's ids, and scores, in front.
+            stop_token: ends a sequence and is not returned; by default eos.
+            options: see `text_completion`.
+
+        Returns:
+            ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's
+            first), else None. With n > 1, a prompt's samples stand one behind the other.
+        """
+        last = self.tokenizer.eos_id if stop_token is None else stop_token
+        stops = frozenset({last})
+        prompts = [
+            Prompt(ids, stops, start_of_text=False) for ids in id_lists("prompt_tokens", prompt_tokens)
+        ]
+        call = Options(temperature, top_p, max_gen_len, logprobs, echo, **options)
+        outputs = self._run(prompts, call)
+        ids = [call.tokens(output) for output in outputs]
+        return ids, [call.logprobs_of(output) for output in outputs] if call.scored else None
+
+    def text_completion(
+        self,
+        prompts: Sequence[str],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: Logprobs = False,
+        echo: bool = False,
+        *,
+        allow_control: bool = False,
+        **options: Any,
+    ) -> list[CompletionPrediction]:
+        """Continue texts. `prompt + generation` is the true text: its first space is kept.
+
+        Args:
+            prompts: any texts; control pieces written out in them are text, unless `allow_control`.
+            temperature: 0 is greedy.
+            top_p: nucleus, in (0, 1].
+            max_gen_len: tokens to add at most; None for as many as max_seq_len leaves room for.
+            logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
+            echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
+            options: top_k, min_p, repetition_penalty (see `SamplingParams`); stop, a string or several
+                that end the text and are cut off; stop_ids, further ids that end it; seed, an integer,
+                or one for each prompt; n, samples for each prompt, one behind the other in the result.
+
+        Returns: for each sample generation, finish_reason (stop, length, stop_sequence), and with
+            logprobs tokens, logprobs and, for a number, top_logprobs.
+
+        Raises:
+            RequestError: parameters or prompts out of range; nothing was generated.
+            NumericsError: logits that are not finite.
+        """
+        texts = text_list("prompts", prompts)
+        call = Options(temperature, top_p, max_gen_len, logprobs, echo, **options)
+        outputs = self._run(
+            [completion_prompt(self.tokenizer, text, allow_control=allow_control) for text in texts], call
+        )
+        results: list[CompletionPrediction] = []
+        for i, output in enumerate(outputs):
+            before = texts[i // call.n] if echo else ""
+            result: CompletionPrediction = {
+                "generation": before + output.text,
+                "finish_reason": output.finish_reason,
+            }
+            results.append(self._scored(result, output, call))
+        return results
+
+    def text_infilling(
+        self,
+        prefixes: Sequence[str],
+        suffixes: Sequence[str] | None = None,
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: Logprobs = False,
+        suffix_first: bool = False,
+        **options: Any,
+    ) -> list[InfillingPrediction]:
+        """Fill between prefixes and suffixes; `full_text` is prefix + generation + suffix.
+
+        Args:
+            suffixes: as many as prefixes. None: each prefix holds one <FILL> or <FILL_ME> instead.
+            suffix_first: the suffix-prefix-middle order of the prompt.
+            The rest as in `text_completion`.
+
+        Raises:
+            UnsupportedError: the vocabulary has no infilling pieces. Else as `text_completion`.
+        """
+        before = text_list("prefixes", prefixes)
+        if suffixes is None:
+            pairs = [split_fill(text) for text in before]
+        else:
+            after = text_list("suffixes", suffixes)
+            if len(before) != len(after):
+                raise RequestError(f"{len(before)} prefixes, but {len(after)} suffixes; give one for each")
+            pairs = list(zip(before, after, strict=True))
+        call = Options(temperature, top_p, max_gen_len, logprobs, **options)
+        prompts = [infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first) for pair in pairs]
+        results: list[InfillingPrediction] = []
+        for i, output in enumerate(self._run(prompts, call)):
+            prefix, suffix = pairs[i // call.n]
+            result: InfillingPrediction = {
+                "generation": output.text,
+                "full_text": prefix + output.text + suffix,
+                "finish_reason": output.finish_reason,
+            }
+            results.append(self._scored(result, output, call))
+        return results
+
+    def chat_completion(
+        self,
+        dialogs: Sequence[Dialog],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        logprobs: Logprobs = False,
+        **options: Any,
+    ) -> list[ChatPrediction]:
+        """Answer dialogs in the chat format of the vocabulary: [INST], or Source/Destination where it has <step>.
+
+        A dialog that holds a tag of that format is answered with the reference's error text, without
+        running the model; finish_reason is "error" and `error` names tag and message.
+
+        Args: as in `text_completion`.
+
+        Raises:
+            DialogError: roles, or an order, that the format does not know. Else as `text_completion`.
+        """
+        if isinstance(dialogs, str | dict) or not isinstance(dialogs, Sequence):
+            raise RequestError("dialogs must be a list of lists of messages")
+        call = Options(temperature, top_p, max_gen_len, logprobs, **options)
+        prompts: list[Prompt | UnsafeTagError] = []
+        for dialog in dialogs:
+            try:
+                prompts.append(chat_prompt(self.tokenizer, dialog))
+            except UnsafeTagError as error:
+                prompts.append(error)
+        if prompts:
+            # A seed for each dialog, drawn or given, whether or not the dialog is refused.
+            pairs = zip(prompts, self._seeds.of(call.seed, len(prompts)), strict=True)
+            call.seed = [seed for prompt, seed in pairs if isinstance(prompt, Prompt)]
+        safe = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
+        outputs = iter(self._run(safe, call) if safe or not prompts else ())
+        results: list[ChatPrediction] = []
+        for prompt in prompts:
+            for _ in range(call.n):
+                if isinstance(prompt, UnsafeTagError):
+                    refused: ChatPrediction = {
+                        "generation": {"role": "assistant", "content": UNSAFE_ERROR},
+                        "finish_reason": "error",
+                        "error": str(prompt),
+                    }
+                    results.append(refused)
+                    continue
+                output = next(outputs)
+                result: ChatPrediction = {
+                    "generation": {"role": "assistant", "content": output.text},
+                    "finish_reason": output.finish_reason,
+                }
+                results.append(self._scored(result, output, call))
+        return results
+
+    def stream(
+        self,
+        prompts: Sequence[str | Prompt],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        **options: Any,
+    ) -> Iterator[StreamDelta]:
+        """Continue texts, or prompts made by prompts.py, and yield what is new as it comes.
+
+        The joined text of a prompt's deltas is the `generation` of the blocking call. Bad input raises
+        here, not at the first delta. Leaving the loop early ends the generation (on all ranks alike).
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise RequestError("prompts must be a list of strings or Prompts")
+        made = [
+            each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, each) for each in prompts
+        ]
+        call = Options(temperature, top_p, max_gen_len, **options)
+        requests = self._requests(made, call)
+        return self._stream(requests)
+
+    # ---- the one way through the engine ----------------------------------------------------------
+
+    def _requests(self, prompts: Sequence[Prompt], call: Options) -> list[tuple[int, Request]]:
+        """(index of the prompt, request) for a call, all checked before any is run."""
+        if not prompts:
+            raise RequestError("the batch is empty; give at least one prompt")
+        params = self.model.params
+        made: list[tuple[int, Request]] = []
+        for index, (prompt, seed) in enumerate(
+            zip(prompts, self._seeds.of(call.seed, len(prompts)), strict=True)
+        ):
+            try:
+                for request in call.requests(index, prompt, seed, params.max_seq_len, params.max_batch_size):
+                    self.engine.check(request)
+                    made.append((index, request))
+            except LlamaError as error:
+                raise type(error)(f"prompt {index}: {error}") from error
+        return made
+
+    def _steps(self, requests: Sequence[tuple[int, Request]]) -> Iterator[list[tuple[int, Delta]]]:
+        """Run requests on this rank's replica; each item is what one step yielded."""
+        index_of: dict[int, int] = {}
+        try:
+            for index, request in requests:
+                index_of[self.engine.add(request)] = index
+            while self.engine.unfinished:
+                with rank_threads(self.model.device):
+                    deltas = self.engine.step()
+                yield [(index_of[delta.key[0]], delta) for delta in deltas]
+        finally:
+            for request_id in index_of:
+                self.engine.cancel(request_id)
+
+    def _run(self, prompts: Sequence[Prompt], call: Options) -> list[Output]:
+        """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
+        parallel = self.model.parallel
+        mine = self._requests(prompts, call)[parallel.replica :: parallel.replicas]
+        outputs: list[tuple[tuple[int, int], Output]] = []
+        failure: LlamaError | None = None
+        try:
+            for step in self._steps(mine):
+                outputs += [(_place(i, delta), Output.of(delta)) for i, delta in step if delta.finish_reason]
+        except LlamaError as error:
+            if parallel.replicas == 1:
+                raise
+            failure = error
+        everyone = parallel.gather_replicas((outputs, failure))
+        _raise_first(everyone)
+        merged = sorted((item for theirs, _ in everyone for item in theirs), key=lambda item: item[0])
+        return [output for _, output in merged]
+
+    def _stream(self, requests: Sequence[tuple[int, Request]]) -> Iterator[StreamDelta]:
+        parallel = self.model.parallel
+        steps = self._steps(requests[parallel.replica :: parallel.replicas])
+        try:
+            while True:
+                failure: LlamaError | None = None
+                deltas: list[StreamDelta] | None = None
+                try:
+                    step = next(steps, None)
+                    deltas = None if step is None else [_stream_delta(i, d) for i, d in step]
+                except LlamaError as error:
+                    failure = error
+                everyone = parallel.gather_replicas((deltas, failure))
+                _raise_first(everyone)
+                if all(theirs is None for theirs, _ in everyone):
+                    return
+                for theirs, _ in everyone:
+                    yield from theirs or ()
+        finally:
+            steps.close()  # type: ignore[attr-defined]
+
+    def _scored(self, result: Any, output: Output, call: Options) -> Any:
+        """The result with tokens and scores, where the call asked for them."""
+        if call.scored:
+            result["tokens"] = [self.tokenizer.token_piece(token) for token in call.tokens(output)]
+            result["logprobs"] = call.logprobs_of(output)
+        if call.top:
+            result["top_logprobs"] = alternatives(self.tokenizer, call.scores(output))
+        return result
+
+
+def _place(index: int, delta: Delta) -> tuple[int, int]:
+    """(prompt, sample) of a delta in its call."""
+    return index, delta.sequence.request.first_sample + delta.sequence.sample
+
+
+def _stream_delta(index: int, delta: Delta) -> StreamDelta:
+    reason = None if delta.finish_reason is None else delta.finish_reason.value
+    return StreamDelta(*_place(index, delta), delta.text, reason)
+
+
+def _raise_first(everyone: Sequence[tuple[Any, LlamaError | None]]) -> None:
+    """What went wrong on any replica is raised on all of them, so that none waits for another."""
+    for _, failure in everyone:
+        if failure is not None:
+            raise failure

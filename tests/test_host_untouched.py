@@ -1,0 +1,221 @@
+"""Law: the host program does not notice. Nothing global is changed, and nothing global changes results."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_llama import tiny_llama
+from tiny_tokenizers import tiny_tokenizer
+
+from llama.generation import Llama
+
+TOKENIZER = tiny_tokenizer()
+DIALOG = [{"role": "user", "content": "return self"}]
+
+
+def build(folder, **options):
+    return Llama.build(folder, max_seq_len=128, max_batch_size=4, device="cpu", **options)
+
+
+def calls(llama):
+    """One of every call, sampled and greedy, with scores; the last one fails."""
+    out = [
+        llama.text_completion(["def return", "a"], 0, max_gen_len=6, logprobs=2, echo=True),
+        llama.text_completion(
+            ["def"], 1.0, 0.9, 6, top_k=50, repetition_penalty=1.2, seed=1, n=2, stop=["zz"]
+        ),
+        llama.text_infilling(["a"], ["b"], 0.8, max_gen_len=6, seed=2),
+        llama.chat_completion([DIALOG], 0.8, max_gen_len=6, seed=3),
+        [delta.text for delta in llama.stream(["self"], 0, max_gen_len=6)],
+    ]
+    with pytest.raises(ValueError, match="temperature"):
+        llama.text_completion(["a"], temperature=-1)
+    return out
+
+
+def loggers():
+    known = [
+        logging.getLogger(),
+        *(logging.getLogger(name) for name in sorted(logging.root.manager.loggerDict)),
+    ]
+    return [(each.name, each.level, list(each.handlers), each.propagate, each.disabled) for each in known]
+
+
+def state():
+    """Whatever is global and could be changed by a library that runs models."""
+    flags = {
+        "default dtype": torch.get_default_dtype(),
+        "default device": torch.get_default_device(),
+        "torch seed": torch.initial_seed(),
+        "torch generator": torch.get_rng_state().tolist(),
+        "numpy generator": repr(np.random.get_state()),
+        "random generator": random.getstate(),
+        "threads": torch.get_num_threads(),
+        "interop threads": torch.get_num_interop_threads(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
+        "mkldnn": (torch.backends.mkldnn.enabled, torch._C._get_mkldnn_enabled()),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "sdpa": (
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+        ),
+        "process group": torch.distributed.is_initialized(),
+        "denormals": torch.tensor([1e-40]).mul(1.0).item() != 0,
+        "logging": loggers(),
+    }
+    return flags
+
+
+def test_two_builds_and_every_call_change_nothing(tiny_checkpoint, capfd):
+    torch.manual_seed(123)
+    np.random.seed(124)
+    random.seed(125)
+    build(tiny_checkpoint)  # what torch itself sets up at its first use, such as loggers, is there now
+    capfd.readouterr()
+    before = state()
+    first = build(tiny_checkpoint, seed=1)
+    after_build = state()
+    outputs = calls(first)
+    second = build(tiny_checkpoint, seed=1, dtype="bfloat16")
+    calls(second)
+    assert calls(first) == outputs
+    second.close()
+    first.close()
+    first.close()
+    after = state()
+    for name, value in before.items():
+        assert after_build[name] == value, f"build changed: {name}"
+        assert after[name] == value, f"a call changed: {name}"
+    assert capfd.readouterr().out == ""
+
+
+def test_settings_of_the_host_are_kept(tiny_checkpoint):
+    """Not put back to torch's defaults either."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.set_default_dtype(torch.float64)
+        torch.backends.mkldnn.enabled = False
+        with torch.enable_grad():
+            before = state()
+            calls(build(tiny_checkpoint))
+            after = state()
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+        torch.backends.mkldnn.enabled = True
+    assert (before["default dtype"], before["threads"], before["grad"]) == (torch.float64, 2, True)
+    assert before["mkldnn"] == (False, False)
+    for name, value in before.items():
+        assert after[name] == value, name
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextlib.contextmanager
+def default_device(device):
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+HOSTS = {
+    "float64 default": lambda: default_dtype(torch.float64),
+    "bfloat16 default": lambda: default_dtype(torch.bfloat16),
+    "meta default": lambda: default_device("meta"),
+    "meta context": lambda: torch.device("meta"),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast float16": lambda: torch.autocast("cpu", torch.float16),
+    "inference": torch.inference_mode,
+    "no grad": torch.no_grad,
+    "grad": torch.enable_grad,
+}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return calls(tiny_llama(seed=1))
+
+
+def alike(got, wanted):
+    """Texts exactly, numbers nearly: a thread more may round a sum differently."""
+    if isinstance(wanted, float):
+        assert got == pytest.approx(wanted, abs=1e-3)
+    elif isinstance(wanted, dict):
+        assert list(got) == list(wanted)
+        alike(list(got.values()), list(wanted.values()))
+    elif isinstance(wanted, list):
+        assert len(got) == len(wanted)
+        for mine, theirs in zip(got, wanted, strict=True):
+            alike(mine, theirs)
+    else:
+        assert got == wanted
+
+
+def test_a_build_is_the_model_put_together_by_hand(tiny_checkpoint, expected):
+    alike(calls(build(tiny_checkpoint)), expected)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_results_do_not_depend_on_modes_of_the_host(tiny_checkpoint, expected, host):
+    """Built and called within the mode, built before and called within it, built within and called after."""
+    with HOSTS[host]():
+        inside = build(tiny_checkpoint)
+        results = [calls(inside)]
+    outside = build(tiny_checkpoint)
+    with HOSTS[host]():
+        results.append(calls(outside))
+    results.append(calls(inside))
+    for got in results:
+        alike(got, expected)
+    assert inside.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("host", ["float64 default", "autocast", "grad", "inference"])
+def test_the_call_of_the_reference_too(expected, host):
+    model = tiny_llama().model
+    ids = torch.tensor([TOKENIZER.encode("def return self", bos=True, eos=False)])
+    wanted = model(ids)
+    with HOSTS[host]():
+        got = model(ids)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got, wanted, atol=1e-4)
+    assert not got.requires_grad
+
+
+def test_generators_of_the_host_do_not_steer_a_seeded_result(tiny_checkpoint, expected):
+    llama = build(tiny_checkpoint)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        alike(calls(llama), expected)
+
+
+def test_without_a_seed_equal_generators_of_the_host_give_different_results(tiny_checkpoint):
+    llama = build(tiny_checkpoint)
+    texts = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        texts.append(llama.text_completion(["a"], 1.5, 1.0, 20)[0]["generation"])
+    assert len(set(texts)) == 3

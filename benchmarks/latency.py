@@ -1,0 +1,121 @@
+"""One stream: prefill and decode speed beside transformers, same weights, same run.
+
+    python benchmarks/latency.py                       110M and 1.1B shapes, bfloat16 and float32
+    python benchmarks/latency.py --shapes 110m --dtypes bfloat16 --rounds 5
+    python benchmarks/latency.py --device cuda --shapes 7b --dtypes bfloat16
+
+Prefill is the time to one token; decode is what further tokens take, that time subtracted.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import fire
+import torch
+from peers import (
+    SHAPES,
+    Peer,
+    header,
+    in_turns,
+    make_ours,
+    make_transformers,
+    random_prompts,
+    report,
+    seconds,
+)
+
+_DECODE = {"110m": 64, "1.1b": 24, "7b": 64}
+
+
+def _prefill(peer: Peer, length: int) -> float:
+    prompt = random_prompts([length])
+    return length / seconds(lambda: peer.run(prompt, 1))
+
+
+def _decode(peer: Peer, new: int) -> float:
+    prompt = random_prompts([32])
+    first = seconds(lambda: peer.run(prompt, 1))
+    return new / (seconds(lambda: peer.run(prompt, 1 + new)) - first)
+
+
+def peak(shape: str, dtype: str, device: str, which: str) -> None:
+    """Print the peak memory in MiB of one peer alone: loading, a 2,048-token prompt, 8 tokens."""
+    args, target = SHAPES[shape], torch.device(device)
+    ours = make_ours(args, getattr(torch, dtype), target)
+    peer: Peer = ours
+    if which == "transformers":
+        peer = make_transformers(ours.llama.model)
+        del ours
+    if target.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with open("/proc/self/clear_refs", "w") as file:  # resets VmHWM
+            file.write("5")
+    peer.run(random_prompts([2048]), 8)
+    if target.type == "cuda":
+        print(torch.cuda.max_memory_allocated() >> 20)
+    else:
+        with open("/proc/self/status") as file:
+            print(next(int(line.split()[1]) // 1024 for line in file if line.startswith("VmHWM")))
+
+
+def main(
+    shapes: str = "110m,1.1b",
+    dtypes: str = "bfloat16,float32",
+    rounds: int = 5,
+    device: str = "cpu",
+    threads: int = 2,
+    peak_of: str | None = None,
+) -> None:
+    """Print a table for each shape and dtype.
+
+    Args:
+        shapes: of 110m, 1.1b, 7b, with commas.
+        dtypes: of bfloat16, float16, float32, with commas.
+        rounds: measured rounds; one more is thrown away.
+        device: cpu or cuda.
+        threads: CPU threads.
+        peak_of: internal, "ours" or "transformers": print that one's peak memory and end.
+    """
+    torch.set_num_threads(threads)
+    names = _list(shapes)
+    kinds = _list(dtypes)
+    if peak_of is not None:
+        peak(names[0], kinds[0], device, peak_of)
+        return
+    for name in names:
+        for dtype in kinds:
+            ours = make_ours(SHAPES[name], getattr(torch, dtype), torch.device(device))
+            peers: list[Peer] = [ours, make_transformers(ours.llama.model)]
+            header(f"{name}, {dtype}, {device}")
+            new = _DECODE[name]
+            report(
+                f"decode, {new} tokens",
+                "tokens/s",
+                in_turns(peers, lambda peer, new=new: _decode(peer, new), rounds),
+            )
+            for length in (512, 2048):
+                taken = in_turns(peers, lambda peer, length=length: _prefill(peer, length), rounds)
+                report(f"prefill {length}", "tokens/s", taken)
+            del ours, peers
+            used = {
+                which: [_peak_alone(name, dtype, device, threads, which)]
+                for which in ("ours", "transformers")
+            }
+            report("peak memory, prompt of 2048", "MiB", used)
+
+
+def _peak_alone(shape: str, dtype: str, device: str, threads: int, which: str) -> float:
+    flags = [f"--shapes={shape}", f"--dtypes={dtype}", f"--device={device}", f"--threads={threads}"]
+    command = [sys.executable, __file__, *flags, f"--peak_of={which}"]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def _list(value: str | tuple[str, ...]) -> list[str]:
+    return value.split(",") if isinstance(value, str) else list(value)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

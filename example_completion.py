@@ -1,0 +1,70 @@
+"""Completion: `python example_completion.py`, or under torchrun with Meta's weights (see README.md)."""
+
+import fire
+
+from llama import Llama
+from llama.distributed import is_first_rank
+
+PROMPTS = [
+    # The beginning of a function ...
+    """\
+def is_empty(path):
+    \"\"\"Return True if the file at path has no content.\"\"\"
+""",
+    # ... and of a module.
+    """\
+import argparse
+import os
+
+def main(""",
+]
+
+
+def main(
+    ckpt_dir: str = "CodeLlama-tiny",
+    tokenizer_path: str | None = None,
+    temperature: float = 0.2,
+    top_p: float = 0.9,
+    max_seq_len: int = 256,
+    max_batch_size: int = 4,
+    max_gen_len: int | None = None,
+    model_parallel_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 1,
+) -> None:
+    """Print completions of two prompts.
+
+    Args:
+        ckpt_dir: folder with consolidated.NN.pth and params.json.
+        tokenizer_path: by default tokenizer.model in ckpt_dir.
+        temperature: 0 is greedy.
+        top_p: nucleus, in (0, 1].
+        max_seq_len: limit of prompt and generation together, in tokens.
+        max_batch_size: prompts that run at the same time.
+        max_gen_len: limit of generated tokens.
+        model_parallel_size: ranks that hold one model; by default all that were launched.
+        device: auto, cuda, mps or cpu.
+        dtype: auto, bfloat16, float16 or float32.
+        seed: sampling repeats with it.
+    """
+    llama = Llama.build(
+        ckpt_dir,
+        tokenizer_path,
+        max_seq_len,
+        max_batch_size,
+        model_parallel_size,
+        device=device,
+        dtype=dtype,
+        seed=seed,
+    )
+    results = llama.text_completion(PROMPTS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
+    if is_first_rank():
+        for prompt, result in zip(PROMPTS, results, strict=True):
+            print(prompt)
+            print(f"> {result['generation']}")
+            print("\n==================================\n")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from . import linear, native
 from .checkpoint import MetaCheckpoint, load_weights, read_params, shard_files
 from .distributed import Parallel, choose_device, is_first_rank, join, leave, log, rank_threads, world_size
 from .errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
@@ -46,6 +47,9 @@ def build(
     """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
     started = time.monotonic()
     folder = Path(ckpt_dir)
+    for name, limit in (("max_seq_len", max_seq_len), ("max_batch_size", max_batch_size)):
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise ConfigError(f"{name} is {limit!r}; it must be an integer of at least 1")
     target = choose_device(device)
     shard_files(folder)
     args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
@@ -131,8 +135,7 @@ def choose_dtype(
 
 
 def _cpu_has_bfloat16() -> bool:
-    check = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_device_support", None)
-    return bool(check()) if check is not None else False
+    return native.available() or linear.can_pack(torch.bfloat16)
 
 
 def _count(model: Transformer) -> str:
@@ -156,7 +159,9 @@ class _Progress:
     def __call__(self, nbytes: int) -> None:
         self._done += nbytes
         now = self._clock()
-        if not self._speaks or now - self._started < _QUIET_SECONDS or now - self._shown < 0.2:
+        if not self._speaks or now - self._started < _QUIET_SECONDS:
+            return
+        if now - self._shown < 0.2 and self._done < self._total:
             return
         self._shown = now
         share = self._done / self._total

@@ -27,11 +27,20 @@ class KVCache:
     Args:
         n_layers, n_kv_heads, head_dim: of this rank's part of the model.
         dtype, device: of the stored keys and values.
+        limit: positions that it can come to hold; growth never allocates more, so that what was
+            promised at admission is what is taken. None: not known.
     """
 
     def __init__(
-        self, n_layers: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        limit: int | None = None,
     ) -> None:
+        self.limit = limit
         empty = torch.empty(n_kv_heads, 0, head_dim, dtype=dtype, device=device)
         self.length = 0
         self._keys = [empty] * n_layers
@@ -56,6 +65,8 @@ class KVCache:
             return
         wanted = max(positions, self.capacity + self.capacity // 4)
         wanted = -(-wanted // _GRAIN) * _GRAIN
+        if self.limit is not None:
+            wanted = max(positions, min(wanted, self.limit))
         for store in (self._keys, self._values):
             for layer, old in enumerate(store):
                 new = old.new_empty(old.shape[0], wanted, old.shape[2])
@@ -65,9 +76,11 @@ class KVCache:
     def fork(self) -> KVCache:
         """A copy that goes its own way from here on."""
         other = object.__new__(KVCache)
+        other.limit = self.limit
         other.length = self.length
-        other._keys = [x[:, : self.length].clone() for x in self._keys]
-        other._values = [x[:, : self.length].clone() for x in self._values]
+        # With the room of the original: an exact copy would be copied again for its first token.
+        other._keys = [_copied(x, self.length) for x in self._keys]
+        other._values = [_copied(x, self.length) for x in self._values]
         return other
 
     def truncate(self, length: int) -> None:
@@ -95,6 +108,12 @@ class KVCache:
             native.decode(q_THD[0], k_TKD[0], v_TKD[0], keys, values, self.length, out[0])
             return out
         return causal_attention(q_THD, *self.write(layer, k_TKD, v_TKD))
+
+
+def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:
+    copy = torch.empty_like(x_KSD)
+    copy[:, :length] = x_KSD[:, :length]
+    return copy
 
 
 class BatchCache:

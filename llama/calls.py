@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import numpy as np
 
 from .engine import Delta, Request, TokenScore
-from .errors import PromptError, PromptTooLongError, RequestError, SamplingError
+from .errors import LlamaError, PromptError, PromptTooLongError, RequestError, SamplingError
 from .prompts import Message, Prompt
 from .sampling import SamplingParams
 from .tokenizer import Tokenizer
 
 __all__ = [
+    "NOTHING",
     "ChatPrediction",
     "CompletionPrediction",
     "InfillingPrediction",
     "Logprobs",
     "Options",
     "Output",
+    "SamplingOptions",
     "Seeds",
     "StreamDelta",
     "alternatives",
+    "check_integer",
     "id_lists",
+    "naming",
+    "numbered",
     "text_list",
 ]
 
 Logprobs = bool | int
 TopLogprobs = list[dict[str, float]]
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 class _Scores(TypedDict, total=False):
@@ -129,6 +137,39 @@ def alternatives(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> TopLogpr
     return [{tokenizer.token_piece(token): value for token, value in score.top} for score in scores]
 
 
+NOTHING = Output((), [], "", [], [], "error")
+
+
+def numbered(make: Callable[[_Item], _Made], items: Sequence[_Item]) -> list[_Made]:
+    """make(item) of each item; an error names the item's place in the call."""
+    made = []
+    for row, item in enumerate(items):
+        with naming(row):
+            made.append(make(item))
+    return made
+
+
+@contextlib.contextmanager
+def naming(row: int) -> Iterator[None]:
+    """Within it, an error gets the prompt's place in the call in front of its message."""
+    try:
+        yield
+    except LlamaError as error:
+        raise type(error)(f"prompt {row}: {error}") from error
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What every call takes by name. See `Llama.text_completion` for their meaning."""
+
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    stop: str | Sequence[str]
+    stop_ids: Sequence[int]
+    seed: int | Sequence[int] | None
+    n: int
+
+
 @dataclass
 class Options:
     """The parameters that all calls share. See `Llama.text_completion` for their meaning.
@@ -156,10 +197,10 @@ class Options:
             self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty
         )
         if self.max_gen_len is not None:
-            _check_integer("max_gen_len", self.max_gen_len, 0)
-        _check_integer("n", self.n, 1)
+            check_integer("max_gen_len", self.max_gen_len, 0)
+        check_integer("n", self.n, 1)
         if not isinstance(self.logprobs, bool):
-            _check_integer("logprobs", self.logprobs, 0)
+            check_integer("logprobs", self.logprobs, 0)
         for name in ("stop", "stop_ids"):
             if not isinstance(getattr(self, name), Iterable):
                 raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be a list")
@@ -168,12 +209,33 @@ class Options:
         if not all(isinstance(text, str) and text for text in self.stop):
             raise SamplingError(f"stop is {self.stop!r}; it must hold strings that are not empty")
         for token in self.stop_ids:
-            _check_integer("stop_ids", token, 0)
+            check_integer("stop_ids", token, 0)
+
+    @classmethod
+    def of(
+        cls,
+        temperature: float,
+        top_p: float,
+        max_gen_len: int | None,
+        logprobs: Logprobs,
+        echo: bool,
+        options: SamplingOptions,
+    ) -> Options:
+        """From a call's parameters.
+
+        Raises:
+            TypeError: a name that is no option, as Python does for any function.
+        """
+        unknown = sorted(set(options) - set(SamplingOptions.__annotations__))
+        if unknown:
+            known = ", ".join(SamplingOptions.__annotations__)
+            raise TypeError(f"unknown option {unknown[0]!r}; by name this call takes {known}")
+        return cls(temperature, top_p, max_gen_len, logprobs, echo, **options)
 
     @property
     def scored(self) -> bool:
-        """Whether log-probabilities were asked for."""
-        return self.logprobs is not False
+        """Whether log-probabilities were asked for; 0 is off, as in the reference."""
+        return bool(self.logprobs)
 
     @property
     def top(self) -> int:
@@ -181,9 +243,9 @@ class Options:
         return 0 if isinstance(self.logprobs, bool) else self.logprobs
 
     def requests(
-        self, row: int, prompt: Prompt, seed: int, max_seq_len: int, max_batch_size: int
+        self, row: int, prompt: Prompt, seed: int, max_seq_len: int, max_batch_size: int, cache_tokens: int
     ) -> Iterator[Request]:
-        """The requests for the n samples of a prompt: one, unless n exceeds max_batch_size."""
+        """The requests for the n samples of a prompt: one, unless batch or cache cannot hold all at once."""
         length = len(prompt.tokens)
         room = max_seq_len - length
         wanted = room if self.max_gen_len is None else min(room, self.max_gen_len)
@@ -192,7 +254,8 @@ class Options:
                 f"the prompt has {length} tokens, but max_seq_len is {max_seq_len} for prompt and generation together;"
                 " shorten it, or build with a larger max_seq_len"
             )
-        for first in range(0, self.n, max_batch_size):
+        together = max(1, min(max_batch_size, cache_tokens // max(1, length + wanted)))
+        for first in range(0, self.n, together):
             yield Request(
                 prompt=prompt.tokens,
                 max_new_tokens=wanted,
@@ -201,7 +264,7 @@ class Options:
                 stop=tuple(self.stop),
                 start_of_text=prompt.start_of_text,
                 seed=seed,
-                n=min(max_batch_size, self.n - first),
+                n=min(together, self.n - first),
                 first_sample=first,
                 top=self.top,
                 score_prompt=self.echo and self.scored,
@@ -214,6 +277,8 @@ class Options:
 
     def scores(self, output: Output) -> list[TokenScore]:
         """The scores of these ids; a prompt's first id is given, so its log-probability is 0."""
+        if output is NOTHING:
+            return []
         return [TokenScore(0.0), *output.prompt_scores, *output.scores] if self.echo else output.scores
 
     def logprobs_of(self, output: Output) -> list[float]:
@@ -221,7 +286,8 @@ class Options:
         return [score.logprob for score in self.scores(output)]
 
 
-def _check_integer(name: str, value: object, least: int) -> None:
+def check_integer(name: str, value: object, least: int) -> None:
+    """Raise SamplingError unless the value is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SamplingError(f"{name} is {value!r}; it must be an integer of at least {least}")
 
@@ -235,13 +301,10 @@ class Seeds:
     """
 
     def __init__(self, base: int | None) -> None:
+        if base is not None:
+            check_integer("seed", base, 0)
         self._base = base
         self._calls = 0
-
-    def check(self) -> None:
-        """Raise SamplingError if the base is no seed."""
-        if self._base is not None:
-            _check_integer("seed", self._base, 0)
 
     def of(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
         """`count` seeds for a call.
@@ -254,12 +317,12 @@ class Seeds:
             entropy = secrets.randbits(63) if self._base is None else [self._base, self._calls]
             return [int(each) for each in np.random.SeedSequence(entropy).generate_state(count, np.uint64)]
         if not isinstance(seed, Sequence):
-            _check_integer("seed", seed, 0)
+            check_integer("seed", seed, 0)
             return [seed] * count
         if len(seed) != count:
             raise RequestError(
                 f"{len(seed)} seeds for {count} prompts; give one integer, or one for each prompt"
             )
         for each in seed:
-            _check_integer("seed", each, 0)
+            check_integer("seed", each, 0)
         return list(seed)

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 _MEETING_SECONDS = 20
+# gloo beside NCCL carries Python objects and CPU tensors, and never waits for a busy GPU.
+_BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,19 @@ class Parallel:
             dist.broadcast(x, src=dist.get_global_rank(self.group, 0), group=self.group)
         return x
 
-    def smallest(self, value: int | None) -> int | None:
-        """The smallest value among all ranks of all replicas; None (no limit) where all say so."""
+    def smallest(self, value: int | None, device: torch.device) -> int | None:
+        """The smallest value among all ranks of all replicas; None (no limit) where all say so.
+
+        device: of this rank's model; the groups of a host program may reach no other.
+        """
         if self.group is None and self.replica_group is None:
             return value
-        least = torch.tensor([torch.iinfo(torch.int64).max if value is None else value], device="cpu")
+        unlimited = torch.iinfo(torch.int64).max
+        least = torch.tensor([unlimited if value is None else value], device=device)
         for group in (self.group, self.replica_group):
             if group is not None:
                 dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group)
-        found = int(least)
-        return None if found == torch.iinfo(torch.int64).max else found
+        return None if int(least) == unlimited else int(least)
 
     def gather_replicas(self, value: Any) -> list[Any]:
         """The value (anything picklable) of every replica, in replica order, on every rank."""
@@ -188,7 +193,7 @@ class _World:
         self.store: Any = None
         self.meeting: Any = None
         self.users = 0
-        self.splits: dict[int, Parallel] = {}
+        self.splits: dict[tuple[int, str], Parallel] = {}
 
     def start(self, device: torch.device) -> None:
         """Join the launcher's world, if no process group is there yet."""
@@ -206,37 +211,39 @@ class _World:
         # A prefix of its own, or this group would find the addresses of one that is gone.
         prefix = f"llama/{self.made}"
         self.meeting = dist.PrefixStore(f"{prefix}/end", self.store)  # type: ignore[attr-defined]
-        cuda = device.type == "cuda"
         dist.init_process_group(
-            # gloo beside NCCL carries Python objects and never waits for a busy GPU.
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            _BACKENDS[device.type],
             store=dist.PrefixStore(prefix, self.store),  # type: ignore[attr-defined]
             rank=_environment("RANK", 0),
             world_size=world_size(),
             timeout=timedelta(minutes=30),
-            device_id=device if cuda else None,
+            device_id=device if device.type == "cuda" else None,
         )
         self.splits = {}
         self.made_default = True
         atexit.register(self.stop, at_exit=True)
 
-    def split(self, size: int) -> Parallel:
+    def split(self, size: int, device: torch.device) -> Parallel:
         """Groups of `size` consecutive ranks that hold one model each. Made once for each size."""
-        if size not in self.splits:
+        # Named, since a host's own world may have a backend that reaches no CPU tensor.
+        backend = _BACKENDS[device.type]
+        if (size, backend) not in self.splits:
             world, rank = dist.get_world_size(), dist.get_rank()
             replicas = world // size
             group = replica_group = None
             # Every rank must take part in making every group, in the same order.
             if size > 1:
                 for first in range(0, world, size):
-                    made = dist.new_group(list(range(first, first + size)))
+                    made = dist.new_group(list(range(first, first + size)), backend=backend)
                     group = made if first <= rank < first + size else group
             if replicas > 1:
                 for first in range(size):
-                    made = dist.new_group(list(range(first, world, size)))
+                    made = dist.new_group(list(range(first, world, size)), backend=backend)
                     replica_group = made if rank % size == first else replica_group
-            self.splits[size] = Parallel(rank % size, size, group, rank // size, replicas, replica_group)
-        return self.splits[size]
+            self.splits[size, backend] = Parallel(
+                rank % size, size, group, rank // size, replicas, replica_group
+            )
+        return self.splits[size, backend]
 
     def stop(self, at_exit: bool = False, failed: bool = False) -> None:
         """Destroy what was made. All ranks meet first, or one that is still talking would abort.
@@ -322,7 +329,7 @@ def join(size: int, device: torch.device) -> Parallel:
     parallel = host_parallel()
     if parallel.size != size or parallel.size * parallel.replicas != world:
         _WORLD.start(device)
-        parallel = _WORLD.split(size)
+        parallel = _WORLD.split(size, device)
     _WORLD.users += 1
     return parallel
 

@@ -115,6 +115,9 @@ class UnsafeTagError(PromptError):
         self.tag = tag
         self.index = index
 
+    def __reduce__(self) -> tuple[type[UnsafeTagError], tuple[str, int]]:
+        return type(self), (self.tag, self.index)
+
 
 class UnsupportedError(RequestError):
     """The loaded checkpoint or tokenizer has no such capability (e.g. no infilling pieces)."""

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import builder
 from .calls import (
+    NOTHING,
     ChatPrediction,
     CompletionPrediction,
     InfillingPrediction,
     Logprobs,
     Options,
     Output,
+    SamplingOptions,
     Seeds,
     StreamDelta,
     alternatives,
+    check_integer,
     id_lists,
+    naming,
+    numbered,
     text_list,
 )
 from .distributed import leave, rank_threads
@@ -46,7 +51,11 @@ from .prompts import (
     infilling_prompt,
     split_fill,
 )
+from .reference import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "B_INST",
@@ -63,6 +72,9 @@ __all__ = [
     "Message",
     "Role",
     "StreamDelta",
+    "dialog_prompt_tokens",
+    "infilling_prompt_tokens",
+    "sample_top_p",
 ]
 
 
@@ -110,9 +122,9 @@ class Llama:
             ConfigError: a parameter or params.json out of range.
             ParallelismError: ranks that heads or devices do not allow.
             TokenizerError: a tokenizer file that cannot be used.
+            SamplingError: seed is no non-negative integer.
             OutOfMemoryError: weights and cache do not fit.
         """
-        Seeds(seed).check()
         built = builder.build(
             os.fspath(ckpt_dir),
             None if tokenizer_path is None else os.fspath(tokenizer_path),
@@ -139,6 +151,7 @@ class Llama:
         self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens)
         self._seeds = Seeds(seed)
         self._joined = False
+        self._inboxes: dict[int, list[Delta]] = {}
 
     def close(self, error: BaseException | None = None) -> None:
         """Give back the process groups that `build` joined. All ranks call it; twice is fine.
@@ -168,7 +181,7 @@ class Llama:
         logprobs: Logprobs = False,
         echo: bool = False,
         stop_token: int | None = None,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> tuple[list[list[int]], list[list[float]] | None]:
         """Continue lists of ids.
 
@@ -183,11 +196,12 @@ class Llama:
             first), else None. With n > 1, a prompt's samples stand one behind the other.
         """
         last = self.tokenizer.eos_id if stop_token is None else stop_token
+        check_integer("stop_token", last, 0)
         stops = frozenset({last})
         prompts = [
             Prompt(ids, stops, start_of_text=False) for ids in id_lists("prompt_tokens", prompt_tokens)
         ]
-        call = Options(temperature, top_p, max_gen_len, logprobs, echo, **options)
+        call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         outputs = self._run(prompts, call)
         ids = [call.tokens(output) for output in outputs]
         return ids, [call.logprobs_of(output) for output in outputs] if call.scored else None
@@ -202,7 +216,7 @@ class Llama:
         echo: bool = False,
         *,
         allow_control: bool = False,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> list[CompletionPrediction]:
         """Continue texts. `prompt + generation` is the true text: its first space is kept.
 
@@ -225,10 +239,11 @@ class Llama:
             NumericsError: logits that are not finite.
         """
         texts = text_list("prompts", prompts)
-        call = Options(temperature, top_p, max_gen_len, logprobs, echo, **options)
-        outputs = self._run(
-            [completion_prompt(self.tokenizer, text, allow_control=allow_control) for text in texts], call
+        call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
+        prompts_made = numbered(
+            lambda text: completion_prompt(self.tokenizer, text, allow_control=allow_control), texts
         )
+        outputs = self._run(prompts_made, call)
         results: list[CompletionPrediction] = []
         for i, output in enumerate(outputs):
             before = texts[i // call.n] if echo else ""
@@ -248,7 +263,7 @@ class Llama:
         max_gen_len: int | None = None,
         logprobs: Logprobs = False,
         suffix_first: bool = False,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> list[InfillingPrediction]:
         """Fill between prefixes and suffixes; `full_text` is prefix + generation + suffix.
 
@@ -262,14 +277,16 @@ class Llama:
         """
         before = text_list("prefixes", prefixes)
         if suffixes is None:
-            pairs = [split_fill(text) for text in before]
+            pairs = numbered(split_fill, before)
         else:
             after = text_list("suffixes", suffixes)
             if len(before) != len(after):
                 raise RequestError(f"{len(before)} prefixes, but {len(after)} suffixes; give one for each")
             pairs = list(zip(before, after, strict=True))
-        call = Options(temperature, top_p, max_gen_len, logprobs, **options)
-        prompts = [infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first) for pair in pairs]
+        call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
+        prompts = numbered(
+            lambda pair: infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first), pairs
+        )
         results: list[InfillingPrediction] = []
         for i, output in enumerate(self._run(prompts, call)):
             prefix, suffix = pairs[i // call.n]
@@ -288,7 +305,7 @@ class Llama:
         top_p: float = 0.9,
         max_gen_len: int | None = None,
         logprobs: Logprobs = False,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> list[ChatPrediction]:
         """Answer dialogs in the chat format of the vocabulary: [INST], or Source/Destination where it has <step>.
 
@@ -302,37 +319,45 @@ class Llama:
         """
         if isinstance(dialogs, str | dict) or not isinstance(dialogs, Sequence):
             raise RequestError("dialogs must be a list of lists of messages")
-        call = Options(temperature, top_p, max_gen_len, logprobs, **options)
-        prompts: list[Prompt | UnsafeTagError] = []
-        for dialog in dialogs:
+        call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
+
+        def made(dialog: Dialog) -> Prompt | UnsafeTagError:
             try:
-                prompts.append(chat_prompt(self.tokenizer, dialog))
+                return chat_prompt(self.tokenizer, dialog)
             except UnsafeTagError as error:
-                prompts.append(error)
+                return error
+
+        prompts = numbered(made, dialogs)
         if prompts:
             # A seed for each dialog, drawn or given, whether or not the dialog is refused.
             pairs = zip(prompts, self._seeds.of(call.seed, len(prompts)), strict=True)
             call.seed = [seed for prompt, seed in pairs if isinstance(prompt, Prompt)]
-        safe = [prompt for prompt in prompts if isinstance(prompt, Prompt)]
-        outputs = iter(self._run(safe, call) if safe or not prompts else ())
+        safe = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
+        outputs = iter(self._run(list(safe.values()), call, list(safe)) if safe or not prompts else ())
         results: list[ChatPrediction] = []
         for prompt in prompts:
             for _ in range(call.n):
                 if isinstance(prompt, UnsafeTagError):
                     refused: ChatPrediction = {
-                        "generation": {"role": "assistant", "content": UNSAFE_ERROR},
+                        "generation": self._answer(UNSAFE_ERROR),
                         "finish_reason": "error",
                         "error": str(prompt),
                     }
-                    results.append(refused)
+                    results.append(self._scored(refused, NOTHING, call))
                     continue
                 output = next(outputs)
                 result: ChatPrediction = {
-                    "generation": {"role": "assistant", "content": output.text},
+                    "generation": self._answer(output.text),
                     "finish_reason": output.finish_reason,
                 }
                 results.append(self._scored(result, output, call))
         return results
+
+    def _answer(self, content: str) -> Message:
+        """The message that the chat format expects back: the 70B one says to whom it goes."""
+        if self.tokenizer.step_id is None:
+            return {"role": "assistant", "content": content}
+        return {"role": "assistant", "destination": "user", "content": content}
 
     def stream(
         self,
@@ -340,7 +365,7 @@ class Llama:
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[StreamDelta]:
         """Continue texts, or prompts made by prompts.py, and yield what is new as it comes.
 
@@ -349,50 +374,71 @@ class Llama:
         """
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise RequestError("prompts must be a list of strings or Prompts")
-        made = [
-            each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, each) for each in prompts
-        ]
-        call = Options(temperature, top_p, max_gen_len, **options)
+        made = numbered(
+            lambda each: each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, each),
+            prompts,
+        )
+        call = Options.of(temperature, top_p, max_gen_len, False, False, options)
         requests = self._requests(made, call)
         return self._stream(requests)
 
     # ---- the one way through the engine ----------------------------------------------------------
 
-    def _requests(self, prompts: Sequence[Prompt], call: Options) -> list[tuple[int, Request]]:
-        """(index of the prompt, request) for a call, all checked before any is run."""
+    def _requests(
+        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
+    ) -> list[tuple[int, Request]]:
+        """(row of the prompt, request) for a call, all checked before any is run.
+
+        rows: the prompts' places in the call, where some of it is not run.
+        """
         if not prompts:
             raise RequestError("the batch is empty; give at least one prompt")
         params = self.model.params
+        seeds = self._seeds.of(call.seed, len(prompts))
         made: list[tuple[int, Request]] = []
-        for index, (prompt, seed) in enumerate(
-            zip(prompts, self._seeds.of(call.seed, len(prompts)), strict=True)
-        ):
-            try:
-                for request in call.requests(index, prompt, seed, params.max_seq_len, params.max_batch_size):
+        for row, prompt, seed in zip(rows or range(len(prompts)), prompts, seeds, strict=True):
+            with naming(row):
+                for request in call.requests(
+                    row, prompt, seed, params.max_seq_len, params.max_batch_size, self.engine.cache_tokens
+                ):
                     self.engine.check(request)
-                    made.append((index, request))
-            except LlamaError as error:
-                raise type(error)(f"prompt {index}: {error}") from error
+                    made.append((row, request))
         return made
 
     def _steps(self, requests: Sequence[tuple[int, Request]]) -> Iterator[list[tuple[int, Delta]]]:
-        """Run requests on this rank's replica; each item is what one step yielded."""
+        """Run requests on this rank's replica; each item is what one step yielded for them.
+
+        Several of these may be under way, as when a stream is open during another call: each step
+        advances the requests of all, and what is another's waits in its inbox.
+        """
         index_of: dict[int, int] = {}
+        inbox: list[Delta] = []
+        left = sum(request.n for _, request in requests)
         try:
             for index, request in requests:
-                index_of[self.engine.add(request)] = index
-            while self.engine.unfinished:
-                with rank_threads(self.model.device):
-                    deltas = self.engine.step()
-                yield [(index_of[delta.key[0]], delta) for delta in deltas]
+                request_id = self.engine.add(request)
+                index_of[request_id] = index
+                self._inboxes[request_id] = inbox
+            while left:
+                if not inbox:
+                    with rank_threads(self.model.device):
+                        deltas = self.engine.step()
+                    for delta in deltas:
+                        self._inboxes[delta.key[0]].append(delta)
+                mine, inbox[:] = list(inbox), []
+                left -= sum(delta.finish_reason is not None for delta in mine)
+                yield [(index_of[delta.key[0]], delta) for delta in mine]
         finally:
             for request_id in index_of:
                 self.engine.cancel(request_id)
+                del self._inboxes[request_id]
 
-    def _run(self, prompts: Sequence[Prompt], call: Options) -> list[Output]:
+    def _run(
+        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
+    ) -> list[Output]:
         """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
         parallel = self.model.parallel
-        mine = self._requests(prompts, call)[parallel.replica :: parallel.replicas]
+        mine = self._requests(prompts, call, rows)[parallel.replica :: parallel.replicas]
         outputs: list[tuple[tuple[int, int], Output]] = []
         failure: LlamaError | None = None
         try:

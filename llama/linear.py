@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from . import native
 
-__all__ = ["linear", "prepare", "unpack"]
+__all__ = ["can_pack", "linear", "prepare", "unpack"]
 
 # oneDNN reads the packed weights a third faster for four rows than for one to three (33 against 25 GB/s for
 # a large matrix), which pays for computing rows that nobody asked for.
@@ -45,18 +45,20 @@ def prepare(weight: torch.Tensor) -> torch.Tensor:
         return weight
     if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and native.available():
         return native.pack(weight)
-    if not torch._C._get_mkldnn_enabled() or not _can_pack(weight.dtype):
+    if not torch._C._get_mkldnn_enabled() or not can_pack(weight.dtype):
         return weight
     return _pack(weight)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, out_features: int) -> torch.Tensor:
     """`x` (..., in) times the transpose of a weight (out_features, in), plain or prepared."""
-    packed = weight.dim() == 4
-    if not packed and not weight.is_mkldnn:
+    packed = weight.dim() == 4 and weight.dtype == torch.bfloat16
+    if weight.dim() == 2 and not weight.is_mkldnn:
         return F.linear(x, weight)
     columns = 2 * weight.shape[1] if packed else weight.shape[1]
-    if x.dtype != weight.dtype or x.shape[-1] != columns or not x.is_cpu:
+    # A pack that was cast since is for no kernel.
+    cast = weight.dim() == 4 and not packed
+    if cast or x.dtype != weight.dtype or x.shape[-1] != columns or not x.is_cpu:
         # The packed kernels check none of this: F.linear raises.
         return F.linear(x, unpack(weight, out_features))
     if x.requires_grad and torch.is_grad_enabled():
@@ -90,7 +92,7 @@ def _multiply(x: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 @cache
-def _can_pack(dtype: torch.dtype) -> bool:
+def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build and CPU can pack, multiply and unpack `dtype` through oneDNN, found by trying it once.
 
     These operators are private to torch and come and go with its builds (and bfloat16 with the CPU's

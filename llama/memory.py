@@ -45,7 +45,9 @@ def free_memory(device: torch.device) -> int | None:
     Ranks of one machine share the memory of its CPU, within the limit of their control group.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What torch's allocator holds without using it is free for us, as after `del` of another model.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     available = _available_ram()
@@ -81,7 +83,7 @@ def plan_cache(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: 
         OutOfMemoryError: not even weights and one sequence of max_seq_len fit. All ranks raise alike.
     """
     limit = args.max_batch_size * args.max_seq_len
-    free = parallel.smallest(free_memory(device))
+    free = parallel.smallest(free_memory(device), device)
     if free is None:
         return limit
     weights, per_token = (

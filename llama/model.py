@@ -22,6 +22,7 @@ from .cache import BatchCache, KVCache
 from .distributed import Parallel, host_parallel
 from .errors import ConfigError, ParallelismError
 from .parallel import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+from .reference import apply_rotary_emb, precompute_freqs_cis, repeat_kv
 
 __all__ = [
     "Attention",
@@ -30,6 +31,9 @@ __all__ = [
     "RMSNorm",
     "Transformer",
     "TransformerBlock",
+    "apply_rotary_emb",
+    "precompute_freqs_cis",
+    "repeat_kv",
     "valid_sizes",
 ]
 
@@ -145,7 +149,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if native.fits(x, 16):
+        if native.fits(x, 16) and self.weight.dtype == x.dtype and self.weight.is_contiguous():
             return native.rms_norm(x, self.weight, self.eps)
         x32 = x.float()
         scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(self.eps))
@@ -274,9 +278,11 @@ class Transformer(nn.Module):
         """Key/value heads that this rank holds."""
         return max(1, self.params.kv_heads // self.parallel.size)
 
-    def new_cache(self) -> KVCache:
-        """An empty cache for one sequence of this model."""
-        return KVCache(self.n_layers, self.local_kv_heads, self.params.head_dim, self.dtype, self.device)
+    def new_cache(self, limit: int | None = None) -> KVCache:
+        """An empty cache for one sequence of this model, of at most `limit` positions."""
+        return KVCache(
+            self.n_layers, self.local_kv_heads, self.params.head_dim, self.dtype, self.device, limit
+        )
 
     @torch.inference_mode()
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:

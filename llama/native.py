@@ -15,6 +15,8 @@ import torch
 
 __all__ = ["available", "decode", "fits", "linear", "pack", "rms_norm", "rotate_", "unpack"]
 
+# Of csrc/bf16.c. Goes up there and here with every change of a signature or layout.
+_ABI = 1
 _LANES = 16
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
 _SIGNATURES = {
@@ -37,6 +39,8 @@ def _library() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
         except OSError:  # built against a torch whose OpenMP has other symbols
             return None
+        if not hasattr(library, "llama_bf16_abi") or library.llama_bf16_abi() != _ABI:
+            return None  # built from another version of the source; install again
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"llama_bf16_{name}")
             function.argtypes = [_TYPES[letter] for letter in signature]

@@ -57,6 +57,7 @@ class _ChosenKernel(nn.Module):
 
     weight: nn.Parameter
     rows: int
+    shape: tuple[int, int]  # of the plain weight
 
     def multiply(self, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., rows), without any exchange between ranks."""
@@ -70,6 +71,15 @@ class _ChosenKernel(nn.Module):
         destination[prefix + "weight"] = kernels.unpack(
             self.weight if keep_vars else self.weight.detach(), self.rows
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        given = state_dict.get(prefix + "weight")
+        packed = self.weight.dim() != 2 or self.weight.is_mkldnn
+        if packed and given is not None and given.shape == self.shape:
+            # What is packed cannot be copied into: take the weight over, in the dtype and place of the old one.
+            self.assign(given.detach().to(self.weight.device, self.weight.dtype, copy=True))
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class ColumnParallelLinear(_ChosenKernel, fairscale.ColumnParallelLinear):  # type: ignore[misc]
@@ -87,7 +97,8 @@ class ColumnParallelLinear(_ChosenKernel, fairscale.ColumnParallelLinear):  # ty
         self.gather_output = gather_output
         self.output_size_per_partition = divide_and_check_no_remainder(out_features, parallel.size)
         self.rows = self.output_size_per_partition
-        self.weight = _parameter(self.rows, in_features)
+        self.shape = (self.rows, in_features)
+        self.weight = _parameter(*self.shape)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         output = self.multiply(input_)
@@ -107,7 +118,8 @@ class RowParallelLinear(_ChosenKernel, fairscale.RowParallelLinear):  # type: ig
         self.out_features = out_features
         self.input_size_per_partition = divide_and_check_no_remainder(in_features, parallel.size)
         self.rows = out_features
-        self.weight = _parameter(self.rows, self.input_size_per_partition)
+        self.shape = (self.rows, self.input_size_per_partition)
+        self.weight = _parameter(*self.shape)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         return self.parallel.all_reduce(self.multiply(input_))

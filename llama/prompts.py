@@ -88,7 +88,11 @@ def completion_prompt(tokenizer: Tokenizer, text: str, *, allow_control: bool = 
         PromptError: `text` is no str, or holds a lone surrogate.
     """
     tokens = tokenizer.encode(text, bos=True, eos=False, allow_control=allow_control)
-    return Prompt(tuple(tokens), frozenset({tokenizer.eos_id}), start_of_text=False)
+    stops = {tokenizer.eos_id}
+    if allow_control:
+        # A prompt made by hand may be one of another format: its end counts too.
+        stops |= {token for token in (tokenizer.eot_id, tokenizer.step_id) if token is not None}
+    return Prompt(tuple(tokens), frozenset(stops), start_of_text=text == "")
 
 
 def infilling_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_first: bool = False) -> Prompt:

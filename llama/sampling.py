@@ -77,15 +77,23 @@ def check_finite(logits_RV: torch.Tensor, names: Sequence[str], dtype: torch.dty
 
     A sum would be cheaper, but can overflow where every logit is finite.
     """
-    finite = torch.isfinite(logits_RV).all(dim=-1)
-    if not bool(finite.all()):
-        row = int(torch.nonzero(~finite)[0])
-        bad = int((~torch.isfinite(logits_RV[row])).sum())
-        wider = "" if dtype == torch.float32 else ", or build with dtype='float32'"
-        raise NumericsError(
-            f"{names[row]}: {bad} of {logits_RV.shape[-1]} logits are not finite, computed in {dtype};"
-            f" verify the checkpoint's files{wider}"
-        )
+    bad_R = count_not_finite(logits_RV)
+    if bool(bad_R.any()):
+        row = int(torch.nonzero(bad_R)[0])
+        raise not_finite(names[row], int(bad_R[row]), logits_RV.shape[-1], dtype)
+
+
+def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
+    """How many logits of each row are not finite, (R,)."""
+    return (~torch.isfinite(logits_RV)).sum(dim=-1)
+
+
+def not_finite(name: str, bad: int, vocab: int, dtype: torch.dtype) -> NumericsError:
+    """The error that names a row whose logits are not all finite."""
+    wider = "" if dtype == torch.float32 else ", or build with dtype='float32'"
+    return NumericsError(
+        f"{name}: {bad} of {vocab} logits are not finite, computed in {dtype}; verify the checkpoint's files{wider}"
+    )
 
 
 def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
@@ -120,6 +128,10 @@ def sample(
 def _draw(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
+    device = logits_RV.device
+    if device.type == "mps":  # which has no float64
+        logits_RV = logits_RV.cpu()
+
     def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=logits_RV.device)[:, None]
 
@@ -140,7 +152,7 @@ def _draw(
     ids_R1 = torch.searchsorted(cumulative_RV, target_R1, right=True)
     # Rounding may push the target to the very end: the last id with any probability then.
     last_R1 = torch.searchsorted(cumulative_RV, cumulative_RV[:, -1:].contiguous())
-    return torch.minimum(ids_R1, last_R1)[:, 0]
+    return torch.minimum(ids_R1, last_R1)[:, 0].to(device)
 
 
 def _kept(

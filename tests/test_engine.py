@@ -414,3 +414,36 @@ def test_a_prompt_that_is_scored_names_its_token():
     engine.add(ask(5, 0, score_prompt=True))
     with pytest.raises(NumericsError, match=r"row 0, sample 0, step 0, prompt token 1: .*torch.float32"):
         engine.step()
+
+
+@pytest.mark.parametrize("step_tokens", [5, 1024])
+@pytest.mark.parametrize("failing", range(12))
+def test_a_failed_step_is_as_if_it_had_not_been(monkeypatch, failing, step_tokens):
+    """The n-th time that logits are made they are no numbers: while a prompt is scored, after its samples
+    were forked, or in decode. The step is taken again, and nothing shows of the first try."""
+    made = model(4)
+    wanted = [ask(9, 6, SAMPLED, n=2, seed=3, top=1, score_prompt=True), ask(12, 4, PENALIZED, seed=1)]
+    engine, results = Engine(made, TOKENIZER, step_tokens=step_tokens), {}
+    for request in wanted:
+        engine.add(request)
+    plain, calls, failures = made.logits, 0, 0
+
+    def logits(hidden_NC):
+        nonlocal calls
+        calls += 1
+        return plain(hidden_NC) * (torch.nan if calls == failing + 1 else 1)
+
+    monkeypatch.setattr(made, "logits", logits)
+    while engine.unfinished:
+        try:
+            deltas = engine.step()
+        except NumericsError:
+            failures += 1
+            continue
+        for delta in deltas:
+            results.setdefault(delta.key, Result()).take(delta)
+    monkeypatch.undo()
+    assert failures == (calls > failing)
+    assert sorted(results) == [(0, 0), (0, 1), (1, 0)]
+    for (number, sample), result in results.items():
+        same_as_alone(result, wanted[number], sample)

@@ -305,3 +305,11 @@ def test_a_world_without_a_launcher_is_told_apart(folder: Path, monkeypatch: pyt
     with pytest.raises(ParallelismError, match=r"MASTER_ADDR.*torchrun"):
         build(folder, None, 32, 1, None, "cpu", "auto")
     assert distributed._WORLD.users == 0
+
+
+def test_auto_keeps_bfloat16_on_a_cpu_that_has_it():
+    """Unpatched, and judged by the system's own list of the CPU's instructions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file() or "avx512_bf16" not in cpuinfo.read_text():
+        pytest.skip("this CPU has no AVX512-BF16, or the system does not say")
+    assert choose_dtype("auto", torch.bfloat16, torch.device("cpu")) == (torch.bfloat16, "")

@@ -21,6 +21,9 @@
 /* FEW: rows up to which starting threads costs more than they save. */
 enum { LANES = 16, GROUPS = 4, ROWS = 6, FEW = 8 };
 
+/* Goes up with every change of a signature or of the packed layout; native.py asks for it. */
+int llama_bf16_abi(void) { return 1; }
+
 int llama_bf16_supported(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

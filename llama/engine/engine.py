@@ -14,7 +14,7 @@ from ..detokenizer import Detokenizer
 from ..errors import PromptError, PromptTooLongError, RequestError
 from ..model import Transformer
 from ..tokenizer import Tokenizer
-from .request import Delta, FinishReason, Request, Sequence
+from .request import Delta, FinishReason, Plan, Request, Sequence
 from .runner import Drawn, Runner
 from .scheduler import Scheduler
 
@@ -55,6 +55,7 @@ class Engine:
         """Raise what `add` would raise, without queueing anything.
 
         Raises:
+            RequestError, OutOfMemoryError: see `Scheduler.check`.
             PromptError: an empty prompt, or ids outside the vocabulary.
             PromptTooLongError: a prompt that leaves no room below max_seq_len.
             RequestError: more alternatives than the vocabulary has ids.
@@ -71,14 +72,15 @@ class Engine:
             raise RequestError(
                 f"{request.top} alternatives were asked for, but the vocabulary has {vocab} ids"
             )
-        if length + request.max_new_tokens > limit or (length == limit and request.max_new_tokens):
+        if length + request.max_new_tokens > limit:
             raise PromptTooLongError(
                 f"the prompt has {length} tokens and {request.max_new_tokens} more were asked for, but max_seq_len"
                 f" is {limit}; shorten it, or build with a larger max_seq_len"
             )
+        self.scheduler.check(request)
 
     def add(self, request: Request) -> int:
-        """Queue a request -> its id. Raises what `check` and `Scheduler.add` raise."""
+        """Queue a request -> its id. Raises what `check` raises."""
         self.check(request)
         request_id = self._next_id
         self._next_id += 1
@@ -93,7 +95,11 @@ class Engine:
         """Drop a request and its caches; unknown or finished ids are fine."""
         self.scheduler.cancel(request_id)
         self._ended = [delta for delta in self._ended if delta.key[0] != request_id]
-        self._ended = [delta for delta in self._ended if delta.key[0] != request_id]
+
+    @property
+    def cache_tokens(self) -> int:
+        """Positions that all caches may hold together."""
+        return self.scheduler.cache_tokens
 
     @property
     def unfinished(self) -> bool:
@@ -105,13 +111,25 @@ class Engine:
         """Advance what can advance -> what each sequence gained.
 
         Raises:
-            NumericsError: logits that are not finite. The requests stay; the caller cancels them.
+            NumericsError: logits that are not finite. All requests stay as they were before the step;
+                the caller cancels its own.
         """
         ended, self._ended = self._ended, []
         self._admit()
         plan = self.scheduler.plan()
         if not plan:
             return ended
+        before = [(sequence, sequence.computed) for sequence in self.scheduler.running]
+        try:
+            return ended + self._run(plan)
+        except BaseException:
+            self._ended = ended
+            self.scheduler.running = [sequence for sequence, _ in before if sequence.finish_reason is None]
+            for sequence, computed in before:
+                sequence.rewind(computed)
+            raise
+
+    def _run(self, plan: Plan) -> list[Delta]:
         hidden_TC = self.runner.forward(plan)
         self.runner.score_prompts(plan, hidden_TC)
         drawing: list[Sequence] = []
@@ -124,7 +142,7 @@ class Engine:
                 samples = [sequence, *self._forks(sequence)]
                 drawing += samples
                 rows += [row] * len(samples)
-        return ended + self._advance(drawing, hidden_TC, rows)
+        return self._advance(drawing, hidden_TC, rows)
 
     def _admit(self) -> None:
         while (admitted := self.scheduler.admit()) is not None:
@@ -135,9 +153,8 @@ class Engine:
 
     def _sequence(self, request_id: int, request: Request, sample: int) -> Sequence:
         detokenizer = Detokenizer(self.tokenizer, start_of_text=request.start_of_text, stop=request.stop)
-        return Sequence(
-            request_id, request, sample, self.model.new_cache(), detokenizer, list(request.prompt)
-        )
+        cache = self.model.new_cache(len(request.prompt) + request.max_new_tokens)
+        return Sequence(request_id, request, sample, cache, detokenizer, list(request.prompt))
 
     def _forks(self, sequence: Sequence) -> list[Sequence]:
         """The further samples of a request whose prefill has just ended; none later on."""

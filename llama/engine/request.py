@@ -93,6 +93,12 @@ class Sequence:
         """Tokens that the model has not seen yet: one in decode, more in prefill."""
         return len(self.tokens) - self.computed
 
+    def rewind(self, computed: int) -> None:
+        """Back to where only the first `computed` tokens were seen, after a step that failed."""
+        self.computed = computed
+        self.cache.truncate(min(computed, self.cache.length))
+        del self.prompt_scores[computed:]
+
     @property
     def output(self) -> list[int]:
         """The generated ids so far."""

@@ -6,15 +6,15 @@ can diverge by its random state or by rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from ..cache import BatchCache
-from ..errors import NumericsError
 from ..model import Transformer
-from ..sampling import check_finite, log_probabilities, penalize, sample
+from ..sampling import count_not_finite, log_probabilities, not_finite, penalize, sample
 from .request import Plan, Sequence, TokenScore
 
 __all__ = ["Drawn", "Runner"]
@@ -81,23 +81,22 @@ class Runner:
     def _decide(self, logits_NV: torch.Tensor, names: list[str], top: int, choose: _Choose) -> list[Drawn]:
         """Ids and scores of the first rank, on all ranks.
 
-        One float32 row an id, which holds every id below 2^24 exactly. Rows of NaN say that the
-        first rank found logits that are not finite, so that all ranks raise, not only that one.
+        One float32 row an id, which holds every id below 2^24 exactly. Where logits are not finite the row is
+        NaN and their number, so that all ranks raise alike, not only the one that sees them.
         """
         parallel, device = self.model.parallel, logits_NV.device
         packet = torch.full((len(names), 2 + 2 * top), torch.nan, dtype=torch.float32, device=device)
-        error: NumericsError | None = None
         if parallel.rank == 0:
-            try:
-                check_finite(logits_NV, names, self.model.dtype)
+            bad_N = count_not_finite(logits_NV)
+            if bool(bad_N.any()):
+                packet[:, 0] = torch.where(bad_N > 0, torch.nan, 0.0)
+                packet[:, 1] = bad_N
+            else:
                 packet = _packet(logits_NV, choose(logits_NV), top)
-            except NumericsError as found:
-                error = found
         rows = parallel.broadcast(packet).tolist()
-        if rows[0][0] != rows[0][0]:
-            raise error or NumericsError(
-                f"logits are not finite on the first rank, computed in {self.model.dtype}"
-            )
+        for name, row in zip(names, rows, strict=True):
+            if math.isnan(row[0]):
+                raise not_finite(name, int(row[1]), self.model.vocab_size, self.model.dtype)
         return [
             Drawn(
                 int(row[0]),

@@ -32,8 +32,8 @@ class Scheduler:
         # What each admitted request may still grow to, until its last sequence leaves.
         self._admitted: dict[int, Request] = {}
 
-    def add(self, request_id: int, request: Request) -> None:
-        """Queue a request.
+    def check(self, request: Request) -> None:
+        """Refuse what can never run.
 
         Raises:
             RequestError: more samples than max_batch_size.
@@ -46,6 +46,10 @@ class Scheduler:
                 f"the request can grow to {request.cache_tokens} tokens, but the cache has room for"
                 f" {self.cache_tokens}; ask for fewer samples or a smaller max_gen_len, or free memory"
             )
+
+    def add(self, request_id: int, request: Request) -> None:
+        """Queue a request. Raises what `check` raises."""
+        self.check(request)
         self.waiting.append((request_id, request))
 
     def admit(self) -> tuple[int, Request] | None:

@@ -19,7 +19,7 @@ CODE := llama tests tools benchmarks setup.py example_completion.py example_infi
 
 demo: .venv/core
 	$(BIN)/python example_completion.py
-	$(BIN)/python example_infilling.py
+	$(BIN)/python example_infilling.py --suffix_first
 	$(BIN)/python example_instructions.py
 
 test: .venv/dev

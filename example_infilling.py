@@ -8,21 +8,18 @@ from llama.distributed import is_first_rank
 # The middle goes where <FILL> stands.
 PROMPTS = [
     """\
-def count_lines(path):
-    \"\"\"<FILL>\"\"\"
-    with open(path) as file:
-        return sum(1 for line in file)
-""",
-    """\
-class Stack:
-    def __init__(self):
-        self.items = []
-
-    def push(self, item):
+class Point:
+    def __init__(self, x, y):
+        self.x = x
         <FILL>
 
-    def pop(self):
-        return self.items.pop()
+    def __repr__(self):
+        return repr((self.x, self.y))
+""",
+    """\
+def read_text(path):
+    with open(path) as file:
+        <FILL>
 """,
 ]
 

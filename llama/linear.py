@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from . import native
 
-__all__ = ["can_pack", "linear", "prepare", "unpack"]
+__all__ = ["can_pack", "can_prepare", "linear", "prepare", "unpack"]
 
 # oneDNN reads the packed weights a third faster for four rows than for one to three (33 against 25 GB/s for
 # a large matrix), which pays for computing rows that nobody asked for.
@@ -35,6 +35,13 @@ def prepare(weight: torch.Tensor) -> torch.Tensor:
     Call it once per loaded weight, in its final dtype and on its final device. The result shares nothing
     with a weight that was packed, and is `weight` itself where packing does not apply.
     """
+    if not can_prepare(weight):
+        return weight
+    return native.pack(weight) if _native(weight) else _pack(weight)
+
+
+def can_prepare(weight: torch.Tensor) -> bool:
+    """Whether `prepare` makes a copy in another form; otherwise it gives back the weight itself."""
     if (
         weight.dim() != 2
         or not weight.is_cpu
@@ -42,12 +49,12 @@ def prepare(weight: torch.Tensor) -> torch.Tensor:
         or not weight.numel()
         or weight.requires_grad
     ):
-        return weight
-    if weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and native.available():
-        return native.pack(weight)
-    if not torch._C._get_mkldnn_enabled() or not can_pack(weight.dtype):
-        return weight
-    return _pack(weight)
+        return False
+    return _native(weight) or (torch._C._get_mkldnn_enabled() and can_pack(weight.dtype))
+
+
+def _native(weight: torch.Tensor) -> bool:
+    return weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and native.available()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, out_features: int) -> torch.Tensor:

@@ -18,9 +18,9 @@ CODE := llama tests tools benchmarks setup.py example_completion.py example_infi
 	touch $@
 
 demo: .venv/core
-	$(BIN)/python example_completion.py
-	$(BIN)/python example_infilling.py --suffix_first
-	$(BIN)/python example_instructions.py
+	$(BIN)/python example_completion.py --max_gen_len 48
+	$(BIN)/python example_infilling.py --suffix_first --max_gen_len 16
+	$(BIN)/python example_instructions.py --max_gen_len 64
 
 test: .venv/dev
 	$(BIN)/ruff format --check $(CODE)

@@ -15,7 +15,7 @@ from .checkpoint import MetaCheckpoint, load_weights, read_params, shard_files
 from .distributed import Parallel, choose_device, is_first_rank, join, leave, log, rank_threads, world_size
 from .errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from .memory import GIB, plan_cache, weight_bytes
-from .model import Transformer, check_size
+from .model import ModelArgs, Transformer, check_size
 from .tokenizer import Tokenizer
 
 __all__ = ["Built", "build", "choose_dtype"]
@@ -71,7 +71,7 @@ def build(
         raise
     seconds = time.monotonic() - started
     log(
-        f"Loaded {folder.name} ({_count(model)} parameters, {chosen}{why}) on {target.type}, model-parallel {size}"
+        f"Loaded {folder.name} ({_count(checkpoint.args)} parameters, {chosen}{why}) on {target.type}, model-parallel {size}"
         + (f" x {parallel.replicas} replicas" if parallel.replicas > 1 else "")
         + f", in {seconds:.1f} s: {weight_bytes(checkpoint.args, size, chosen) / GIB:.2f} GiB per rank,"
         f" cache for up to {cache_tokens:,} tokens"
@@ -138,8 +138,9 @@ def _cpu_has_bfloat16() -> bool:
     return native.available() or linear.can_pack(torch.bfloat16)
 
 
-def _count(model: Transformer) -> str:
-    total: float = sum(parameter.numel() for parameter in model.parameters()) * model.parallel.size
+def _count(args: ModelArgs) -> str:
+    """Parameters of the whole model, shortened."""
+    total: float = weight_bytes(args, 1, torch.bfloat16) // torch.bfloat16.itemsize
     for unit in ("", "K", "M", "B"):
         if total < 1000 or unit == "B":
             break

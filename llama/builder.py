@@ -70,10 +70,11 @@ def build(
         leave(parallel, error)
         raise
     seconds = time.monotonic() - started
+    size_gib = weight_bytes(checkpoint.args, size, chosen) / GIB
+    replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
     log(
-        f"Loaded {folder.name} ({_count(checkpoint.args)} parameters, {chosen}{why}) on {target.type}, model-parallel {size}"
-        + (f" x {parallel.replicas} replicas" if parallel.replicas > 1 else "")
-        + f", in {seconds:.1f} s: {weight_bytes(checkpoint.args, size, chosen) / GIB:.2f} GiB per rank,"
+        f"Loaded {folder.name} ({_count(checkpoint.args)} parameters, {chosen}{why}) on {target.type},"
+        f" model-parallel {size}{replicas}, in {seconds:.1f} s: {size_gib:.2f} GiB per rank,"
         f" cache for up to {cache_tokens:,} tokens"
     )
     return Built(model.eval(), tokenizer, parallel, cache_tokens)

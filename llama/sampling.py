@@ -16,7 +16,15 @@ import torch
 
 from .errors import NumericsError, SamplingError
 
-__all__ = ["GREEDY", "SamplingParams", "check_finite", "log_probabilities", "penalize", "sample"]
+__all__ = [
+    "GREEDY",
+    "SamplingParams",
+    "count_not_finite",
+    "log_probabilities",
+    "not_finite",
+    "penalize",
+    "sample",
+]
 
 # Rows are searched among their best ids first: sorting a whole vocabulary takes longer than a layer.
 _BEST = 512
@@ -72,19 +80,11 @@ class SamplingParams:
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def check_finite(logits_RV: torch.Tensor, names: Sequence[str], dtype: torch.dtype) -> None:
-    """Raise NumericsError naming the first row whose logits are not all finite.
+def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
+    """How many logits of each row are not finite, (R,).
 
     A sum would be cheaper, but can overflow where every logit is finite.
     """
-    bad_R = count_not_finite(logits_RV)
-    if bool(bad_R.any()):
-        row = int(torch.nonzero(bad_R)[0])
-        raise not_finite(names[row], int(bad_R[row]), logits_RV.shape[-1], dtype)
-
-
-def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
-    """How many logits of each row are not finite, (R,)."""
     return (~torch.isfinite(logits_RV)).sum(dim=-1)
 
 

@@ -11,7 +11,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llama.errors import NumericsError, SamplingError
-from llama.sampling import GREEDY, SamplingParams, check_finite, log_probabilities, penalize, sample
+from llama.sampling import (
+    GREEDY,
+    SamplingParams,
+    count_not_finite,
+    log_probabilities,
+    not_finite,
+    penalize,
+    sample,
+)
 
 GRID = 4000
 # Not in order, so that an id is never its own rank.
@@ -265,6 +273,13 @@ def test_log_probabilities_are_the_log_softmax():
     got = log_probabilities(logits, ids)
     assert got.dtype == torch.float32
     assert torch.allclose(got.double(), wanted, atol=5e-5)
+
+
+def check_finite(logits, names, dtype):
+    """The runner's use of the two, without the broadcast between them."""
+    for name, bad in zip(names, count_not_finite(logits).tolist(), strict=True):
+        if bad:
+            raise not_finite(name, bad, logits.shape[-1], dtype)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -36,6 +36,7 @@ setup(
     ext_modules=kernels(),
     python_requires=">=3.10",
     install_requires=requirements(),
+    entry_points={"console_scripts": ["codellama = llama.cli:main"]},
     extras_require={
         "dev": [
             "pytest>=8",  # runs the tests

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from . import linear, native
-from .checkpoint import MetaCheckpoint, load_weights, read_params, shard_files
-from .distributed import Parallel, choose_device, is_first_rank, join, leave, log, rank_threads, world_size
-from .errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
-from .memory import GIB, plan_cache, weight_bytes
-from .model import ModelArgs, Transformer, check_size
+from .checkpoint import load_weights, open_checkpoint, tokenizer_of
+from .checkpoint.info import shortened
+from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
+from .errors import ConfigError
+from .memory import GIB, parameter_count, plan_cache, weight_bytes
+from .model import Transformer, check_size
+from .progress import Progress
 from .tokenizer import Tokenizer
 
 __all__ = ["Built", "build", "choose_dtype"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# A load that is over sooner than this shows no progress bar.
-_QUIET_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,8 @@ def build(
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigError(f"{name} is {limit!r}; it must be an integer of at least 1")
     target = choose_device(device)
-    shard_files(folder)
-    args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
-    checkpoint = MetaCheckpoint(folder, args)
-    tokenizer = _tokenizer(folder, tokenizer_path, checkpoint.args.vocab_size)
+    checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+    tokenizer = tokenizer_of(checkpoint, tokenizer_path)
     size = _size(model_parallel_size)
     check_size(checkpoint.args, size)
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
@@ -64,7 +60,7 @@ def build(
         with torch.device("meta"):
             model = Transformer(checkpoint.args, parallel=parallel)
         with rank_threads(target):
-            progress = _Progress(weight_bytes(checkpoint.args, size, chosen))
+            progress = Progress(weight_bytes(checkpoint.args, size, chosen), "loading")
             load_weights(model, checkpoint, target, chosen, progress=progress)
     except BaseException as error:
         leave(parallel, error)
@@ -72,8 +68,9 @@ def build(
     seconds = time.monotonic() - started
     size_gib = weight_bytes(checkpoint.args, size, chosen) / GIB
     replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
+    parameters = shortened(parameter_count(checkpoint.args))
     log(
-        f"Loaded {folder.name} ({_count(checkpoint.args)} parameters, {chosen}{why}) on {target.type},"
+        f"Loaded {folder.name} ({parameters} parameters, {chosen}{why}) on {target.type},"
         f" model-parallel {size}{replicas}, in {seconds:.1f} s: {size_gib:.2f} GiB per rank,"
         f" cache for up to {cache_tokens:,} tokens"
     )
@@ -92,21 +89,6 @@ def _size(model_parallel_size: int | None) -> int:
             f"model_parallel_size is {model_parallel_size!r}; it must be an integer of at least 1"
         )
     return model_parallel_size
-
-
-def _tokenizer(folder: Path, path: str | Path | None, vocab_size: int) -> Tokenizer:
-    found = folder / "tokenizer.model" if path is None else Path(path)
-    if path is None and not found.is_file():
-        raise CheckpointNotFoundError(
-            f"{found} is missing; fetch the tokenizer.model that came with the weights, or pass tokenizer_path"
-        )
-    tokenizer = Tokenizer(found)
-    if tokenizer.n_words != vocab_size:
-        raise CheckpointMismatchError(
-            f"{found} has {tokenizer.n_words} pieces, but the embedding in {folder} has {vocab_size} rows;"
-            " use the tokenizer.model that came with these weights"
-        )
-    return tokenizer
 
 
 def choose_dtype(
@@ -137,40 +119,3 @@ def choose_dtype(
 
 def _cpu_has_bfloat16() -> bool:
     return native.available() or linear.can_pack(torch.bfloat16)
-
-
-def _count(args: ModelArgs) -> str:
-    """Parameters of the whole model, shortened."""
-    total: float = weight_bytes(args, 1, torch.bfloat16) // torch.bfloat16.itemsize
-    for unit in ("", "K", "M", "B"):
-        if total < 1000 or unit == "B":
-            break
-        total /= 1000
-    return f"{total:.3g}{unit}"
-
-
-class _Progress:
-    """A bar on stderr, on rank 0, once a load has taken a few seconds."""
-
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._clock = total, clock
-        self._done = 0
-        self._started = self._shown = clock()
-        self._speaks = is_first_rank() and sys.stderr.isatty()
-
-    def __call__(self, nbytes: int) -> None:
-        self._done += nbytes
-        now = self._clock()
-        if not self._speaks or now - self._started < _QUIET_SECONDS:
-            return
-        if now - self._shown < 0.2 and self._done < self._total:
-            return
-        self._shown = now
-        share = self._done / self._total
-        left = (now - self._started) * (1 - share) / share
-        bar = "#" * int(30 * share)
-        line = (
-            f"\rloading [{bar:<30}] {self._done / GIB:.1f} of {self._total / GIB:.1f} GiB, {left:.0f} s left "
-        )
-        end = "\r" + " " * len(line) + "\r" if self._done >= self._total else ""
-        print(line + end, end="", file=sys.stderr, flush=True)

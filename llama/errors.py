@@ -4,7 +4,8 @@
     ├── CheckpointError (ValueError)            a checkpoint folder that cannot be loaded
     │   ├── CheckpointNotFoundError             the folder, or a file it must hold, is not there
     │   ├── CheckpointFormatError               a file is there, but is not what its name says
-    │   └── CheckpointMismatchError             files that are sound by themselves, but do not fit together
+    │   ├── CheckpointMismatchError             files that are sound by themselves, but do not fit together
+    │   └── CheckpointWriteError                a folder that cannot be written: exists, read-only, disk full
     ├── ConfigError (ValueError)                a parameter of build, params.json or ModelArgs out of its range
     ├── ParallelismError (ValueError)           ranks, devices and heads that do not fit together
     ├── OutOfMemoryError (MemoryError)          weights or cache larger than the memory that is free
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointFormatError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
+    "CheckpointWriteError",
     "ConfigError",
     "DialogError",
     "LlamaError",
@@ -63,6 +65,10 @@ class CheckpointFormatError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError):
     """Sound files that do not fit together: tensors missing or mis-shaped, a foreign tokenizer."""
+
+
+class CheckpointWriteError(CheckpointError):
+    """A folder that cannot be written: it exists, is read-only, or its disk is full. Nothing half done stays."""
 
 
 class ConfigError(LlamaError, ValueError):

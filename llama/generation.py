@@ -104,10 +104,11 @@ class Llama:
         dtype: str | torch.dtype = "auto",
         seed: int | None = None,
     ) -> Llama:
-        """Load a checkpoint in Meta's layout, of any number of shards, onto the ranks of this launch.
+        """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
         Args:
-            ckpt_dir: folder with consolidated.NN.pth and params.json.
+            ckpt_dir: folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
+                (config.json, *.safetensors or pytorch_model*.bin), as it is.
             tokenizer_path: by default tokenizer.model in ckpt_dir.
             max_seq_len, max_batch_size: limits of a sequence's tokens and of sequences that run at the
                 same time. Memory follows the tokens in use, not these.
@@ -119,7 +120,8 @@ class Llama:
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
-            ConfigError: a parameter or params.json out of range.
+            ConfigError: a parameter or params.json out of range; something in config.json that this
+                runtime does not do.
             ParallelismError: ranks that heads or devices do not allow.
             TokenizerError: a tokenizer file that cannot be used.
             SamplingError: seed is no non-negative integer.

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from . import native
 
-__all__ = ["can_pack", "can_prepare", "linear", "prepare", "unpack"]
+__all__ = ["can_pack", "can_prepare", "linear", "packs_blocks", "prepare", "unpack"]
 
 # oneDNN reads the packed weights a third faster for four rows than for one to three (33 against 25 GB/s for
 # a large matrix), which pays for computing rows that nobody asked for.
@@ -53,8 +53,13 @@ def can_prepare(weight: torch.Tensor) -> bool:
     return _native(weight) or (torch._C._get_mkldnn_enabled() and can_pack(weight.dtype))
 
 
+def packs_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a CPU weight of this kind is packed by native.py, which can do so block by block."""
+    return dtype == torch.bfloat16 and len(shape) == 2 and shape[1] % 2 == 0 and native.available()
+
+
 def _native(weight: torch.Tensor) -> bool:
-    return weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0 and native.available()
+    return packs_blocks(weight.shape, weight.dtype)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, out_features: int) -> torch.Tensor:

@@ -12,11 +12,19 @@ from .distributed import Parallel, local_ranks
 from .errors import OutOfMemoryError
 from .model import ModelArgs
 
-__all__ = ["cache_bytes_per_token", "free_memory", "plan_cache", "weight_bytes"]
+__all__ = [
+    "GIB",
+    "SPARE",
+    "cache_bytes_per_token",
+    "free_memory",
+    "parameter_count",
+    "plan_cache",
+    "weight_bytes",
+]
 
 GIB = 1 << 30
-# Left for activations, logits and the allocator; a step's work space is small beside weights.
-_SPARE = 0.9
+# The share of the free memory that is used. The rest is for activations, logits and the allocator.
+SPARE = 0.9
 
 
 def weight_bytes(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
@@ -32,6 +40,11 @@ def weight_bytes(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
             count *= extent
         total += count
     return total * dtype.itemsize
+
+
+def parameter_count(args: ModelArgs) -> int:
+    """Parameters of the whole model."""
+    return weight_bytes(args, 1, torch.int8)
 
 
 def cache_bytes_per_token(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
@@ -90,7 +103,7 @@ def plan_cache(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: 
         weight_bytes(args, parallel.size, dtype),
         cache_bytes_per_token(args, parallel.size, dtype),
     )
-    tokens = int(free * _SPARE - weights) // per_token
+    tokens = int(free * SPARE - weights) // per_token
     if tokens < args.max_seq_len:
         if tokens > 0:
             fix = f"lower max_seq_len to {tokens}, or use more ranks"

@@ -22,7 +22,7 @@ from sentencepiece import SentencePieceProcessor
 
 from .errors import PromptError, TokenizerError
 
-__all__ = ["Tokenizer"]
+__all__ = ["SPACE_SYMBOL", "Tokenizer"]
 
 # SentencePiece writes a space inside a piece as this character (U+2581).
 SPACE_SYMBOL = "\u2581"

@@ -23,7 +23,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import builder
 from llama.builder import build
 from llama.checkpoint import MetaCheckpoint, read_params, shard_files
-from llama.checkpoint import load as loading
+from llama.checkpoint import source as reading
 from llama.errors import (
     CheckpointError,
     CheckpointFormatError,
@@ -89,7 +89,7 @@ def test_every_rank_gets_its_slices_bit_for_bit(
 
 
 def test_a_slice_larger_than_the_window_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_WINDOW", 1000)
+    monkeypatch.setattr(reading, "_WINDOW", 1000)
     weights = random_weights(WIDE, VOCAB)
     checkpoint = opened(save_checkpoint(tmp_path, WIDE, weights, tiny_model_path(), 2))
     for name, whole in weights.items():
@@ -105,11 +105,11 @@ def test_only_pages_of_the_slice_itself_are_given_back(
 ) -> None:
     """What lies behind a mapped file may belong to anyone; giving it back would wipe it."""
     given: list[tuple[int, int]] = []
-    monkeypatch.setattr(loading, "_give_back", lambda address, length: given.append((address, length)))
+    monkeypatch.setattr(reading, "drop_pages", lambda address, length: given.append((address, length)))
     weights = random_weights(WIDE, VOCAB)
     checkpoint = opened(save_checkpoint(tmp_path, WIDE, weights, tiny_model_path(), shards))
     for name, whole in weights.items():
-        stored = [shard[name] for shard in checkpoint.shards]
+        stored = [tensor for key, _, tensor in checkpoint.stored() if key == name]
         mapped = [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in stored]
         for rank in range(8):
             given.clear()
@@ -282,7 +282,7 @@ def test_rope_freqs_may_be_there_or_not(folder: Path) -> None:
     assert "rope.freqs" in with_freqs
     edit(folder, 0, lambda tensors: tensors.pop("rope.freqs"))
     edit(folder, 1, lambda tensors: tensors.update({"rope.freqs": torch.zeros(3, 3, dtype=torch.int32)}))
-    assert all("rope.freqs" not in shard for shard in opened(folder).shards)
+    assert all(name != "rope.freqs" for name, _, _ in opened(folder).stored())
 
 
 # ---- files that are not there, or are not what their names say --------------------------------------
@@ -301,9 +301,9 @@ def test_a_file_for_a_folder(folder: Path, refuse: Any) -> None:
     [
         ([], "empty"),
         (["consolidated.00.pth.part", "params.json"], ".part"),
-        (["config.json", "model.safetensors"], "Hugging Face"),
-        (["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json"], "Hugging Face"),
-        (["config.json", "pytorch_model.bin"], "Hugging Face"),
+        (["model.safetensors"], "no config.json"),
+        (["pytorch_model.bin"], "no config.json"),
+        (["CodeLlama-7b-hf/config.json"], "CodeLlama-7b-hf"),
         (["CodeLlama-7b/consolidated.00.pth", "LICENSE"], "CodeLlama-7b"),
         (["README.md", "notes.txt"], "README.md"),
         ([f"file{i}" for i in range(30)], "24 more"),

@@ -7,15 +7,14 @@ computation; both are here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, ConfigError
+from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from ..model import ModelArgs
+from .files import check_folder, read_json
 
 __all__ = [
     "AXES",
@@ -127,33 +126,26 @@ def read_params(folder: Path, *, max_seq_len: int, max_batch_size: int) -> Model
 
     Raises:
         CheckpointNotFoundError: no params.json.
-        CheckpointFormatError: not a JSON object.
+        CheckpointFormatError: not a JSON object, or a key in it twice.
         ConfigError: missing or unknown keys, bad values.
     """
     path = folder / "params.json"
-    if not path.is_file():
-        raise CheckpointNotFoundError(f"{path} is missing; fetch the params.json that came with the weights")
-    try:
-        params: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointFormatError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(params, dict):
-        raise CheckpointFormatError(f"{path} holds {type(params).__name__}, not an object of hyperparameters")
+    params = read_json(path)
     try:
         return ModelArgs.from_params(params, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def with_vocab(args: ModelArgs, rows: int) -> ModelArgs:
+def with_vocab(args: ModelArgs, rows: int, config: str = "params.json") -> ModelArgs:
     """The args with the vocabulary of the embedding.
 
     Raises:
-        CheckpointMismatchError: params.json names another one.
+        CheckpointMismatchError: params.json (or what else the args are from) names another one.
     """
     if args.vocab_size not in (-1, rows):
         raise CheckpointMismatchError(
-            f"params.json has vocab_size {args.vocab_size}, but the embedding has {rows} rows;"
+            f"{config} has vocab_size {args.vocab_size}, but the embedding has {rows} rows;"
             " the two belong to different models"
         )
     return replace(args, vocab_size=rows)
@@ -165,12 +157,7 @@ def shard_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointNotFoundError: no folder, no shards (says what is there instead), or a gap in them.
     """
-    if not folder.exists():
-        raise CheckpointNotFoundError(
-            f"checkpoint folder {folder} does not exist; check the path, or download it"
-        )
-    if not folder.is_dir():
-        raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds consolidated.00.pth")
+    check_folder(folder)
     numbered = {
         int(match[1]): path
         for path in folder.iterdir()
@@ -193,15 +180,15 @@ def _what_is_there(folder: Path) -> str:
         return "the folder is empty; the download has not begun, or went elsewhere"
     if any(name.endswith(".part") for name in names):
         return "it holds unfinished downloads (.part); run the download again to complete them"
-    if "config.json" in names or any(
-        name.endswith((".safetensors", ".safetensors.index.json")) for name in names
-    ):
+    if any(name.endswith((".safetensors", ".bin")) for name in names):
         return (
-            "it is a Hugging Face folder (config.json, safetensors); this version loads Meta's layout"
-            " (consolidated.NN.pth, params.json, tokenizer.model)"
+            "it has weights in Hugging Face's layout, but no config.json; fetch the one that came with them"
         )
     inner = [
-        name for name in names if (folder / name).is_dir() and any((folder / name).glob("consolidated.*.pth"))
+        name
+        for name in names
+        if (folder / name).is_dir()
+        and (any((folder / name).glob("consolidated.*.pth")) or (folder / name / "config.json").exists())
     ]
     if inner:
         return f"there is one in the folder {inner[0]} inside it; pass {folder / inner[0]}"

@@ -1,4 +1,4 @@
-"""Meta shards -> the weights of one rank: mapped files, only this rank's slices, assigned.
+"""A checkpoint of any layout -> the weights of one rank: mapped files, only this rank's slices, assigned.
 
 Nothing is allocated before every file, key and shape has been checked. While it copies, a rank holds
 its own weights and a small window of the mapped files.
@@ -6,180 +6,77 @@ its own weights and a small window of the mapped files.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
-import pickle
-import sys
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointMismatchError
-from ..linear import can_prepare
-from ..model import ModelArgs, Transformer
-from .format import IGNORED, axis_of, expected_shapes, shard_files, spans, wanted_range, with_vocab
+from .. import linear as kernels
+from .. import native
+from ..errors import CheckpointMismatchError, CheckpointNotFoundError
+from ..model import Transformer
+from ..tokenizer import Tokenizer
+from .format import read_params, shard_files
+from .hugging_face import HuggingFaceCheckpoint, is_hugging_face
+from .meta import MetaCheckpoint
+from .source import Checkpoint, Range, windows
 
-__all__ = ["MetaCheckpoint", "load_weights"]
+__all__ = ["load_weights", "open_checkpoint", "tokenizer_of"]
 
-# Bytes of a shard that are copied before their pages are given back.
-_WINDOW = 32 << 20
+# Bytes of a block that is converted and then packed: small enough to be packed from the CPU's caches.
+_BLOCK = 4 << 20
 
 
-class MetaCheckpoint:
-    """An opened folder: its shards are mapped, its keys and shapes checked against its params.
+def open_checkpoint(
+    folder: str | Path, *, max_seq_len: int = 2048, max_batch_size: int = 1, agree: bool = True
+) -> Checkpoint:
+    """Open and check a folder in Meta's or Hugging Face's layout; no weight is read yet.
+
+    Where a folder holds both, Meta's files count.
 
     Args:
-        folder: with consolidated.NN.pth.
-        args: from its params.json; `self.args` has the vocabulary filled in.
+        max_seq_len, max_batch_size: limits that its ModelArgs shall carry.
+        agree: refuse shards that hold different values of a replicated weight.
 
     Raises:
-        CheckpointNotFoundError, CheckpointFormatError, CheckpointMismatchError: naming file and tensor.
+        CheckpointError: files missing, broken, or not fitting together.
+        ConfigError: hyperparameters missing, unknown or not supported.
     """
-
-    def __init__(self, folder: Path, args: ModelArgs) -> None:
-        self.folder = folder
-        self.files = shard_files(folder)
-        self.shards = [_open(path) for path in self.files]
-        self.args = with_vocab(args, self._vocab())
-        self._check()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As stored."""
-        return self.shards[0]["tok_embeddings.weight"].dtype
-
-    def _vocab(self) -> int:
-        embedding = self.shards[0].get("tok_embeddings.weight")
-        if embedding is None or embedding.dim() != 2:
-            raise CheckpointMismatchError(
-                f"{self.files[0]} has no tensor tok_embeddings.weight of two dimensions"
-            )
-        return embedding.shape[0]
-
-    def _check(self) -> None:
-        shapes = expected_shapes(self.args)
-        problems = []
-        for path, shard in zip(self.files, self.shards, strict=True):
-            missing = [name for name in shapes if name not in shard]
-            surplus = [name for name in shard if name not in shapes]
-            if missing:
-                problems.append(f"{path.name} lacks {_some(missing)}")
-            if surplus:
-                problems.append(f"{path.name} has unknown tensors {_some(surplus)}")
-            problems += [
-                f"{path.name}: {name} is {shard[name].dtype}, the rest {self.dtype}"
-                for name in shapes
-                if name in shard and shard[name].dtype != self.dtype
-            ][:3]
-        if not problems:
-            problems = [problem for name, shape in shapes.items() if (problem := self._misfit(name, shape))]
-        if problems:
-            more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise CheckpointMismatchError(
-                f"{self.folder} does not fit its params.json: {'; '.join(problems[:5])}{more}."
-                " Files of different models may have been mixed; fetch them again"
-            )
-
-    def _misfit(self, name: str, shape: tuple[int, ...]) -> str | None:
-        """What is wrong with a tensor's shapes in the shards; together they must make up the whole."""
-        axis = axis_of(name)
-        found = [tuple(shard[name].shape) for shard in self.shards]
-        wanted = list(shape)
-        if axis is not None:
-            if shape[axis] % len(found):
-                return f"{name} of {list(shape)} cannot lie in {len(found)} shards"
-            wanted[axis] //= len(found)
-        for path, each in zip(self.files, found, strict=True):
-            if list(each) != wanted:
-                return f"{name} in {path.name} is {list(each)}, not {wanted}"
-        return None
-
-    def copy_slice(self, name: str, out: torch.Tensor, rank: int, size: int) -> None:
-        """Fill `out` with what rank `rank` of `size` holds of a tensor, converting dtype and device."""
-        axis = axis_of(name)
-        if axis is None:
-            _copy(self.shards[0][name], out)
-            return
-        extents = [shard[name].shape[axis] for shard in self.shards]
-        start, stop = wanted_range(name, sum(extents), self.args, rank, size)
-        at = 0
-        for span in spans(start, stop, extents):
-            length = span.stop - span.start
-            source = self.shards[span.shard][name].narrow(axis, span.start, length)
-            _copy(source, out.narrow(axis, at, length))
-            at += length
+    folder = Path(folder)
+    if is_hugging_face(folder) and not any(folder.glob("consolidated.*.pth")):
+        return HuggingFaceCheckpoint(folder, max_seq_len, max_batch_size)
+    shard_files(folder)
+    args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+    return MetaCheckpoint(folder, args, agree=agree)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def tokenizer_of(checkpoint: Checkpoint, path: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint: `path`, by default tokenizer.model in its folder.
 
-
-def _open(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .pth, mapped. Nothing but tensors and plain containers is unpickled."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointFormatError(
-            f"{path} is an HTML or XML page of {size} bytes, not weights; download it again"
+    Raises:
+        CheckpointNotFoundError: there is none.
+        CheckpointMismatchError: its pieces are not the rows of the embedding.
+        TokenizerError: it is no SentencePiece model.
+    """
+    found = checkpoint.folder / "tokenizer.model" if path is None else Path(path)
+    if path is None and not found.is_file():
+        raise CheckpointNotFoundError(
+            f"{found} is missing; fetch the tokenizer.model that came with the weights, or pass its path"
+            " (tokenizer_path of Llama.build, --tokenizer of the commands)"
         )
-    if head[:1] == b"\x80":
-        raise CheckpointFormatError(
-            f"{path} is a bare pickle (torch's format before 1.6, or no checkpoint) and was not run;"
-            " load it in torch with weights_only=True and torch.save it again"
+    tokenizer = Tokenizer(found)
+    if tokenizer.n_words != checkpoint.args.vocab_size:
+        raise CheckpointMismatchError(
+            f"{found} has {tokenizer.n_words} pieces, but the embedding in {checkpoint.folder} has"
+            f" {checkpoint.args.vocab_size} rows; use the tokenizer.model that came with these weights"
         )
-    if not zipfile.is_zipfile(path):
-        kind = "is empty" if size == 0 else f"is not a complete torch file ({size} bytes; truncated?)"
-        raise CheckpointFormatError(f"{path} {kind}; download it again, and compare it with checklist.chk")
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointFormatError(
-            f"{path} holds more than tensors and was not run: {str(error).splitlines()[0][:200]}."
-            " Only load checkpoints saved as a plain state dict"
-        ) from error
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
-        raise CheckpointFormatError(
-            f"{path} cannot be read ({str(error).splitlines()[0][:200]}); download it again"
-        ) from error
-    if not isinstance(loaded, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-    ):
-        raise CheckpointFormatError(
-            f"{path} holds {type(loaded).__name__}, not a dictionary of named tensors"
-        )
-    return {name: value for name, value in loaded.items() if name not in IGNORED}
-
-
-def _copy(source: torch.Tensor, out: torch.Tensor) -> None:
-    """Copy window by window, giving mapped pages back: they would count as this rank's memory."""
-    row_bytes = source.stride(0) * source.element_size()
-    rows = max(1, _WINDOW // max(1, row_bytes))
-    for first in range(0, source.shape[0], rows):
-        window = source[first : first + rows]
-        out[first : first + rows].copy_(window)
-        # Up to its last element, not its last row: a slice of columns would reach past the file.
-        last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
-        _give_back(window.data_ptr(), (last + 1) * source.element_size())
-
-
-def _give_back(address: int, length: int) -> None:
-    """Tell the kernel that a mapped range is no longer needed here (it stays in the page cache)."""
-    if not sys.platform.startswith("linux"):
-        return
-    page = mmap.PAGESIZE
-    first = -(-address // page) * page
-    whole = (address + length - first) // page * page
-    if whole > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
+    return tokenizer
 
 
 def load_weights(
     model: Transformer,
-    checkpoint: MetaCheckpoint,
+    checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -190,22 +87,62 @@ def load_weights(
     Args:
         progress: is told the bytes of each weight as it arrives.
     """
-    parallel = model.parallel
+    rank, size = model.parallel.rank, model.parallel.size
     parameters = list(model.named_parameters())
     modules: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in parameters}
-    # What is packed for the CPU is read into one buffer that serves all: plain and packed weights taken
+    on_cpu = device.type == "cpu"
+    blocks = {
+        name: on_cpu and hasattr(modules[name], "multiply") and kernels.packs_blocks(p.shape, dtype)
+        for name, p in parameters
+    }
+    # What is packed whole is read into one buffer that serves all: plain and packed weights taken
     # and freed in turn leave holes between what stays, up to 0.6 of its size (measured).
-    staged = [
-        p.numel() for name, p in parameters if device.type == "cpu" and hasattr(modules[name], "multiply")
-    ]
-    staging = torch.empty(max(staged, default=0), dtype=dtype, device=device)
+    borrows = {name: on_cpu and hasattr(modules[name], "multiply") and not blocks[name] for name in modules}
+    staging = torch.empty(
+        max((p.numel() for name, p in parameters if borrows[name]), default=0), dtype=dtype, device=device
+    )
     for name, parameter in parameters:
-        borrowed = device.type == "cpu" and hasattr(modules[name], "multiply")
-        if borrowed:
-            value = staging[: parameter.numel()].view(parameter.shape)
+        shape = tuple(parameter.shape)
+        nbytes = parameter.numel() * dtype.itemsize
+        rows, columns = checkpoint.slice_of(name, rank, size)
+        if blocks[name]:
+            assert columns is not None
+            modules[name].assign(_packed(checkpoint, name, rows, columns))
+        elif borrows[name]:
+            value = staging[: parameter.numel()].view(shape)
+            checkpoint.read(name, value, rows, columns)
+            modules[name].assign(value if kernels.can_prepare(value) else value.clone())
         else:
-            value = torch.empty(parameter.shape, dtype=dtype, device=device)
-        checkpoint.copy_slice(name, value, parallel.rank, parallel.size)
-        nbytes = value.nbytes
-        modules[name].assign(value.clone() if borrowed and not can_prepare(value) else value)
+            value = (
+                native.large_empty(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=device)
+            )
+            checkpoint.read(name, value, rows, columns)
+            modules[name].assign(value)
         progress(nbytes)
+
+
+def _packed(checkpoint: Checkpoint, name: str, rows: Range, columns: Range) -> torch.Tensor:
+    """A window of a tensor in the layout of the native kernels, packed straight from the mapped files.
+
+    What lies there in another dtype or order goes through a small block.
+    """
+    height, width = rows[1] - rows[0], columns[1] - columns[0]
+    packed = native.empty_packed(height, width)
+    parts = list(checkpoint.parts(name, rows, columns))
+    places = [(part.rows.start, part.columns.start if part.columns else 0, part.rows.step) for part in parts]
+    if all(
+        step in (None, 1) and native.can_pack_block(part.source, packed, row, column, height)
+        for part, (row, column, step) in zip(parts, places, strict=True)
+    ):
+        for part, (row, column, _) in zip(parts, places, strict=True):
+            for first, window in windows(part.source, native.LANES):
+                native.pack_block(window, packed, row + first, column)
+        return packed
+    step = max(1, _BLOCK // (width * packed.itemsize) // native.LANES) * native.LANES
+    block = torch.empty(min(step, height), width, dtype=packed.dtype)
+    for first in range(0, height, step):
+        last = min(first + step, height)
+        part_of = block[: last - first]
+        checkpoint.read(name, part_of, (rows[0] + first, rows[0] + last), columns)
+        native.pack_block(part_of, packed, first, 0)
+    return packed

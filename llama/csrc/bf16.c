@@ -22,7 +22,7 @@
 enum { LANES = 16, GROUPS = 4, ROWS = 6, FEW = 8 };
 
 /* Goes up with every change of a signature or of the packed layout; native.py asks for it. */
-int llama_bf16_abi(void) { return 1; }
+int llama_bf16_abi(void) { return 2; }
 
 int llama_bf16_supported(void) {
     __builtin_cpu_init();
@@ -30,17 +30,51 @@ int llama_bf16_supported(void) {
            __builtin_cpu_supports("avx512bf16");
 }
 
-/* w (out, in) -> packed (ceil(out / 16), in / 2, 16, 2); rows past `out` become zero. `in` is even. */
-void llama_bf16_pack(const uint16_t *w, uint16_t *packed, long out, long in, int threads) {
+/* 16 rows of 16 pairs, `stride` elements apart, to 16 columns of 16 pairs, one behind the other. */
+TARGET INLINE void transpose(const uint16_t *w, long stride, uint16_t *to) {
+    __m512i r[LANES], t[LANES];
+    for (int i = 0; i < LANES; i++) r[i] = _mm512_loadu_si512(w + i * stride);
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4)
+        for (int j = 0; j < 2; j++) {
+            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
+            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + 2 + j]);
+        }
+    /* Now r[4 q + c] has, in its 128-bit part p, rows 4 q to 4 q + 3 of column 4 p + c. */
+    for (int c = 0; c < 4; c++) {
+        const __m512i a = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), b = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
+        const __m512i d = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
+        const __m512i e = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
+        /* Past the caches: what is packed now is read much later. */
+        _mm512_stream_si512((void *)(to + (0 + c) * 2 * LANES), _mm512_shuffle_i32x4(a, d, 0x88));
+        _mm512_stream_si512((void *)(to + (4 + c) * 2 * LANES), _mm512_shuffle_i32x4(b, e, 0x88));
+        _mm512_stream_si512((void *)(to + (8 + c) * 2 * LANES), _mm512_shuffle_i32x4(a, d, 0xdd));
+        _mm512_stream_si512((void *)(to + (12 + c) * 2 * LANES), _mm512_shuffle_i32x4(b, e, 0xdd));
+    }
+}
+
+/* A block w (rows, columns), its rows `stride` elements apart, into a packed W of `in` inputs. `packed` points to
+ * where the block begins; it begins at a multiple of 16 outputs and 2 inputs, on 64 bytes. `columns` is even.
+ * In the last group of 16 outputs, those past `rows` become zero. */
+TARGET void llama_bf16_pack(const uint16_t *w, uint16_t *packed, long stride, long in, long rows, long columns,
+                            int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long first = 0; first < out; first += LANES) {
+    for (long first = 0; first < rows; first += LANES) {
+        const uint16_t *from = w + first * stride;
         uint16_t *to = packed + first * in;
-        for (long k = 0; k < in; k += 2, to += 2 * LANES)
+        long k = 0;
+        if (first + LANES <= rows)
+            for (; k + 2 * LANES <= columns; k += 2 * LANES) transpose(from + k, stride, to + k * LANES);
+        for (; k < columns; k += 2)
             for (long i = 0; i < LANES; i++)
-                if (first + i < out)
-                    memcpy(to + 2 * i, w + (first + i) * in + k, 4);
+                if (first + i < rows)
+                    memcpy(to + k * LANES + 2 * i, from + i * stride + k, 4);
                 else
-                    memset(to + 2 * i, 0, 4);
+                    memset(to + k * LANES + 2 * i, 0, 4);
+        _mm_sfence();
     }
 }
 

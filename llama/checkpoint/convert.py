@@ -1,0 +1,333 @@
+"""Any checkpoint -> another layout, number of shards or dtype, a window at a time.
+
+The plan of the files is made first, from shapes alone; their size is then known before a byte is
+written. The files are written into a folder beside the target, which takes the target's name when all is
+there and read back. A conversion that ends early, however, leaves no folder that looks whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointWriteError, ConfigError
+from ..model import ModelArgs, fits
+from ..tokenizer import Tokenizer
+from .format import axis_of, expected_shapes
+from .hf_config import config_of, generation_config_of, params_of, trained_context
+from .hf_tokenizer import write_tokenizer
+from .hugging_face import hf_name, rotary_heads
+from .load import tokenizer_of
+from .members import member_of
+from .pth import PthWriter
+from .safetensors import SafetensorsWriter
+from .source import Checkpoint, Range, windows
+from .target import Target
+
+__all__ = ["Converted", "convert", "plan_files"]
+
+# Bytes of a tensor that are in memory at once, for each file that is being written.
+_WINDOW = 16 << 20
+# Of one safetensors file, as the hub's own tools cut them.
+_LARGEST_FILE = 5 * 10**9
+_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A window of a tensor that goes into a file; `name` is Meta's, `key` the one in the file."""
+
+    name: str
+    key: str
+    rows: Range
+    columns: Range | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the window."""
+        ranges = [self.rows] if self.columns is None else [self.rows, self.columns]
+        return tuple(stop - start for start, stop in ranges)
+
+
+@dataclass(frozen=True)
+class File:
+    """A weight file to be written."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+    def nbytes(self, dtype: torch.dtype) -> int:
+        """Of its tensors."""
+        return sum(torch.Size(piece.shape).numel() for piece in self.pieces) * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion wrote."""
+
+    folder: Path
+    files: tuple[str, ...]
+    nbytes: int
+    dtype: torch.dtype
+
+
+def convert(
+    source: Checkpoint,
+    target: Path,
+    *,
+    layout: str,
+    tokenizer_path: Path | None = None,
+    shards: int | None = None,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Converted:
+    """Write a checkpoint in another layout, number of shards or dtype.
+
+    Memory stays at a few windows of 16 MB for each file under way, whatever the size of the model.
+
+    Args:
+        source: an opened checkpoint.
+        target: the new folder.
+        layout: "meta" or "hf".
+        tokenizer_path: by default tokenizer.model in the source's folder.
+        shards: files of Meta's layout; by default as many as the source has in Meta's layout, else what
+            Meta ships that member of the family in.
+        dtype: by default as stored.
+        force: replace a checkpoint folder that is there.
+        progress: is told bytes as they are written. Called from several threads.
+
+    Raises:
+        CheckpointWriteError: the target exists, cannot be written, or its disk is full; nothing is left.
+        CheckpointNotFoundError, CheckpointMismatchError, TokenizerError: no tokenizer, or a foreign one.
+        ConfigError: a number of shards that the model's heads do not allow, a value that float16 has not.
+    """
+    dtype = source.dtype if dtype is None else dtype
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        raise ConfigError(f"weights of {dtype} cannot be written; pass --dtype bfloat16, float16 or float32")
+    tokenizer = tokenizer_of(source, tokenizer_path)
+    files = plan_files(source, layout, shards, dtype)
+    total = sum(file.nbytes(dtype) for file in files)
+    with Target(target, total, force=force, source=source.folder) as unfinished:
+        hashes = _write_all(source, files, unfinished.folder, dtype, progress)
+        if layout == "meta":
+            _finish_meta(source, tokenizer, unfinished.folder, hashes)
+        else:
+            _finish_hugging_face(source, tokenizer, unfinished.folder, files, dtype)
+        names = tuple(
+            sorted(path.name for path in unfinished.folder.iterdir() if not path.name.startswith("."))
+        )
+        unfinished.publish()
+    return Converted(target, names, total, dtype)
+
+
+def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch.dtype) -> list[File]:
+    """The weight files of the target.
+
+    Raises:
+        ConfigError: see `convert`.
+    """
+    if layout == "hf":
+        if shards is not None:
+            raise ConfigError("a Hugging Face folder has no model-parallel shards; leave --mp out")
+        return _hugging_face_files(source.args, dtype)
+    if layout != "meta":
+        raise ConfigError(f"the layout is {layout!r}; use meta or hf")
+    if shards is None:
+        member = member_of(source.args)
+        shards = source.shards if source.layout == "Meta" else 1 if member is None else member.shards
+    if shards < 1 or not fits(source.args, shards) or source.args.kv_heads % shards:
+        sizes = [
+            n
+            for n in range(1, source.args.kv_heads + 1)
+            if fits(source.args, n) and source.args.kv_heads % n == 0
+        ]
+        raise ConfigError(
+            f"{shards} shards cannot hold {source.args.n_heads} heads with {source.args.kv_heads} key/value heads in"
+            f" equal parts; use one of {', '.join(map(str, sizes))}"
+        )
+    return [_meta_file(source.args, i, shards) for i in range(shards)]
+
+
+def _meta_file(args: ModelArgs, shard: int, shards: int) -> File:
+    pieces = []
+    for name, shape in expected_shapes(args).items():
+        ranges: list[Range] = [(0, extent) for extent in shape]
+        axis = axis_of(name)
+        if axis is not None:
+            part = shape[axis] // shards
+            ranges[axis] = (shard * part, (shard + 1) * part)
+        pieces.append(Piece(name, name, ranges[0], ranges[1] if len(ranges) > 1 else None))
+    return File(f"consolidated.{shard:02d}.pth", tuple(pieces))
+
+
+def _hugging_face_files(args: ModelArgs, dtype: torch.dtype) -> list[File]:
+    groups: list[list[Piece]] = [[]]
+    size = 0
+    for name, shape in expected_shapes(args).items():
+        piece = Piece(name, hf_name(name), (0, shape[0]), (0, shape[1]) if len(shape) > 1 else None)
+        nbytes = torch.Size(shape).numel() * dtype.itemsize
+        if groups[-1] and size + nbytes > _LARGEST_FILE:
+            groups.append([])
+            size = 0
+        groups[-1].append(piece)
+        size += nbytes
+    if len(groups) == 1:
+        return [File("model.safetensors", tuple(groups[0]))]
+    return [
+        File(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group))
+        for i, group in enumerate(groups, 1)
+    ]
+
+
+def _write_all(
+    source: Checkpoint, files: list[File], folder: Path, dtype: torch.dtype, progress: Callable[[int], None]
+) -> dict[str, str | None]:
+    """Write the files, several at a time -> the md5 of each, where one is taken."""
+    stop = threading.Event()
+
+    def one(file: File) -> str | None:
+        try:
+            return _write_file(source, file, folder / file.name, dtype, progress, stop)
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(min(_WORKERS, len(files), os.cpu_count() or 1)) as pool:
+        futures = [pool.submit(one, file) for file in files]
+        try:
+            # The first error that is one: those after it may only say that they were told to stop.
+            errors = [error for future in futures if (error := future.exception()) is not None]
+        except BaseException:  # Ctrl-C in this thread
+            stop.set()
+            raise
+    real = [error for error in errors if not isinstance(error, _StoppedError)]
+    if real:
+        raise real[0]
+    return {file.name: future.result() for file, future in zip(files, futures, strict=True)}
+
+
+class _StoppedError(Exception):
+    """Another file failed."""
+
+
+def _write_file(
+    source: Checkpoint,
+    file: File,
+    path: Path,
+    dtype: torch.dtype,
+    progress: Callable[[int], None],
+    stop: threading.Event,
+) -> str | None:
+    shapes = {piece.key: piece.shape for piece in file.pieces}
+
+    def counted(piece: Piece) -> Iterator[torch.Tensor]:
+        for chunk in _chunks(source, piece, dtype, path.suffix == ".safetensors"):
+            if stop.is_set():
+                raise _StoppedError
+            yield chunk
+            progress(chunk.nbytes)
+
+    if path.suffix == ".safetensors":
+        with SafetensorsWriter(path, shapes, dtype) as plain:
+            for piece in file.pieces:
+                plain.write(counted(piece))
+            plain.close()
+        return None
+    with PthWriter(path, shapes, dtype) as writer:
+        for piece in file.pieces:
+            writer.write(counted(piece))
+        md5 = writer.close()
+    with zipfile.ZipFile(path) as written:
+        if (broken := written.testzip()) is not None:
+            raise CheckpointWriteError(
+                f"{path.name} does not read back as it was written (record {broken}); check the disk"
+            )
+    return md5
+
+
+def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
+    """A piece in contiguous windows of rows, in the order of the target's layout."""
+    heads = rotary_heads(piece.name, source.args.n_heads, source.args.kv_heads) if to_hf else 0
+    parts = list(source.parts(piece.name, piece.rows, piece.columns))
+    whole = parts[0].source
+    if not heads and len(parts) == 1 and whole.dtype == dtype and whole.is_contiguous():
+        for _, window in windows(whole):
+            yield window
+        return
+    height, width = piece.shape[0], piece.shape[1] if len(piece.shape) > 1 else 1
+    # Whole heads: their rows are reordered together.
+    multiple = source.args.head_dim if heads else 1
+    step = max(1, _WINDOW // (width * dtype.itemsize) // multiple) * multiple
+    buffer = torch.empty(min(step, height), *piece.shape[1:], dtype=dtype)
+    for first in range(0, height, step):
+        last = min(first + step, height)
+        out = buffer[: last - first]
+        rows = (piece.rows[0] + first, piece.rows[0] + last)
+        source.read(piece.name, out, rows, piece.columns)
+        if dtype == torch.float16 != source.dtype:
+            _check_range(source, piece, rows, out)
+        if heads:
+            out = out.view(-1, multiple // 2, 2, width).transpose(1, 2).reshape(-1, width)
+        yield out
+
+
+def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
+    """float16 ends at 65504; what becomes infinite in it would be lost."""
+    if out.isfinite().all():
+        return
+    exact = torch.empty(out.shape, dtype=torch.float32)
+    source.read(piece.name, exact, rows, piece.columns)
+    largest = exact[exact.isfinite()].abs().max()
+    if largest > torch.finfo(torch.float16).max:
+        raise ConfigError(
+            f"{piece.name} holds values up to {float(largest):.4g}, but float16 ends at 65504; use bfloat16 or float32"
+        )
+
+
+def _finish_meta(
+    source: Checkpoint, tokenizer: Tokenizer, folder: Path, hashes: dict[str, str | None]
+) -> None:
+    shutil.copyfile(tokenizer.model_path, folder / "tokenizer.model")
+    if source.layout == "Meta":
+        shutil.copyfile(source.folder / "params.json", folder / "params.json")
+    else:
+        (folder / "params.json").write_text(json.dumps(params_of(source.args)) + "\n")
+    for name in ("params.json", "tokenizer.model"):
+        hashes[name] = _md5(folder / name)
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
+    (folder / "checklist.chk").write_text("".join(lines))
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
+def _finish_hugging_face(
+    source: Checkpoint,
+    tokenizer: Tokenizer,
+    folder: Path,
+    files: list[File],
+    dtype: torch.dtype,
+) -> None:
+    def write(name: str, content: dict[str, Any]) -> None:
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    if len(files) > 1:
+        total = sum(file.nbytes(dtype) for file in files)
+        where = {piece.key: file.name for file in files for piece in file.pieces}
+        write("model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
+    write_tokenizer(tokenizer, folder, trained_context(source.args))
+    write("generation_config.json", generation_config_of(tokenizer))
+    write("config.json", config_of(source.args, dtype, tokenizer))

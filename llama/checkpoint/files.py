@@ -1,0 +1,102 @@
+"""Files of a checkpoint as they are opened: one way to say what is wrong with a path, one way to read JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import CheckpointFormatError, CheckpointNotFoundError
+
+__all__ = ["check_file", "check_folder", "raw_bytes", "read_json", "some", "strict_object"]
+
+# Larger than any config or index of a model; a page or a weight file in its place is not read into memory.
+_MOST_JSON = 64 << 20
+
+
+def check_folder(folder: Path) -> None:
+    """Raise CheckpointNotFoundError, saying why, where `folder` is no folder."""
+    _check_path(folder)
+    if not folder.exists():
+        raise CheckpointNotFoundError(
+            f"checkpoint folder {folder} does not exist; check the path, or download it"
+        )
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds the checkpoint")
+
+
+def check_file(path: Path, why: str = "download it again") -> int:
+    """Size of a file in bytes.
+
+    Raises:
+        CheckpointNotFoundError: there is none, or it is no file; the message ends with `why`.
+        CheckpointFormatError: it cannot be read.
+    """
+    _check_path(path)
+    if not path.exists():
+        raise CheckpointNotFoundError(f"{path} is missing; {why}")
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"{path} is not a file; {why}")
+    try:
+        with path.open("rb"):
+            return path.stat().st_size
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_path(path: Path) -> None:
+    # `exists` says no for a link that leads nowhere and for one that leads to itself.
+    if path.is_symlink() and not path.exists():
+        raise CheckpointNotFoundError(
+            f"{path} is a symbolic link that leads nowhere, or in a circle; point it to the real file"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointFormatError: no JSON, no object, a key that occurs twice.
+    """
+    size = check_file(path, f"fetch the {path.name} that came with the weights")
+    if size > _MOST_JSON:
+        raise CheckpointFormatError(f"{path} has {size:,} bytes, which no {path.name} has; fetch it again")
+    try:
+        return strict_object(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointFormatError(f"{path} is not usable: {error}; fetch it again") from error
+
+
+def strict_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in `text`; ValueError where it is none, or a key occurs twice in any object of it."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the key {twice!r} occurs twice")
+        return found
+
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    if not isinstance(value, Mapping):
+        raise ValueError(f"it holds {type(value).__name__}, not an object")
+    return dict(value)
+
+
+def some(names: list[str]) -> str:
+    """A list for a message: the first three."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def raw_bytes(x: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, not copied."""
+    flat: Any = x.view(torch.uint8).reshape(-1).numpy()
+    return memoryview(flat)

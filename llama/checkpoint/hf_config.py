@@ -1,0 +1,186 @@
+"""config.json <-> ModelArgs. What config.json asks for and this runtime does not do is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError
+from ..model import ModelArgs
+from ..tokenizer import Tokenizer
+from .files import read_json
+
+__all__ = ["config_of", "generation_config_of", "params_of", "read_config", "trained_context"]
+
+# transformers' own defaults, for keys that a config.json leaves out.
+_NORM_EPS, _ROPE_THETA = 1e-6, 10000.0
+# Key -> the values with which a Llama is what this runtime computes.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu", "swish", None),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (1, 1.0, None),
+}
+
+
+def read_config(folder: Path, *, max_seq_len: int, max_batch_size: int) -> tuple[ModelArgs, bool]:
+    """ModelArgs from config.json, and whether input and output embeddings are tied.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointFormatError: no config.json, or no JSON object in it.
+        ConfigError: another architecture, rope scaling, biases, a quantized model, missing or bad values.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    try:
+        _refuse(config)
+        args = ModelArgs(
+            **_shape(config),
+            norm_eps=config.get("rms_norm_eps", _NORM_EPS),
+            rope_theta=_rope_theta(config),
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return args, config.get("tie_word_embeddings", False) is True
+
+
+def _refuse(config: dict[str, Any]) -> None:
+    architectures = config.get("architectures") or ["LlamaForCausalLM"]
+    if architectures != ["LlamaForCausalLM"]:
+        raise ConfigError(
+            f"the architecture is {architectures}; this runtime computes LlamaForCausalLM, the Code Llama family"
+        )
+    for key, values in _SUPPORTED.items():
+        if key in config and config[key] not in values:
+            raise ConfigError(
+                f"{key} is {config[key]!r}; this runtime computes {key} = {values[0]!r} only, and ignoring it would"
+                " give wrong results"
+            )
+
+
+def _rope_theta(config: dict[str, Any]) -> Any:
+    # transformers 4: rope_theta and rope_scaling; transformers 5: both within rope_parameters.
+    parameters = config.get("rope_parameters") or {}
+    scaling = config.get("rope_scaling") or {}
+    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{key} is {value!r}; it must be an object or null")
+        kind = value.get("rope_type", value.get("type", "default"))
+        extra = sorted(set(value) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+        if kind != "default" or extra or value.get("partial_rotary_factor", 1) != 1:
+            raise ConfigError(
+                f"{key} asks for rope scaling ({value}); this runtime computes plain rotary positions only"
+            )
+    return parameters.get("rope_theta", config.get("rope_theta", _ROPE_THETA))
+
+
+def _shape(config: dict[str, Any]) -> dict[str, Any]:
+    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    missing = [name for name in (*names, "intermediate_size") if name not in config]
+    if missing:
+        raise ConfigError(f"it lacks {', '.join(missing)}; fetch the file that came with the weights")
+    shape = {ours: config[theirs] for theirs, ours in names.items()}
+    ffn = config["intermediate_size"]
+    for name, value in (*shape.items(), ("intermediate_size", ffn)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
+    head_dim = config.get("head_dim")
+    if head_dim is not None and head_dim * shape["n_heads"] != shape["dim"]:
+        raise ConfigError(
+            f"head_dim is {head_dim!r}, but hidden_size {shape['dim']} / {shape['n_heads']} heads ="
+            f" {shape['dim'] / shape['n_heads']:g}; this runtime splits hidden_size evenly"
+        )
+    multiple_of, multiplier = _ffn_rule(shape["dim"], ffn)
+    return {
+        **shape,
+        "n_kv_heads": config.get("num_key_value_heads"),
+        "vocab_size": config.get("vocab_size", -1),
+        "multiple_of": multiple_of,
+        "ffn_dim_multiplier": multiplier,
+    }
+
+
+def _ffn_rule(dim: int, ffn: int) -> tuple[int, float]:
+    """multiple_of and ffn_dim_multiplier with which Meta's rule gives a feed-forward dimension.
+
+    Meta's own values are tried first, so that a member of the family gets back the params.json it had.
+    """
+    hidden = int(2 * 4 * dim / 3)
+    largest = ffn & -ffn  # the largest power of two that divides it
+    tried = [
+        (256, 1.0),
+        (4096, 1.3),
+        (256, 1.3),
+        (min(256, largest), ffn / hidden),
+        (1, (ffn + 0.5) / hidden),
+    ]
+    for multiple_of, multiplier in tried:
+        if multiple_of * -(-int(multiplier * hidden) // multiple_of) == ffn:
+            return multiple_of, multiplier
+    raise ConfigError(f"intermediate_size {ffn} cannot be expressed for hidden_size {dim}")
+
+
+def params_of(args: ModelArgs) -> dict[str, Any]:
+    """The content of params.json."""
+    params: dict[str, Any] = {
+        "dim": args.dim,
+        "n_layers": args.n_layers,
+        "n_heads": args.n_heads,
+        "multiple_of": args.multiple_of,
+        "ffn_dim_multiplier": args.ffn_dim_multiplier,
+        "norm_eps": args.norm_eps,
+        "rope_theta": args.rope_theta,
+        "vocab_size": args.vocab_size,
+    }
+    if args.kv_heads != args.n_heads:
+        params["n_kv_heads"] = args.kv_heads
+    return {key: value for key, value in params.items() if value is not None}
+
+
+def trained_context(args: ModelArgs) -> int:
+    """Tokens that a model was trained for, by its rope_theta: max_position_embeddings of config.json."""
+    return 16384 if args.rope_theta > 1e4 else 2048
+
+
+def config_of(args: ModelArgs, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of config.json, for transformers 4 and 5."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": args.dim,
+        "intermediate_size": args.ffn_dim,
+        "num_hidden_layers": args.n_layers,
+        "num_attention_heads": args.n_heads,
+        "num_key_value_heads": args.kv_heads,
+        "head_dim": args.head_dim,
+        "vocab_size": args.vocab_size,
+        "max_position_embeddings": trained_context(args),
+        "rms_norm_eps": args.norm_eps,
+        "rope_theta": args.rope_theta,
+        "rope_scaling": None,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "pretraining_tp": 1,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def generation_config_of(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of generation_config.json; every id that ends an answer."""
+    ends = [tokenizer.eos_id]
+    ends += [i for i in (tokenizer.eot_id, tokenizer.step_id) if i is not None]
+    return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -1,0 +1,155 @@
+"""tokenizer.model -> the tokenizer files of a Hugging Face folder. Knows formats only; imports no torch.
+
+SentencePiece's byte-pair encoding joins, again and again, the two neighbours whose joint piece has the
+best score. tokenizer.json holds the same as a ranked list of pairs, so the pairs are all ways to cut a
+piece into two pieces, ordered by the score of what they make.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ..tokenizer import SPACE_SYMBOL, Tokenizer
+
+__all__ = ["TOKENIZER_FILES", "write_tokenizer"]
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_FILL = "<FILL_ME>"
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
+    """Write `TOKENIZER_FILES` into `folder`, of which the first is a copy of the tokenizer's own file.
+
+    Args:
+        context: tokens that the model was trained for, for tokenizer_config.json.
+
+    Raises:
+        OSError: the files cannot be written.
+    """
+    named = _named_pieces(tokenizer)
+    shutil.copyfile(tokenizer.model_path, folder / "tokenizer.model")
+    _write(folder / "tokenizer.json", _tokenizer_json(tokenizer, named))
+    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, named, context))
+    plain = {key: named[key] for key in ("bos_token", "eos_token", "unk_token")}
+    _write(folder / "special_tokens_map.json", plain)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _named_pieces(tokenizer: Tokenizer) -> dict[str, str]:
+    """Control pieces by the names that transformers has for them."""
+    ids: dict[str, int | None] = {
+        "bos_token": tokenizer.bos_id,
+        "eos_token": tokenizer.eos_id,
+        "unk_token": tokenizer.unk_id,
+    }
+    if tokenizer.supports_infilling:
+        ids |= {
+            "prefix_token": tokenizer.prefix_id,
+            "middle_token": tokenizer.middle_id,
+            "suffix_token": tokenizer.suffix_id,
+            "eot_token": tokenizer.eot_id,
+        }
+    return {name: tokenizer.token_piece(i) for name, i in ids.items() if i is not None and i >= 0}
+
+
+def merges(tokenizer: Tokenizer) -> list[str]:
+    """Every pair of pieces that makes a piece, "left right", best first."""
+    sp = tokenizer.sp_model
+    ids = range(tokenizer.n_words)
+    scores = {
+        sp.id_to_piece(i): sp.get_score(i)
+        for i in ids
+        if not (sp.is_byte(i) or sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i))
+    }
+    ranked = [
+        (-score, rank, left)
+        for rank, (piece, score) in enumerate(scores.items())
+        for left in range(1, len(piece))
+        if piece[:left] in scores and piece[left:] in scores
+    ]
+    pieces = list(scores)
+    # Of the ways to make one piece the longest left part comes first: runs of one character (spaces of an
+    # indentation) then join from the left, as SentencePiece joins them.
+    ranked.sort(key=lambda each: (each[0], each[1], -each[2]))
+    return [f"{pieces[rank][:left]} {pieces[rank][left:]}" for _, rank, left in ranked]
+
+
+def _added(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    ids = sorted({tokenizer.unk_id, *tokenizer.control_ids})
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return [{"id": i, "content": tokenizer.token_piece(i), **flags} for i in ids]
+
+
+def _tokenizer_json(tokenizer: Tokenizer, named: dict[str, str]) -> dict[str, Any]:
+    bos = named["bos_token"]
+    start = {"SpecialToken": {"id": bos, "type_id": 0}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added(tokenizer),
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": SPACE_SYMBOL},
+                {"type": "Replace", "pattern": {"String": " "}, "content": SPACE_SYMBOL},
+            ],
+        },
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                start,
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": bos, "type_id": 1}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE_SYMBOL}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": named.get("unk_token"),
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {tokenizer.token_piece(i): i for i in range(tokenizer.n_words)},
+            "merges": merges(tokenizer),
+        },
+    }
+
+
+def _tokenizer_config(tokenizer: Tokenizer, named: dict[str, str], context: int) -> dict[str, Any]:
+    infilling = tokenizer.supports_infilling
+    config: dict[str, Any] = {
+        "tokenizer_class": "CodeLlamaTokenizer" if infilling else "LlamaTokenizer",
+        **named,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": False,
+        "model_max_length": context,
+    }
+    if infilling:
+        # transformers 5 puts a space in front of the suffix of an infilling prompt unless told not to here;
+        # transformers 4 does not read this (docs/checkpoints.md).
+        config |= {"fill_token": _FILL, "add_prefix_space": False}
+    return config

@@ -1,0 +1,91 @@
+"""What a checkpoint is, in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..memory import GIB, cache_bytes_per_token, parameter_count, weight_bytes
+from ..model import ModelArgs, fits
+from ..tokenizer import Tokenizer
+from .hf_config import trained_context
+from .members import member_of
+from .source import Checkpoint
+
+__all__ = ["describe", "guess", "shortened"]
+
+_SIZES = (1, 2, 4, 8)
+_CACHED = 4096
+
+
+def shortened(count: float) -> str:
+    """A count with three digits, e.g. 6.74B."""
+    for unit in ("", "K", "M"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g}B"
+
+
+def amount(nbytes: float) -> str:
+    """A size in GiB, a small one in MiB."""
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB / 10 else f"{nbytes / (1 << 20):.1f} MiB"
+
+
+def guess(args: ModelArgs, tokenizer: Tokenizer | None) -> str:
+    """The member of the family, as far as shapes, vocabulary and rope_theta tell it."""
+    member = member_of(args)
+    if member is None:
+        return "no member of the Code Llama family (its shapes are of none)"
+    name = f"Code Llama {member.name}"
+    if args.rope_theta == 1e4 and member.name != "70B":
+        return f"{name} with a wrong rope_theta, or Llama 2 {member.name}: run verify"
+    if member.name == "34B":
+        return f"{name} (base, Python and Instruct have the same shapes and vocabulary)"
+    if member.name == "70B":
+        chat = tokenizer is not None and tokenizer.step_id is not None
+        return f"{name} {'Instruct' if args.rope_theta == 1e4 and chat else '(base or Python)'}"
+    return f"{name} {'Python' if args.vocab_size == 32000 else '(base or Instruct)'}"
+
+
+def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tuple[str, str]]:
+    """Label and text of each line. `tokenizer` None: it is not there."""
+    args, dtype = checkpoint.args, checkpoint.dtype
+    files = sum(path.stat().st_size for path in checkpoint.files)
+    shards = f"{checkpoint.shards} weight file{'s' if checkpoint.shards > 1 else ''}"
+    yield "member", guess(args, tokenizer)
+    yield "layout", f"{checkpoint.layout}, {shards}, {amount(files)}"
+    yield "parameters", f"{shortened(parameter_count(args))} in {str(dtype).removeprefix('torch.')}"
+    yield (
+        "shape",
+        f"dim {args.dim}, {args.n_layers} layers, {args.n_heads} heads, {args.kv_heads} key/value heads,"
+        f" feed-forward {args.ffn_dim}",
+    )
+    yield "context", f"{trained_context(args):,} tokens in training, by rope_theta {args.rope_theta:,.0f}"
+    if tokenizer is None:
+        yield (
+            "vocabulary",
+            f"{args.vocab_size:,} rows; tokenizer.model is missing or does not fit: run verify",
+        )
+    else:
+        yield "vocabulary", f"{args.vocab_size:,} pieces"
+        yield (
+            "infilling",
+            "yes" if tokenizer.supports_infilling else "no: the vocabulary has no infilling pieces",
+        )
+        yield "chat format", "Source: / Destination: / <step>" if tokenizer.step_id is not None else "[INST]"
+    yield from _memory(args, dtype)
+
+
+def _memory(args: ModelArgs, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+    for size in _SIZES:
+        if not fits(args, size):
+            yield f"memory, MP {size}", "does not fit its heads"
+            continue
+        weights = weight_bytes(args, size, dtype)
+        cache = cache_bytes_per_token(args, size, dtype) * _CACHED
+        yield (
+            f"memory, MP {size}",
+            f"{amount(weights)} of weights per rank, {amount(cache)} for {_CACHED:,} cached tokens",
+        )

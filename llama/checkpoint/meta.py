@@ -1,0 +1,123 @@
+"""A folder in Meta's layout, opened: shards mapped, keys and shapes checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointMismatchError
+from ..model import ModelArgs
+from .files import some
+from .format import axis_of, expected_shapes, shard_files, spans, with_vocab
+from .pth import open_pth
+from .source import Checkpoint, Part, Range
+
+__all__ = ["MetaCheckpoint"]
+
+
+class MetaCheckpoint(Checkpoint):
+    """An opened folder: its shards are mapped, its keys and shapes checked against its params.
+
+    Args:
+        folder: with consolidated.NN.pth.
+        args: from its params.json; `self.args` has the vocabulary filled in.
+        agree: refuse shards that hold different values of a weight of which each has all.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointFormatError, CheckpointMismatchError: naming file and tensor.
+    """
+
+    layout = "Meta"
+
+    def __init__(self, folder: Path, args: ModelArgs, *, agree: bool = True) -> None:
+        self.folder = folder
+        self.files = shard_files(folder)
+        self._shards = [open_pth(path) for path in self.files]
+        self.args = with_vocab(args, self._vocab())
+        self.dtype = self._shards[0]["tok_embeddings.weight"].dtype
+        self._check(agree)
+
+    def _vocab(self) -> int:
+        embedding = self._shards[0].get("tok_embeddings.weight")
+        if embedding is None or embedding.dim() != 2:
+            raise CheckpointMismatchError(
+                f"{self.files[0]} has no tensor tok_embeddings.weight of two dimensions"
+            )
+        return embedding.shape[0]
+
+    def _check(self, agree: bool) -> None:
+        shapes = expected_shapes(self.args)
+        problems = []
+        for path, shard in zip(self.files, self._shards, strict=True):
+            missing = [name for name in shapes if name not in shard]
+            surplus = [name for name in shard if name not in shapes]
+            if missing:
+                problems.append(f"{path.name} lacks {some(missing)}")
+            if surplus:
+                problems.append(f"{path.name} has unknown tensors {some(surplus)}")
+            problems += [
+                f"{path.name}: {name} is {shard[name].dtype}, the rest {self.dtype}"
+                for name in shapes
+                if name in shard and shard[name].dtype != self.dtype
+            ][:3]
+        if not problems:
+            problems = [problem for name, shape in shapes.items() if (problem := self._misfit(name, shape))]
+        if agree and not problems:
+            problems = self.disagreements()
+        if problems:
+            more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise CheckpointMismatchError(
+                f"{self.folder} does not fit its params.json: {'; '.join(problems[:5])}{more}."
+                " Files of different models may have been mixed; fetch them again"
+            )
+
+    def _misfit(self, name: str, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a tensor's shapes in the shards; together they must make up the whole."""
+        axis = axis_of(name)
+        found = [tuple(shard[name].shape) for shard in self._shards]
+        wanted = list(shape)
+        if axis is not None:
+            if shape[axis] % len(found):
+                return f"{name} of {list(shape)} cannot lie in {len(found)} shards"
+            wanted[axis] //= len(found)
+        for path, each in zip(self.files, found, strict=True):
+            if list(each) != wanted:
+                return f"{name} in {path.name} is {list(each)}, not {wanted}"
+        return None
+
+    def disagreements(self) -> list[str]:
+        """Where shards hold different values of a weight of which each has all: they are of different models."""
+        first, *others = self._shards
+        return [
+            f"{name} has other values in {path.name} than in {self.files[0].name}"
+            for name in expected_shapes(self.args)
+            if axis_of(name) is None
+            for path, shard in zip(self.files[1:], others, strict=True)
+            # As bytes: a NaN is not equal to itself, and is for `verify` to find.
+            if not torch.equal(first[name].view(torch.uint8), shard[name].view(torch.uint8))
+        ]
+
+    def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
+        axis = axis_of(name)
+        ranges = [rows] if columns is None else [rows, columns]
+        if axis is None:
+            yield Part(self._shards[0][name][rows[0] : rows[1]], slice(0, rows[1] - rows[0]), None)
+            return
+        extents = [shard[name].shape[axis] for shard in self._shards]
+        at = 0
+        for span in spans(*ranges[axis], extents):
+            length = span.stop - span.start
+            source = self._shards[span.shard][name].narrow(axis, span.start, length)
+            other = 1 - axis
+            source = source.narrow(other, ranges[other][0], ranges[other][1] - ranges[other][0])
+            taken = [slice(0, stop - start) for start, stop in ranges]
+            taken[axis] = slice(at, at + length)
+            yield Part(source, taken[0], taken[1])
+            at += length
+
+    def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
+        for path, shard in zip(self.files, self._shards, strict=True):
+            for name in expected_shapes(self.args):
+                yield name, path, shard[name]

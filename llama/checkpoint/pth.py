@@ -1,0 +1,196 @@
+"""torch's .pth files: opened as mapped tensors without running their pickle, and written one tensor at a time.
+
+A .pth is a zip archive of stored (not compressed) records: data.pkl with names, shapes and dtypes, and
+data/N with the bytes of storage N, each beginning at a multiple of 64. Source: torch.save's format since
+torch 1.6, as described in torch's notes on serialization.
+"""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import pickle
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+import torch
+
+from ..errors import CheckpointFormatError
+from .files import check_file, raw_bytes
+from .format import IGNORED
+
+__all__ = ["PthWriter", "open_pth"]
+
+_STORAGES = {
+    torch.bfloat16: torch.BFloat16Storage,
+    torch.float16: torch.HalfStorage,
+    torch.float32: torch.FloatStorage,
+}
+_ALIGNMENT = 64
+# zipfile puts these 20 bytes behind our padding, for sizes of 4 GB and more.
+_ZIP64_EXTRA = 20
+
+
+def open_pth(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .pth, mapped. Nothing but tensors and plain containers is unpickled.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointFormatError: HTML, a bare pickle, a truncated file, objects other than tensors.
+    """
+    size = check_file(path)
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointFormatError(
+            f"{path} is an HTML or XML page of {size} bytes, not weights; download it again"
+        )
+    if head[:1] == b"\x80":
+        raise CheckpointFormatError(
+            f"{path} is a bare pickle (torch's format before 1.6, or no checkpoint) and was not run;"
+            " load it in torch with weights_only=True and torch.save it again"
+        )
+    if not zipfile.is_zipfile(path):
+        kind = "is empty" if size == 0 else f"is not a complete torch file ({size} bytes; truncated?)"
+        raise CheckpointFormatError(f"{path} {kind}; download it again, and compare it with checklist.chk")
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointFormatError(
+            f"{path} holds more than tensors and was not run: {str(error).splitlines()[0][:200]}."
+            " Only load checkpoints saved as a plain state dict"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise CheckpointFormatError(
+            f"{path} cannot be read ({str(error).splitlines()[0][:200]}); download it again"
+        ) from error
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
+    ):
+        raise CheckpointFormatError(
+            f"{path} holds {type(loaded).__name__}, not a dictionary of named tensors"
+        )
+    return {name: value for name, value in loaded.items() if name not in IGNORED}
+
+
+class PthWriter:
+    """Writes a dictionary of named tensors as torch.save does, a chunk at a time.
+
+    Args:
+        path: is created.
+        shapes: names and shapes, in the order in which the tensors will be written.
+        dtype: of all of them.
+    """
+
+    def __init__(
+        self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, md5: bool = True
+    ) -> None:
+        self.path = path
+        self._file = _Hashed(path.open("wb"), md5)
+        # Not seekable, so that zipfile writes each byte once and the hash can follow.
+        self._zip = zipfile.ZipFile(cast("BinaryIO", self._file), "w", zipfile.ZIP_STORED, allowZip64=True)
+        self._next = 0
+        self._small("data.pkl", _pickled(shapes, dtype))
+        self._small("byteorder", b"little")
+
+    def write(self, chunks: Iterable[torch.Tensor]) -> None:
+        """The next tensor, as contiguous pieces of it in order. A piece may be overwritten afterwards."""
+        with self._record(f"data/{self._next}") as record:
+            for chunk in chunks:
+                record.write(raw_bytes(chunk))
+        self._next += 1
+
+    def close(self) -> str | None:
+        """Finish the archive -> the md5 of the file, as hex digits."""
+        self._small("version", b"3\n")
+        self._zip.close()
+        return self._file.close()
+
+    def __enter__(self) -> PthWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if kind is not None:
+            self._file.close()
+
+    def _small(self, name: str, content: bytes) -> None:
+        with self._record(name) as record:
+            record.write(content)
+
+    def _record(self, name: str) -> Any:
+        info = zipfile.ZipInfo(f"archive/{name}")
+        header = self._file.written + 30 + len(info.filename) + 4 + _ZIP64_EXTRA
+        padding = -header % _ALIGNMENT
+        info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)  # "FB": padding, as torch has it
+        return self._zip.open(info, "w", force_zip64=True)
+
+
+class _Hashed:
+    """A file that is written in order; its md5 is taken beside the writing."""
+
+    def __init__(self, file: BinaryIO, md5: bool) -> None:
+        self._file = file
+        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
+        self._hasher = ThreadPoolExecutor(1)
+        self.written = 0
+
+    def write(self, content: bytes | memoryview) -> int:
+        hashed = self._hasher.submit(self._md5.update, content) if self._md5 is not None else None
+        try:
+            self._file.write(content)
+        finally:
+            if hashed is not None:
+                hashed.result()
+        self.written += len(content)
+        return len(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> str | None:
+        self._hasher.shutdown()
+        self._file.close()
+        return None if self._md5 is None else self._md5.hexdigest()
+
+
+class _Storage:
+    """Stands for storage `key` while data.pkl is made."""
+
+    def __init__(self, key: int, dtype: torch.dtype, count: int) -> None:
+        self.identity = ("storage", _STORAGES[dtype], str(key), "cpu", count)
+
+
+class _Entry:
+    """Pickles as a contiguous tensor of its own storage."""
+
+    def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
+        self._storage, self._shape = storage, shape
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        strides = [1]
+        for extent in reversed(self._shape[1:]):
+            strides.insert(0, strides[0] * extent)
+        rebuild = torch._utils._rebuild_tensor_v2
+        hooks: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        return rebuild, (self._storage, 0, self._shape, tuple(strides), False, hooks)
+
+
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, item: Any) -> Any:
+        return item.identity if isinstance(item, _Storage) else None
+
+
+def _pickled(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+    entries = {
+        name: _Entry(_Storage(key, dtype, torch.Size(shape).numel()), shape)
+        for key, (name, shape) in enumerate(shapes.items())
+    }
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=2).dump(entries)
+    return buffer.getvalue()

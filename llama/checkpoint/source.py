@@ -1,0 +1,98 @@
+"""What every opened checkpoint can do, whatever its layout: say what it is, and give windows of its weights.
+
+Names, shapes and the order of rotary pairs are Meta's; a layout that differs translates. Files are
+mapped, so a window costs the bytes it holds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..model import ModelArgs
+from ..native import drop_pages
+from .format import axis_of, expected_shapes, wanted_range
+
+__all__ = ["Checkpoint", "Part", "Range", "windows"]
+
+Range = tuple[int, int]
+# Bytes of a mapped file that are read before their pages are given back.
+_WINDOW = 32 << 20
+
+
+class Part(NamedTuple):
+    """Mapped weights, and the rows and columns (None: one dimension) of a window that they fill."""
+
+    source: torch.Tensor
+    rows: slice
+    columns: slice | None
+
+
+class Checkpoint(ABC):
+    """An opened checkpoint whose keys and shapes have been checked.
+
+    Attributes:
+        folder: where it lies.
+        layout: "Meta" or "Hugging Face".
+        files: the weight files, in order.
+        args: hyperparameters, with the vocabulary filled in.
+        dtype: as stored.
+    """
+
+    layout: str
+    folder: Path
+    files: list[Path]
+    args: ModelArgs
+    dtype: torch.dtype
+
+    @property
+    def shards(self) -> int:
+        """Weight files."""
+        return len(self.files)
+
+    @abstractmethod
+    def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
+        """What fills the window rows x columns of a tensor, in Meta's order of rows."""
+
+    @abstractmethod
+    def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
+        """Every tensor of every file as it is stored: its name there, the file, the mapped tensor."""
+
+    def read(self, name: str, out: torch.Tensor, rows: Range, columns: Range | None = None) -> None:
+        """Fill `out` with a window of a tensor, converting dtype and device."""
+        for source, to_rows, to_columns in self.parts(name, rows, columns):
+            target = out[to_rows] if to_columns is None else out[to_rows, to_columns]
+            for first, window in windows(source):
+                target[first : first + len(window)].copy_(window)
+
+    def slice_of(self, name: str, rank: int, size: int) -> tuple[Range, Range | None]:
+        """The rows and columns of a tensor that rank `rank` of `size` holds."""
+        shape = expected_shapes(self.args)[name]
+        ranges = [(0, extent) for extent in shape]
+        axis = axis_of(name)
+        if axis is not None:
+            ranges[axis] = wanted_range(name, shape[axis], self.args, rank, size)
+        return ranges[0], ranges[1] if len(ranges) > 1 else None
+
+    def copy_slice(self, name: str, out: torch.Tensor, rank: int, size: int) -> None:
+        """Fill `out` with what rank `rank` of `size` holds of a tensor, converting dtype and device."""
+        self.read(name, out, *self.slice_of(name, rank, size))
+
+
+def windows(source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+    """A mapped tensor in windows of rows (first row, window); pages are given back behind each.
+
+    They would count as this process's memory otherwise. A window has a multiple of `multiple` rows.
+    """
+    row_bytes = source.stride(0) * source.element_size()
+    rows = max(1, _WINDOW // max(1, row_bytes) // multiple) * multiple
+    for first in range(0, source.shape[0], rows):
+        window = source[first : first + rows]
+        yield first, window
+        # Up to its last element, not its last row: a slice of columns would reach past the file.
+        last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
+        drop_pages(window.data_ptr(), (last + 1) * source.element_size())

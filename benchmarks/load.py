@@ -1,11 +1,15 @@
-"""Loading: time and peak memory of each rank, from 1, 2 and 4 shards onto 1, 2 and 4 ranks.
+"""Loading and converting: time and peak memory, from 1, 2 and 4 shards onto 1, 2 and 4 ranks.
 
-    python benchmarks/load.py                      makes a checkpoint of 2.2 GB (1.1B shape, bfloat16)
+    python benchmarks/load.py                      makes a checkpoint of 4.1 GB (2.1B parameters, bfloat16)
     python benchmarks/load.py --folder /data/CodeLlama-7b --ranks 1,2
 
-Peak resident memory (VmHWM) counts from before `Llama.build` and is compared with the rank's own
-weights: at most 1.15 times these plus 200 MB is the aim. Beside it transformers' from_pretrained of the
-same weights from safetensors, and the time to read the shards' bytes.
+Every figure stands beside its yardstick, taken in turn in the same run; medians of the rounds.
+
+Loading: `Llama.build`, against reading the same bytes from the page cache, once into memory of their own (what any
+loader must at least do) and once through a small buffer. With 1 rank also until the first token, beside
+transformers' from_pretrained and its first token, since that one maps the file and reads weights when they
+are first used. Peak memory is the growth of the highest resident memory of any rank; aim: 1.15 x its
+weights + 200 MB. Converting: against `cp` of the same files; peak memory likewise.
 """
 
 from __future__ import annotations
@@ -13,21 +17,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fire
 import torch
-from peers import SHAPES, TOKENIZER, make_ours, make_transformers
+from peers import TOKENIZER
 
 from llama import Llama
-from llama.checkpoint.format import axis_of
+from llama.checkpoint.format import expected_shapes
+from llama.checkpoint.hf_config import params_of
 from llama.model import ModelArgs
 
 MIB = 1 << 20
+_COMMON = {"vocab_size": 32016, "rope_theta": 1e6, "n_kv_heads": 4, "ffn_dim_multiplier": 1.0}
+SHAPES = {
+    "1.1b": ModelArgs(dim=2048, n_layers=22, n_heads=32, **_COMMON),
+    "2.1b": ModelArgs(dim=2048, n_layers=44, n_heads=32, **_COMMON),
+}
 
 
 def _status(key: str) -> int:
@@ -36,155 +49,225 @@ def _status(key: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 
-def worker(folder: str) -> None:
-    """On each rank: build, and print one line of JSON from every rank."""
+def _tell(**figures: float) -> None:
+    print("RESULT", json.dumps(figures), flush=True)
+
+
+def load_worker(path: str) -> None:
+    """On each rank: build, then one token."""
     before = _status("VmRSS")
     started = time.perf_counter()
-    llama = Llama.build(folder, max_seq_len=256, max_batch_size=1)
+    llama = Llama.build(path, max_seq_len=256, max_batch_size=1)
     seconds = time.perf_counter() - started
-    weights = sum(value.numel() * value.element_size() for value in llama.model.parameters())
-    print(
-        "RESULT",
-        json.dumps({"s": seconds, "peak": _status("VmHWM") - before, "weights": weights}),
-        flush=True,
-    )
+    peak = _status("VmHWM") - before
+    llama.generate([[1, 300, 301]], 1, temperature=0.0)
+    first = time.perf_counter() - started
+    weights = sum(value.nbytes for value in llama.model.parameters())
+    _tell(s=seconds, first=first, peak=peak, peak_first=_status("VmHWM") - before, weights=weights)
     llama.close()
 
 
-def peer_worker(folder: str) -> None:
+def peer_worker(path: str) -> None:
     """transformers' from_pretrained, likewise."""
     from transformers import AutoModelForCausalLM
 
     before = _status("VmRSS")
     started = time.perf_counter()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     seconds = time.perf_counter() - started
+    peak = _status("VmHWM") - before
+    with torch.inference_mode():
+        model(torch.tensor([[1, 300, 301]]))
+    first = time.perf_counter() - started
     weights = sum(value.nbytes for value in model.parameters())
-    print(
-        "RESULT",
-        json.dumps({"s": seconds, "peak": _status("VmHWM") - before, "weights": weights}),
-        flush=True,
-    )
+    _tell(s=seconds, first=first, peak=peak, peak_first=_status("VmHWM") - before, weights=weights)
 
 
-def _run(flag: str, folder: Path, ranks: int) -> list[dict[str, float]]:
+def convert_worker(source: str, target: str, to: str, mp: int | None) -> None:
+    """`codellama convert`, in this process."""
+    import llama.checkpoint.convert  # noqa: F401 - its import is not what is measured
+    from llama.cli import main as cli
+
+    before = _status("VmRSS")
+    started = time.perf_counter()
+    code = cli(["convert", source, target, "--to", to, *(["--mp", str(mp)] if mp else [])])
+    _tell(s=time.perf_counter() - started, peak=_status("VmHWM") - before, code=code)
+
+
+def read_worker(path: str, fresh: bool) -> None:
+    """Read the weight files: into memory of their own, or through a buffer of 16 MB."""
+    files = sorted([*Path(path).glob("*.pth"), *Path(path).glob("*.safetensors")])
+    buffer = memoryview(bytearray(16 * MIB))
+    started = time.perf_counter()
+    kept = []
+    for each in files:
+        with each.open("rb", buffering=0) as file:
+            if fresh:
+                whole = torch.empty(each.stat().st_size, dtype=torch.uint8)
+                kept.append(whole)
+                rest = memoryview(whole.numpy())
+                while taken := file.readinto(rest):
+                    rest = rest[taken:]
+            else:
+                while file.readinto(buffer):
+                    pass
+    _tell(s=time.perf_counter() - started)
+
+
+def _run(ranks: int = 1, **flags: object) -> list[dict[str, float]]:
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     )
-    command = [sys.executable, *launcher, __file__, f"--{flag}={folder}"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [json.loads(line.split("RESULT", 1)[1]) for line in out.splitlines() if "RESULT" in line]
+    words = [f"--{key}={value}" for key, value in flags.items()]
+    command = [sys.executable, *launcher, __file__, *words]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+    return [json.loads(line.split("RESULT", 1)[1]) for line in done.stdout.splitlines() if "RESULT" in line]
 
 
-def make_checkpoints(base: Path, args: ModelArgs, shard_counts: list[int]) -> None:
-    """The same random weights in 1, 2, 4 shards, and as a Hugging Face folder."""
-    ours = make_ours(args, torch.bfloat16, torch.device("cpu"))
-    weights = ours.llama.model.state_dict()
-    params = {
-        "dim": args.dim,
-        "n_layers": args.n_layers,
-        "n_heads": args.n_heads,
-        "n_kv_heads": args.kv_heads,
-    }
-    for count in shard_counts:
-        folder = base / f"{count}-shards"
-        folder.mkdir()
-        params |= {"multiple_of": args.multiple_of, "norm_eps": args.norm_eps, "rope_theta": args.rope_theta}
-        (folder / "params.json").write_text(json.dumps(params))
-        shutil.copy(_wide_tokenizer(base), folder / "tokenizer.model")
-        for i in range(count):
-            shard = {}
-            for name, value in weights.items():
-                axis = axis_of(name)
-                shard[name] = value if axis is None else value.chunk(count, axis)[i].clone()
-            torch.save(shard, folder / f"consolidated.{i:02d}.pth")
-    make_transformers(ours.llama.model).model.save_pretrained(base / "hf")
+def make_checkpoint(folder: Path, args: ModelArgs) -> None:
+    """Random weights in one shard."""
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in expected_shapes(args).items():
+        weight = torch.empty(shape, dtype=torch.bfloat16)
+        weights[name] = weight.normal_(0, 0.02, generator=generator) if len(shape) > 1 else weight.fill_(1)
+    torch.save(weights, folder / "consolidated.00.pth")
+    (folder / "params.json").write_text(json.dumps(params_of(args)))
+    _wide_tokenizer(folder / "tokenizer.model", args.vocab_size)
 
 
-def _wide_tokenizer(base: Path) -> Path:
+def _wide_tokenizer(path: Path, size: int) -> None:
     """The bundled tokenizer with filler pieces up to the family's vocabulary."""
     from sentencepiece import sentencepiece_model_pb2 as proto
 
-    path = base / "tokenizer.model"
-    if not path.exists():
-        model = proto.ModelProto()
-        model.ParseFromString(TOKENIZER.read_bytes())
-        for i in range(SHAPES["1.1b"].vocab_size - len(model.pieces)):
-            model.pieces.add(piece=f"<filler{i}>", score=-1e6, type=proto.ModelProto.SentencePiece.UNUSED)
-        path.write_bytes(model.SerializeToString())
-    return path
+    model = proto.ModelProto()
+    model.ParseFromString(TOKENIZER.read_bytes())
+    for i in range(size - len(model.pieces)):
+        model.pieces.add(piece=f"<filler{i}>", score=-1e6, type=proto.ModelProto.SentencePiece.UNUSED)
+    path.write_bytes(model.SerializeToString())
 
 
 def main(
-    shape: str = "1.1b",
+    shape: str = "2.1b",
     folder: str | None = None,
     ranks: str = "1,2,4",
     rounds: int = 3,
-    worker_of: str | None = None,
-    peer_of: str | None = None,
+    worker: str | None = None,
+    **flags: Any,
 ) -> None:
-    """Print one row for each pair of shards and ranks.
+    """Print tables in Markdown.
 
     Args:
-        shape: of the checkpoint to make: 110m, 1.1b, 7b.
+        shape: of the checkpoint to make: 1.1b, 2.1b.
         folder: a checkpoint that is there already, instead.
         ranks: numbers of ranks, with commas.
-        rounds: loads of each kind; the median time and the highest peak are shown.
-        worker_of, peer_of: internal.
+        rounds: turns of each kind.
+        worker, flags: internal.
     """
-    if worker_of is not None:
-        return worker(worker_of)
-    if peer_of is not None:
-        return peer_worker(peer_of)
+    if worker is not None:
+        workers: dict[str, Callable[..., None]] = {
+            "load": load_worker,
+            "peer": peer_worker,
+            "convert": convert_worker,
+            "read": read_worker,
+        }
+        return workers[worker](**flags)
     counts = [int(each) for each in str(ranks).strip("()").split(",") if each.strip()]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         base = Path(temporary)
-        folders = [Path(folder)] if folder else [base / f"{count}-shards" for count in (1, 2, 4)]
+        if folder:
+            sources = [Path(folder)]
+        else:
+            make_checkpoint(base / "1-shards", SHAPES[shape])
+            sources = [base / "1-shards", base / "2-shards", base / "4-shards"]
+            _conversions(base, rounds)
+        _loads(sources, counts, rounds)
         if not folder:
-            make_checkpoints(base, SHAPES[shape], [1, 2, 4])
-        print(
-            "| from | ranks | seconds | reading alone | weights/rank, MiB | peak/rank, MiB | allowed, MiB |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for source in folders:
-            for count in counts:
-                _row(
-                    source.name,
-                    count,
-                    _read_seconds(source),
-                    [_run("worker_of", source, count) for _ in range(rounds)],
-                )
-        if not folder:
-            _row(
-                "transformers, safetensors",
-                1,
-                _read_seconds(base / "hf"),
-                [_run("peer_of", base / "hf", 1) for _ in range(rounds)],
-            )
+            _beside_peer(sources[0], base / "hf", rounds)
     return None
 
 
-def _row(name: str, ranks: int, reading: float, runs: list[list[dict[str, float]]]) -> None:
-    slowest = sorted(max(each["s"] for each in run) for run in runs)
-    peak = max(each["peak"] for run in runs for each in run)
-    weights = runs[0][0]["weights"]
-    allowed = 1.15 * weights + 200e6
+def _conversions(base: Path, rounds: int) -> None:
     print(
-        f"| {name} | {ranks} | {slowest[len(slowest) // 2]:.2f} | {reading:.2f} | {weights / MIB:.0f} |"
-        f" {peak / MIB:.0f} | {allowed / MIB:.0f} |",
-        flush=True,
+        "\n| convert | GB/s | cp, GB/s | of cp, median (range) | peak, MiB | allowed, MiB |\n|---|---|---|---|---|---|"
     )
+    source = base / "1-shards"
+    for name, to, mp in (("2-shards", "meta", 2), ("4-shards", "meta", 4), ("hf", "hf", None)):
+        speeds, copies, peak = [], [], 0.0
+        for _ in range(rounds):
+            for path in (base / name, base / "copy"):
+                shutil.rmtree(path, ignore_errors=True)
+            flags = {
+                "source": source,
+                "target": base / name,
+                "to": to,
+                **({"mp": mp} if mp else {"mp": None}),
+            }
+            size = sum(path.stat().st_size for path in source.glob("*.pth")) / 1e9
+            [figures] = _run(worker="convert", **flags)
+            assert figures["code"] == 0
+            started = time.perf_counter()
+            subprocess.run(["cp", "-r", base / name, base / "copy"], check=True)
+            copies.append(size / (time.perf_counter() - started))
+            speeds.append(size / figures["s"])
+            peak = max(peak, figures["peak"])
+        shutil.rmtree(base / "copy")
+        ratios = sorted(a / b for a, b in zip(speeds, copies, strict=True))
+        largest = 32016 * 2048 * 2
+        print(
+            f"| 1 shard to {name} | {statistics.median(speeds):.2f} | {statistics.median(copies):.2f} |"
+            f" {statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {peak / MIB:.0f} |"
+            f" {(3 * largest + 300e6) / MIB:.0f} |",
+            flush=True,
+        )
 
 
-def _read_seconds(folder: Path) -> float:
-    """Time to read the weight files once more, from the page cache where they fit."""
-    started = time.perf_counter()
-    buffer = bytearray(16 * MIB)
-    for path in sorted([*folder.glob("*.pth"), *folder.glob("*.safetensors")]):
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-    return time.perf_counter() - started
+def _loads(sources: list[Path], counts: list[int], rounds: int) -> None:
+    print(
+        "\n| from | ranks | seconds | of reading into memory, median (range) | of reading through a buffer |"
+        " weights/rank, MiB | peak/rank, MiB | allowed, MiB |\n|---|---|---|---|---|---|---|---|"
+    )
+    for source in sources:
+        for count in counts:
+            loads, fresh, small, peak, weights = [], [], [], 0.0, 0.0
+            for _ in range(rounds):
+                figures = _run(count, worker="load", path=source)
+                loads.append(max(each["s"] for each in figures))
+                peak = max(peak, *(each["peak"] for each in figures))
+                weights = figures[0]["weights"]
+                fresh.append(_run(worker="read", path=source, fresh=True)[0]["s"])
+                small.append(_run(worker="read", path=source, fresh=False)[0]["s"])
+            to_memory = sorted(a / b for a, b in zip(loads, fresh, strict=True))
+            through = statistics.median(a / b for a, b in zip(loads, small, strict=True))
+            print(
+                f"| {source.name} | {count} | {statistics.median(loads):.2f} | {statistics.median(to_memory):.2f} x"
+                f" ({to_memory[0]:.2f} to {to_memory[-1]:.2f}) | {through:.2f} x | {weights / MIB:.0f} |"
+                f" {peak / MIB:.0f} | {(1.15 * weights + 200e6) / MIB:.0f} |",
+                flush=True,
+            )
+
+
+def _beside_peer(meta: Path, hf: Path, rounds: int) -> None:
+    print(
+        "\n| | load, s | to the first token, s | peak after loading, MiB | peak after the first token, MiB |\n"
+        "|---|---|---|---|---|"
+    )
+    rows = {
+        "ours, Meta": ("load", meta),
+        "ours, Hugging Face": ("load", hf),
+        "transformers": ("peer", hf),
+    }
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, (worker, folder) in rows.items():
+            taken[name] += _run(worker=worker, path=folder)
+    for name, runs in taken.items():
+        load, first = (statistics.median(run[key] for run in runs) for key in ("s", "first"))
+        peaks = [max(run[key] for run in runs) / MIB for key in ("peak", "peak_first")]
+        print(f"| {name} | {load:.2f} | {first:.2f} | {peaks[0]:.0f} | {peaks[1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ who uses them, and when, is decided in linear.py.
 from __future__ import annotations
 
 import ctypes
-import mmap
-import sys
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -20,13 +18,11 @@ __all__ = [
     "available",
     "can_pack_block",
     "decode",
-    "drop_pages",
-    "empty_packed",
     "fits",
-    "large_empty",
     "linear",
     "pack",
     "pack_block",
+    "packed_shape",
     "rms_norm",
     "rotate_",
     "unpack",
@@ -36,7 +32,6 @@ __all__ = [
 _ABI = 2
 # Outputs of one group of a packed weight.
 LANES = 16
-_HUGE_PAGE = 2 << 20
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
 _SIGNATURES = {
     "pack": "ppnnnni",
@@ -73,9 +68,9 @@ def available() -> bool:
     return _library() is not None
 
 
-def empty_packed(rows: int, columns: int) -> torch.Tensor:
-    """Room for a packed weight (rows, columns), to be filled by `pack_block`."""
-    return large_empty((-(-rows // LANES), columns // 2, LANES, 2), torch.bfloat16)
+def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:
+    """Of a packed weight (rows, columns)."""
+    return -(-rows // LANES), columns // 2, LANES, 2
 
 
 def can_pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int, rows: int) -> bool:
@@ -103,38 +98,9 @@ def pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """A bfloat16 CPU weight (out, in), `in` even, as groups of 16 outputs: (ceil(out / 16), in / 2, 16, 2)."""
-    packed = empty_packed(*weight.shape)
+    packed = torch.empty(packed_shape(*weight.shape), dtype=weight.dtype, device="cpu")
     pack_block(weight.contiguous(), packed, 0, 0)
     return packed
-
-
-def large_empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """torch.empty on the CPU, in huge pages where the system gives them.
-
-    Small pages are handed out one fault at a time: first touch ran at 2.5 to 4.7 GB/s, in huge pages at
-    9 to 18 (docs/log.md).
-    """
-    x = torch.empty(shape, dtype=dtype, device="cpu")
-    first = -(-x.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
-    length = (x.data_ptr() + x.nbytes - first) // _HUGE_PAGE * _HUGE_PAGE
-    if length > 0 and sys.platform.startswith("linux"):
-        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
-    return x
-
-
-def drop_pages(address: int, length: int) -> None:
-    """Tell the kernel that a mapped range is no longer needed here (it stays in the page cache)."""
-    if not sys.platform.startswith("linux"):
-        return
-    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
-    whole = (address + length - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if whole > 0:
-        _libc().madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), mmap.MADV_DONTNEED)
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
 
 
 def unpack(packed: torch.Tensor, out_features: int) -> torch.Tensor:

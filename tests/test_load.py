@@ -105,7 +105,7 @@ def test_only_pages_of_the_slice_itself_are_given_back(
 ) -> None:
     """What lies behind a mapped file may belong to anyone; giving it back would wipe it."""
     given: list[tuple[int, int]] = []
-    monkeypatch.setattr(reading, "drop_pages", lambda address, length: given.append((address, length)))
+    monkeypatch.setattr(reading.pages, "drop", lambda address, length: given.append((address, length)))
     weights = random_weights(WIDE, VOCAB)
     checkpoint = opened(save_checkpoint(tmp_path, WIDE, weights, tiny_model_path(), shards))
     for name, whole in weights.items():

@@ -289,10 +289,11 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
         return
     exact = torch.empty(out.shape, dtype=torch.float32)
     source.read(piece.name, exact, rows, piece.columns)
-    largest = exact[exact.isfinite()].abs().max()
-    if largest > torch.finfo(torch.float16).max:
+    lost = exact[exact.isfinite() & ~out.isfinite()]
+    if lost.numel():
         raise ConfigError(
-            f"{piece.name} holds values up to {float(largest):.4g}, but float16 ends at 65504; use bfloat16 or float32"
+            f"{piece.name} holds values up to {float(lost.abs().max()):.4g}, but float16 ends at 65504;"
+            " use bfloat16 or float32"
         )
 
 

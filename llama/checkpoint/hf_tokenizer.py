@@ -140,7 +140,9 @@ def _tokenizer_json(tokenizer: Tokenizer, named: dict[str, str]) -> dict[str, An
 def _tokenizer_config(tokenizer: Tokenizer, named: dict[str, str], context: int) -> dict[str, Any]:
     infilling = tokenizer.supports_infilling
     config: dict[str, Any] = {
-        "tokenizer_class": "CodeLlamaTokenizer" if infilling else "LlamaTokenizer",
+        # Not LlamaTokenizer: in transformers 5 that class drops the dummy space in front of a text that begins
+        # with a space, such as indented code. This one takes tokenizer.json as it is.
+        "tokenizer_class": "CodeLlamaTokenizer" if infilling else "PreTrainedTokenizerFast",
         **named,
         "add_bos_token": True,
         "add_eos_token": False,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import linear as kernels
-from .. import native
+from .. import native, pages
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError
 from ..model import Transformer
 from ..tokenizer import Tokenizer
@@ -101,33 +101,41 @@ def load_weights(
     staging = torch.empty(
         max((p.numel() for name, p in parameters if borrows[name]), default=0), dtype=dtype, device=device
     )
+    # What is packed in blocks lies in one piece of memory, so that nearly all of it can be in huge pages.
+    shapes = {name: native.packed_shape(*p.shape) for name, p in parameters if blocks[name]}
+    arena = torch.empty(
+        sum(torch.Size(shape).numel() for shape in shapes.values()), dtype=dtype, device=device
+    )
+    at = 0
     for name, parameter in parameters:
         shape = tuple(parameter.shape)
         nbytes = parameter.numel() * dtype.itemsize
         rows, columns = checkpoint.slice_of(name, rank, size)
         if blocks[name]:
             assert columns is not None
-            modules[name].assign(_packed(checkpoint, name, rows, columns))
+            packed = arena[at : at + torch.Size(shapes[name]).numel()].view(shapes[name])
+            at += packed.numel()
+            _pack(checkpoint, name, rows, columns, packed)
+            modules[name].assign(packed)
         elif borrows[name]:
             value = staging[: parameter.numel()].view(shape)
             checkpoint.read(name, value, rows, columns)
             modules[name].assign(value if kernels.can_prepare(value) else value.clone())
         else:
-            value = (
-                native.large_empty(shape, dtype) if on_cpu else torch.empty(shape, dtype=dtype, device=device)
-            )
+            value = torch.empty(shape, dtype=dtype, device=device)
             checkpoint.read(name, value, rows, columns)
             modules[name].assign(value)
         progress(nbytes)
+    if arena.numel():
+        pages.make_huge(arena)
 
 
-def _packed(checkpoint: Checkpoint, name: str, rows: Range, columns: Range) -> torch.Tensor:
-    """A window of a tensor in the layout of the native kernels, packed straight from the mapped files.
+def _pack(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, packed: torch.Tensor) -> None:
+    """Fill `packed` with a window of a tensor, straight from the mapped files.
 
     What lies there in another dtype or order goes through a small block.
     """
     height, width = rows[1] - rows[0], columns[1] - columns[0]
-    packed = native.empty_packed(height, width)
     parts = list(checkpoint.parts(name, rows, columns))
     places = [(part.rows.start, part.columns.start if part.columns else 0, part.rows.step) for part in parts]
     if all(
@@ -137,7 +145,7 @@ def _packed(checkpoint: Checkpoint, name: str, rows: Range, columns: Range) -> t
         for part, (row, column, _) in zip(parts, places, strict=True):
             for first, window in windows(part.source, native.LANES):
                 native.pack_block(window, packed, row + first, column)
-        return packed
+        return
     step = max(1, _BLOCK // (width * packed.itemsize) // native.LANES) * native.LANES
     block = torch.empty(min(step, height), width, dtype=packed.dtype)
     for first in range(0, height, step):
@@ -145,4 +153,3 @@ def _packed(checkpoint: Checkpoint, name: str, rows: Range, columns: Range) -> t
         part_of = block[: last - first]
         checkpoint.read(name, part_of, (rows[0] + first, rows[0] + last), columns)
         native.pack_block(part_of, packed, first, 0)
-    return packed

@@ -117,6 +117,7 @@ class PthWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is not None:
+            self._zip.fp = None  # or its destructor would try to finish the archive
             self._file.close()
 
     def _small(self, name: str, content: bytes) -> None:

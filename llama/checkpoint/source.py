@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from .. import pages
 from ..model import ModelArgs
-from ..native import drop_pages
 from .format import axis_of, expected_shapes, wanted_range
 
 __all__ = ["Checkpoint", "Part", "Range", "windows"]
@@ -95,4 +95,4 @@ def windows(source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torc
         yield first, window
         # Up to its last element, not its last row: a slice of columns would reach past the file.
         last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
-        drop_pages(window.data_ptr(), (last + 1) * source.element_size())
+        pages.drop(window.data_ptr(), (last + 1) * source.element_size())

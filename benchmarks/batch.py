@@ -15,7 +15,8 @@ from peers import (
     header,
     in_turns,
     make_ours,
-    make_transformers,
+    make_peers,
+    parts,
     random_prompts,
     report,
     seconds,
@@ -42,6 +43,7 @@ def main(
     rounds: int = 3,
     device: str = "cpu",
     threads: int = 2,
+    peers: str = "transformers",
 ) -> None:
     """Print a table for each shape and dtype.
 
@@ -51,19 +53,20 @@ def main(
         rounds: measured rounds; one more is thrown away.
         device: cpu or cuda.
         threads: CPU threads.
+        peers: of transformers, llama.cpp (CPU only), with commas.
     """
     torch.set_num_threads(threads)
-    for name in shapes.split(",") if isinstance(shapes, str) else shapes:
-        for dtype in dtypes.split(",") if isinstance(dtypes, str) else dtypes:
+    for name in parts(shapes):
+        for dtype in parts(dtypes):
             ours = make_ours(SHAPES[name], getattr(torch, dtype), torch.device(device))
-            peers: list[Peer] = [ours, make_transformers(ours.llama.model)]
-            header(f"{name}, {dtype}, {device}")
-            taken = in_turns(peers, lambda peer: _decode(peer, 16), rounds)
+            beside = make_peers(parts(peers), ours, threads=threads)
+            header(f"{name}, {dtype}, {device}", [peer.name for peer in beside])
+            taken = in_turns(beside, lambda peer: _decode(peer, 16), rounds)
             report("batch 8, decode 16 tokens each", "tokens/s", taken)
             report(
                 f"ragged batch of 8, prompts of {_RAGGED[0]} to {_RAGGED[-1]}, {_NEW} tokens each",
                 "tokens/s",
-                in_turns(peers, _ragged, rounds),
+                in_turns(beside, _ragged, rounds),
             )
 
 

@@ -20,7 +20,9 @@ from peers import (
     header,
     in_turns,
     make_ours,
+    make_peers,
     make_transformers,
+    parts,
     random_prompts,
     report,
     seconds,
@@ -67,6 +69,7 @@ def main(
     rounds: int = 5,
     device: str = "cpu",
     threads: int = 2,
+    peers: str = "transformers",
     peak_of: str | None = None,
 ) -> None:
     """Print a table for each shape and dtype.
@@ -77,44 +80,42 @@ def main(
         rounds: measured rounds; one more is thrown away.
         device: cpu or cuda.
         threads: CPU threads.
+        peers: of transformers, llama.cpp (CPU only), with commas.
         peak_of: internal, "ours" or "transformers": print that one's peak memory and end.
     """
     torch.set_num_threads(threads)
-    names = _list(shapes)
-    kinds = _list(dtypes)
+    names = parts(shapes)
+    kinds = parts(dtypes)
     if peak_of is not None:
         peak(names[0], kinds[0], device, peak_of)
         return
     for name in names:
         for dtype in kinds:
             ours = make_ours(SHAPES[name], getattr(torch, dtype), torch.device(device))
-            peers: list[Peer] = [ours, make_transformers(ours.llama.model)]
-            header(f"{name}, {dtype}, {device}")
+            beside = make_peers(parts(peers), ours, threads=threads)
+            header(f"{name}, {dtype}, {device}", [peer.name for peer in beside])
             new = _DECODE[name]
             report(
                 f"decode, {new} tokens",
                 "tokens/s",
-                in_turns(peers, lambda peer, new=new: _decode(peer, new), rounds),
+                in_turns(beside, lambda peer, new=new: _decode(peer, new), rounds),
             )
             for length in (512, 2048):
-                taken = in_turns(peers, lambda peer, length=length: _prefill(peer, length), rounds)
+                taken = in_turns(beside, lambda peer, length=length: _prefill(peer, length), rounds)
                 report(f"prefill {length}", "tokens/s", taken)
-            del ours, peers
+            del ours, beside
             used = {
                 which: [_peak_alone(name, dtype, device, threads, which)]
-                for which in ("ours", "transformers")
+                for which in ("ours", *(["transformers"] if "transformers" in parts(peers) else []))
             }
-            report("peak memory, prompt of 2048", "MiB", used)
+            if len(used) > 1:
+                report("peak memory, prompt of 2048", "MiB", used)
 
 
 def _peak_alone(shape: str, dtype: str, device: str, threads: int, which: str) -> float:
     flags = [f"--shapes={shape}", f"--dtypes={dtype}", f"--device={device}", f"--threads={threads}"]
     command = [sys.executable, __file__, *flags, f"--peak_of={which}"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def _list(value: str | tuple[str, ...]) -> list[str]:
-    return value.split(",") if isinstance(value, str) else list(value)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,11 @@ one run, and the result is the median of the rounds' ratios. Peer: Hugging Face 
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +19,9 @@ from typing import Any, Protocol
 
 import torch
 
+from llama.checkpoint import load_weights, open_checkpoint
 from llama.checkpoint.format import expected_shapes
+from llama.checkpoint.hf_config import params_of
 from llama.generation import Llama
 from llama.model import ModelArgs, Transformer
 from llama.tokenizer import Tokenizer
@@ -79,19 +85,33 @@ class Transformers:
 
 
 def make_ours(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Ours:
-    """A model of random weights."""
+    """A model of random weights: on a CPU loaded from a checkpoint, as any other; on a GPU made there."""
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
         model = Transformer(args)
+    weights = {}
     for name, shape in expected_shapes(args).items():
         weight = torch.empty(shape, dtype=dtype, device=device)
-        if len(shape) == 1:
-            weight.fill_(1)
-        else:
-            weight.normal_(0, 0.02, generator=generator)
-        module: Any = model.get_submodule(name.rpartition(".")[0])
-        module.assign(weight)
+        weights[name] = weight.fill_(1) if len(shape) == 1 else weight.normal_(0, 0.02, generator=generator)
+    if device.type == "cpu":
+        _load(model, weights, dtype)
+    else:
+        for name, weight in weights.items():
+            module: Any = model.get_submodule(name.rpartition(".")[0])
+            module.assign(weight)
     return Ours(Llama(model.eval(), WideTokenizer(TOKENIZER)))
+
+
+def _load(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Through a file, as users do, so that weights lie in memory as they do for them."""
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        torch.save(weights, Path(folder) / "consolidated.00.pth")
+        (Path(folder) / "params.json").write_text(json.dumps(params_of(model.params)))
+        weights.clear()
+        load_weights(model, open_checkpoint(folder), torch.device("cpu"), dtype)
+    for thread in threading.enumerate():
+        if thread.name == "llama-huge-pages":
+            thread.join()
 
 
 def make_transformers(model: Transformer) -> Transformers:
@@ -175,19 +195,43 @@ def in_turns(peers: Sequence[Peer], measure: Callable[[Peer], float], rounds: in
 
 
 def report(label: str, unit: str, taken: dict[str, list[float]]) -> None:
-    """One row: medians, and the median of the rounds' ratios of the first peer to the second, with range."""
-    (_, ours), (_, theirs) = taken.items()
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    print(
-        f"| {label} | {statistics.median(ours):.1f} | {statistics.median(theirs):.1f} | {unit} |"
-        f" {statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}) |",
-        flush=True,
-    )
+    """One row: medians, and the medians of the rounds' ratios of the first peer to each other, with range."""
+    (_, ours), *others = taken.items()
+    cells = [label, f"{statistics.median(ours):.1f}"]
+    cells += [f"{statistics.median(theirs):.1f}" for _, theirs in others]
+    cells.append(unit)
+    for _, theirs in others:
+        ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+        cells.append(f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def header(title: str) -> None:
+def header(title: str, peers: Sequence[str] = ("ours", "transformers")) -> None:
     """The head of a table of `report` rows."""
-    print(
-        f"\n### {title}\n\n| | ours | transformers | | ratio, median (range) |\n|---|---|---|---|---|",
-        flush=True,
-    )
+    ratios = [f"of {name}: median (range)" for name in peers[1:]]
+    cells = ["", *peers, "", *ratios]
+    print(f"\n### {title}\n\n| " + " | ".join(cells) + " |\n|" + "---|" * len(cells), flush=True)
+
+
+def parts(value: str | Sequence[str]) -> list[str]:
+    """A flag's list, with commas."""
+    return value.split(",") if isinstance(value, str) else list(value)
+
+
+def make_peers(
+    names: Sequence[str], ours: Ours, *, threads: int, context: int = 2304, sequences: int = 8
+) -> list[Peer]:
+    """This runtime and the peers named, with the same weights.
+
+    Args:
+        names: of transformers, llama.cpp.
+        context, sequences: what llama.cpp makes room for.
+    """
+    peers: list[Peer] = [ours]
+    if "transformers" in names:
+        peers.append(make_transformers(ours.llama.model))
+    if "llama.cpp" in names:
+        from llama_cpp_peer import LlamaCpp
+
+        peers.append(LlamaCpp(ours.llama.model, threads=threads, context=context, sequences=sequences))
+    return peers

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from . import native
 from .attention import causal_attention
 
 __all__ = ["BatchCache", "KVCache"]
+
+Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 # Positions are allocated in such steps, so that a growing sequence is not copied for each token.
 _GRAIN = 64
@@ -45,6 +49,7 @@ class KVCache:
         self.length = 0
         self._keys = [empty] * n_layers
         self._values = [empty] * n_layers
+        self._addresses: Addresses | None = None
 
     @property
     def capacity(self) -> int:
@@ -63,6 +68,7 @@ class KVCache:
         """
         if positions <= self.capacity:
             return
+        self._addresses = None
         wanted = max(positions, self.capacity + self.capacity // 4)
         wanted = -(-wanted // _GRAIN) * _GRAIN
         if self.limit is not None:
@@ -79,9 +85,17 @@ class KVCache:
         other.limit = self.limit
         other.length = self.length
         # With the room of the original: an exact copy would be copied again for its first token.
+        other._addresses = None
         other._keys = [_copied(x, self.length) for x in self._keys]
         other._values = [_copied(x, self.length) for x in self._values]
         return other
+
+    def addresses(self) -> Addresses:
+        """Where keys and values of each layer begin, (layers, 2), for native.layers."""
+        if self._addresses is None:
+            pairs = zip(self._keys, self._values, strict=True)
+            self._addresses = np.array([(k.data_ptr(), v.data_ptr()) for k, v in pairs], dtype=np.int64)
+        return self._addresses
 
     def truncate(self, length: int) -> None:
         """Forget the positions from `length` on."""
@@ -125,6 +139,18 @@ class BatchCache:
         self.counts = list(counts)
         for cache, count in zip(caches, counts, strict=True):
             cache.reserve(cache.length + count)
+
+    def rows(self) -> tuple[Addresses, Addresses, Addresses]:
+        """For native.layers: addresses (layers, T, 2), and capacity and position (T,) of every token of the run."""
+        total = sum(self.counts)
+        addresses = np.empty((len(self.caches[0].addresses()), total, 2), dtype=np.int64)
+        capacity = np.empty(total, dtype=np.int64)
+        start = 0
+        for cache, count in zip(self.caches, self.counts, strict=True):
+            addresses[:, start : start + count] = cache.addresses()[:, None]
+            capacity[start : start + count] = cache.capacity
+            start += count
+        return addresses, capacity, np.array(self.positions(), dtype=np.int64)
 
     def positions(self) -> list[int]:
         """The position of each token of the run in its sequence."""

@@ -21,6 +21,7 @@ from . import native
 from .cache import BatchCache, KVCache
 from .distributed import Parallel, host_parallel
 from .errors import ConfigError, ParallelismError
+from .fused import FusedLayers
 from .parallel import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
 from .reference import apply_rotary_emb, precompute_freqs_cis, repeat_kv
 
@@ -262,6 +263,7 @@ class Transformer(nn.Module):
             params.dim, params.vocab_size, parallel=parallel, gather_output=True
         )
         self._own_caches: list[KVCache] = []
+        self._fused = FusedLayers(self)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -292,8 +294,11 @@ class Transformer(nn.Module):
             x_TC = self.tok_embeddings(tokens_T)
             positions = torch.tensor(cache.positions(), device=tokens_T.device)
             rotary = rotary_table(positions, self.params.head_dim, self.params.rope_theta)
-            for layer in self.layers:
-                x_TC = layer(x_TC, rotary, cache)
+            if self._fused.fits(x_TC):
+                x_TC = self._fused.run(x_TC, rotary, cache)
+            else:
+                for layer in self.layers:
+                    x_TC = layer(x_TC, rotary, cache)
             cache.commit()
             out: torch.Tensor = self.norm(x_TC)
         return out

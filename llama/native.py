@@ -7,18 +7,24 @@ who uses them, and when, is decided in linear.py.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = [
     "LANES",
+    "LayerShape",
     "available",
     "can_pack_block",
     "decode",
     "fits",
+    "layers",
     "linear",
     "pack",
     "pack_block",
@@ -29,7 +35,7 @@ __all__ = [
 ]
 
 # Of csrc/bf16.c. Goes up there and here with every change of a signature or layout.
-_ABI = 2
+_ABI = 3
 # Outputs of one group of a packed weight.
 LANES = 16
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
@@ -39,6 +45,7 @@ _SIGNATURES = {
     "rms_norm": "pppnnfi",
     "rotate": "ppnnni",
     "decode": "pppppppnnnnnnfi",
+    "layers": "ppppnn",
 }
 
 
@@ -176,3 +183,89 @@ def decode(
         dim**-0.5,
         torch.get_num_threads(),
     )
+
+
+# Rows up to which every thread norms all of them for itself; FEW in csrc/bf16.c.
+_FEW = 8
+
+
+class _Step(ctypes.Structure):
+    """step_t of csrc/bf16.c."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_long)
+            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "threads")
+        ),
+        ("eps", ctypes.c_float),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("table", "capacity", "position")),
+        ("room", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("normed", "q", "k", "v", "seen", "gated", "out", "score")),
+    )
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Of a rank's part of every layer: query and key/value heads, head dimension, feed-forward dimension."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    eps: float
+
+
+def layers(
+    x_TC: torch.Tensor,
+    shape: LayerShape,
+    weights: np.ndarray[Any, np.dtype[np.int64]],
+    caches: np.ndarray[Any, np.dtype[np.int64]],
+    capacity_T: np.ndarray[Any, np.dtype[np.int64]],
+    position_T: np.ndarray[Any, np.dtype[np.int64]],
+    table: torch.Tensor,
+) -> Callable[[int, int, int], torch.Tensor]:
+    """Prepare rows x, contiguous, for their way through layers -> run(first, last, part).
+
+    Args:
+        weights: addresses (layers, 9), in the order of layer_t in csrc/bf16.c.
+        caches: addresses (layers, T, 2) of the keys and values (kv_heads, capacity, head_dim) of each row.
+        position_T: of each row in its sequence; its key and value are stored there.
+        table: (T, head_dim / 2) complex64, see `rotate_`.
+
+    `run(first, last, 0)` takes x through whole layers, in place, and returns it; part 1 and 2 return what
+    the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it.
+    """
+    library = _library()
+    assert library is not None
+    rows, width = x_TC.shape
+    threads = torch.get_num_threads()
+    room = -(-(int(position_T.max()) + 1) // LANES) * LANES
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    sizes = (rows * width * (threads if rows <= _FEW else 1), *(rows * n for n in (query, key, key, query)))
+    space = x_TC.new_empty(sum(sizes) + rows * shape.hidden)
+    parts = torch.split(space, [*sizes, rows * shape.hidden])
+    out = torch.empty_like(x_TC)
+    score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
+    step = _Step(
+        *(rows, width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
+        *(shape.eps, shape.head_dim**-0.5),
+        *(table.data_ptr(), capacity_T.ctypes.data, position_T.ctypes.data, room),
+        *(part.data_ptr() for part in parts),
+        *(out.data_ptr(), score.data_ptr()),
+    )
+    kept = (parts, score, table, capacity_T, position_T, weights, caches)  # as long as `run` is
+
+    def run(first: int, last: int, part: int) -> torch.Tensor:
+        assert kept
+        library.llama_bf16_layers(
+            ctypes.byref(step),
+            weights.ctypes.data + first * weights.strides[0],
+            caches.ctypes.data + first * caches.strides[0],
+            x_TC.data_ptr(),
+            last - first,
+            part,
+        )
+        return out if part else x_TC
+
+    return run

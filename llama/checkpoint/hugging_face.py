@@ -60,7 +60,12 @@ def rotary_heads(name: str, n_heads: int, kv_heads: int) -> int:
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder looks like one of Hugging Face's."""
-    return (folder / "config.json").exists() or any((folder / name).exists() for name in _INDEXES)
+    return any(_is_there(folder / name) for name in ("config.json", *_INDEXES))
+
+
+def _is_there(path: Path) -> bool:
+    # A link that leads nowhere is there as well: what opens it says what is wrong with it.
+    return path.exists() or path.is_symlink()
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -76,10 +81,10 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         (_INDEXES[0], "model.safetensors", "model*.safetensors"),
         (_INDEXES[1], "pytorch_model.bin", "pytorch_model*.bin"),
     ):
-        if (folder / index).exists():
+        if _is_there(folder / index):
             where = _weight_map(folder / index)
             return [folder / name for name in sorted(set(where.values()))], where
-        if (folder / single).exists():
+        if _is_there(folder / single):
             return [folder / single], None
         found = sorted(folder.glob(pattern)) or sorted(folder.glob(pattern.partition("*")[2]))
         found = [path for path in found if not path.name.startswith("consolidated")]

@@ -94,7 +94,9 @@ class Target:
         plain = final.is_dir() and not final.is_symlink()
         names = {path.name for path in final.iterdir()} if plain else set()
         known = {"params.json", "config.json", "checklist.chk"}
-        if not plain or any((final / name).is_dir() for name in names) or (names and not names & known):
+        weights = [name for name in names if name.endswith((".pth", ".safetensors", ".bin"))]
+        strange = any((final / name).is_dir() for name in names) or not names & known or not weights
+        if not plain or (names and strange):
             raise CheckpointWriteError(
                 f"{final} does not look like a checkpoint folder, so --force does not replace it; remove it yourself"
             )

@@ -181,7 +181,9 @@ def _rope_theta(checkpoint: Checkpoint) -> Finding:
     args = checkpoint.args
     member = member_of(args)
     if member is None:
-        return Finding(name, "skip", f"it is {args.rope_theta:,.0f}; the shapes are of no member of the family")
+        return Finding(
+            name, "skip", f"it is {args.rope_theta:,.0f}; the shapes are of no member of the family"
+        )
     allowed = (1e6, 1e4) if member.name == "70B" else (1e6,)
     if args.rope_theta in allowed:
         return Finding(name, "pass", f"{args.rope_theta:,.0f}, as Code Llama {member.name} was trained")

@@ -12,6 +12,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -22,7 +23,7 @@
 enum { LANES = 16, GROUPS = 4, ROWS = 6, FEW = 8 };
 
 /* Goes up with every change of a signature or of the packed layout; native.py asks for it. */
-int llama_bf16_abi(void) { return 2; }
+int llama_bf16_abi(void) { return 3; }
 
 int llama_bf16_supported(void) {
     __builtin_cpu_init();
@@ -105,12 +106,19 @@ TARGET INLINE void tile(const uint16_t *w, const uint16_t *x, uint16_t *y, long 
 
 TARGET INLINE void panel(const uint16_t *w, const uint16_t *x, uint16_t *y, long rows, long in, long out, long width,
                          int groups) {
-    for (; rows >= ROWS; rows -= ROWS, x += ROWS * in, y += ROWS * out) tile(w, x, y, in, out, width, groups, ROWS);
-    if (rows == 5) tile(w, x, y, in, out, width, groups, 5);
-    if (rows == 4) tile(w, x, y, in, out, width, groups, 4);
-    if (rows == 3) tile(w, x, y, in, out, width, groups, 3);
-    if (rows == 2) tile(w, x, y, in, out, width, groups, 2);
-    if (rows == 1) tile(w, x, y, in, out, width, groups, 1);
+    /* 8 rows are 4 and 4, not 6 and 2: a tile of few rows waits for its loads. */
+    for (long tiles = (rows + ROWS - 1) / ROWS; tiles > 0; tiles--) {
+        const long now = (rows + tiles - 1) / tiles;
+        switch (now) {
+            case 6: tile(w, x, y, in, out, width, groups, 6); break;
+            case 5: tile(w, x, y, in, out, width, groups, 5); break;
+            case 4: tile(w, x, y, in, out, width, groups, 4); break;
+            case 3: tile(w, x, y, in, out, width, groups, 3); break;
+            case 2: tile(w, x, y, in, out, width, groups, 2); break;
+            default: tile(w, x, y, in, out, width, groups, 1);
+        }
+        rows -= now, x += now * in, y += now * out;
+    }
 }
 
 TARGET static void any_panel(const uint16_t *w, const uint16_t *x, uint16_t *y, long rows, long in, long out,
@@ -245,5 +253,145 @@ TARGET void llama_bf16_decode(const uint16_t *q, const uint16_t *key, const uint
     for (long h = 0; h < heads; h++) {
         const long at = h / (heads / kv_heads) * capacity * dim;
         head(q + h * dim, keys + at, values + at, y + h * dim, score + h * room, position + 1, dim, scale);
+    }
+}
+
+/* ---- whole layers for a few rows, in one parallel region ---- */
+
+typedef struct {
+    const uint16_t *attention_norm, *wq, *wk, *wv, *wo, *ffn_norm, *w1, *w3, *w2; /* matrices are packed */
+} layer_t;
+
+/* Keys and values of the sequence that a row belongs to, (kv_heads, capacity, dim). */
+typedef struct {
+    uint16_t *keys, *values;
+} cache_t;
+
+typedef struct {
+    long rows, width, heads, kv_heads, dim, hidden, threads; /* width: of the model; hidden: of the feed-forward */
+    float eps, scale;
+    const float *table;             /* (rows, dim): cos and sin of each pair at the row's position */
+    const long *capacity, *position; /* of each row */
+    long room;                      /* floats of a thread's scores: the largest position + 1, to a multiple of 16 */
+    /* Work space: */
+    uint16_t *normed; /* (threads, rows, width) if rows <= FEW, else (rows, width) */
+    uint16_t *q, *k, *v, *seen, *gated, *out; /* out: (rows, width) */
+    float *score;     /* (threads, room) */
+} step_t;
+
+INLINE long share(long count, long i, long n) { return count * i / n; }
+
+/* The norm of all rows, where this thread can read it. */
+TARGET static const uint16_t *normed(const step_t *s, const uint16_t *x, const uint16_t *weight, long thread,
+                                     long threads) {
+    if (s->rows <= FEW) { /* by every thread for itself: that is cheaper than to meet */
+        uint16_t *mine = s->normed + thread * s->rows * s->width;
+        for (long r = 0; r < s->rows; r++) norm(x + r * s->width, weight, mine + r * s->width, s->width, s->eps);
+        return mine;
+    }
+    for (long r = share(s->rows, thread, threads); r < share(s->rows, thread + 1, threads); r++)
+        norm(x + r * s->width, weight, s->normed + r * s->width, s->width, s->eps);
+#pragma omp barrier
+    return s->normed;
+}
+
+INLINE long panels(long out) { return (out + GROUPS * LANES - 1) / (GROUPS * LANES); }
+
+/* Panel `index` of x W^T. */
+TARGET static void one_panel(const uint16_t *x, const uint16_t *packed, uint16_t *y, long rows, long in, long out,
+                             long index) {
+    const long step = GROUPS * LANES, first = index * step;
+    any_panel(packed + first * in, x, y + first, rows, in, out, out - first < step ? out - first : step);
+}
+
+/* This thread's share of x W^T, added to `residual` (rows, out) if there is one, else stored in y. */
+TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *packed, uint16_t *y,
+                           uint16_t *residual, long in, long out, long thread, long threads) {
+    const long count = panels(out), from = share(count, thread, threads), to = share(count, thread + 1, threads);
+    for (long i = from; i < to; i++) one_panel(x, packed, y, s->rows, in, out, i);
+    const long first = from * GROUPS * LANES, last = to == count ? out : to * GROUPS * LANES;
+    if (residual)
+        for (long r = 0; r < s->rows; r++)
+            for (long i = r * out + first; i < r * out + last; i += LANES)
+                narrow(residual + i, _mm512_add_ps(widen(residual + i), widen(y + i)));
+}
+
+TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *caches, uint16_t *x, int add,
+                             long thread, long threads) {
+    const long query = s->heads * s->dim, key = s->kv_heads * s->dim, group = s->heads / s->kv_heads;
+    const uint16_t *in = normed(s, x, w->attention_norm, thread, threads);
+    const long nq = panels(query), nk = panels(key), all = nq + 2 * nk;
+    for (long i = share(all, thread, threads); i < share(all, thread + 1, threads); i++)
+        if (i < nq)
+            one_panel(in, w->wq, s->q, s->rows, s->width, query, i);
+        else if (i < nq + nk)
+            one_panel(in, w->wk, s->k, s->rows, s->width, key, i - nq);
+        else
+            one_panel(in, w->wv, s->v, s->rows, s->width, key, i - nq - nk);
+#pragma omp barrier
+    const long stores = s->rows * s->kv_heads;
+    for (long i = share(stores, thread, threads); i < share(stores, thread + 1, threads); i++) {
+        const long r = i / s->kv_heads, h = i % s->kv_heads;
+        const long at = (h * s->capacity[r] + s->position[r]) * s->dim;
+        const float *table = s->table + r * s->dim;
+        rotate(s->q + r * query + h * group * s->dim, table, group, s->dim);
+        rotate(s->k + r * key + h * s->dim, table, 1, s->dim);
+        memcpy(caches[r].keys + at, s->k + r * key + h * s->dim, s->dim * sizeof(uint16_t));
+        memcpy(caches[r].values + at, s->v + r * key + h * s->dim, s->dim * sizeof(uint16_t));
+    }
+#pragma omp barrier
+    /* Rows of one sequence see each other's keys, so all must be stored before any is read. */
+    const long looks = s->rows * s->heads;
+    for (long i = share(looks, thread, threads); i < share(looks, thread + 1, threads); i++) {
+        const long r = i / s->heads, h = i % s->heads, at = h / group * s->capacity[r] * s->dim;
+        head(s->q + r * query + h * s->dim, caches[r].keys + at, caches[r].values + at,
+             s->seen + r * query + h * s->dim, s->score + thread * s->room, s->position[r] + 1, s->dim, s->scale);
+    }
+#pragma omp barrier
+    product(s, s->seen, w->wo, s->out, add ? x : 0, query, s->width, thread, threads);
+}
+
+TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, int add, long thread, long threads) {
+    const uint16_t *in = normed(s, x, w->ffn_norm, thread, threads);
+    const long step = GROUPS * LANES, count = panels(s->hidden);
+    uint16_t up[s->rows * step];
+    for (long i = share(count, thread, threads); i < share(count, thread + 1, threads); i++) {
+        const long first = i * step, width = s->hidden - first < step ? s->hidden - first : step;
+        one_panel(in, w->w1, s->gated, s->rows, s->width, s->hidden, i);
+        any_panel(w->w3 + first * s->width, in, up, s->rows, s->width, step, width);
+        for (long r = 0; r < s->rows; r++)
+            for (long c = 0; c < width; c += LANES) {
+                uint16_t *gate = s->gated + r * s->hidden + first + c;
+                const __m512 g = widen(gate), one = _mm512_set1_ps(1);
+                /* silu(g) = g / (1 + e^-g), with the exponential of a number that is not positive. */
+                const __m512 negated = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g));
+                const __m512 e = exponential(_mm512_max_ps(_mm512_set1_ps(-100), negated)); /* a NaN stays one */
+                const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
+                const __m512 top = _mm512_mask_mov_ps(one, negative, e);
+                const __m512 silu = _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(one, e));
+                narrow(gate, _mm512_mul_ps(rounded(silu), widen(up + r * step + c)));
+            }
+    }
+#pragma omp barrier
+    product(s, s->gated, w->w2, s->out, add ? x : 0, s->hidden, s->width, thread, threads);
+}
+
+/* Rows x (rows, width) through layers. `part` 0: whole layers, x is replaced by their result. 1, 2: the attention or
+ * the feed-forward of one layer without its residual, into s->out, for ranks that sum it. caches: (layers, rows). */
+TARGET void llama_bf16_layers(const step_t *s, const layer_t *layer, const cache_t *caches, uint16_t *x, long layers,
+                              long part) {
+#pragma omp parallel num_threads(s->threads)
+    {
+        const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        for (long i = 0; i < layers; i++) {
+            if (part != 2) attention(s, layer + i, caches + i * s->rows, x, part == 0, thread, threads);
+            if (part == 0) {
+#pragma omp barrier
+            }
+            if (part != 1) feed_forward(s, layer + i, x, part == 0, thread, threads);
+            if (part == 0) {
+#pragma omp barrier
+            }
+        }
     }
 }

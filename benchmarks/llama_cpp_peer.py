@@ -1,0 +1,151 @@
+"""llama.cpp as a peer, through llama-cpp-python's low-level calls (`pip install -e ".[bench]"`).
+
+The same weights, exported with the gguf package: matrices in the model's dtype, norms in float32. Meta's
+order of rotary rows is GGUF's own for this architecture, so nothing is permuted. The vocabulary is a dummy:
+prompts are ids.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llama.model import Transformer
+
+_NAMES = {
+    "attention.wq": "attn_q",
+    "attention.wk": "attn_k",
+    "attention.wv": "attn_v",
+    "attention.wo": "attn_output",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w2": "ffn_down",
+    "feed_forward.w3": "ffn_up",
+    "attention_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+}
+_WHOLE = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
+
+
+def export(model: Transformer, path: Path) -> None:
+    """Write a model's weights as GGUF."""
+    import gguf
+
+    args = model.params
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(16384)
+    writer.add_embedding_length(args.dim)
+    writer.add_block_count(args.n_layers)
+    writer.add_feed_forward_length(args.ffn_dim)
+    writer.add_head_count(args.n_heads)
+    writer.add_head_count_kv(args.kv_heads)
+    writer.add_rope_freq_base(args.rope_theta)
+    writer.add_rope_dimension_count(args.head_dim)
+    writer.add_layer_norm_rms_eps(args.norm_eps)
+    writer.add_vocab_size(args.vocab_size)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"<{i}>".encode() for i in range(args.vocab_size)])
+    writer.add_token_scores([0.0] * args.vocab_size)
+    writer.add_token_types([gguf.TokenType.NORMAL] * args.vocab_size)
+    for name, value in model.state_dict().items():
+        _, part = name.removesuffix(".weight"), name.removesuffix(".weight").split(".")
+        mine = f"blk.{part[1]}.{_NAMES['.'.join(part[2:])]}" if part[0] == "layers" else _WHOLE[part[0]]
+        if value.dim() == 1:
+            writer.add_tensor(f"{mine}.weight", value.float().numpy())
+        elif value.dtype == torch.bfloat16:
+            raw: Any = value.contiguous().view(torch.uint16).numpy()
+            writer.add_tensor(f"{mine}.weight", raw.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+        else:
+            writer.add_tensor(f"{mine}.weight", value.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class LlamaCpp:
+    """Greedy continuation of prompts of ids: prefill one after the other, then all decode together."""
+
+    name = "llama.cpp"
+
+    def __init__(self, model: Transformer, *, threads: int, context: int, sequences: int) -> None:
+        import llama_cpp as lc
+
+        self._lc = lc
+        quiet = lc.llama_log_callback(lambda *_: None)
+        self._keep = quiet
+        lc.llama_log_set(quiet, ctypes.c_void_p(0))
+        lc.llama_backend_init()
+        file = tempfile.NamedTemporaryFile(suffix=".gguf", delete=False)  # noqa: SIM115 - mapped beyond a with
+        file.close()
+        export(model, Path(file.name))
+        parameters = lc.llama_model_default_params()
+        parameters.use_mmap = False
+        self._model = lc.llama_model_load_from_file(file.name.encode(), parameters)
+        os.unlink(file.name)
+        self._vocab = model.params.vocab_size
+        options = lc.llama_context_default_params()
+        options.n_ctx = context * sequences
+        options.n_seq_max = sequences
+        options.n_batch = options.n_ubatch = 512
+        options.n_threads = options.n_threads_batch = threads
+        self._context = lc.llama_init_from_model(self._model, options)
+        self._batch = lc.llama_batch_init(512, 0, 1)
+        if not self._model or not self._context:
+            raise RuntimeError("llama.cpp did not load the exported model")
+
+    def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
+        lc = self._lc
+        lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
+        last = [self._prefill(i, prompt) for i, prompt in enumerate(prompts)]
+        out = [[token] for token in last]
+        for step in range(new - 1):
+            rows = [
+                (token, len(prompt) + step, i, True)
+                for i, (prompt, token) in enumerate(zip(prompts, last, strict=True))
+            ]
+            self._decode(rows)
+            last = [self._best(i) for i in range(len(prompts))]
+            for each, token in zip(out, last, strict=True):
+                each.append(token)
+        return out
+
+    def logits(self, prompt: Sequence[int]) -> np.ndarray:
+        """Of the last position, to see that the export is right."""
+        lc = self._lc
+        lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
+        self._decode([(token, i, 0, i == len(prompt) - 1) for i, token in enumerate(prompt)])
+        return self._row(len(prompt) - 1).copy()
+
+    def _prefill(self, sequence: int, prompt: Sequence[int]) -> int:
+        for first in range(0, len(prompt), 512):
+            chunk = prompt[first : first + 512]
+            rows = [
+                (token, first + i, sequence, first + i == len(prompt) - 1) for i, token in enumerate(chunk)
+            ]
+            self._decode(rows)
+        return self._best(len(chunk) - 1)
+
+    def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
+        batch = self._batch
+        for i, (token, position, sequence, wanted) in enumerate(rows):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            batch.logits[i] = wanted
+        batch.n_tokens = len(rows)
+        code = self._lc.llama_decode(self._context, batch)
+        if code:
+            raise RuntimeError(f"llama_decode gave {code}")
+
+    def _row(self, index: int) -> np.ndarray:
+        pointer = self._lc.llama_get_logits_ith(self._context, index)
+        return np.ctypeslib.as_array(pointer, shape=(self._vocab,))
+
+    def _best(self, index: int) -> int:
+        return int(self._row(index).argmax())

@@ -1,0 +1,89 @@
+"""A step of few rows through all layers in native calls: one for the model, or two a layer on several ranks.
+
+Decoding a token is some ten small operations a layer; started one by one from Python, they cost about as
+much as reading a small model's weights. Prompts take the way through the modules, where a call is long.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from . import native
+from .cache import BatchCache
+
+if TYPE_CHECKING:
+    from .model import Transformer
+
+__all__ = ["FusedLayers"]
+
+# More rows are the work of matrix kernels for chunks, and of attention that shares what it reads among queries.
+_MOST_ROWS = 32
+_MODULES = (
+    "attention_norm",
+    "attention.wq",
+    "attention.wk",
+    "attention.wv",
+    "attention.wo",
+    "ffn_norm",
+    "feed_forward.w1",
+    "feed_forward.w3",
+    "feed_forward.w2",
+)
+
+
+class FusedLayers:
+    """The layers of one model.
+
+    Weights are looked up once; `fits` notices where one was replaced since.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        args, size = model.params, model.parallel.size
+        self._parallel = model.parallel
+        self._shape = native.LayerShape(
+            args.n_heads // size, model.local_kv_heads, args.head_dim, args.ffn_dim // size, args.norm_eps
+        )
+        modules = [layer.get_submodule(name) for layer in model.layers for name in _MODULES]
+        self._holders: list[dict[str, Any]] = [module._parameters for module in modules]
+        self._weights: list[torch.Tensor] = []
+        self._addresses = np.zeros((0, len(_MODULES)), dtype=np.int64)
+        self._possible = False
+
+    def fits(self, x_TC: torch.Tensor) -> bool:
+        """Whether `run` takes these rows with the weights that the model has now."""
+        if not 0 < x_TC.shape[0] <= _MOST_ROWS or not native.fits(x_TC, 16):
+            return False
+        if len(self._weights) != len(self._holders) or any(
+            holder["weight"] is not weight
+            for holder, weight in zip(self._holders, self._weights, strict=True)
+        ):
+            self._look_up()
+        return self._possible
+
+    def _look_up(self) -> None:
+        self._weights = [holder["weight"] for holder in self._holders]
+        shape = self._shape
+        # Norms have one dimension, packed matrices four.
+        self._possible = (
+            all(w.dtype == torch.bfloat16 and w.is_cpu and w.is_contiguous() for w in self._weights)
+            and all(w.dim() in (1, 4) for w in self._weights)
+            and shape.head_dim % 32 == shape.hidden % 16 == 0
+        )
+        if self._possible:
+            addresses = [weight.data_ptr() for weight in self._weights]
+            self._addresses = np.array(addresses, dtype=np.int64).reshape(-1, len(_MODULES))
+
+    def run(self, x_TC: torch.Tensor, rotary: torch.Tensor, cache: BatchCache) -> torch.Tensor:
+        """x (T, C) behind the last layer; keys and values are in the cache, not yet committed."""
+        x_TC = x_TC.contiguous()
+        run = native.layers(x_TC, self._shape, self._addresses, *cache.rows(), rotary)
+        layers = len(self._addresses)
+        if self._parallel.size == 1:
+            return run(0, layers, 0)
+        for layer in range(layers):
+            for part in (1, 2):
+                x_TC += self._parallel.all_reduce(run(layer, layer + 1, part))
+        return x_TC

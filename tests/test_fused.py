@@ -1,0 +1,169 @@
+"""Fused layers give what the modules give, for any mix of few rows, and notice replaced weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_weights
+
+from llama import fused, native
+from llama.cache import BatchCache, KVCache
+from llama.model import ModelArgs, Transformer
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels for this CPU")
+PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
+MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 48}
+VOCAB = 99
+
+
+def made(params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Transformer:
+    args = ModelArgs(**params, vocab_size=VOCAB, rope_theta=1e6, max_seq_len=256, max_batch_size=64)
+    with torch.device("meta"):
+        model = Transformer(args)
+    give(model, random_weights(params, VOCAB, seed), dtype)
+    return model.eval()
+
+
+def give(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Weights rounded to bfloat16, in a dtype."""
+    for name, weight in weights.items():
+        module: Any = model.get_submodule(name.rpartition(".")[0])
+        module.assign(weight.to(torch.bfloat16).to(dtype))
+
+
+def caches(model: Transformer, lengths: list[int]) -> list[KVCache]:
+    """Filled to these lengths, by the modules."""
+    found = []
+    for i, length in enumerate(lengths):
+        cache = model.new_cache()
+        if length:
+            ids = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(i))
+            model.hidden(ids, BatchCache([cache], [length]))
+        found.append(cache)
+    return found
+
+
+def steps(model: Transformer, lengths: list[int], counts: list[int]) -> list[torch.Tensor]:
+    """Hidden states of a step, and of one token each after it, which reads what the first stored."""
+    filled = caches(model, lengths)
+    ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(99))
+    first = model.hidden(ids, BatchCache(filled, counts))
+    return [first, model.hidden(ids[: len(counts)], BatchCache(filled, [1] * len(counts)))]
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.float().pow(2).mean().sqrt())
+
+
+def as_good(fast: list[torch.Tensor], plain: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
+    """No further from float32 than the modules are in bfloat16; these are held to an oracle elsewhere."""
+    for a, b, c in zip(fast, plain, exact, strict=True):
+        assert a.shape == b.shape == c.shape
+        assert rms(a - c) < 1.3 * rms(b - c) + 0.002
+        assert rms(b - c) < 0.1 * rms(c)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("params", [PARAMS, MHA], ids=["grouped", "plain"])
+@pytest.mark.parametrize(
+    ("lengths", "counts"),
+    [
+        ([0], [1]),
+        ([7], [1]),
+        ([40], [5]),
+        ([0, 3, 33, 100], [1, 1, 1, 1]),
+        ([5, 0, 17], [3, 4, 1]),
+        (list(range(12)), [1] * 12),
+        ([9, 2], [16, 16]),
+    ],
+)
+def test_fused_layers_are_the_modules(
+    params: dict[str, Any],
+    lengths: list[int],
+    counts: list[int],
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = steps(made(params), lengths, counts)
+        monkeypatch.setattr(fused, "_MOST_ROWS", 0)
+        plain = steps(made(params), lengths, counts)
+        exact = steps(made(params, dtype=torch.float32), lengths, counts)
+    finally:
+        torch.set_num_threads(before)
+    as_good(fast, plain, exact)
+
+
+def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    taken: list[int] = []
+    run = fused.FusedLayers.run
+    monkeypatch.setattr(
+        fused.FusedLayers, "run", lambda self, x, *rest: (taken.append(x.shape[0]), run(self, x, *rest))[1]
+    )
+    for count in (1, 32, 33):
+        model.hidden(torch.zeros(count, dtype=torch.long), BatchCache([model.new_cache()], [count]))
+    assert taken == [1, 32]
+
+
+@dataclass
+class Summing:
+    """Stands for ranks that sum: the parts come one by one. The number of ranks is not 1."""
+
+    size: int = 2
+    summed: int = 0
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        self.summed += 1
+        return x
+
+
+def test_parts_with_their_sums_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = steps(made(PARAMS), [5, 9], [2, 1])
+    model, summing = made(PARAMS), Summing()
+    monkeypatch.setattr(model._fused, "_parallel", summing)
+    parts = steps(model, [5, 9], [2, 1])
+    # Both prefills and both steps are of few rows.
+    assert summing.summed == 4 * 2 * PARAMS["n_layers"]
+    for a, b in zip(parts, whole, strict=True):
+        assert rms(a - b) < 0.02
+
+
+def test_a_replaced_weight_counts() -> None:
+    """Assigned anew, or loaded from a state dict."""
+    model, other = made(PARAMS, 0), made(PARAMS, 1)
+    ids = torch.tensor([5])
+
+    def hidden(of: Transformer) -> torch.Tensor:
+        return of.hidden(ids, BatchCache([of.new_cache()], [1]))
+
+    first, wanted = hidden(model), hidden(other)
+    assert not torch.equal(first, wanted)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(hidden(model), wanted)
+    give(model, random_weights(PARAMS, VOCAB, 0))
+    assert torch.equal(hidden(model), first)
+
+
+def test_weights_of_another_dtype_take_the_modules() -> None:
+    model = made(PARAMS)
+    ids = torch.tensor([5])
+    model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    give(model, random_weights(PARAMS, VOCAB), torch.float32)
+    hidden = model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    exact = made(PARAMS, dtype=torch.float32)
+    assert torch.equal(hidden, exact.hidden(ids, BatchCache([exact.new_cache()], [1])))
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    model = made(PARAMS)
+    weights = random_weights(PARAMS, VOCAB)
+    weights["layers.1.feed_forward.w1.weight"][3] = torch.nan
+    give(model, weights)
+    hidden = model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
+    assert hidden.isnan().any()

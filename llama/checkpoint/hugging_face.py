@@ -78,7 +78,7 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         CheckpointFormatError: an index that is not sound, or that names a file outside the folder.
     """
     for index, single, pattern in (
-        (_INDEXES[0], "model.safetensors", "model*.safetensors"),
+        (_INDEXES[0], "model.safetensors", "*.safetensors"),
         (_INDEXES[1], "pytorch_model.bin", "pytorch_model*.bin"),
     ):
         if _is_there(folder / index):
@@ -86,8 +86,8 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
             return [folder / name for name in sorted(set(where.values()))], where
         if _is_there(folder / single):
             return [folder / single], None
-        found = sorted(folder.glob(pattern)) or sorted(folder.glob(pattern.partition("*")[2]))
-        found = [path for path in found if not path.name.startswith("consolidated")]
+        # "consolidated" is another vendor's copy of the same weights, in names of its own.
+        found = [path for path in sorted(folder.glob(pattern)) if not path.name.startswith("consolidated")]
         if found:
             _check_numbers(found)
             return found, None

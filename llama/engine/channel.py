@@ -23,14 +23,21 @@ import torch
 from ..distributed import Parallel
 from ..errors import ParallelismError, RankError
 
-__all__ = ["FollowerChannel", "LeaderChannel", "check_one_model", "follow_channel", "lead_channel"]
+__all__ = [
+    "REASON_SECONDS",
+    "FollowerChannel",
+    "LeaderChannel",
+    "check_one_model",
+    "follow_channel",
+    "lead_channel",
+]
 
 _LENGTH = struct.Struct("!I")
 _HELLO = struct.Struct("!32sI")
 _CARD_BYTES = 1024
 _CONNECT_SECONDS = 60.0
 # How long a rank whose step failed looks for another rank's reason before it gives its own.
-_REASON_SECONDS = 1.0
+REASON_SECONDS = 1.0
 
 
 class LeaderChannel:
@@ -58,10 +65,10 @@ class LeaderChannel:
 
     def reason(self) -> RankError | None:
         """Why another rank ended, if one did within a second: for a step that failed here."""
-        return next((self._gone(rank) for rank in self._speaking(_REASON_SECONDS)), None)
+        return next((self._gone(rank) for rank in self._speaking(REASON_SECONDS)), None)
 
     def close(self) -> None:
-        """Hang up."""
+        """Give the connections back."""
         for peer in self.peers.values():
             peer.close()
 
@@ -77,7 +84,7 @@ class LeaderChannel:
     def _gone(self, rank: int) -> RankError:
         words = b""
         with contextlib.suppress(OSError):
-            self.peers[rank].settimeout(_REASON_SECONDS)
+            self.peers[rank].settimeout(REASON_SECONDS)
             words = _receive(self.peers[rank])
         return RankError(
             words.decode(errors="replace")
@@ -91,37 +98,41 @@ class FollowerChannel:
     def __init__(self, leader: socket.socket) -> None:
         self.leader = leader
 
-    def receive(self) -> bytes:
-        """The next packet; waits for it as long as the first rank lives.
+    def receive(self, seconds: float | None = None) -> bytes:
+        """The next packet; waits for it as long as the first rank lives, or for so many seconds.
 
         Raises:
             RankError: the first rank is gone.
+            TimeoutError: nothing came.
         """
+        self.leader.settimeout(seconds)
         try:
             return _receive(self.leader)
+        except TimeoutError:
+            raise
         except OSError as error:
             raise RankError(
                 "rank 0 is gone: its process ended, or left the service, without a word; see its own output"
             ) from error
 
-    def reason(self) -> bytes | None:
-        """The packet that says why rank 0 ended, if one comes within a second; b"" if it just ended."""
-        self.leader.settimeout(_REASON_SECONDS)
-        try:
-            return _receive(self.leader)
-        except TimeoutError:
-            return None
-        except OSError:
-            return b""
-
     def send(self, words: str) -> None:
-        """Tell the first rank why this one ends."""
+        """Tell the first rank why this one ends, as the last that it says. Waits up to a second."""
         packet = words.encode()
         with contextlib.suppress(OSError):
             self.leader.sendall(_LENGTH.pack(len(packet)) + packet)
+            self.leader.shutdown(socket.SHUT_WR)
+            # A connection closed with something unread in it is reset, and the words would be lost.
+            self.leader.settimeout(REASON_SECONDS)
+            while self.leader.recv(4096):
+                pass
+
+    def hang_up(self) -> None:
+        """End a `receive` that is under way in another thread, and all later ones, with RankError."""
+        with contextlib.suppress(OSError):
+            self.leader.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Hang up."""
+        """Give the connection back."""
         self.leader.close()
 
 

@@ -20,7 +20,7 @@ import torch
 from ..distributed import rank_threads
 from ..errors import LlamaError, RankError
 from ..sampling import SamplingParams
-from .channel import FollowerChannel, LeaderChannel, follow_channel, lead_channel
+from .channel import REASON_SECONDS, FollowerChannel, LeaderChannel, follow_channel, lead_channel
 from .engine import Engine
 from .events import Add, Cancel, Event, Pause, Resume, Stop, decode, encode
 from .request import Delta
@@ -243,17 +243,20 @@ def _lead(
             deliver(results)
 
 
-def follow(engine: Engine) -> None:
+def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
     """Run the engine on a rank other than the first, until the first ends the service.
 
     Waits in a system call while there is nothing to do. All ranks enter the service at the same time.
+
+    Args:
+        channel: from `follow_channel`, for a caller that wants to hang up from another thread.
 
     Raises:
         RankError: this or another rank failed, or is gone.
     """
     parallel = engine.model.parallel
     replica = Replica(engine)
-    channel = follow_channel(parallel, engine.model.device)
+    channel = channel or follow_channel(parallel, engine.model.device)
     try:
         with torch.inference_mode():
             while not replica.over:
@@ -274,15 +277,17 @@ def follow(engine: Engine) -> None:
         raise RankError(replica.failure)
 
 
-def _why(channel: FollowerChannel, rank: int, error: BaseException) -> RankError:
+def _why(channel: FollowerChannel, rank: int, error: Exception) -> RankError:
     """What to raise where a step failed here: perhaps because another rank went first."""
-    told = channel.reason()
-    if told == b"":
-        return RankError("rank 0 is gone: its process ended without a word; see its own output")
-    stops = [event for event in decode(told or b"", SamplingParams) if isinstance(event, Stop)]
-    for stop in stops:
-        if stop.failure is not None:
-            return RankError(stop.failure)
+    try:
+        told = decode(channel.receive(REASON_SECONDS), SamplingParams)
+    except TimeoutError:
+        told = []  # the first rank waits for this one
+    except RankError as gone:
+        return gone
+    for event in told:
+        if isinstance(event, Stop) and event.failure is not None:
+            return RankError(event.failure)
     failure = _failed(rank, error)
     channel.send(str(failure))
     return failure

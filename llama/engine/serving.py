@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from ..distributed import log
 from ..errors import RankError
-from .channel import check_one_model
+from .channel import FollowerChannel, check_one_model, follow_channel
 from .engine import Engine
 from .front import AsyncEngine
 from .service import follow
@@ -121,8 +121,10 @@ def _deadline() -> Iterator[None]:
 
 async def _follow(engine: Engine, sigterm: bool) -> None:
     """Follow in a thread, so that this rank hears signals, and waits with them for rank 0."""
-    loop = asyncio.get_running_loop()
+    parallel, loop = engine.model.parallel, asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
+    channels: list[FollowerChannel] = []
+    late: list[RankError] = []
 
     def finish(error: BaseException | None) -> None:
         if not over.done():
@@ -131,19 +133,29 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
     def work() -> None:
         failure: BaseException | None = None
         try:
-            follow(engine)
+            channels.append(follow_channel(parallel, engine.model.device))
+            follow(engine, channels[0])
         except BaseException as error:
-            failure = error
+            failure = late[0] if late else error
         with contextlib.suppress(RuntimeError):  # the loop is gone, and nobody waits
             loop.call_soon_threadsafe(finish, failure)
 
-    def told() -> None:
-        rank = engine.model.parallel.rank
-        late = f"rank {rank} got a signal to end, and rank 0 did not end the service within {_FOLLOWER_SECONDS:.0f} s"
-        loop.call_later(_FOLLOWER_SECONDS, finish, RankError(late))
+    def leave() -> None:
+        """On its own: the thread ends first, since one inside torch may not outlive the interpreter."""
+        late.append(
+            RankError(
+                f"rank {parallel.rank} got a signal to end, and rank 0 did not end the service within"
+                f" {_FOLLOWER_SECONDS:.1f} s"
+            )
+        )
+        for channel in channels:
+            channel.send(str(late[0]))
+            channel.hang_up()
+        loop.call_later(_GRACE_SECONDS, finish, late[0])
 
     threading.Thread(target=work, name="llama-follow", daemon=True).start()
-    with _on_signals((signal.SIGTERM, signal.SIGINT) if sigterm else (), told):
+    signals = (signal.SIGTERM, signal.SIGINT) if sigterm else ()
+    with _on_signals(signals, lambda: loop.call_later(_FOLLOWER_SECONDS, leave)):
         await over
 
 

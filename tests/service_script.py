@@ -28,6 +28,8 @@ SAMPLED = SamplingParams(temperature=1.1, top_p=0.95)
 NAN_ID = 300
 LONG = 100_000
 AT_ONCE = 4
+# Far above what a scenario takes: a rank that hangs is killed, and its exit code says so.
+LIMIT = 40.0
 # scenario: (ranks, rank and signal that it gets once all ranks are ready)
 SCENARIOS: dict[str, tuple[int, dict[int, signal.Signals]]] = {
     "alone": (1, {}),
@@ -245,6 +247,10 @@ class Launched:
             if self.codes[i] is None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 self.codes[i] = os.waitstatus_to_exitcode(status) if done else None
+        if time.monotonic() - self.told > LIMIT:
+            for pid, code in zip(self.pids, self.codes, strict=True):
+                if code is None:
+                    os.kill(pid, signal.SIGKILL)
         if None not in self.codes:
             found = {"codes": self.codes, "seconds": time.monotonic() - self.told}
             (self.folder / f"{self.name}.json").write_text(json.dumps(found))
@@ -272,7 +278,7 @@ def launch(folder: Path, name: str) -> Launched | None:
 
 
 def launch_all(folder: Path, names: list[str]) -> None:
-    """Several scenarios side by side; a rank that hangs is left to the end of the test."""
+    """Several scenarios side by side."""
     under_way: list[Launched] = []
     while names or under_way:
         while names and len(under_way) < AT_ONCE:

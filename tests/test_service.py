@@ -323,7 +323,7 @@ def test_a_first_rank_that_hangs_up_is_noticed():
 
 
 def test_a_follower_can_hang_up_and_can_wait_for_a_while():
-    with connected() as (_, follower):
+    with connected() as (leader, follower):
         with pytest.raises(TimeoutError):
             follower.receive(0.01)
 
@@ -333,9 +333,13 @@ def test_a_follower_can_hang_up_and_can_wait_for_a_while():
 
         waiting = threading.Thread(target=receive, daemon=True)
         waiting.start()
-        follower.hang_up()
+        follower.hang_up("it has to go")
         waiting.join(LIMIT)
         assert not waiting.is_alive()
+        with pytest.raises(RankError, match="it has to go"):
+            for _ in range(9):
+                leader.send(b"x")
+                time.sleep(0.01)
 
 
 def test_a_stranger_is_sent_away(monkeypatch):

@@ -126,9 +126,14 @@ class FollowerChannel:
             while self.leader.recv(4096):
                 pass
 
-    def hang_up(self) -> None:
-        """End a `receive` that is under way in another thread, and all later ones, with RankError."""
+    def hang_up(self, words: str) -> None:
+        """`send`, and end with RankError a `receive` that is under way in another thread, and all later ones.
+
+        Reads nothing itself: two readers of one connection would lose packets to each other.
+        """
+        packet = words.encode()
         with contextlib.suppress(OSError):
+            self.leader.sendall(_LENGTH.pack(len(packet)) + packet)
             self.leader.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:

@@ -149,8 +149,7 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
             )
         )
         for channel in channels:
-            channel.send(str(late[0]))
-            channel.hang_up()
+            channel.hang_up(str(late[0]))
         loop.call_later(_GRACE_SECONDS, finish, late[0])
 
     threading.Thread(target=work, name="llama-follow", daemon=True).start()

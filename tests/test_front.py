@@ -635,6 +635,21 @@ def test_serve_in_a_host_that_has_its_own_loop():
     assert run(host()) == [alone(ask(ids(5, i), 9)) for i in range(5)]
 
 
+def test_a_llama_serves_texts(llama):
+    prompts = ["def return", "for i in", "class"]
+    expected = [""] * 3
+    for delta in llama.stream(prompts, temperature=0, max_gen_len=9):
+        expected[delta.index] += delta.text
+
+    async def main(front):
+        requests = llama.requests(prompts, temperature=0, max_gen_len=9)
+        assert [request.row for request in requests] == [0, 1, 2]
+        return [(await front.complete(request))[0].text for request in requests]
+
+    assert run(llama.serve(main)) == expected
+    assert len(set(expected)) == 3
+
+
 def test_serve_raises_what_main_raises_and_closes():
     engine = gated()
 
@@ -704,3 +719,4 @@ def test_a_program_ends_whole(scenario, tmp_path):
         assert time.monotonic() - began < 5.5
     assert finished.stdout.split() == ["cancelled"] * 20
     assert finished.code == (0 if scenario == "sigterm" else 143), finished.stderr
+    assert ("a step is still under way 2.5 s" in finished.stderr) == (scenario == "stuck")

@@ -212,7 +212,7 @@ def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) 
     try:
         channel = lead_channel(parallel, device)
         inbox.watch(channel.peers.values())
-        with torch.inference_mode():
+        with torch.inference_mode(), _current(device):
             _lead(replica, channel, inbox, deliver)
     except BaseException as error:
         replica.cancel_all()
@@ -258,7 +258,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
     replica = Replica(engine)
     channel = channel or follow_channel(parallel, engine.model.device)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _current(engine.model.device):
             while not replica.over:
                 replica.apply(decode(channel.receive(), SamplingParams))
                 if replica.busy:
@@ -291,6 +291,11 @@ def _why(channel: FollowerChannel, rank: int, error: Exception) -> RankError:
     failure = _failed(rank, error)
     channel.send(str(failure))
     return failure
+
+
+def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """A thread has a CUDA device of its own, at first always the machine's first one."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _failed(rank: int, error: BaseException) -> RankError:

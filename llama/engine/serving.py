@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
-from ..distributed import log
 from ..errors import RankError
 from .channel import FollowerChannel, check_one_model, follow_channel
 from .engine import Engine
@@ -105,12 +105,8 @@ async def _cancelled(task: asyncio.Future[T]) -> None:
 @contextlib.contextmanager
 def _deadline() -> Iterator[None]:
     """Ends the process if what is inside takes too long: no step of a model can be interrupted."""
-
-    def leave() -> None:
-        log(f"a step is still under way {_LAST_SECONDS:.1f} s after SIGTERM; exiting without waiting for it")
-        os._exit(_TERMINATED)
-
-    timer = threading.Timer(_LAST_SECONDS, leave)
+    words = f"a step is still under way {_LAST_SECONDS:.1f} s after SIGTERM; exiting without waiting for it"
+    timer = threading.Timer(_LAST_SECONDS, _exit, [words])
     timer.daemon = True
     timer.start()
     try:
@@ -119,12 +115,18 @@ def _deadline() -> Iterator[None]:
         timer.cancel()
 
 
+def _exit(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+    os._exit(_TERMINATED)
+
+
 async def _follow(engine: Engine, sigterm: bool) -> None:
     """Follow in a thread, so that this rank hears signals, and waits with them for rank 0."""
     parallel, loop = engine.model.parallel, asyncio.get_running_loop()
     over: asyncio.Future[None] = loop.create_future()
     channels: list[FollowerChannel] = []
     late: list[RankError] = []
+    timers: list[asyncio.TimerHandle] = []
 
     def finish(error: BaseException | None) -> None:
         if not over.done():
@@ -141,7 +143,7 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
             loop.call_soon_threadsafe(finish, failure)
 
     def leave() -> None:
-        """On its own: the thread ends first, since one inside torch may not outlive the interpreter."""
+        """On its own: with the reason, when the thread has ended; without it if that is stuck in a step."""
         late.append(
             RankError(
                 f"rank {parallel.rank} got a signal to end, and rank 0 did not end the service within"
@@ -150,12 +152,20 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
         )
         for channel in channels:
             channel.hang_up(str(late[0]))
-        loop.call_later(_GRACE_SECONDS, finish, late[0])
+        # A thread inside torch may not outlive the interpreter, so that is not ended in the usual way.
+        timers.append(loop.call_later(_GRACE_SECONDS, _exit, f"{late[0]}; its step does not end either"))
+
+    def told() -> None:
+        if not timers:
+            timers.append(loop.call_later(_FOLLOWER_SECONDS, leave))
 
     threading.Thread(target=work, name="llama-follow", daemon=True).start()
-    signals = (signal.SIGTERM, signal.SIGINT) if sigterm else ()
-    with _on_signals(signals, lambda: loop.call_later(_FOLLOWER_SECONDS, leave)):
-        await over
+    try:
+        with _on_signals((signal.SIGTERM, signal.SIGINT) if sigterm else (), told):
+            await over
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 @contextlib.contextmanager

@@ -34,7 +34,6 @@ LIMIT = 40.0
 SCENARIOS: dict[str, tuple[int, dict[int, signal.Signals]]] = {
     "alone": (1, {}),
     "together": (2, {}),
-    "four": (4, {}),
     "replicas": (2, {}),
     "idle_without_0": (2, {0: signal.SIGKILL}),
     "idle_without_1": (2, {1: signal.SIGKILL}),
@@ -130,7 +129,7 @@ def whole(folder: Path) -> Any:
     return {"service": found, "afterwards": text, "numerics": numerics}
 
 
-alone = together = four = whole
+alone = together = whole
 
 
 def replicas(folder: Path) -> Any:

@@ -716,7 +716,7 @@ def test_a_program_ends_whole(scenario, tmp_path):
         began = time.monotonic()
         launch.process.terminate()
         finished = launch.finish(2 * LIMIT)
-        assert time.monotonic() - began < 5.5
+        assert time.monotonic() - began < 8  # 1 s on a machine of its own
     assert finished.stdout.split() == ["cancelled"] * 20
     assert finished.code == (0 if scenario == "sigterm" else 143), finished.stderr
     assert ("a step is still under way 2.5 s" in finished.stderr) == (scenario == "stuck")

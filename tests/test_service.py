@@ -36,6 +36,8 @@ from llama.errors import RankError, RequestError
 from llama.sampling import GREEDY, SamplingParams
 
 CPU = torch.device("cpu")
+# Takes 0.02 s, and then the interpreter's own end, which takes a second, or several where the cores are shared.
+SOON = 15.0
 
 
 # ---- events ------------------------------------------------------------------------------------------
@@ -177,7 +179,7 @@ def following(engines):
     assert not any(thread.is_alive() for thread in threads)
 
 
-@settings(deadline=None, derandomize=True, max_examples=12)
+@settings(deadline=None, derandomize=True, max_examples=8)
 @given(
     st.lists(
         st.tuples(st.integers(1, 20), st.integers(0, 14), st.integers(1, 3), st.none() | st.integers(0, 9)),
@@ -381,9 +383,8 @@ def folder(tmp_path_factory):
     save_checkpoint(folder / "s2", SHAPE, weights, tiny_model_path(), 2)
     weights["tok_embeddings.weight"][NAN_ID] = torch.nan
     save_checkpoint(folder / "nan", SHAPE, weights, tiny_model_path(), 2)
-    names = [name for name in SCENARIOS if name != "four"]
     with launched(
-        "service_script.py", folder, *names, ranks=None, environment={"OMP_NUM_THREADS": "1"}
+        "service_script.py", folder, *SCENARIOS, ranks=None, environment={"OMP_NUM_THREADS": "1"}
     ) as launch:
         launch.finish(200).ok()
     return folder
@@ -438,7 +439,7 @@ def test_a_rank_that_is_killed_ends_the_other(folder, when, victim):
     ended, left = Ended(folder, f"{when}_without_{victim}"), 1 - victim
     assert ended.codes[victim] == -signal.SIGKILL
     assert ended.codes[left] == 1
-    assert ended.seconds < 8
+    assert ended.seconds < SOON
     assert f"RankError: rank {victim} is gone" in ended.output(left)
 
 
@@ -457,14 +458,14 @@ def test_a_rank_whose_step_fails_ends_all_with_its_reason(folder, broken):
 def test_sigterm_ends_all_requests_with_a_reason(folder):
     ended = Ended(folder, "sigterm")
     assert ended.codes == [0, 0]
-    assert ended.seconds < 6
+    assert ended.seconds < SOON
     assert ended.output(0, "out").split() == ["cancelled"] * 20
 
 
 def test_sigterm_of_one_rank_ends_all_with_a_reason(folder):
     ended = Ended(folder, "sigterm_of_one")
     assert ended.codes == [1, 1]
-    assert ended.seconds < 8
+    assert ended.seconds < SOON
     for rank in range(2):
         assert "RankError: rank 1 got a signal to end" in ended.output(rank)
 
@@ -482,7 +483,7 @@ def test_under_torchrun(folder, way, tmp_path):
         else:
             os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGKILL)
         finished = launch.finish(LIMIT)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < SOON
     assert finished.code != 0
     assert not any(psutil.pid_exists(int(path.read_text())) for path in tmp_path.glob("*.pid"))
     if way == "sigterm":

@@ -20,7 +20,7 @@ import time
 
 import torch
 
-from ..distributed import Parallel
+from ..distributed import Parallel, local_ranks
 from ..errors import ParallelismError, RankError
 
 __all__ = [
@@ -159,7 +159,7 @@ def lead_channel(parallel: Parallel, device: torch.device) -> LeaderChannel:
     """
     if parallel.size == 1:
         return LeaderChannel()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) >= parallel.size
+    here = local_ranks() >= parallel.size
     secret = secrets.token_bytes(32)
     # Open to the network only where ranks on other machines must reach it.
     with socket.create_server(("127.0.0.1" if here else "", 0)) as server:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
-from .errors import ConfigError, LlamaError, ParallelismError
+from .errors import ConfigError, LlamaError, ParallelismError, RankError
 
 __all__ = [
     "Parallel",
@@ -284,8 +284,8 @@ def _meet(store: Any, rank: int, ranks: int) -> None:
 
 
 def alone(error: BaseException | None) -> bool:
-    """Whether an error may have struck this rank only. Those of this package strike all ranks alike."""
-    return error is not None and not isinstance(error, LlamaError)
+    """Whether other ranks may not be there any more. The errors of this package strike all ranks alike, but one."""
+    return error is not None and (not isinstance(error, LlamaError) or isinstance(error, RankError))
 
 
 _WORLD = _World()

@@ -17,7 +17,9 @@
     │   │   ├── DialogError                     roles or order that the chat format does not know
     │   │   └── UnsafeTagError                  a chat message that holds a tag of the chat format
     │   └── UnsupportedError                    the loaded checkpoint has no such capability
-    └── NumericsError (ArithmeticError)         logits that are not finite
+    ├── NumericsError (ArithmeticError)         logits that are not finite
+    ├── EngineClosedError (RuntimeError)        a request to a front that was closed
+    └── RankError (RuntimeError)                a rank of the model failed or is gone; the service has ended
 
 Each also derives from the built-in class in brackets, so `except ValueError` of a host program
 works. A message says what was wrong, with the numbers, and what to do about it.
@@ -33,12 +35,14 @@ __all__ = [
     "CheckpointWriteError",
     "ConfigError",
     "DialogError",
+    "EngineClosedError",
     "LlamaError",
     "NumericsError",
     "OutOfMemoryError",
     "ParallelismError",
     "PromptError",
     "PromptTooLongError",
+    "RankError",
     "RequestError",
     "SamplingError",
     "TokenizerError",
@@ -131,3 +135,11 @@ class UnsupportedError(RequestError):
 
 class NumericsError(LlamaError, ArithmeticError):
     """Logits that are not finite; the message names row, step and dtype."""
+
+
+class EngineClosedError(LlamaError, RuntimeError):
+    """A request to a front that was closed, or is being closed."""
+
+
+class RankError(LlamaError, RuntimeError):
+    """A rank of the model failed or is gone. Its service has ended on this rank too."""

@@ -7,8 +7,8 @@ the reference's dictionaries. Every rank makes the same call and gets the same r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -32,7 +32,7 @@ from .calls import (
     text_list,
 )
 from .distributed import leave, rank_threads
-from .engine import Delta, Engine, Request
+from .engine import AsyncEngine, Delta, Engine, Request, serve
 from .errors import LlamaError, RequestError, UnsafeTagError
 from .model import Transformer
 from .prompts import (
@@ -56,6 +56,8 @@ from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 __all__ = [
     "B_INST",
@@ -374,6 +376,18 @@ class Llama:
         The joined text of a prompt's deltas is the `generation` of the blocking call. Bad input raises
         here, not at the first delta. Leaving the loop early ends the generation (on all ranks alike).
         """
+        requests = self.requests(prompts, temperature, top_p, max_gen_len, **options)
+        return self._stream([(request.row, request) for request in requests])
+
+    def requests(
+        self,
+        prompts: Sequence[str | Prompt],
+        temperature: float = 0.6,
+        top_p: float = 0.9,
+        max_gen_len: int | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> list[Request]:
+        """What `stream` asks of the engine, checked: for the front of `serve`. `row` is a prompt's place."""
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise RequestError("prompts must be a list of strings or Prompts")
         made = numbered(
@@ -381,8 +395,14 @@ class Llama:
             prompts,
         )
         call = Options.of(temperature, top_p, max_gen_len, False, False, options)
-        requests = self._requests(made, call)
-        return self._stream(requests)
+        return [request for _, request in self._requests(made, call)]
+
+    async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
+        """Await main(front) on rank 0, where requests come in, while the other ranks follow; see `engine.serve`.
+
+        All ranks call it. Until it returns the engine is the front's: no other call of this Llama may run.
+        """
+        return await serve(self.engine, main)
 
     # ---- the one way through the engine ----------------------------------------------------------
 

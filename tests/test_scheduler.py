@@ -218,7 +218,7 @@ def test_records():
     sequence.tokens.append(9)
     assert (sequence.pending, sequence.output, sequence.name) == (1, [9], "row 0, sample 1, step 1")
     assert TokenScore(-1.0, ((3, -1.0), (4, -2.0))).best(1) == TokenScore(-1.0, ((3, -1.0),))
-    assert [reason.value for reason in FinishReason] == ["stop", "length", "stop_sequence"]
+    assert [reason.value for reason in FinishReason] == ["stop", "length", "stop_sequence", "cancelled"]
 
 
 def test_draws_belong_to_seed_and_sample():

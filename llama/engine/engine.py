@@ -96,6 +96,14 @@ class Engine:
         self.scheduler.cancel(request_id)
         self._ended = [delta for delta in self._ended if delta.key[0] != request_id]
 
+    def pause(self, request_id: int) -> None:
+        """Leave a request as it is, and keep its caches, until `resume`; for an id that is not finished."""
+        self.scheduler.paused.add(request_id)
+
+    def resume(self, request_id: int) -> None:
+        """Let a paused request go on; others are fine."""
+        self.scheduler.paused.discard(request_id)
+
     @property
     def cache_tokens(self) -> int:
         """Positions that all caches may hold together."""
@@ -104,7 +112,7 @@ class Engine:
     @property
     def unfinished(self) -> bool:
         """Whether a further step would do anything."""
-        return bool(self._ended or self.scheduler.running or self.scheduler.waiting)
+        return bool(self._ended) or not self.scheduler.idle
 
     @torch.inference_mode()
     def step(self) -> list[Delta]:

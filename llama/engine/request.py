@@ -17,11 +17,12 @@ __all__ = ["Delta", "FinishReason", "Plan", "Request", "Sequence", "TokenScore"]
 
 
 class FinishReason(str, Enum):
-    """Why a sequence ended: a stop id, the limit of tokens, or a stop string."""
+    """Why a sequence ended: a stop id, the limit of tokens, a stop string, or that it was given up."""
 
     STOP = "stop"
     LENGTH = "length"
     STOP_SEQUENCE = "stop_sequence"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)

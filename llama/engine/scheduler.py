@@ -29,6 +29,7 @@ class Scheduler:
         self.step_tokens = step_tokens
         self.waiting: deque[tuple[int, Request]] = deque()
         self.running: list[Sequence] = []
+        self.paused: set[int] = set()
         # What each admitted request may still grow to, until its last sequence leaves.
         self._admitted: dict[int, Request] = {}
 
@@ -54,23 +55,33 @@ class Scheduler:
 
     def admit(self) -> tuple[int, Request] | None:
         """Take the next waiting request, if it may start now."""
-        if not self.waiting:
+        if not self._admits():
             return None
-        request_id, request = self.waiting[0]
-        reserved = sum(admitted.cache_tokens for admitted in self._admitted.values())
-        places = sum(admitted.n for admitted in self._admitted.values())
-        if places + request.n > self.max_batch_size or reserved + request.cache_tokens > self.cache_tokens:
-            return None
-        self.waiting.popleft()
+        request_id, request = self.waiting.popleft()
         self._admitted[request_id] = request
         return request_id, request
+
+    def _admits(self) -> bool:
+        if not self.waiting:
+            return False
+        request = self.waiting[0][1]
+        reserved = sum(admitted.cache_tokens for admitted in self._admitted.values())
+        places = sum(admitted.n for admitted in self._admitted.values())
+        return (
+            places + request.n <= self.max_batch_size and reserved + request.cache_tokens <= self.cache_tokens
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether a step would do nothing: all that runs is paused, and nothing can start."""
+        return not self._admits() and all(s.request_id in self.paused for s in self.running)
 
     def plan(self) -> Plan:
         """The sequences of the next step and their numbers of tokens: decodes first, then prefill chunks."""
         left = self.step_tokens
         plan: Plan = []
         for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
-            count = min(sequence.pending, left)
+            count = 0 if sequence.request_id in self.paused else min(sequence.pending, left)
             if count > 0:
                 plan.append((sequence, count))
                 left -= count
@@ -81,9 +92,11 @@ class Scheduler:
         self.running.remove(sequence)
         if all(other.request_id != sequence.request_id for other in self.running):
             del self._admitted[sequence.request_id]
+            self.paused.discard(sequence.request_id)
 
     def cancel(self, request_id: int) -> None:
         """Forget a request wherever it is; unknown or finished ids are fine."""
         self.waiting = deque(item for item in self.waiting if item[0] != request_id)
         self.running = [sequence for sequence in self.running if sequence.request_id != request_id]
         self._admitted.pop(request_id, None)
+        self.paused.discard(request_id)

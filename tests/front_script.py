@@ -1,0 +1,69 @@
+"""What test_front.py runs in a process of its own: `front_script.py SCENARIO MARK`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from pathlib import Path
+
+from tiny_llama import tiny_model
+from tiny_tokenizers import tiny_tokenizer
+
+from llama.engine import AsyncEngine, Engine, Request, serve, serving
+from llama.sampling import SamplingParams
+
+SAMPLED = SamplingParams(temperature=1)
+MARK = Path(sys.argv[2])
+LONG = 100_000
+
+
+def engine() -> Engine:
+    return Engine(tiny_model(max_batch_size=20, max_seq_len=2 * LONG), tiny_tokenizer())
+
+
+async def twenty(front: AsyncEngine) -> None:
+    """20 endless requests; each says how it ended."""
+    begun = [0] * 20
+
+    async def one(i: int) -> None:
+        async for delta in front.stream(Request((1, 5 + i), LONG, SAMPLED, seed=i)):
+            begun[i] = 1
+            if sum(begun) == 20:
+                MARK.touch()
+            if delta.finish_reason is not None:
+                print(delta.finish_reason.value, flush=True)
+
+    await asyncio.gather(*(one(i) for i in range(20)))
+
+
+def sigterm() -> None:
+    asyncio.run(serve(engine(), twenty))
+
+
+def stuck() -> None:
+    """A step that takes for ever begins when all requests run."""
+    serving._LAST_SECONDS = 2.5
+    made = engine()
+    step = made.step
+
+    def stepping() -> object:
+        if MARK.exists():
+            threading.Event().wait()
+        return step()
+
+    made.step = stepping  # type: ignore[method-assign, assignment]
+    asyncio.run(serve(made, twenty))
+
+
+def unclosed() -> None:
+    async def main() -> None:
+        stream = AsyncEngine(engine()).stream(Request((1, 5), LONG, SAMPLED))
+        await anext(stream)
+
+    asyncio.run(main())
+    print("the end")
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

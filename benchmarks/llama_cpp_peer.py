@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,46 @@ class LlamaCpp:
             for each, token in zip(out, last, strict=True):
                 each.append(token)
         return out
+
+    def serve(self, prompts: Sequence[Sequence[int]], gap: float, new: int) -> tuple[list[float], float]:
+        """Requests that arrive `gap` seconds apart, decoded together, prompts beside them in what is left of a batch.
+
+        Returns: the time to the first token of each from its arrival, and the time until all have ended.
+        """
+        lc = self._lc
+        lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
+        started = time.perf_counter()
+        first = [0.0] * len(prompts)
+        done = [0] * len(prompts)  # tokens of the prompt that were computed
+        out: list[list[int]] = [[] for _ in prompts]
+        left = set(range(len(prompts)))
+        while left:
+            now = time.perf_counter() - started
+            here = sorted(i for i in left if gap * i <= now)
+            if not here:
+                time.sleep(max(0.0, gap * min(left) - now))
+                continue
+            rows = [(out[i][-1], len(prompts[i]) + len(out[i]) - 1, i, True) for i in here if out[i]]
+            asked = [i for i in here if out[i]]
+            for i in here:
+                if not out[i] and len(rows) < 512:
+                    take = prompts[i][done[i] : done[i] + 512 - len(rows)]
+                    rows += [
+                        (token, done[i] + j, i, done[i] + j == len(prompts[i]) - 1)
+                        for j, token in enumerate(take)
+                    ]
+                    done[i] += len(take)
+                    if done[i] == len(prompts[i]):
+                        asked.append(i)
+            self._decode(rows)
+            tokens = [self._best(j) for j, row in enumerate(rows) if row[3]]
+            now = time.perf_counter() - started
+            for i, token in zip(asked, tokens, strict=True):
+                first[i] = first[i] or now - gap * i
+                out[i].append(token)
+                if len(out[i]) == new:
+                    left.discard(i)
+        return first, time.perf_counter() - started
 
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
         """Of the last position, to see that the export is right."""

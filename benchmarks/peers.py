@@ -109,6 +109,11 @@ def _load(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dty
         (Path(folder) / "params.json").write_text(json.dumps(params_of(model.params)))
         weights.clear()
         load_weights(model, open_checkpoint(folder), torch.device("cpu"), dtype)
+    settle()
+
+
+def settle() -> None:
+    """Wait until loaded weights lie where they will stay."""
     for thread in threading.enumerate():
         if thread.name == "llama-huge-pages":
             thread.join()

@@ -154,8 +154,9 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
             if fits(source.args, n) and source.args.kv_heads % n == 0
         ]
         raise ConfigError(
-            f"{shards} shards cannot hold {source.args.n_heads} heads with {source.args.kv_heads} key/value heads in"
-            f" equal parts; use one of {', '.join(map(str, sizes))}"
+            f"{shards} shards cannot hold this model in equal parts with whole heads ({source.args.n_heads} heads,"
+            f" {source.args.kv_heads} key/value heads, dim {source.args.dim}, ffn {source.args.ffn_dim}, vocabulary"
+            f" {source.args.vocab_size}); use one of {', '.join(map(str, sizes))}"
         )
     return [_meta_file(source.args, i, shards) for i in range(shards)]
 

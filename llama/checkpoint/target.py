@@ -40,10 +40,15 @@ class Target:
         self.folder = self.final.parent / f".{self.final.name}.unfinished"
         self._nbytes, self._force, self._source = nbytes, force, source
         self._lock: int | None = None
+        self._made: list[Path] = []  # parents that were not there, the innermost first
+        self._old = self.final.parent / f".{self.final.name}.replaced"
 
     def __enter__(self) -> Target:
-        self._check_final()
         try:
+            if self._old.exists() and not self.final.exists():
+                self._old.rename(self.final)  # a run was killed between its two renames
+            self._check_final()
+            self._made = [path for path in self.final.parents if not path.exists()]
             self.final.parent.mkdir(parents=True, exist_ok=True)
             self._claim()
             free = shutil.disk_usage(self.folder).free
@@ -68,14 +73,18 @@ class Target:
 
     def publish(self) -> None:
         """Give the folder its final name."""
+        assert self._lock is not None
         self._check_final()
         (self.folder / _LOCK).unlink()
-        old = self.final.parent / f".{self.final.name}.replaced"
         if self.final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            self.final.rename(old)
+            shutil.rmtree(self._old, ignore_errors=True)
+            self.final.rename(self._old)
         self.folder.rename(self.final)
-        shutil.rmtree(old, ignore_errors=True)
+        # From here on a folder of that name is another run's.
+        os.close(self._lock)
+        self._lock = None
+        self._made = []
+        shutil.rmtree(self._old, ignore_errors=True)
 
     def _check_final(self) -> None:
         final, source = self.final, self._source.resolve()
@@ -122,13 +131,15 @@ class Target:
                 path.unlink()
 
     def _abandon(self) -> None:
-        if self._lock is None:
-            return
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
-        self._lock = None
-        # After `publish` there is no such folder any more.
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            # Removed under the lock: a run that waits for the name must not lose what it makes.
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+            self._lock = None
+        for path in self._made:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                path.rmdir()
 
     def _explained(self, error: OSError) -> CheckpointWriteError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

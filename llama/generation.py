@@ -385,11 +385,17 @@ class Llama:
     # ---- the one way through the engine ----------------------------------------------------------
 
     def _requests(
-        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        call: Options,
+        rows: Sequence[int] | None = None,
+        *,
+        live: bool = True,
     ) -> list[tuple[int, Request]]:
         """(row of the prompt, request) for a call, all checked before any is run.
 
-        rows: the prompts' places in the call, where some of it is not run.
+        rows: the prompts' places in the call, where some of it is not run. live: its tokens are read as
+        they come.
         """
         if not prompts:
             raise RequestError("the batch is empty; give at least one prompt")
@@ -399,7 +405,7 @@ class Llama:
         for row, prompt, seed in zip(rows or range(len(prompts)), prompts, seeds, strict=True):
             with naming(row):
                 for request in call.requests(
-                    row, prompt, seed, params.max_seq_len, params.max_batch_size, self.engine.cache_tokens
+                    row, prompt, seed, params.max_seq_len, params.max_batch_size, self.engine.fitting, live
                 ):
                     self.engine.check(request)
                     made.append((row, request))
@@ -438,7 +444,8 @@ class Llama:
     ) -> list[Output]:
         """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
         parallel = self.model.parallel
-        mine = self._requests(prompts, call, rows)[parallel.replica :: parallel.replicas]
+        made = self._requests(prompts, call, rows, live=False)
+        mine = made[parallel.replica :: parallel.replicas]
         outputs: list[tuple[tuple[int, int], Output]] = []
         failure: LlamaError | None = None
         try:

@@ -19,6 +19,7 @@ from .errors import NumericsError, SamplingError
 __all__ = [
     "GREEDY",
     "SamplingParams",
+    "all_finite",
     "count_not_finite",
     "log_probabilities",
     "not_finite",
@@ -78,6 +79,11 @@ class SamplingParams:
 
 
 GREEDY = SamplingParams(temperature=0.0)
+
+
+def all_finite(logits_RV: torch.Tensor) -> bool:
+    """Whether every logit is finite. A NaN or an infinity is its row's least or greatest value."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(logits_RV))).all())
 
 
 def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:

@@ -21,9 +21,6 @@ from .speculation import MOST
 
 __all__ = ["Limits", "Scheduler"]
 
-# New tokens that room is made for when a request begins, so that it is not put back at once.
-_AHEAD = 64
-
 
 @dataclass(frozen=True)
 class Limits:
@@ -32,13 +29,15 @@ class Limits:
     max_batch_size: sequences that run at the same time. step_tokens: tokens of one step; longer prompts
     are prefilled in chunks. prefill_tokens: tokens of prompts in a step in which somebody waits for the
     next token of a live sequence, besides one for each that decodes. draft_tokens: rows of a step that
-    decodes and drafts may take together.
+    decodes and drafts may take together. ahead: new tokens that room is made for when a request begins,
+    so that it is not put back at once.
     """
 
     max_batch_size: int
     step_tokens: int = 1024
     prefill_tokens: int = 128
     draft_tokens: int = 32
+    ahead: int = 64
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class Scheduler:
             return plan
         most = min(MOST, self.limits.draft_tokens // len(decodes) - 1)
         for i, sequence in enumerate(decodes):
-            if sequence.drafter is None:
+            if sequence.drafter is None or not sequence.forked:
                 continue
             request = sequence.request
             count = min(most, left, request.max_new_tokens - sequence.generated - 1)
@@ -236,7 +235,7 @@ class Scheduler:
     def _begin(self, sequence: Sequence) -> bool:
         """Give the head of the queue its places and memory, if they are there, and what it can reuse."""
         taken = sum(other.places for other in self.running)
-        ahead = min(_AHEAD, sequence.request.max_new_tokens - sequence.generated)
+        ahead = min(self.limits.ahead, sequence.request.max_new_tokens - sequence.generated)
         need = self.blocks.of(len(sequence.tokens) + ahead) * sequence.places
         paused = [other for other in self.running if not self._awake(other)]
         while (

@@ -34,6 +34,7 @@ from .calls import (
 from .distributed import leave, rank_threads
 from .engine import Delta, Engine, Request
 from .errors import LlamaError, RequestError, UnsafeTagError
+from .memory import CacheMemory
 from .model import Transformer
 from .prompts import (
     B_INST,
@@ -87,8 +88,9 @@ class Llama:
     Args:
         model: its params carry max_seq_len and max_batch_size.
         tokenizer: of the same vocabulary.
-        cache_tokens: positions that all running sequences may hold together; None for as many as the
-            two limits allow.
+        cache_tokens: positions that all sequences may hold together, running and retained; None for as
+            many as the two limits allow.
+        retained_tokens: positions of these that may be kept for reuse; None for all.
         seed: makes calls without a seed of their own repeat from one run of the program to the next.
     """
 
@@ -103,6 +105,7 @@ class Llama:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         seed: int | None = None,
+        cache_memory: CacheMemory | None = None,
     ) -> Llama:
         """Load a checkpoint in Meta's layout, of any number of shards, onto the ranks of this launch.
 
@@ -116,6 +119,9 @@ class Llama:
             device: auto (cuda, then mps, then cpu) or a device's name.
             dtype: auto (as stored, where the device computes well in it), bfloat16, float16, float32.
             seed: for sampling in calls that have no seed of their own.
+            cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of
+                what is free beside the weights (a float in (0, 1], or "50%"). By default what the two
+                limits allow, and at most a quarter of what is free for prefixes to use again.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -133,8 +139,15 @@ class Llama:
             model_parallel_size,
             device,
             dtype,
+            cache_memory=cache_memory,
         )
-        llama = Llama(built.model, built.tokenizer, cache_tokens=built.cache_tokens, seed=seed)
+        llama = Llama(
+            built.model,
+            built.tokenizer,
+            cache_tokens=built.cache_tokens,
+            retained_tokens=built.retained_tokens,
+            seed=seed,
+        )
         llama._joined = True
         return llama
 
@@ -144,11 +157,12 @@ class Llama:
         tokenizer: Tokenizer,
         *,
         cache_tokens: int | None = None,
+        retained_tokens: int | None = None,
         seed: int | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens)
+        self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens, retained_tokens=retained_tokens)
         self._seeds = Seeds(seed)
         self._joined = False
         self._inboxes: dict[int, list[Delta]] = {}

@@ -14,7 +14,7 @@ import torch
 
 from ..cache import BatchCache
 from ..model import Transformer
-from ..sampling import all_finite, count_not_finite, not_finite, penalize, sample
+from ..sampling import all_finite, count_not_finite, most_probable, not_finite, penalize, sample
 from .request import Plan, Sequence, TokenScore
 
 __all__ = ["Ask", "Drawn", "Runner"]
@@ -75,7 +75,7 @@ class Runner:
         def choose(logits_NV: torch.Tensor) -> torch.Tensor:
             params = [sequence.request.sampling for sequence, _, _ in asks]
             if all(param.greedy and param.repetition_penalty == 1 for param in params):
-                return logits_NV.argmax(dim=-1)
+                return most_probable(logits_NV)
             uniforms = [0.0 if s.request.sampling.greedy else s.uniform(s.generated + j) for s, _, j in asks]
             if any(param.repetition_penalty != 1 for param in params):
                 pairs = zip(logits_NV, asks, params, strict=True)
@@ -128,12 +128,12 @@ def _next(sequence: Sequence, count: int) -> list[int]:
 
 def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Tensor:
     """(N, 2 + 2 top): id, its log-probability, the best ids, their log-probabilities."""
-    total_N1 = torch.logsumexp(logits_NV, dim=-1, keepdim=True)
+    logs_NV = torch.log_softmax(logits_NV, dim=-1)
     ids_N1 = ids_N[:, None]
-    columns = [ids_N1.float(), logits_NV.gather(1, ids_N1) - total_N1]
+    columns = [ids_N1.float(), logs_NV.gather(1, ids_N1)]
     if top:
-        best = logits_NV.topk(top, dim=-1)
-        columns += [best.indices.float(), best.values - total_N1]
+        best_NK = logits_NV.topk(top, dim=-1).indices
+        columns += [best_NK.float(), logs_NV.gather(1, best_NK)]
     return torch.cat(columns, dim=-1)
 
 

@@ -127,7 +127,12 @@ class KVCache:
             keys, values = self._keys[layer], self._values[layer]
             native.decode(q_THD[0], k_TKD[0], v_TKD[0], keys, values, self.length, out[0])
             return out
-        return causal_attention(q_THD, *self.write(layer, k_TKD, v_TKD))
+        seen = self.write(layer, k_TKD, v_TKD)
+        if native.fits(q_THD, 32) and q_THD.shape[2] <= 256:
+            out = torch.empty_like(q_THD)
+            native.attend(q_THD, self._keys[layer], self._values[layer], self.length, out)
+            return out
+        return causal_attention(q_THD, *seen)
 
 
 def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:

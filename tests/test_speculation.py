@@ -80,7 +80,7 @@ def test_drafting_never_loses_more_than_a_few_steps_in_a_hundred(right):
         drafts += bool(draft)
         rows += len(draft)
         gained += accepted
-    assert 0.5 * drafts + 0.1 * rows - gained <= 0.03 * steps + 1.5
+    assert speculation._CHECK * drafts + speculation._ROW * rows - gained <= 0.03 * steps + 1.5
     if right == 0:
         assert drafts > 50, "it is tried again now and then"
     if right == 0.9:

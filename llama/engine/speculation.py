@@ -26,10 +26,10 @@ _PLACES = 8
 _BACK = 24
 
 # All in units of a step that decodes one token. What a draft costs beside what it saves: a step over several
-# rows leaves the kernels for one row, and each row takes its part. Measured with bfloat16 on two CPU cores,
-# 110M, behind 200 to 1,500 positions: 0.3 to 0.6, and 0.06 to 0.1 a row.
-_CHECK = 0.5
-_ROW = 0.1
+# rows leaves the kernels for one row, and each row takes its part. Measured with bfloat16 on a CPU, 110M,
+# behind 200 to 1,500 positions: up to 0.3, and 0.08 to 0.13 a row.
+_CHECK = 0.25
+_ROW = 0.12
 # What every step earns towards new attempts: the share of speed that drafting may cost where it never pays.
 _EARNED = 0.03
 _START = 1.5

@@ -42,7 +42,7 @@ class NullModel(Transformer):
             vocab_size=vocab,
             multiple_of=16,
             max_batch_size=64,
-            max_seq_len=8192,
+            max_seq_len=100_000,
         )
         super().__init__(shape)
         self._rows = 8 * torch.randn(64, vocab, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,15 @@ def measure(
     """Median milliseconds of a step that decodes one token of each of `batch` requests."""
     engine = Engine(model, tokenizer, speculate=speculate)
     for i in range(batch):
-        engine.add(Request((1, *range(3 + i, 103 + i)), steps + 20, sampling, seed=i, live=False))
+        engine.add(
+            Request(
+                (1, *range(3 + i, 103 + i)),
+                (17 if speculate else 1) * steps + 20,
+                sampling,
+                seed=i,
+                live=False,
+            )
+        )
     while any(s.pending != 1 for s in engine.scheduler.running) or not engine.scheduler.running:
         engine.step()
     seconds = []

@@ -30,7 +30,9 @@ importlib.import_module(sys.argv[2])
 
 
 _TORCH_FREE = ["errors", "tokenizer", "detokenizer", "prompts"]
-_TORCH_FREE += [f"engine.{name}" for name in ("request", "scheduler", "blocks", "prefixes", "speculation")]
+_TORCH_FREE += [
+    f"engine.{name}" for name in ("request", "scheduler", "blocks", "prefixes", "room", "speculation")
+]
 
 
 @pytest.mark.parametrize("module", _TORCH_FREE)
@@ -96,7 +98,7 @@ class Loop:
             for sample in (sequence, *forks):
                 # No two samples write the same.
                 sample.tokens.append(1000 + 10 * sample.request_id + sample.sample)
-                scheduler.grown(sample)
+                scheduler.room.grown(sample)
                 if len(sample.output) >= sample.request.max_new_tokens:
                     self.finished.append((sample.request_id, sample.sample))
                     scheduler.retire(sample)

@@ -189,6 +189,7 @@ class Engine:
         """
         ended, self._ended = self._ended, []
         try:
+            self._planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
             plan = self.scheduler.plan()
             self._planned = frozenset(sequence.request_id for sequence, _ in plan)
             if not plan:
@@ -282,7 +283,7 @@ class Engine:
             sequence.drafter.judge(len(draft), accepted)
         if reason is not None:
             return self._end(sequence, text, reason, now)
-        self.scheduler.grown(sequence)
+        self.scheduler.room.grown(sequence)
         sequence.text.append(text)
         return Delta(sequence, text)
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from ..errors import OutOfMemoryError, RequestError
 from .blocks import Blocks
-from .prefixes import Match, Prefixes, Retained
+from .prefixes import Prefixes
 from .request import Plan, Request, Sequence
+from .room import Room
 from .speculation import MOST
 
 __all__ = ["Limits", "Scheduler"]
@@ -64,6 +65,7 @@ class Scheduler:
         new_sequence: Callable[[int, Request, float], Sequence],
     ) -> None:
         self.limits, self.blocks, self.prefixes = limits, blocks, prefixes
+        self.room = Room(blocks, prefixes, self._awake)
         self.running: list[Sequence] = []  # the oldest first
         self.preemptions = 0
         self._new_sequence = new_sequence
@@ -144,23 +146,7 @@ class Scheduler:
     def retire(self, sequence: Sequence) -> None:
         """A running sequence leaves; what it computed is retained where that is wanted."""
         self.running.remove(sequence)
-        self.blocks.give((sequence.places - 1) * sequence.blocks)
-        held, sequence.blocks = sequence.blocks, 0
-        sequence.leader, sequence.draft = None, []
-        cache = sequence.cache.take()
-        prefixes = self.prefixes
-        if prefixes is None:
-            self.blocks.give(held)
-            return
-        prefixes.forget(sequence)
-        tokens = sequence.tokens[: sequence.computed]
-        if held > prefixes.limit or prefixes.covered(tokens):
-            self.blocks.give(held)
-            return
-        cache.truncate(len(tokens))
-        prefixes.retain(Retained(tokens, cache, held))
-        while prefixes.blocks > prefixes.limit:
-            self._evict()
+        self.room.leave(sequence)
 
     def fork(self, sequence: Sequence, forks: list[Sequence]) -> None:
         """A prefilled sequence stands for itself from now on; its forks take places and memory it held."""
@@ -169,12 +155,7 @@ class Scheduler:
         for fork in forks:
             fork.blocks = sequence.blocks
             bisect.insort(self.running, fork, key=_age)
-            self.grown(fork)
-
-    def grown(self, sequence: Sequence) -> None:
-        """A running sequence has more tokens, which others may come to share."""
-        if self.prefixes is not None:
-            self.prefixes.follow(sequence)
+            self.room.grown(fork)
 
     # ---- a step ----------------------------------------------------------------------------------
 
@@ -195,7 +176,7 @@ class Scheduler:
         if waiting and any(sequence.request.live for sequence in decodes):
             left = min(left, self.limits.prefill_tokens + len(decodes))
         for sequence in waiting:
-            if left and not self._follows(sequence):
+            if left and not self.room.waits(sequence):
                 count = min(sequence.pending, left)
                 plan.append((sequence, count))
                 left -= count
@@ -238,106 +219,17 @@ class Scheduler:
         ahead = min(self.limits.ahead, sequence.request.max_new_tokens - sequence.generated)
         need = self.blocks.of(len(sequence.tokens) + ahead) * sequence.places
         paused = [other for other in self.running if not self._awake(other)]
-        while (
-            taken + sequence.places > self.limits.max_batch_size
-            or need > self.blocks.free + self._retained_blocks
-        ):
+        while taken + sequence.places > self.limits.max_batch_size or need > self.room.available:
             if not paused:
                 return False
             taken -= paused[-1].places
             self._put_back(paused.pop())
         self._returned.remove(sequence)
         bisect.insort(self.running, sequence, key=_age)
-        self._reuse(sequence, need // sequence.places)
+        self.room.begin(sequence, need // sequence.places)
         return True
-
-    # ---- reuse -----------------------------------------------------------------------------------
-
-    def _reuse(self, sequence: Sequence, blocks: int) -> None:
-        """Give a sequence that begins its memory, and the longest prefix that somebody has computed."""
-        if self.prefixes is None:
-            self._take(sequence, blocks, None)
-            return
-        match = self._find(sequence)
-        source = match.holder if isinstance(match.holder, Retained) else None
-        spare = self.blocks.free + self._retained_blocks - (0 if source is None else source.blocks)
-        # Where nobody loses by it, or there is no room for both, the cache itself changes hands.
-        if (
-            source is not None
-            and match.leader is None
-            and sequence.places == 1
-            and (match.count > source.computed - self.blocks.size or blocks > spare)
-        ):
-            self._take_over(sequence, source, match.count, blocks)
-            return
-        self._take(sequence, blocks, source if blocks * sequence.places <= spare else None)
-        self.prefixes.follow(sequence)
-        self._copy(sequence)
-
-    def _take(self, sequence: Sequence, blocks: int, keep: Retained | None) -> None:
-        while self.blocks.free < blocks * sequence.places and self._evict(keep):
-            pass
-        self.blocks.take(blocks * sequence.places)
-        sequence.blocks = blocks
-
-    def _take_over(self, sequence: Sequence, source: Retained, count: int, blocks: int) -> None:
-        assert self.prefixes is not None
-        self.prefixes.drop(source)
-        sequence.blocks = source.blocks
-        if self.blocks.of(len(sequence.tokens) + 1) > source.blocks:
-            while self.blocks.free < blocks - source.blocks and self._evict():
-                pass
-            self.blocks.take(blocks - source.blocks)
-            sequence.blocks = blocks
-        self.prefixes.follow(sequence)
-        sequence.cache = source.cache
-        sequence.cache.truncate(count)
-        self._reused(sequence, count)
-
-    def _copy(self, sequence: Sequence) -> bool:
-        """Copy what can be reused; false where an older sequence is about to have more of it."""
-        match = self._find(sequence)
-        sequence.leader, sequence.shared = match.leader, match.shared
-        if match.leader is not None:
-            return False
-        if match.holder is not None and match.count:
-            if isinstance(match.holder, Retained) and self.prefixes is not None:
-                self.prefixes.touch(match.holder)
-            room = sequence.blocks * self.blocks.size
-            sequence.cache.copy_prefix(match.holder.cache, match.count, room)
-            self._reused(sequence, match.count)
-        return True
-
-    def _find(self, sequence: Sequence) -> Match:
-        """What can be reused: all but the last token, whose logits are wanted; of a prompt that is scored,
-        only what is scored already."""
-        most = len(sequence.tokens) - 1
-        if sequence.request.score_prompt:
-            most = min(most, len(sequence.prompt_scores))
-        assert self.prefixes is not None
-        return self.prefixes.find(
-            sequence.tokens, most, lambda other: other.key < sequence.key and self._awake(other)
-        )
-
-    def _reused(self, sequence: Sequence, count: int) -> None:
-        sequence.computed = count
-        if sequence.times.first_token is None and not sequence.generated:
-            sequence.reused = min(count, len(sequence.request.prompt))
-
-    def _follows(self, sequence: Sequence) -> bool:
-        """Whether it still waits for an older one that computes what both begin with."""
-        leader = sequence.leader
-        if leader is None:
-            return False
-        if leader.blocks and self._awake(leader) and leader.computed < sequence.shared:
-            return True
-        return not self._copy(sequence)
 
     # ---- memory ----------------------------------------------------------------------------------
-
-    @property
-    def _retained_blocks(self) -> int:
-        return 0 if self.prefixes is None else self.prefixes.blocks
 
     def _room_for_one(self, sequence: Sequence) -> bool:
         """Let a sequence hold one more token; false where it had to give way itself."""
@@ -347,10 +239,10 @@ class Scheduler:
         # By a quarter where that costs no running sequence anything: growing is copying.
         most = self.blocks.of(sequence.request.longest) - sequence.blocks
         ample = min(most, max(need, sequence.blocks // 4))
-        if ample <= self.blocks.free + self._retained_blocks:
+        if ample <= self.room.available:
             need = ample
         while self.blocks.free < need:
-            if not self._evict():
+            if not self.room.evict():
                 victim = next(self._victims())
                 self._put_back(victim)
                 if victim is sequence:
@@ -363,15 +255,6 @@ class Scheduler:
         """Who gives way: the paused first, then the youngest."""
         yield from (s for s in reversed(self.running) if not self._awake(s))
         yield from reversed(self.running)
-
-    def _evict(self, keep: Retained | None = None) -> bool:
-        """Free the least recently used of what is retained; false where there is nothing."""
-        entry = None if self.prefixes is None else self.prefixes.oldest(keep)
-        if entry is None or self.prefixes is None:
-            return False
-        self.prefixes.drop(entry)
-        self.blocks.give(entry.blocks)
-        return True
 
     def _put_back(self, sequence: Sequence) -> None:
         """To where its age puts it in the queue; tokens, scores, text and random numbers stay with it."""

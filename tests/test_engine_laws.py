@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_engine import GREEDY, PENALIZED, SAMPLED, TOKENIZER, Result, ask, ids, model, run, same_scores
 
+from llama.cache import KVCache
 from llama.engine import Engine, FinishReason, Request
 from llama.errors import NumericsError
 
@@ -506,3 +507,41 @@ def test_request_is_cheap_to_queue():
     engine.add(Request(ids(20), 5, GREEDY))
     assert not engine.scheduler.running
     assert not engine.scheduler._returned
+
+
+# ---- allocation fails ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["copy_prefix", "reserve", "fork"])
+@pytest.mark.parametrize("failing", range(4))
+def test_memory_that_runs_out_in_a_step_leaves_the_engine_whole(monkeypatch, name, failing):
+    """The n-th allocation of a kind fails, as where the system has less than was planned with."""
+    engine = Engine(model(4), TOKENIZER, block=4)
+    wanted = [ask((*ids(20), 5 + i), 6, SAMPLED, seed=i, n=1 + i % 2) for i in range(4)]
+    results, calls, failures = {}, 0, 0
+    plain_method = getattr(KVCache, name)
+
+    def method(*args):
+        nonlocal calls
+        calls += 1
+        if calls == failing + 1:
+            raise RuntimeError("not enough memory: you tried to allocate")
+        return plain_method(*args)
+
+    monkeypatch.setattr(KVCache, name, method)
+    for request in wanted:
+        engine.add(request)
+    while engine.unfinished:
+        try:
+            deltas = engine.step()
+        except RuntimeError:
+            assert engine.planned <= set(range(4))
+            failures, deltas = failures + 1, []
+        conserved(engine)
+        for delta in deltas:
+            results.setdefault(delta.key, Result()).take(delta)
+    monkeypatch.undo()
+    assert failures == (calls > failing)
+    assert sorted(results) == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1)]
+    for (i, sample), result in results.items():
+        same_as_alone(result, wanted[i], sample)

@@ -90,7 +90,8 @@ class Llama:
         tokenizer: of the same vocabulary.
         cache_tokens: positions that all sequences may hold together, running and retained; None for as
             many as the two limits allow.
-        retained_tokens: positions of these that may be kept for reuse; None for all.
+        retained_tokens: positions of these that may be kept for reuse; None for a quarter, and at least
+            max_seq_len.
         seed: makes calls without a seed of their own repeat from one run of the program to the next.
     """
 

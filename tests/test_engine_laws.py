@@ -104,7 +104,7 @@ rows = st.lists(
 setups = st.fixed_dictionaries(
     {
         "cache_tokens": st.integers(30, 160),
-        "retained_tokens": st.sampled_from([0, 30, None, None]),
+        "retained_tokens": st.sampled_from([0, 30, None, 1000]),
         "step_tokens": st.sampled_from([1, 3, 7, 20, 1024]),
         "prefill_tokens": st.sampled_from([1, 4, 64]),
         "prefix_reuse": st.sampled_from([True, True, True, False]),

@@ -50,7 +50,8 @@ class Engine:
         tokenizer: for the text of what is generated.
         cache_tokens: positions that all caches may hold together, of what runs and of what is retained;
             by default as many as the two limits allow to run.
-        retained_tokens: positions of these that may be retained for reuse; by default all.
+        retained_tokens: positions of these that may be retained for reuse; by default a quarter, and at
+            least one sequence of max_seq_len, so that memory is not filled up for its own sake.
         step_tokens: tokens of one step.
         prefill_tokens: tokens of prompts in a step beside live decodes; by default what suits the device.
         prefix_reuse: whether what was computed is kept and used again.
@@ -84,7 +85,9 @@ class Engine:
         if prefill_tokens is None:
             prefill_tokens = _PREFILL_TOKENS.get(model.device.type, _PREFILL_TOKENS_ELSEWHERE)
         self.blocks = Blocks(cache_tokens, block)
-        retained = self.blocks.total if retained_tokens is None else self.blocks.of(retained_tokens)
+        if retained_tokens is None:
+            retained_tokens = max(params.max_seq_len, cache_tokens // 4)
+        retained = min(self.blocks.total, self.blocks.of(retained_tokens))
         self.scheduler = Scheduler(
             Limits(params.max_batch_size, step_tokens, prefill_tokens),
             self.blocks,

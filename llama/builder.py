@@ -13,7 +13,15 @@ from .checkpoint import load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.info import shortened
 from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
 from .errors import ConfigError
-from .memory import GIB, parameter_count, plan_cache, weight_bytes
+from .memory import (
+    GIB,
+    CacheMemory,
+    cache_bytes_per_token,
+    check_cache_memory,
+    parameter_count,
+    plan_cache,
+    weight_bytes,
+)
 from .model import Transformer, check_size
 from .progress import Progress
 from .tokenizer import Tokenizer
@@ -31,6 +39,7 @@ class Built:
     tokenizer: Tokenizer
     parallel: Parallel
     cache_tokens: int
+    retained_tokens: int
 
 
 def build(
@@ -41,6 +50,8 @@ def build(
     model_parallel_size: int | None,
     device: str | torch.device,
     dtype: str | torch.dtype,
+    *,
+    cache_memory: CacheMemory | None = None,
 ) -> Built:
     """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
     started = time.monotonic()
@@ -48,6 +59,7 @@ def build(
     for name, limit in (("max_seq_len", max_seq_len), ("max_batch_size", max_batch_size)):
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigError(f"{name} is {limit!r}; it must be an integer of at least 1")
+    check_cache_memory(cache_memory)
     target = choose_device(device)
     checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
@@ -56,7 +68,7 @@ def build(
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
     parallel = join(size, target)
     try:
-        cache_tokens = plan_cache(checkpoint.args, parallel, chosen, target)
+        cache = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
         with torch.device("meta"):
             model = Transformer(checkpoint.args, parallel=parallel)
         with rank_threads(target):
@@ -72,9 +84,11 @@ def build(
     log(
         f"Loaded {folder.name} ({parameters} parameters, {chosen}{why}) on {target.type},"
         f" model-parallel {size}{replicas}, in {seconds:.1f} s: {size_gib:.2f} GiB per rank,"
-        f" cache for up to {cache_tokens:,} tokens"
+        f" cache for up to {cache.tokens:,} tokens"
+        f" ({cache.tokens * cache_bytes_per_token(checkpoint.args, size, chosen) / GIB:.2f} GiB),"
+        f" {cache.retained:,} of them for reuse"
     )
-    return Built(model.eval(), tokenizer, parallel, cache_tokens)
+    return Built(model.eval(), tokenizer, parallel, cache.tokens, cache.retained)
 
 
 def _size(model_parallel_size: int | None) -> int:

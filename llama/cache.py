@@ -7,6 +7,7 @@ each with the number of its tokens in the flattened run. Shapes as in attention.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -97,6 +98,26 @@ class KVCache:
             self._addresses = np.array([(k.data_ptr(), v.data_ptr()) for k, v in pairs], dtype=np.int64)
         return self._addresses
 
+    def take(self) -> KVCache:
+        """The content as a new cache; this one is empty afterwards."""
+        other = copy.copy(self)
+        other._keys, other._values = list(self._keys), list(self._values)
+        self.length = 0
+        self._addresses = None
+        for store in (self._keys, self._values):
+            store[:] = [store[0].new_empty(store[0].shape[0], 0, store[0].shape[2])] * len(store)
+        return other
+
+    def copy_prefix(self, source: KVCache, length: int, room: int) -> None:
+        """Begin with the first `length` positions of another cache, with room for `room` in all."""
+        assert self.length == 0 <= length <= source.length
+        self.limit = room
+        self.reserve(room)
+        for mine, theirs in ((self._keys, source._keys), (self._values, source._values)):
+            for new, old in zip(mine, theirs, strict=True):
+                new[:, :length] = old[:, :length]
+        self.length = length
+
     def truncate(self, length: int) -> None:
         """Forget the positions from `length` on."""
         assert 0 <= length <= self.length
@@ -121,13 +142,18 @@ class KVCache:
             keys, values = self._keys[layer], self._values[layer]
             native.decode(q_THD[0], k_TKD[0], v_TKD[0], keys, values, self.length, out[0])
             return out
-        return causal_attention(q_THD, *self.write(layer, k_TKD, v_TKD))
+        seen = self.write(layer, k_TKD, v_TKD)
+        if native.fits(q_THD, 32) and q_THD.shape[2] <= 256:
+            out = torch.empty_like(q_THD)
+            native.attend(q_THD, self._keys[layer], self._values[layer], self.length, out)
+            return out
+        return causal_attention(q_THD, *seen)
 
 
 def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:
-    copy = torch.empty_like(x_KSD)
-    copy[:, :length] = x_KSD[:, :length]
-    return copy
+    fresh = torch.empty_like(x_KSD)
+    fresh[:, :length] = x_KSD[:, :length]
+    return fresh
 
 
 class BatchCache:

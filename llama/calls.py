@@ -243,9 +243,19 @@ class Options:
         return 0 if isinstance(self.logprobs, bool) else self.logprobs
 
     def requests(
-        self, row: int, prompt: Prompt, seed: int, max_seq_len: int, max_batch_size: int, cache_tokens: int
+        self,
+        row: int,
+        prompt: Prompt,
+        seed: int,
+        max_seq_len: int,
+        max_batch_size: int,
+        fitting: Callable[[int], int],
+        live: bool = True,
     ) -> Iterator[Request]:
-        """The requests for the n samples of a prompt: one, unless batch or cache cannot hold all at once."""
+        """The requests for the n samples of a prompt: one, unless batch or cache cannot hold all at once.
+
+        fitting: sequences of so many positions that the cache holds together. live: see `Request`.
+        """
         length = len(prompt.tokens)
         room = max_seq_len - length
         wanted = room if self.max_gen_len is None else min(room, self.max_gen_len)
@@ -254,7 +264,7 @@ class Options:
                 f"the prompt has {length} tokens, but max_seq_len is {max_seq_len} for prompt and generation together;"
                 " shorten it, or build with a larger max_seq_len"
             )
-        together = max(1, min(max_batch_size, cache_tokens // max(1, length + wanted)))
+        together = max(1, min(max_batch_size, fitting(length + wanted)))
         for first in range(0, self.n, together):
             yield Request(
                 prompt=prompt.tokens,
@@ -269,6 +279,7 @@ class Options:
                 top=self.top,
                 score_prompt=self.echo and self.scored,
                 row=row,
+                live=live,
             )
 
     def tokens(self, output: Output) -> list[int]:

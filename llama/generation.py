@@ -34,6 +34,7 @@ from .calls import (
 from .distributed import leave, rank_threads
 from .engine import AsyncEngine, Delta, Engine, Request, serve
 from .errors import LlamaError, RequestError, UnsafeTagError
+from .memory import CacheMemory
 from .model import Transformer
 from .prompts import (
     B_INST,
@@ -89,8 +90,10 @@ class Llama:
     Args:
         model: its params carry max_seq_len and max_batch_size.
         tokenizer: of the same vocabulary.
-        cache_tokens: positions that all running sequences may hold together; None for as many as the
-            two limits allow.
+        cache_tokens: positions that all sequences may hold together, running and retained; None for as
+            many as the two limits allow.
+        retained_tokens: positions of these that may be kept for reuse; None for a quarter, and at least
+            max_seq_len.
         seed: makes calls without a seed of their own repeat from one run of the program to the next.
     """
 
@@ -105,6 +108,7 @@ class Llama:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         seed: int | None = None,
+        cache_memory: CacheMemory | None = None,
     ) -> Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
@@ -119,6 +123,9 @@ class Llama:
             device: auto (cuda, then mps, then cpu) or a device's name.
             dtype: auto (as stored, where the device computes well in it), bfloat16, float16, float32.
             seed: for sampling in calls that have no seed of their own.
+            cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of
+                what is free beside the weights (a float in (0, 1], or "50%"). By default what the two
+                limits allow, and at most a quarter of what is free for prefixes to use again.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -137,8 +144,15 @@ class Llama:
             model_parallel_size,
             device,
             dtype,
+            cache_memory=cache_memory,
         )
-        llama = Llama(built.model, built.tokenizer, cache_tokens=built.cache_tokens, seed=seed)
+        llama = Llama(
+            built.model,
+            built.tokenizer,
+            cache_tokens=built.cache_tokens,
+            retained_tokens=built.retained_tokens,
+            seed=seed,
+        )
         llama._joined = True
         return llama
 
@@ -148,11 +162,12 @@ class Llama:
         tokenizer: Tokenizer,
         *,
         cache_tokens: int | None = None,
+        retained_tokens: int | None = None,
         seed: int | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens)
+        self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens, retained_tokens=retained_tokens)
         self._seeds = Seeds(seed)
         self._joined = False
         self._inboxes: dict[int, list[Delta]] = {}
@@ -407,11 +422,17 @@ class Llama:
     # ---- the one way through the engine ----------------------------------------------------------
 
     def _requests(
-        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        call: Options,
+        rows: Sequence[int] | None = None,
+        *,
+        live: bool = True,
     ) -> list[tuple[int, Request]]:
         """(row of the prompt, request) for a call, all checked before any is run.
 
-        rows: the prompts' places in the call, where some of it is not run.
+        rows: the prompts' places in the call, where some of it is not run. live: its tokens are read as
+        they come.
         """
         if not prompts:
             raise RequestError("the batch is empty; give at least one prompt")
@@ -421,7 +442,7 @@ class Llama:
         for row, prompt, seed in zip(rows or range(len(prompts)), prompts, seeds, strict=True):
             with naming(row):
                 for request in call.requests(
-                    row, prompt, seed, params.max_seq_len, params.max_batch_size, self.engine.cache_tokens
+                    row, prompt, seed, params.max_seq_len, params.max_batch_size, self.engine.fitting, live
                 ):
                     self.engine.check(request)
                     made.append((row, request))
@@ -460,7 +481,8 @@ class Llama:
     ) -> list[Output]:
         """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
         parallel = self.model.parallel
-        mine = self._requests(prompts, call, rows)[parallel.replica :: parallel.replicas]
+        made = self._requests(prompts, call, rows, live=False)
+        mine = made[parallel.replica :: parallel.replicas]
         outputs: list[tuple[tuple[int, int], Output]] = []
         failure: LlamaError | None = None
         try:

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from .checkpoint.format import axis_of, expected_shapes, wanted_range
 from .distributed import Parallel, local_ranks
-from .errors import OutOfMemoryError
+from .errors import ConfigError, OutOfMemoryError
 from .model import ModelArgs
 
 __all__ = [
     "GIB",
     "SPARE",
+    "CacheMemory",
+    "CachePlan",
     "cache_bytes_per_token",
+    "check_cache_memory",
     "free_memory",
     "parameter_count",
     "plan_cache",
     "weight_bytes",
 ]
 
+# Bytes, a share of what is free in (0, 1], or a string as "4GiB" or "50%".
+CacheMemory = int | float | str
+
 GIB = 1 << 30
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+# By default this part of what fits may be filled with prefixes that nobody uses at the moment.
+_RETAINED = 4
 # The share of the free memory that is used. The rest is for activations, logits and the allocator.
 SPARE = 0.9
 
@@ -89,20 +105,90 @@ def _available_ram() -> int | None:
     return max(free, 0)
 
 
-def plan_cache(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device) -> int:
-    """Positions that fit beside the weights: at most max_batch_size x max_seq_len, the same on every rank.
+@dataclass(frozen=True)
+class CachePlan:
+    """Positions that all caches may hold together, and how many of these may be retained for reuse."""
+
+    tokens: int
+    retained: int
+
+
+def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
+    """`cache_memory` as bytes (an integer) or as a share (a float).
 
     Raises:
-        OutOfMemoryError: not even weights and one sequence of max_seq_len fit. All ranks raise alike.
+        ConfigError: neither of the two, or a string that is none of these.
     """
+    if isinstance(wanted, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[KMGT]?i?B?)\s*", wanted)
+        if found and found[2] == "%":
+            value: int | float | None = float(found[1]) / 100
+        elif found and found[2] in _UNITS:
+            value = int(float(found[1]) * _UNITS[found[2]])
+        else:
+            value = math.nan
+    else:
+        value = math.nan if isinstance(wanted, bool) else wanted
+    good = value is None or (isinstance(value, int) and value > 0)
+    if not good and not (isinstance(value, float) and 0 < value <= 1):
+        raise ConfigError(
+            f"cache_memory is {wanted!r}; give bytes as a positive integer or as '4GiB', or the share of the free"
+            " memory as a float in (0, 1] or as '50%'"
+        )
+    return value
+
+
+def plan_cache(
+    args: ModelArgs,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_memory: CacheMemory | None = None,
+) -> CachePlan:
+    """Positions for which there is memory beside the weights, the same on every rank.
+
+    Without `cache_memory`: as many as max_batch_size x max_seq_len, and as many again, but at most a
+    quarter of what fits, for retained prefixes. With it, so many bytes of each rank, or such a share of
+    what fits, all of which may be retained.
+
+    Raises:
+        ConfigError: a `cache_memory` that makes no sense, or is too small for one sequence of max_seq_len.
+        OutOfMemoryError: not even weights and one sequence of max_seq_len fit, or not `cache_memory`. All
+            ranks raise alike.
+    """
+    wanted = check_cache_memory(cache_memory)
     limit = args.max_batch_size * args.max_seq_len
     free = parallel.smallest(free_memory(device), device)
-    if free is None:
-        return limit
-    weights, per_token = (
-        weight_bytes(args, parallel.size, dtype),
-        cache_bytes_per_token(args, parallel.size, dtype),
-    )
+    per_token = cache_bytes_per_token(args, parallel.size, dtype)
+    fits = None if free is None else _fitting(args, parallel, dtype, device, free)
+    if wanted is None:
+        retained = min(limit, args.max_seq_len if fits is None else fits // _RETAINED)
+        return CachePlan(limit + retained if fits is None else min(fits, limit + retained), retained)
+    if isinstance(wanted, float):
+        if fits is None:
+            raise ConfigError(
+                f"cache_memory is {cache_memory!r}, but the system does not say how much is free; give bytes"
+            )
+        tokens = int(fits * wanted)
+    else:
+        tokens = wanted // per_token
+    if tokens < args.max_seq_len:
+        raise ConfigError(
+            f"cache_memory {cache_memory!r} holds {tokens} tokens of {per_token} bytes, less than one sequence of"
+            f" max_seq_len {args.max_seq_len}; give more, or lower max_seq_len"
+        )
+    if fits is not None and tokens > fits:
+        raise OutOfMemoryError(
+            f"cache_memory {cache_memory!r} is {tokens * per_token / GIB:.2f} GiB, but beside the weights only"
+            f" {fits * per_token / GIB:.2f} GiB are free for each rank on {device}"
+        )
+    return CachePlan(tokens, tokens)
+
+
+def _fitting(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int) -> int:
+    """Positions that fit beside the weights, at least max_seq_len."""
+    weights = weight_bytes(args, parallel.size, dtype)
+    per_token = cache_bytes_per_token(args, parallel.size, dtype)
     tokens = int(free * SPARE - weights) // per_token
     if tokens < args.max_seq_len:
         if tokens > 0:
@@ -114,4 +200,4 @@ def plan_cache(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: 
             f" sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB that are free"
             f" for each rank on {device}; {fix}"
         )
-    return min(limit, tokens)
+    return tokens

@@ -20,6 +20,7 @@ import torch
 __all__ = [
     "LANES",
     "LayerShape",
+    "attend",
     "available",
     "can_pack_block",
     "decode",
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 # Of csrc/bf16.c. Goes up there and here with every change of a signature or layout.
-_ABI = 3
+_ABI = 4
 # Outputs of one group of a packed weight.
 LANES = 16
 _TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
@@ -46,6 +47,7 @@ _SIGNATURES = {
     "rotate": "ppnnni",
     "decode": "pppppppnnnnnnfi",
     "layers": "ppppnn",
+    "attend": "ppppnnnnnnfi",
 }
 
 
@@ -180,6 +182,27 @@ def decode(
     library.llama_bf16_decode(
         *(x.data_ptr() for x in (q_HD, k_KD, v_KD, keys, values, out_HD, score)),
         *(heads, keys.shape[0], dim, keys.shape[1], position, room),
+        dim**-0.5,
+        torch.get_num_threads(),
+    )
+
+
+def attend(
+    q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, out_THD: torch.Tensor
+) -> None:
+    """Attend from tokens at positions start.. of a cache (K, capacity, D), stored there already, to 0..their own.
+
+    All contiguous; D is a multiple of 32, at most 256. `out_THD` receives the result.
+    """
+    library = _library()
+    assert library is not None
+    rows, heads, dim = q_THD.shape
+    assert start + rows <= keys.shape[1]
+    assert dim <= 256
+    assert all(x.is_contiguous() for x in (q_THD, keys, values, out_THD))
+    library.llama_bf16_attend(
+        *(x.data_ptr() for x in (q_THD, keys, values, out_THD)),
+        *(rows, heads, keys.shape[0], dim, keys.shape[1], start),
         dim**-0.5,
         torch.get_num_threads(),
     )

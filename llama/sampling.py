@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from .errors import NumericsError, SamplingError
@@ -19,8 +21,10 @@ from .errors import NumericsError, SamplingError
 __all__ = [
     "GREEDY",
     "SamplingParams",
+    "all_finite",
     "count_not_finite",
     "log_probabilities",
+    "most_probable",
     "not_finite",
     "penalize",
     "sample",
@@ -28,6 +32,10 @@ __all__ = [
 
 # Rows are searched among their best ids first: sorting a whole vocabulary takes longer than a layer.
 _BEST = 512
+# On a CPU, weights are summed in blocks of so many; and of the best few ids, those that are rarer than this
+# times the best one are looked at only where there are too few others.
+_SUMMED = 64
+_RARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class SamplingParams:
 GREEDY = SamplingParams(temperature=0.0)
 
 
+def all_finite(logits_RV: torch.Tensor) -> bool:
+    """Whether every logit is finite. A NaN or an infinity is its row's least or greatest value."""
+    return bool(torch.isfinite(torch.stack(torch.aminmax(logits_RV))).all())
+
+
 def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
     """How many logits of each row are not finite, (R,).
 
@@ -108,21 +121,98 @@ def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> tor
     return logits_V.index_copy(0, ids, changed.clamp_(-limit, limit))
 
 
+def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
+    """The greatest logit's id in each row, (R,); of equal ones the lowest."""
+    if logits_RV.device.type == "cpu":
+        # numpy's search is ten times as fast: 0.1 against 1.2 ms for 32 rows of 32016.
+        return torch.from_numpy(logits_RV.numpy().argmax(axis=-1))
+    return logits_RV.argmax(dim=-1)
+
+
 def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
     """log softmax of each row at its id, (R,) float32: of the model itself, before temperature and limits."""
-    return logits_RV.gather(1, ids_R[:, None])[:, 0] - torch.logsumexp(logits_RV, dim=-1)
+    # The whole log-softmax: on a CPU it takes a third of the time of logsumexp.
+    return torch.log_softmax(logits_RV, dim=-1).gather(1, ids_R[:, None])[:, 0]
 
 
 def sample(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
     """The chosen id of each row, (R,). `uniforms` are in [0, 1); greedy rows ignore theirs."""
-    ids_R = logits_RV.argmax(dim=-1)
     rows = [i for i, param in enumerate(params) if not param.greedy]
-    if rows:
-        chosen = _draw(logits_RV[rows], [params[i] for i in rows], [uniforms[i] for i in rows])
-        ids_R[torch.tensor(rows, device=ids_R.device)] = chosen
+    if not rows:
+        return most_probable(logits_RV)
+    draw = _draw_on_cpu if logits_RV.device.type == "cpu" else _draw
+    if len(rows) == len(params):
+        return draw(logits_RV, params, uniforms)
+    ids_R = most_probable(logits_RV)
+    chosen = draw(logits_RV[rows], [params[i] for i in rows], [uniforms[i] for i in rows])
+    ids_R[torch.tensor(rows, device=ids_R.device)] = chosen
     return ids_R
+
+
+def _draw_on_cpu(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> torch.Tensor:
+    """As `_draw`, in a tenth of the time: no sort of a whole vocabulary, and no row in float64.
+
+    Sums go over blocks, in float64 from block to block, so that rounding does not grow with the vocabulary.
+    """
+    logits = logits_RV.numpy()
+    rows, vocab = logits.shape
+    # One row after the other through the same few hundred kilobytes.
+    padded = np.zeros(-(-vocab // _SUMMED) * _SUMMED, dtype=np.float32)
+    weights, ones = padded[:vocab], np.ones(_SUMMED, dtype=np.float32)
+    ids = np.empty(rows, dtype=np.int64)
+    for row, (param, uniform) in enumerate(zip(params, uniforms, strict=True)):
+        with np.errstate(over="ignore", under="ignore"):
+            np.subtract(logits[row], logits[row].max(), out=weights)
+            if param.temperature != 1:
+                # Six times slower in float64, but there are temperatures that are no float32.
+                kind = np.float32 if param.temperature > 1e-30 else np.float64
+                np.divide(weights, kind(param.temperature), out=weights, casting="same_kind")
+            np.exp(weights, out=weights)
+        sums = padded.reshape(-1, _SUMMED) @ ones
+        ends = sums.cumsum(dtype=np.float64)
+        if param.top_k or param.top_p < 1 or param.min_p:
+            kept = _kept_on_cpu(weights, float(ends[-1]), param)
+            ids[row] = kept[_invert(weights[kept], uniform)]
+        else:
+            block = min(int(ends.searchsorted(uniform * ends[-1], side="right")), len(sums) - 1)
+            while not sums[block]:  # rounding: the last one with any probability
+                block -= 1
+            start = block * _SUMMED
+            inside = (uniform * ends[-1] - (ends[block - 1] if block else 0.0)) / float(sums[block])
+            ids[row] = start + _invert(padded[start : start + _SUMMED], inside)
+    return torch.from_numpy(ids)
+
+
+def _invert(weights: np.ndarray[Any, Any], share: float) -> int:
+    """The first place up to which more than this share adds up, or else the last one with any weight."""
+    ends = weights.cumsum(dtype=np.float64)
+    return int(min(ends.searchsorted(share * ends[-1], side="right"), ends.searchsorted(ends[-1])))
+
+
+def _kept_on_cpu(weights: np.ndarray[Any, Any], total: float, param: SamplingParams) -> np.ndarray[Any, Any]:
+    """The ids within top-k, top-p and min-p, ascending; the greatest weight is 1."""
+    vocab = len(weights)
+    # What is below has at most the mass that top-p leaves out, so it is never within.
+    least = max((1 - param.top_p) * total / vocab * 0.999, param.min_p * 0.999)
+    if param.top_k and param.top_p == 1:
+        least = max(least, _RARE)
+    found = np.flatnonzero(weights >= least)
+    if param.top_k and len(found) < min(param.top_k, vocab) and least > 0:
+        least = max((1 - param.top_p) * total / vocab * 0.999, param.min_p * 0.999)
+        found = np.flatnonzero(weights >= least)
+    order = found[np.argsort(-weights[found], kind="stable")]
+    best = weights[order].astype(np.float64)
+    before = best.cumsum() - best
+    keep = (before <= param.top_p * total) & (best >= param.min_p)
+    count = max(1, int(keep.sum()))
+    if param.top_k:
+        count = min(count, param.top_k)
+    kept: np.ndarray[Any, Any] = np.sort(order[:count])
+    return kept
 
 
 def _draw(

@@ -63,6 +63,49 @@ def test_decode(length, heads, kv_heads, dim):
     assert torch.equal(cache._values[1][:, length - 1], values[-1])
 
 
+@pytest.mark.parametrize(
+    ("before", "count"), [(0, 2), (0, 70), (1, 3), (61, 5), (64, 16), (130, 17), (500, 40)]
+)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (8, 2, 64), (6, 2, 128), (2, 1, 256)])
+def test_a_chunk_behind_a_prefix(before, count, heads, kv_heads, dim):
+    cache = KVCache(1, kv_heads, dim, torch.bfloat16, torch.device("cpu"))
+    length = before + count
+    cache.reserve(length + 9)
+    keys, values = random(length, kv_heads, dim, seed=1, scale=2), random(length, kv_heads, dim, seed=2)
+    query = random(count, heads, dim, seed=3, scale=2)
+    cache.write(0, keys[:before], values[:before])
+    cache.length = before
+    out = cache.attend(0, query, keys[before:], values[before:])
+
+    k = keys.double().repeat_interleave(heads // kv_heads, 1)
+    v = values.double().repeat_interleave(heads // kv_heads, 1)
+    scores = torch.einsum("thd,shd->hts", query.double(), k) / dim**0.5
+    future = torch.arange(length) > before + torch.arange(count)[:, None]
+    weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+    exact = torch.einsum("hts,shd->thd", weights, v)
+    size = torch.einsum("hts,shd->thd", weights, v.abs())
+    assert ((out.double() - exact).abs() <= 2**-7 * size + 1e-6).all()
+    # What is behind the chunk was not read.
+    cache._values[0][:, length:] = torch.nan
+    cache._keys[0][:, length:] = torch.nan
+    assert torch.equal(cache.attend(0, query, keys[before:], values[before:]), out)
+
+
+def test_a_chunk_survives_scores_of_any_size():
+    """The greatest score comes first, last, and in a later block than scores that underflow beside it."""
+    for place in (0, 1, 70, 99):
+        cache = KVCache(1, 1, 32, torch.bfloat16, torch.device("cpu"))
+        cache.reserve(102)
+        keys = torch.full((100, 1, 32), -100.0).bfloat16()
+        values = torch.full((100, 1, 32), 9.0).bfloat16()
+        keys[place], values[place] = 100, 1
+        cache.write(0, keys, values)
+        cache.length = 100
+        query = torch.full((2, 1, 32), 100.0).bfloat16()
+        out = cache.attend(0, query, -query, 9 * query)
+        assert torch.equal(out, torch.ones(2, 1, 32, dtype=torch.bfloat16))
+
+
 def test_decode_survives_scores_of_any_size():
     # Softmax must take its maximum off first: these scores overflow an exponential.
     cache = KVCache(1, 1, 32, torch.bfloat16, torch.device("cpu"))

@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from llama import sampling
 from llama.errors import NumericsError, SamplingError
 from llama.sampling import (
     GREEDY,
@@ -324,3 +325,28 @@ def test_the_borders_of_the_parameters_are_allowed():
 def test_parameters_are_frozen():
     with pytest.raises(AttributeError):
         GREEDY.temperature = 1.0
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1, 5, 63, 64, 65, 700]),
+    st.floats(0.05, 5),
+    st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    st.sampled_from([0, 1, 3, 40, 10_000]),
+    st.sampled_from([0.0, 0.01, 0.3]),
+    st.sampled_from([0.5, 3.0, 12.0]),
+)
+def test_the_two_ways_of_drawing_agree(seed, vocab, temperature, top_p, top_k, min_p, spread):
+    """numpy on a CPU, torch elsewhere: the same ids, but where the number lies on a boundary."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(16, vocab, generator=generator)
+    uniforms = torch.rand(16, generator=generator, dtype=torch.float64).tolist()
+    params = [SamplingParams(temperature, top_p, top_k, min_p)] * 16
+    one, other = (draw(logits, params, uniforms) for draw in (sampling._draw_on_cpu, sampling._draw))
+    for row in torch.nonzero(one != other)[:, 0].tolist():
+        near = [
+            sampling._draw(logits[row : row + 1], params[:1], [min(max(uniforms[row] + e, 0), 1 - 1e-9)])
+            for e in (-1e-5, 1e-5)
+        ]
+        assert one[row] in near

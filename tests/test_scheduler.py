@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llama
+from llama.engine.blocks import Blocks
+from llama.engine.prefixes import Prefixes
 from llama.engine.request import FinishReason, Request, Sequence, TokenScore
-from llama.engine.scheduler import Scheduler
+from llama.engine.scheduler import Limits, Scheduler
 from llama.errors import OutOfMemoryError, RequestError
 from llama.sampling import GREEDY
 
@@ -27,9 +29,13 @@ importlib.import_module(sys.argv[2])
 """
 
 
-@pytest.mark.parametrize(
-    "module", ["errors", "tokenizer", "detokenizer", "prompts", "engine.request", "engine.scheduler"]
-)
+_TORCH_FREE = ["errors", "tokenizer", "detokenizer", "prompts"]
+_TORCH_FREE += [
+    f"engine.{name}" for name in ("request", "scheduler", "blocks", "prefixes", "room", "speculation")
+]
+
+
+@pytest.mark.parametrize("module", _TORCH_FREE)
 def test_imports_no_torch(module):
     folder = str(Path(llama.__file__).parent)
     command = [sys.executable, "-c", _IMPORT_WITHOUT_TORCH, folder, f"llama.{module}"]
@@ -41,68 +47,81 @@ def request(prompt=3, new=4, n=1):
     return Request(tuple(range(prompt)), new, GREEDY, n=n)
 
 
+class Cache:
+    """Stands for a KVCache: only lengths."""
+
+    def __init__(self, length=0):
+        self.length = length
+
+    def take(self):
+        taken, self.length = Cache(self.length), 0
+        return taken
+
+    def truncate(self, length):
+        assert length <= self.length
+        self.length = length
+
+    def copy_prefix(self, source, length, room):
+        assert self.length == 0
+        assert length <= min(source.length, room)
+        self.length = length
+
+
 class Loop:
     """The engine's loop without a model: every sequence runs for all the tokens it may have."""
 
-    def __init__(self, scheduler):
-        self.scheduler = scheduler
-        self.admitted = []
+    def __init__(self, batch, positions, step_tokens=100, block=1, reuse=True, **limits):
+        self.begun = []
         self.finished = []
+        self.blocks = Blocks(positions, block)
+        prefixes = Prefixes(block, self.blocks.total) if reuse else None
+        limits = Limits(batch, step_tokens, **limits)
+        self.scheduler = Scheduler(limits, self.blocks, prefixes, self.sequence)
 
     def step(self):
         scheduler = self.scheduler
-        while (found := scheduler.admit()) is not None:
-            self.admitted.append(found[0])
-            scheduler.running.append(self.sequence(*found, 0))
         plan = scheduler.plan()
+        self.begun += [s.request_id for s in scheduler.running if s.request_id not in self.begun]
         self.check(plan)
         for sequence, count in plan:
             sequence.computed += count
+            sequence.cache.length += count
             if sequence.pending:
                 continue
-            samples = [sequence]
-            if len(sequence.tokens) == len(sequence.request.prompt):
-                forks = [
-                    self.sequence(sequence.request_id, sequence.request, j)
-                    for j in range(1, sequence.request.n)
-                ]
-                for fork in forks:
-                    fork.computed = sequence.computed
-                scheduler.running += forks
-                samples += forks
-            for sample in samples:
-                sample.tokens.append(7)
+            forks = [
+                self.sequence(sequence.request_id, sequence.request, 0, j) for j in range(1, sequence.places)
+            ]
+            for fork in forks:
+                fork.computed, fork.forked, fork.cache = sequence.computed, True, Cache(sequence.computed)
+            if forks:
+                scheduler.fork(sequence, forks)
+            for sample in (sequence, *forks):
+                # No two samples write the same.
+                sample.tokens.append(1000 + 10 * sample.request_id + sample.sample)
+                scheduler.room.grown(sample)
                 if len(sample.output) >= sample.request.max_new_tokens:
                     self.finished.append((sample.request_id, sample.sample))
-                    scheduler.leave(sample)
-        return plan
+                    scheduler.retire(sample)
+        return [(sequence.request_id, sequence.sample, count) for sequence, count in plan]
 
-    def sequence(self, request_id, request, sample):
-        return Sequence(request_id, request, sample, None, None, list(request.prompt))
+    def sequence(self, request_id, request, queued, sample=0):
+        return Sequence(request_id, request, sample, Cache(), None, list(request.prompt))
 
     def check(self, plan):
-        """Limits hold, now and for all that the running sequences may still become."""
-        scheduler = self.scheduler
-        alive = {sequence.request_id: sequence.request for sequence in scheduler.running}
-        assert sum(request.n for request in alive.values()) <= scheduler.max_batch_size
-        assert len(scheduler.running) <= scheduler.max_batch_size
-        assert sum(request.cache_tokens for request in alive.values()) <= scheduler.cache_tokens
-        assert sum(len(sequence.tokens) for sequence in scheduler.running) <= scheduler.cache_tokens
-        assert sum(count for _, count in plan) <= scheduler.step_tokens
-        assert all(0 < count <= sequence.pending for sequence, count in plan)
+        """Limits hold, and what is counted is what is held."""
+        scheduler, blocks = self.scheduler, self.blocks
+        retained = scheduler.prefixes.retained if scheduler.prefixes else []
+        held = [s.blocks * s.places for s in scheduler.running] + [entry.blocks for entry in retained]
+        assert blocks.used == sum(held) <= blocks.total
+        assert sum(s.places for s in scheduler.running) <= scheduler.limits.max_batch_size
+        for sequence in scheduler.running:
+            assert sequence.computed == sequence.cache.length <= sequence.blocks * blocks.size
+        assert sum(count for _, count in plan) <= scheduler.limits.step_tokens
+        for sequence, count in plan:
+            assert 0 < count <= sequence.pending
+            assert sequence.computed + count <= sequence.blocks * blocks.size
         assert len({id(sequence) for sequence, _ in plan}) == len(plan)
         assert bool(plan) == bool(scheduler.running)  # whenever something runs, something advances
-
-
-def nothing_is_reserved(scheduler):
-    """A request that needs every place and every position starts at once."""
-    places = scheduler.max_batch_size
-    tokens = scheduler.cache_tokens // places
-    whole = request(prompt=1, new=tokens - 1, n=places)
-    scheduler.add(10**6, whole)
-    admitted = scheduler.admit()
-    scheduler.cancel(10**6)
-    return admitted == (10**6, whole)
 
 
 @st.composite
@@ -119,13 +138,23 @@ def events(draw):
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
-@given(events(), st.integers(1, 5), st.integers(10, 90), st.integers(1, 40))
-def test_every_request_finishes_in_its_turn_within_the_limits(rows, batch, cache, step_tokens):
-    scheduler = Scheduler(batch, cache, step_tokens)
-    loop, refused = Loop(scheduler), set()
+@given(
+    events(),
+    st.integers(1, 5),
+    st.integers(10, 90),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 5]),
+    st.booleans(),
+    st.sampled_from([0, 3, 64]),
+)
+def test_every_request_finishes_in_its_turn_within_the_limits(
+    rows, batch, cache, step_tokens, block, reuse, ahead
+):
+    loop, refused = Loop(batch, cache, step_tokens, block, reuse, ahead=ahead), set()
+    scheduler, blocks = loop.scheduler, loop.blocks
     for step in range(2000):
         for i, (arrival, each, cancel) in enumerate(rows):
-            if arrival == step and (each.n > batch or each.cache_tokens > cache):
+            if arrival == step and (each.n > batch or each.n * blocks.of(each.longest) > blocks.total):
                 refused.add(i)
                 with pytest.raises((RequestError, OutOfMemoryError)):
                     scheduler.add(i, each)
@@ -134,11 +163,11 @@ def test_every_request_finishes_in_its_turn_within_the_limits(rows, batch, cache
             if cancel == step:
                 scheduler.cancel(i)
         loop.step()
-        if step > rows[-1][0] + 20 and not (scheduler.waiting or scheduler.running):
+        if step > rows[-1][0] + 20 and not scheduler.active:
             break
     else:
         pytest.fail("a request never finished")
-    assert loop.admitted == sorted(loop.admitted)
+    assert loop.begun == sorted(loop.begun)
     assert len(loop.finished) == len(set(loop.finished))
     for i, (_, each, cancel) in enumerate(rows):
         ended = [sample for request_id, sample in loop.finished if request_id == i]
@@ -146,85 +175,124 @@ def test_every_request_finishes_in_its_turn_within_the_limits(rows, batch, cache
             assert not ended
         elif cancel is None:
             assert sorted(ended) == list(range(each.n))
-    assert nothing_is_reserved(scheduler)
+    assert not scheduler.running
+    assert not scheduler.waiting
+    assert blocks.used == (scheduler.prefixes.blocks if scheduler.prefixes else 0)
+
+
+def running(loop):
+    return [(s.request_id, s.sample) for s in loop.scheduler.running]
 
 
 def test_nobody_overtakes():
     """A small request waits behind a large one, even where it alone would fit."""
-    scheduler = Scheduler(4, 40, 100)
-    for i, r in enumerate([request(10, 10), request(20, 10), request(1, 1)]):
-        scheduler.add(i, r)
-    assert scheduler.admit()[0] == 0
-    assert scheduler.admit() is None
-    assert [i for i, _ in scheduler.waiting] == [1, 2]
+    loop = Loop(4, 40)
+    for i, r in enumerate([request(10, 10), request(25, 10), request(1, 1)]):
+        loop.scheduler.add(i, r)
+    loop.step()
+    assert running(loop) == [(0, 0)]
+    assert loop.scheduler.waiting == 2
 
 
 def test_as_many_run_at_once_as_the_limits_allow():
-    scheduler = Scheduler(3, 100, 100)
-    for i in range(5):
-        scheduler.add(i, request(5, 5))
-    assert [scheduler.admit() is not None for _ in range(5)] == [True, True, True, False, False]
-    scheduler = Scheduler(9, 25, 100)
-    for i in range(5):
-        scheduler.add(i, request(5, 5))
-    assert [scheduler.admit() is not None for _ in range(5)] == [True, True, False, False, False]
+    for batch, positions, expected in ((3, 100, 3), (9, 25, 2), (9, 29, 2), (9, 30, 3)):
+        loop = Loop(batch, positions)
+        for i in range(5):
+            loop.scheduler.add(i, request(5, 5))
+        loop.step()
+        assert len(running(loop)) == expected
+
+
+def test_memory_is_taken_as_it_is_used():
+    """Both fit in as they begin, not as they end: the younger is put back, and nobody is lost."""
+    loop = Loop(4, 30, reuse=False, ahead=1)
+    for i in range(2):
+        loop.scheduler.add(i, request(5, 20))
+    loop.step()
+    assert running(loop) == [(0, 0), (1, 0)]
+    while loop.scheduler.active:
+        loop.step()
+    assert loop.scheduler.preemptions > 0
+    assert loop.finished == [(0, 0), (1, 0)]
 
 
 def test_decodes_come_before_prefill_and_prompts_are_cut_into_chunks():
-    scheduler = Scheduler(4, 1000, 10)
-    scheduler.add(0, request(35, 3))
-    loop = Loop(scheduler)
-    assert [[count for _, count in loop.step()] for _ in range(3)] == [[10], [10], [10]]
-    scheduler.add(1, request(20, 3))
-    assert [(s.request_id, c) for s, c in loop.step()] == [(0, 5), (1, 5)]
-    assert [(s.request_id, c) for s, c in loop.step()] == [(0, 1), (1, 9)]
-    assert [(s.request_id, c) for s, c in loop.step()] == [(0, 1), (1, 6)]
+    loop = Loop(4, 1000, 10)
+    loop.scheduler.add(0, request(35, 3))
+    assert [loop.step() for _ in range(3)] == [[(0, 0, 10)]] * 3
+    loop.scheduler.add(1, Request(tuple(range(100, 120)), 3, GREEDY))
+    assert loop.step() == [(0, 0, 5), (1, 0, 5)]
+    assert loop.step() == [(0, 0, 1), (1, 0, 9)]
+    assert loop.step() == [(0, 0, 1), (1, 0, 6)]
+
+
+def test_beside_live_decodes_prompts_are_cut_smaller():
+    loop = Loop(4, 1000, 100, prefill_tokens=6)
+    loop.scheduler.add(0, request(35, 3))
+    assert loop.step() == [(0, 0, 35)]
+    loop.scheduler.add(1, Request(tuple(range(100, 120)), 3, GREEDY))
+    assert loop.step() == [(0, 0, 1), (1, 0, 7)]
+    assert loop.step() == [(0, 0, 1), (1, 0, 7)]
+    assert loop.step() == [(1, 0, 6)]
 
 
 def test_samples_do_not_wait_for_the_prefill_of_later_requests():
-    scheduler = Scheduler(4, 1000, 10)
-    scheduler.add(0, request(4, 3, n=2))
-    scheduler.add(1, request(35, 3))
-    loop = Loop(scheduler)
-    assert [(s.request_id, s.sample, c) for s, c in loop.step()] == [(0, 0, 4), (1, 0, 6)]
-    assert [(s.request_id, s.sample, c) for s, c in loop.step()] == [(0, 0, 1), (0, 1, 1), (1, 0, 8)]
+    loop = Loop(4, 1000, 10)
+    loop.scheduler.add(0, request(4, 3, n=2))
+    loop.scheduler.add(1, Request(tuple(range(100, 135)), 3, GREEDY))
+    assert loop.step() == [(0, 0, 4), (1, 0, 6)]
+    assert loop.step() == [(0, 0, 1), (0, 1, 1), (1, 0, 8)]
 
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
-    scheduler = Scheduler(2, 50, 10)
+    scheduler = Loop(2, 50, 10).scheduler
     with pytest.raises(RequestError, match="n is 3, but max_batch_size is 2"):
         scheduler.add(0, request(n=3))
     with pytest.raises(OutOfMemoryError, match=r"grow to 52 tokens.* room for 50"):
         scheduler.add(0, request(prompt=20, new=6, n=2))
     scheduler.add(0, request(prompt=20, new=5, n=2))
-    assert scheduler.admit() is not None
+    assert scheduler.plan()
 
 
 def test_cancel_of_the_unknown_is_fine():
-    scheduler = Scheduler(2, 50, 10)
-    scheduler.cancel(5)
-    scheduler.add(0, request())
-    scheduler.cancel(0)
-    scheduler.cancel(0)
-    assert scheduler.admit() is None
-    assert nothing_is_reserved(scheduler)
+    loop = Loop(2, 50)
+    loop.scheduler.cancel(5)
+    loop.scheduler.add(0, request())
+    loop.scheduler.cancel(0)
+    loop.scheduler.cancel(0)
+    assert loop.step() == []
+    assert not loop.scheduler.active
+
+
+def test_the_account_is_never_overdrawn():
+    blocks = Blocks(33, 16)
+    assert (blocks.total, blocks.of(0), blocks.of(1), blocks.of(16), blocks.of(17)) == (3, 0, 1, 1, 2)
+    blocks.take(3)
+    with pytest.raises(AssertionError, match="1 blocks taken of 0"):
+        blocks.take(1)
+    blocks.give(3)
+    with pytest.raises(AssertionError, match="1 blocks given back of 0"):
+        blocks.give(1)
 
 
 def test_records():
     """What the loop reads off a sequence and a score."""
     sequence = Sequence(4, request(5, 3, n=2), 1, None, None, list(range(5)))
-    assert (sequence.pending, sequence.output, sequence.name) == (5, [], "row 0, sample 1, step 0")
+    assert (sequence.pending, sequence.output, sequence.name()) == (5, [], "row 0, sample 1, step 0")
     sequence.computed = 5
     sequence.tokens.append(9)
-    assert (sequence.pending, sequence.output, sequence.name) == (1, [9], "row 0, sample 1, step 1")
+    assert (sequence.pending, sequence.output, sequence.name()) == (1, [9], "row 0, sample 1, step 1")
     assert TokenScore(-1.0, ((3, -1.0), (4, -2.0))).best(1) == TokenScore(-1.0, ((3, -1.0),))
-    assert [reason.value for reason in FinishReason] == ["stop", "length", "stop_sequence", "cancelled"]
+    assert [r.value for r in FinishReason] == ["stop", "length", "stop_sequence", "cancelled", "error"]
 
 
 def test_draws_belong_to_seed_and_sample():
     def draws(seed, sample, first_sample=0):
         r = Request((1,), 1, GREEDY, seed=seed, n=9, first_sample=first_sample)
-        return Sequence(0, r, sample, None, None, [1]).random.random(4).tolist()
+        sequence = Sequence(0, r, sample, None, None, [1])
+        late = [sequence.uniform(i) for i in (40, 3, 0)]
+        assert late[::-1] == [Sequence(0, r, sample, None, None, [1]).uniform(i) for i in (0, 3, 40)]
+        return [sequence.uniform(i) for i in range(4)]
 
     assert draws(3, 1) == draws(3, 1) == draws(3, 0, first_sample=1)
     assert len({tuple(draws(seed, sample)) for seed in (0, 1, 2**40, 2**70) for sample in range(3)}) == 12

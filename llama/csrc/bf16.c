@@ -24,7 +24,7 @@
 enum { LANES = 16, GROUPS = 4, ROWS = 6, FEW = 8, SPINS = 20000 };
 
 /* Goes up with every change of a signature or of the packed layout; native.py asks for it. */
-int llama_bf16_abi(void) { return 3; }
+int llama_bf16_abi(void) { return 4; }
 
 int llama_bf16_supported(void) {
     __builtin_cpu_init();
@@ -254,6 +254,125 @@ TARGET void llama_bf16_decode(const uint16_t *q, const uint16_t *key, const uint
     for (long h = 0; h < heads; h++) {
         const long at = h / (heads / kv_heads) * capacity * dim;
         head(q + h * dim, keys + at, values + at, y + h * dim, score + h * room, position + 1, dim, scale);
+    }
+}
+
+/* ---- a few queries behind a long prefix: a chunk of a prompt, a draft ---- */
+
+/* DEEP: the largest head. SEEN: positions of a block, whose scores stay in the first-level cache. */
+enum { DEEP = 256, SEEN = 64, PAIRS = 8 };
+
+/* sums (queries, dim) = sums * fading + weights x values, for PAIRS queries and 32 of dim at a time. */
+TARGET INLINE void weigh(float *sums, const float *fading, const float *weights, const uint16_t *values, long length,
+                         long dim) {
+    __m512 low[PAIRS], high[PAIRS];
+#pragma GCC unroll 8
+    for (int j = 0; j < PAIRS; j++) {
+        low[j] = _mm512_mul_ps(_mm512_loadu_ps(sums + j * dim), _mm512_set1_ps(fading[j]));
+        high[j] = _mm512_mul_ps(_mm512_loadu_ps(sums + j * dim + LANES), _mm512_set1_ps(fading[j]));
+    }
+    for (long s = 0; s < length; s++) {
+        const __m512 left = widen(values + s * dim), right = widen(values + s * dim + LANES);
+#pragma GCC unroll 8
+        for (int j = 0; j < PAIRS; j++) {
+            const __m512 weight = _mm512_set1_ps(weights[s * LANES + j]);
+            low[j] = _mm512_fmadd_ps(weight, left, low[j]);
+            high[j] = _mm512_fmadd_ps(weight, right, high[j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < PAIRS; j++) {
+        _mm512_storeu_ps(sums + j * dim, low[j]);
+        _mm512_storeu_ps(sums + j * dim + LANES, high[j]);
+    }
+}
+
+/* Up to 16 queries of one key head, each in a lane: nothing is summed across lanes, and keys and values pass
+ * once for all of them. Query r is head r % group of token r / group, and sees positions below ends[r]. The
+ * softmax runs along with the blocks (Milakov and Gimelshein 2018). */
+TARGET static void queries(const uint16_t *const *q, const uint16_t *keys, const uint16_t *values, uint16_t *const *y,
+                           const int32_t *ends, long count, long dim, float scale) {
+    int32_t packed[DEEP / 2 * LANES];
+    float sums[LANES * DEEP], weights[SEEN * LANES], fading[LANES], totals[LANES];
+    memset(packed, 0, sizeof(packed));
+    memset(sums, 0, sizeof(sums));
+    for (long lane = 0; lane < count; lane++)
+        for (long i = 0; i < dim / 2; i++) memcpy(packed + i * LANES + lane, q[lane] + 2 * i, sizeof(*packed));
+    const __m512 nothing = _mm512_set1_ps(-1e30f), lowest = _mm512_set1_ps(-100);
+    const __m512i limits = _mm512_loadu_si512(ends);
+    const long last = ends[count - 1];
+    __m512 top = nothing, total = _mm512_setzero_ps();
+    for (long block = 0; block < last; block += SEEN) {
+        const long length = last - block < SEEN ? last - block : SEEN;
+        __m512 best = top;
+        for (long s = 0; s < length; s += 4) {
+            __m512 sum[4];
+            const uint16_t *key[4];
+            for (int j = 0; j < 4; j++) {
+                sum[j] = _mm512_setzero_ps();
+                key[j] = keys + (block + (s + j < length ? s + j : length - 1)) * dim;
+            }
+            for (long i = 0; i < dim / 2; i++) {
+                const __m512bh query = (__m512bh)_mm512_loadu_si512(packed + i * LANES);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++) {
+                    int32_t pair;
+                    memcpy(&pair, key[j] + 2 * i, sizeof(pair));
+                    sum[j] = _mm512_dpbf16_ps(sum[j], query, (__m512bh)_mm512_set1_epi32(pair));
+                }
+            }
+            for (int j = 0; j < 4; j++) {
+                const __mmask16 seen = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32((int)(block + s + j)));
+                const __m512 score = _mm512_mul_ps(sum[j], _mm512_set1_ps(scale));
+                sum[j] = _mm512_mask_mov_ps(nothing, seen, score);
+                best = _mm512_max_ps(best, sum[j]);
+                _mm512_storeu_ps(weights + (s + j) * LANES, sum[j]);
+            }
+        }
+        const __m512 fade = exponential(_mm512_max_ps(_mm512_sub_ps(top, best), lowest));
+        _mm512_storeu_ps(fading, fade);
+        total = _mm512_mul_ps(total, fade);
+        top = best;
+        for (long s = 0; s < length; s++) {
+            const __m512 score = _mm512_loadu_ps(weights + s * LANES);
+            const __mmask16 seen = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32((int)(block + s)));
+            const __m512 weight =
+                _mm512_maskz_mov_ps(seen, exponential(_mm512_max_ps(_mm512_sub_ps(score, best), lowest)));
+            total = _mm512_add_ps(total, weight);
+            _mm512_storeu_ps(weights + s * LANES, weight);
+        }
+        for (long lane = 0; lane < count; lane += PAIRS)
+            for (long i = 0; i < dim; i += 2 * LANES)
+                weigh(sums + lane * dim + i, fading + lane, weights + lane, values + block * dim + i, length, dim);
+    }
+    _mm512_storeu_ps(totals, total);
+    for (long lane = 0; lane < count; lane++)
+        for (long i = 0; i < dim; i += LANES)
+            narrow(y[lane] + i,
+                   _mm512_mul_ps(_mm512_loadu_ps(sums + lane * dim + i), _mm512_set1_ps(1 / totals[lane])));
+}
+
+/* The queries q (rows, heads, dim) of the tokens at positions start.. of keys and values (kv_heads, capacity,
+ * dim), in which they are stored already, see what is up to their own position -> y (rows, heads, dim).
+ * dim: of 32, up to 256. */
+TARGET void llama_bf16_attend(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, long rows,
+                              long heads, long kv_heads, long dim, long capacity, long start, float scale,
+                              int threads) {
+    const long group = heads / kv_heads, all = rows * group, tiles = (all + LANES - 1) / LANES;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long item = 0; item < kv_heads * tiles; item++) {
+        const long h = item / tiles, first = item % tiles * LANES;
+        const long count = all - first < LANES ? all - first : LANES;
+        const uint16_t *from[LANES];
+        uint16_t *to[LANES];
+        int32_t ends[LANES] = {0};
+        for (long lane = 0; lane < count; lane++) {
+            const long row = (first + lane) / group, head = h * group + (first + lane) % group;
+            from[lane] = q + (row * heads + head) * dim;
+            to[lane] = y + (row * heads + head) * dim;
+            ends[lane] = (int32_t)(start + row + 1);
+        }
+        queries(from, keys + h * capacity * dim, values + h * capacity * dim, to, ends, count, dim, scale);
     }
 }
 

@@ -2,18 +2,20 @@
 
 from .engine import Engine
 from .front import AsyncEngine, TextDelta
-from .request import Delta, FinishReason, Request, Sequence, TokenScore
+from .request import Counts, Delta, FinishReason, Request, Sequence, Times, TokenScore
 from .service import follow
 from .serving import serve
 
 __all__ = [
     "AsyncEngine",
+    "Counts",
     "Delta",
     "Engine",
     "FinishReason",
     "Request",
     "Sequence",
     "TextDelta",
+    "Times",
     "TokenScore",
     "follow",
     "serve",

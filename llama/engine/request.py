@@ -12,17 +12,22 @@ if TYPE_CHECKING:
     from ..cache import KVCache
     from ..detokenizer import Detokenizer
     from ..sampling import SamplingParams
+    from .speculation import Drafter
 
-__all__ = ["Delta", "FinishReason", "Plan", "Request", "Sequence", "TokenScore"]
+__all__ = ["Counts", "Delta", "FinishReason", "Plan", "Request", "Sequence", "Times", "TokenScore"]
+
+# Random numbers of a sequence are made this many at a time.
+_DRAWS = 16
 
 
 class FinishReason(str, Enum):
-    """Why a sequence ended: a stop id, the limit of tokens, a stop string, or that it was given up."""
+    """Why a sequence ended: a stop id, the limit of tokens, a stop string, its caller, or a failure."""
 
     STOP = "stop"
     LENGTH = "length"
     STOP_SEQUENCE = "stop_sequence"
     CANCELLED = "cancelled"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class TokenScore:
 
     def best(self, count: int) -> TokenScore:
         """With only the best `count` alternatives."""
-        return TokenScore(self.logprob, self.top[:count])
+        return self if len(self.top) == count else TokenScore(self.logprob, self.top[:count])
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,10 @@ class Request:
     prefill; sample j draws from the generator of (seed, first_sample + j). start_of_text: the text
     begins at its first token, so that one's dummy space is dropped. top: alternatives wanted with
     each score. score_prompt: whether scores of the prompt's tokens are wanted. row: the prompt's place
-    in its call, for errors.
+    in its call, for errors. speculate: whether tokens may be drafted and verified several at a time;
+    the result is the same. prediction: ids that the output is likely to repeat, to draft from. live:
+    somebody reads its tokens as they come, so that while it decodes prompts are prefilled in small
+    chunks.
     """
 
     prompt: tuple[int, ...]
@@ -61,16 +69,62 @@ class Request:
     top: int = 0
     score_prompt: bool = False
     row: int = 0
+    speculate: bool = True
+    prediction: tuple[int, ...] = ()
+    live: bool = True
 
     @property
-    def cache_tokens(self) -> int:
-        """Positions that all its samples together can come to occupy."""
-        return self.n * (len(self.prompt) + self.max_new_tokens)
+    def longest(self) -> int:
+        """Positions that one of its samples can come to occupy."""
+        return len(self.prompt) + self.max_new_tokens
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of a prompt, how many of them were not computed but reused, and tokens generated."""
+
+    prompt: int
+    reused: int
+    generated: int
+
+
+@dataclass
+class Times:
+    """When a sequence was queued, first planned, gave its first token and ended, by the engine's clock.
+
+    They are told, never used: no decision depends on them.
+    """
+
+    queued: float = 0.0
+    begun: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds in the queue."""
+        return None if self.begun is None else self.begun - self.queued
+
+    @property
+    def to_first_token(self) -> float | None:
+        """Seconds from the queue to the first token."""
+        return None if self.first_token is None else self.first_token - self.queued
+
+    @property
+    def total(self) -> float | None:
+        """Seconds from the queue to the end."""
+        return None if self.ended is None else self.ended - self.queued
 
 
 @dataclass(eq=False)
 class Sequence:
-    """One sample of a request under way: `tokens[:computed]` are in its cache."""
+    """One sample of a request under way: `tokens[:computed]` are in its cache.
+
+    Until the prompt is prefilled, sample 0 stands for all n of them (`forked` is false) and takes their
+    places and their memory. blocks: what each of them holds; 0 while it does not run. draft: what the
+    step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
+    `shared` tokens of this one, which waits for them.
+    """
 
     request_id: int
     request: Request
@@ -83,22 +137,34 @@ class Sequence:
     prompt_scores: list[TokenScore] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    random: np.random.Generator = field(init=False)
+    times: Times = field(default_factory=Times)
+    reused: int = 0
+    forked: bool = False
+    blocks: int = 0
+    drafter: Drafter | None = None
+    draft: list[int] = field(default_factory=list)
+    leader: Sequence | None = None
+    shared: int = 0
 
     def __post_init__(self) -> None:
-        entropy = [self.request.seed, self.request.first_sample + self.sample]
-        self.random = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+        self.forked = self.forked or self.request.n == 1
+        self._generator: np.random.Generator | None = None
+        self._uniforms: list[float] = []
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(request id, sample); the smaller, the older."""
+        return self.request_id, self.sample
 
     @property
     def pending(self) -> int:
         """Tokens that the model has not seen yet: one in decode, more in prefill."""
         return len(self.tokens) - self.computed
 
-    def rewind(self, computed: int) -> None:
-        """Back to where only the first `computed` tokens were seen, after a step that failed."""
-        self.computed = computed
-        self.cache.truncate(min(computed, self.cache.length))
-        del self.prompt_scores[computed:]
+    @property
+    def places(self) -> int:
+        """Of the batch: one for itself, or one for each sample it stands for."""
+        return 1 if self.forked else self.request.n
 
     @property
     def output(self) -> list[int]:
@@ -106,15 +172,47 @@ class Sequence:
         return self.tokens[len(self.request.prompt) :]
 
     @property
-    def name(self) -> str:
-        """How an error names this sequence and its step."""
+    def generated(self) -> int:
+        """How many these are."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def counts(self) -> Counts:
+        """Its tokens so far."""
+        return Counts(len(self.request.prompt), self.reused, self.generated)
+
+    def name(self, ahead: int = 0) -> str:
+        """How an error names this sequence and its step, or one that was drafted ahead of it."""
         sample = self.request.first_sample + self.sample
-        return f"row {self.request.row}, sample {sample}, step {len(self.tokens) - len(self.request.prompt)}"
+        return f"row {self.request.row}, sample {sample}, step {self.generated + ahead}"
+
+    def uniform(self, index: int) -> float:
+        """The random number for output token `index`, in [0, 1).
+
+        It belongs to seed, sample and index alone: whatever is drafted, put back or tried again, a token
+        is drawn with the same number.
+        """
+        while len(self._uniforms) <= index:
+            if self._generator is None:
+                entropy = [self.request.seed, self.request.first_sample + self.sample]
+                self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+            self._uniforms += self._generator.random(_DRAWS).tolist()
+        return self._uniforms[index]
+
+    def rewind(self, computed: int, scored: int) -> None:
+        """Back to where `computed` tokens were seen and `scored` of the prompt scored, after a failed step."""
+        self.computed = computed
+        self.cache.truncate(min(computed, self.cache.length))
+        self.draft = []
+        del self.prompt_scores[scored:]
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step added to a sequence: the text may be empty, and the last one has a finish reason."""
+    """What one step added to a sequence: the text may be empty, and the last one has a finish reason.
+
+    The sequence carries `counts` and `times`, which are final with the last delta.
+    """
 
     sequence: Sequence
     text: str
@@ -123,7 +221,8 @@ class Delta:
     @property
     def key(self) -> tuple[int, int]:
         """(request id, sample)."""
-        return self.sequence.request_id, self.sequence.sample
+        return self.sequence.key
 
 
+# A step: sequences and the tokens of each, its draft included.
 Plan = list[tuple[Sequence, int]]

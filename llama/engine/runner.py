@@ -14,12 +14,15 @@ import torch
 
 from ..cache import BatchCache
 from ..model import Transformer
-from ..sampling import count_not_finite, log_probabilities, not_finite, penalize, sample
+from ..sampling import all_finite, count_not_finite, most_probable, not_finite, penalize, sample
 from .request import Plan, Sequence, TokenScore
 
-__all__ = ["Drawn", "Runner"]
+__all__ = ["Ask", "Drawn", "Runner"]
 
 _Choose = Callable[[torch.Tensor], torch.Tensor]
+_Name = Callable[[int], str]
+# A sequence whose token is wanted, the row it is decided from, and the drafted tokens before it.
+Ask = tuple[Sequence, int, int]
 # Rows of logits that exist at once while a prompt is scored: 128 x 32016 float32 are 16 MB.
 _SCORED_ROWS = 128
 
@@ -45,58 +48,70 @@ class Runner:
         return self.model.hidden(torch.tensor(tokens, device=self.model.device), cache)
 
     def score_prompts(self, plan: Plan, hidden_TC: torch.Tensor) -> None:
-        """Append the scores of the prompt tokens that this step's positions predict."""
+        """Append the scores of the prompt tokens that this step's positions predict, where they are not known."""
         start = 0
         for sequence, count in plan:
             if sequence.request.score_prompt:
-                first = sequence.computed + 1
-                targets = list(sequence.request.prompt[first : first + count])
+                # A sequence that was put back has scores already.
+                first = max(sequence.computed, len(sequence.prompt_scores)) + 1
+                row = start + first - 1 - sequence.computed
+                targets = list(sequence.request.prompt[first : sequence.computed + count + 1])
                 for a in range(0, len(targets), _SCORED_ROWS):
                     rows = targets[a : a + _SCORED_ROWS]
-                    logits = self.model.logits(hidden_TC[start + a : start + a + len(rows)])
-                    names = [f"{sequence.name}, prompt token {first + a + i}" for i in range(len(rows))]
-                    drawn = self._decide(logits, names, sequence.request.top, _given(rows))
+                    logits = self.model.logits(hidden_TC[row + a : row + a + len(rows)])
+
+                    def name(i: int, sequence: Sequence = sequence, begin: int = first + a) -> str:
+                        return f"{sequence.name()}, prompt token {begin + i}"
+
+                    drawn = self._decide(logits, name, sequence.request.top, _given(rows))
                     sequence.prompt_scores += [each.score for each in drawn]
             start += count
 
-    def draw(self, sequences: list[Sequence], hidden_NC: torch.Tensor) -> list[Drawn]:
-        """Decide the next token of each sequence from its last hidden state, (N, C)."""
-        if not sequences:
+    def draw(self, asks: list[Ask], hidden_TC: torch.Tensor) -> list[Drawn]:
+        """Decide a token for each (sequence, row of hidden_TC, number of drafted tokens before it)."""
+        if not asks:
             return []
 
         def choose(logits_NV: torch.Tensor) -> torch.Tensor:
-            params = [sequence.request.sampling for sequence in sequences]
-            uniforms = [0.0 if s.request.sampling.greedy else float(s.random.random()) for s in sequences]
+            params = [sequence.request.sampling for sequence, _, _ in asks]
+            if all(param.greedy and param.repetition_penalty == 1 for param in params):
+                return most_probable(logits_NV)
+            uniforms = [0.0 if s.request.sampling.greedy else s.uniform(s.generated + j) for s, _, j in asks]
             if any(param.repetition_penalty != 1 for param in params):
-                pairs = zip(logits_NV, sequences, strict=True)
+                pairs = zip(logits_NV, asks, params, strict=True)
                 logits_NV = torch.stack(
-                    [penalize(row, s.tokens, s.request.sampling.repetition_penalty) for row, s in pairs]
+                    [
+                        penalize(row, [*s.tokens, *s.draft[:j]], param.repetition_penalty)
+                        for row, (s, _, j), param in pairs
+                    ]
                 )
             return sample(logits_NV, params, uniforms)
 
-        top = max(sequence.request.top for sequence in sequences)
-        return self._decide(self.model.logits(hidden_NC), [s.name for s in sequences], top, choose)
+        rows = [row for _, row, _ in asks]
+        hidden_NC = hidden_TC if rows == list(range(len(hidden_TC))) else hidden_TC[rows]
+        top = max(sequence.request.top for sequence, _, _ in asks)
+        return self._decide(self.model.logits(hidden_NC), lambda i: asks[i][0].name(asks[i][2]), top, choose)
 
     @torch.inference_mode()
-    def _decide(self, logits_NV: torch.Tensor, names: list[str], top: int, choose: _Choose) -> list[Drawn]:
+    def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[Drawn]:
         """Ids and scores of the first rank, on all ranks.
 
         One float32 row an id, which holds every id below 2^24 exactly. Where logits are not finite the row is
         NaN and their number, so that all ranks raise alike, not only the one that sees them.
         """
         parallel, device = self.model.parallel, logits_NV.device
-        packet = torch.full((len(names), 2 + 2 * top), torch.nan, dtype=torch.float32, device=device)
+        packet = torch.full((len(logits_NV), 2 + 2 * top), torch.nan, dtype=torch.float32, device=device)
         if parallel.rank == 0:
-            bad_N = count_not_finite(logits_NV)
-            if bool(bad_N.any()):
+            if all_finite(logits_NV):
+                packet = _packet(logits_NV, choose(logits_NV), top)
+            else:
+                bad_N = count_not_finite(logits_NV)
                 packet[:, 0] = torch.where(bad_N > 0, torch.nan, 0.0)
                 packet[:, 1] = bad_N
-            else:
-                packet = _packet(logits_NV, choose(logits_NV), top)
         rows = parallel.broadcast(packet).tolist()
-        for name, row in zip(names, rows, strict=True):
+        for i, row in enumerate(rows):
             if math.isnan(row[0]):
-                raise not_finite(name, int(row[1]), self.model.vocab_size, self.model.dtype)
+                raise not_finite(name(i), int(row[1]), self.model.vocab_size, self.model.dtype)
         return [
             Drawn(
                 int(row[0]),
@@ -107,15 +122,18 @@ class Runner:
 
 
 def _next(sequence: Sequence, count: int) -> list[int]:
-    return sequence.tokens[sequence.computed : sequence.computed + count]
+    tokens = sequence.tokens[sequence.computed : sequence.computed + count]
+    return tokens + sequence.draft if sequence.draft else tokens
 
 
 def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Tensor:
     """(N, 2 + 2 top): id, its log-probability, the best ids, their log-probabilities."""
-    columns = [ids_N[:, None].float(), log_probabilities(logits_NV, ids_N)[:, None]]
+    logs_NV = torch.log_softmax(logits_NV, dim=-1)
+    ids_N1 = ids_N[:, None]
+    columns = [ids_N1.float(), logs_NV.gather(1, ids_N1)]
     if top:
-        best = logits_NV.topk(top, dim=-1)
-        columns += [best.indices.float(), best.values - torch.logsumexp(logits_NV, dim=-1, keepdim=True)]
+        best_NK = logits_NV.topk(top, dim=-1).indices
+        columns += [best_NK.float(), logs_NV.gather(1, best_NK)]
     return torch.cat(columns, dim=-1)
 
 

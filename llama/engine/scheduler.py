@@ -1,37 +1,82 @@
-"""Which sequences advance in a step, by how many tokens. Never imports torch.
+"""Which sequences advance in a step, by how many tokens, and who gives way to whom. Never imports torch.
 
-First come, first served. A request is admitted when a place in the batch is free and the cache has
-room for all that it can come to need, so nothing that runs is ever put back.
+First come, first served: of two requests the one with the smaller id is the older. A request begins when
+places and memory are there for its prompt; memory for what it generates is taken as it grows. Where none
+is free, retained prefixes go first, then paused sequences, then the youngest: it is put back to where it
+stood in the queue. The oldest never gives way, and alone it always fits: so there is no deadlock.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from ..errors import OutOfMemoryError, RequestError
+from .blocks import Blocks
+from .prefixes import Prefixes
 from .request import Plan, Request, Sequence
+from .room import Room
+from .speculation import MOST
 
-__all__ = ["Scheduler"]
+__all__ = ["Limits", "Scheduler"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step and the caches may come to.
+
+    max_batch_size: sequences that run at the same time. step_tokens: tokens of one step; longer prompts
+    are prefilled in chunks. prefill_tokens: tokens of prompts in a step in which somebody waits for the
+    next token of a live sequence, besides one for each that decodes. draft_tokens: rows of a step that
+    decodes and drafts may take together. ahead: new tokens that room is made for when a request begins,
+    so that it is not put back at once.
+    """
+
+    max_batch_size: int
+    step_tokens: int = 1024
+    prefill_tokens: int = 128
+    draft_tokens: int = 32
+    ahead: int = 64
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    request: Request
+    queued: float
 
 
 class Scheduler:
     """Waiting and running requests.
 
     Args:
-        max_batch_size: sequences that run at the same time.
-        cache_tokens: positions that the caches of all running sequences may hold together.
-        step_tokens: tokens of one step; longer prompts are prefilled in chunks.
+        limits: see there.
+        blocks: the account of the memory of all caches.
+        prefixes: what can be reused; None switches reuse off.
+        new_sequence: (request id, request, time of arrival) -> sample 0.
     """
 
-    def __init__(self, max_batch_size: int, cache_tokens: int, step_tokens: int) -> None:
-        self.max_batch_size = max_batch_size
-        self.cache_tokens = cache_tokens
-        self.step_tokens = step_tokens
-        self.waiting: deque[tuple[int, Request]] = deque()
-        self.running: list[Sequence] = []
-        self.paused: set[int] = set()
-        # What each admitted request may still grow to, until its last sequence leaves.
-        self._admitted: dict[int, Request] = {}
+    def __init__(
+        self,
+        limits: Limits,
+        blocks: Blocks,
+        prefixes: Prefixes | None,
+        new_sequence: Callable[[int, Request, float], Sequence],
+    ) -> None:
+        self.limits, self.blocks, self.prefixes = limits, blocks, prefixes
+        self.room = Room(blocks, prefixes, self._awake)
+        self.running: list[Sequence] = []  # the oldest first
+        self.preemptions = 0
+        self._new_sequence = new_sequence
+        self._arrived: OrderedDict[int, _Arrival] = OrderedDict()
+        # Put back, and waiting like the arrivals; and what waits for its caller to resume it.
+        self._returned: list[Sequence] = []
+        self._parked: list[Sequence] = []
+        self._parked_arrivals: dict[int, _Arrival] = {}
+        self._paused: set[int] = set()
+
+    # ---- requests come and go --------------------------------------------------------------------
 
     def check(self, request: Request) -> None:
         """Refuse what can never run.
@@ -40,63 +85,187 @@ class Scheduler:
             RequestError: more samples than max_batch_size.
             OutOfMemoryError: more positions than the cache could hold if it were alone.
         """
-        if request.n > self.max_batch_size:
-            raise RequestError(f"n is {request.n}, but max_batch_size is {self.max_batch_size}")
-        if request.cache_tokens > self.cache_tokens:
+        if request.n > self.limits.max_batch_size:
+            raise RequestError(f"n is {request.n}, but max_batch_size is {self.limits.max_batch_size}")
+        if request.n * self.blocks.of(request.longest) > self.blocks.total:
             raise OutOfMemoryError(
-                f"the request can grow to {request.cache_tokens} tokens, but the cache has room for"
-                f" {self.cache_tokens}; ask for fewer samples or a smaller max_gen_len, or free memory"
+                f"the request can grow to {request.n * request.longest} tokens, but the cache has room for"
+                f" {self.blocks.total * self.blocks.size}; ask for fewer samples or a smaller max_gen_len, or free"
+                " memory"
             )
 
-    def add(self, request_id: int, request: Request) -> None:
+    def add(self, request_id: int, request: Request, queued: float = 0.0) -> None:
         """Queue a request. Raises what `check` raises."""
         self.check(request)
-        self.waiting.append((request_id, request))
-
-    def admit(self) -> tuple[int, Request] | None:
-        """Take the next waiting request, if it may start now."""
-        if not self._admits():
-            return None
-        request_id, request = self.waiting.popleft()
-        self._admitted[request_id] = request
-        return request_id, request
-
-    def _admits(self) -> bool:
-        if not self.waiting:
-            return False
-        request = self.waiting[0][1]
-        reserved = sum(admitted.cache_tokens for admitted in self._admitted.values())
-        places = sum(admitted.n for admitted in self._admitted.values())
-        return (
-            places + request.n <= self.max_batch_size and reserved + request.cache_tokens <= self.cache_tokens
-        )
+        self._arrived[request_id] = _Arrival(request, queued)
 
     @property
-    def idle(self) -> bool:
-        """Whether a step would do nothing: all that runs is paused, and nothing can start."""
-        return not self._admits() and all(s.request_id in self.paused for s in self.running)
+    def waiting(self) -> int:
+        """Requests that have not begun and sequences that were put back, the paused ones included."""
+        return len(self._arrived) + len(self._returned) + len(self._parked) + len(self._parked_arrivals)
+
+    @property
+    def active(self) -> bool:
+        """Whether a step would advance anything: not where nothing is there, or all of it is paused."""
+        return bool(self._arrived or self._returned or any(self._awake(s) for s in self.running))
+
+    def cancel(self, request_id: int) -> list[Sequence]:
+        """Forget a request wherever it is -> its sequences; unknown or finished ids are fine."""
+        self._paused.discard(request_id)
+        if self._arrived.pop(request_id, None) or self._parked_arrivals.pop(request_id, None):
+            return []
+        gone = [s for s in (*self._returned, *self._parked) if s.request_id == request_id]
+        self._returned = [s for s in self._returned if s.request_id != request_id]
+        self._parked = [s for s in self._parked if s.request_id != request_id]
+        for sequence in [s for s in self.running if s.request_id == request_id]:
+            self.retire(sequence)
+            gone.append(sequence)
+        return gone
+
+    def pause(self, request_id: int) -> None:
+        """Plan a request no longer, until `resume`; its memory is the first to be taken back."""
+        arrival = self._arrived.pop(request_id, None)
+        if arrival is not None:
+            self._parked_arrivals[request_id] = arrival
+        parked = [s for s in self._returned if s.request_id == request_id]
+        if arrival is not None or parked or any(s.request_id == request_id for s in self.running):
+            self._paused.add(request_id)
+        self._parked += parked
+        self._returned = [s for s in self._returned if s.request_id != request_id]
+
+    def resume(self, request_id: int) -> None:
+        """End a pause; it goes on where its age puts it."""
+        self._paused.discard(request_id)
+        arrival = self._parked_arrivals.pop(request_id, None)
+        if arrival is not None:
+            bisect.insort(self._returned, self._begun(request_id, arrival), key=_age)
+        for sequence in [s for s in self._parked if s.request_id == request_id]:
+            self._parked.remove(sequence)
+            bisect.insort(self._returned, sequence, key=_age)
+
+    def retire(self, sequence: Sequence) -> None:
+        """A running sequence leaves; what it computed is retained where that is wanted."""
+        self.running.remove(sequence)
+        self.room.leave(sequence)
+
+    def fork(self, sequence: Sequence, forks: list[Sequence]) -> None:
+        """A prefilled sequence stands for itself from now on; its forks take places and memory it held."""
+        assert sequence.places == 1 + len(forks)
+        sequence.forked = True
+        for fork in forks:
+            fork.blocks = sequence.blocks
+            bisect.insort(self.running, fork, key=_age)
+            self.room.grown(fork)
+
+    # ---- a step ----------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
         """The sequences of the next step and their numbers of tokens: decodes first, then prefill chunks."""
-        left = self.step_tokens
-        plan: Plan = []
-        for sequence in sorted(self.running, key=lambda sequence: sequence.pending > 1):
-            count = 0 if sequence.request_id in self.paused else min(sequence.pending, left)
-            if count > 0:
+        while (head := self._head()) is not None and self._begin(head):
+            pass
+        left = self.limits.step_tokens
+        awake = [sequence for sequence in self.running if self._awake(sequence)]
+        decodes: list[Sequence] = []
+        for sequence in awake:
+            # The older come first and only the younger are put back, so what is planned stays.
+            if sequence.pending == 1 and sequence.blocks and left and self._room_for_one(sequence):
+                decodes.append(sequence)
+                left -= 1
+        plan: Plan = [(sequence, 1) for sequence in decodes]
+        waiting = [s for s in awake if s.pending > 1 and s.blocks]
+        if waiting and any(sequence.request.live for sequence in decodes):
+            left = min(left, self.limits.prefill_tokens + len(decodes))
+        for sequence in waiting:
+            if left and not self.room.waits(sequence):
+                count = min(sequence.pending, left)
                 plan.append((sequence, count))
                 left -= count
+        return self._with_drafts(plan, decodes, left)
+
+    def _with_drafts(self, plan: Plan, decodes: list[Sequence], left: int) -> Plan:
+        """Let decodes verify drafts, where the step and the memory that is free have room for them."""
+        if not decodes:
+            return plan
+        most = min(MOST, self.limits.draft_tokens // len(decodes) - 1)
+        for i, sequence in enumerate(decodes):
+            if sequence.drafter is None or not sequence.forked:
+                continue
+            request = sequence.request
+            count = min(most, left, request.max_new_tokens - sequence.generated - 1)
+            room = sequence.blocks * self.blocks.size - sequence.computed - 1
+            sequence.draft = sequence.drafter.propose(min(count, room)) if min(count, room) > 0 else []
+            left -= len(sequence.draft)
+            plan[i] = (sequence, 1 + len(sequence.draft))
         return plan
 
-    def leave(self, sequence: Sequence) -> None:
-        """Forget a sequence; its request's reservation goes with the last one."""
-        self.running.remove(sequence)
-        if all(other.request_id != sequence.request_id for other in self.running):
-            del self._admitted[sequence.request_id]
-            self.paused.discard(sequence.request_id)
+    def _head(self) -> Sequence | None:
+        """The oldest that waits."""
+        first = next(iter(self._arrived), None)
+        if self._returned and (first is None or self._returned[0].request_id <= first):
+            return self._returned[0]
+        if first is None:
+            return None
+        # Made once it is looked at, so that a long queue is nothing but its requests.
+        sequence = self._begun(first, self._arrived.pop(first))
+        self._returned.insert(0, sequence)
+        return sequence
 
-    def cancel(self, request_id: int) -> None:
-        """Forget a request wherever it is; unknown or finished ids are fine."""
-        self.waiting = deque(item for item in self.waiting if item[0] != request_id)
-        self.running = [sequence for sequence in self.running if sequence.request_id != request_id]
-        self._admitted.pop(request_id, None)
-        self.paused.discard(request_id)
+    def _begun(self, request_id: int, arrival: _Arrival) -> Sequence:
+        return self._new_sequence(request_id, arrival.request, arrival.queued)
+
+    def _begin(self, sequence: Sequence) -> bool:
+        """Give the head of the queue its places and memory, if they are there, and what it can reuse."""
+        taken = sum(other.places for other in self.running)
+        ahead = min(self.limits.ahead, sequence.request.max_new_tokens - sequence.generated)
+        need = self.blocks.of(len(sequence.tokens) + ahead) * sequence.places
+        paused = [other for other in self.running if not self._awake(other)]
+        while taken + sequence.places > self.limits.max_batch_size or need > self.room.available:
+            if not paused:
+                return False
+            taken -= paused[-1].places
+            self._put_back(paused.pop())
+        self._returned.remove(sequence)
+        bisect.insort(self.running, sequence, key=_age)
+        self.room.begin(sequence, need // sequence.places)
+        return True
+
+    # ---- memory ----------------------------------------------------------------------------------
+
+    def _room_for_one(self, sequence: Sequence) -> bool:
+        """Let a sequence hold one more token; false where it had to give way itself."""
+        need = self.blocks.of(sequence.computed + 1) - sequence.blocks
+        if need <= 0:
+            return True
+        # By a quarter where that costs no running sequence anything: growing is copying.
+        most = self.blocks.of(sequence.request.longest) - sequence.blocks
+        ample = min(most, max(need, sequence.blocks // 4))
+        if ample <= self.room.available:
+            need = ample
+        while self.blocks.free < need:
+            if not self.room.evict():
+                victim = next(self._victims())
+                self._put_back(victim)
+                if victim is sequence:
+                    return False
+        self.blocks.take(need)
+        sequence.blocks += need
+        return True
+
+    def _victims(self) -> Iterator[Sequence]:
+        """Who gives way: the paused first, then the youngest."""
+        yield from (s for s in reversed(self.running) if not self._awake(s))
+        yield from reversed(self.running)
+
+    def _put_back(self, sequence: Sequence) -> None:
+        """To where its age puts it in the queue; tokens, scores, text and random numbers stay with it."""
+        self.preemptions += 1
+        self.retire(sequence)
+        sequence.computed = 0
+        bisect.insort(self._returned if self._awake(sequence) else self._parked, sequence, key=_age)
+
+    def _awake(self, sequence: Sequence) -> bool:
+        return sequence.request_id not in self._paused
+
+
+def _age(sequence: Sequence) -> tuple[int, int]:
+    return sequence.key

@@ -1,0 +1,148 @@
+"""Memory of running sequences: taken as they begin, filled with what can be reused, retained as they leave.
+
+Between the account (blocks.py) and what is known to be computed (prefixes.py). Who begins, and who gives
+way, is the scheduler's decision. Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .blocks import Blocks
+from .prefixes import Match, Prefixes, Retained
+from .request import Sequence
+
+__all__ = ["Room"]
+
+
+class Room:
+    """Gives memory and takes it back.
+
+    Args:
+        blocks: the account.
+        prefixes: what can be reused; None switches reuse off.
+        awake: whether a sequence is not paused, so that others may wait for what it computes.
+    """
+
+    def __init__(self, blocks: Blocks, prefixes: Prefixes | None, awake: Callable[[Sequence], bool]) -> None:
+        self.blocks, self.prefixes = blocks, prefixes
+        self._awake = awake
+
+    @property
+    def available(self) -> int:
+        """Blocks that no running sequence holds."""
+        return self.blocks.free + (0 if self.prefixes is None else self.prefixes.blocks)
+
+    def evict(self, keep: Retained | None = None) -> bool:
+        """Free the least recently used of what is retained; false where there is nothing."""
+        entry = None if self.prefixes is None else self.prefixes.oldest(keep)
+        if entry is None or self.prefixes is None:
+            return False
+        self.prefixes.drop(entry)
+        self.blocks.give(entry.blocks)
+        return True
+
+    def leave(self, sequence: Sequence) -> None:
+        """Take a sequence's memory; what it computed is retained, where that is wanted and not there yet."""
+        self.blocks.give((sequence.places - 1) * sequence.blocks)
+        held, sequence.blocks = sequence.blocks, 0
+        sequence.leader, sequence.draft = None, []
+        cache = sequence.cache.take()
+        prefixes = self.prefixes
+        if prefixes is None:
+            self.blocks.give(held)
+            return
+        prefixes.forget(sequence)
+        tokens = sequence.tokens[: sequence.computed]
+        if held > prefixes.limit or prefixes.covered(tokens):
+            self.blocks.give(held)
+            return
+        cache.truncate(len(tokens))
+        prefixes.retain(Retained(tokens, cache, held))
+        while prefixes.blocks > prefixes.limit:
+            self.evict()
+
+    def grown(self, sequence: Sequence) -> None:
+        """A running sequence has more tokens, which others may come to share."""
+        if self.prefixes is not None:
+            self.prefixes.follow(sequence)
+
+    def begin(self, sequence: Sequence, blocks: int) -> None:
+        """Give a sequence that begins its memory, and the longest prefix that somebody has computed."""
+        if self.prefixes is None:
+            self._take(sequence, blocks, None)
+            return
+        match = self._find(sequence)
+        source = match.holder if isinstance(match.holder, Retained) else None
+        spare = self.available - (0 if source is None else source.blocks)
+        # Where nobody loses by it, or there is no room for both, the cache itself changes hands.
+        if (
+            source is not None
+            and match.leader is None
+            and sequence.places == 1
+            and (match.count > source.computed - self.blocks.size or blocks > spare)
+        ):
+            self._take_over(sequence, source, match.count, blocks)
+            return
+        self._take(sequence, blocks, source if blocks * sequence.places <= spare else None)
+        self.prefixes.follow(sequence)
+        self._copy(sequence)
+
+    def _take(self, sequence: Sequence, blocks: int, keep: Retained | None) -> None:
+        while self.blocks.free < blocks * sequence.places and self.evict(keep):
+            pass
+        self.blocks.take(blocks * sequence.places)
+        sequence.blocks = blocks
+
+    def _take_over(self, sequence: Sequence, source: Retained, count: int, blocks: int) -> None:
+        assert self.prefixes is not None
+        self.prefixes.drop(source)
+        sequence.blocks = source.blocks
+        if self.blocks.of(len(sequence.tokens) + 1) > source.blocks:
+            while self.blocks.free < blocks - source.blocks and self.evict():
+                pass
+            self.blocks.take(blocks - source.blocks)
+            sequence.blocks = blocks
+        self.prefixes.follow(sequence)
+        sequence.cache = source.cache
+        sequence.cache.truncate(count)
+        self._reused(sequence, count)
+
+    def _copy(self, sequence: Sequence) -> bool:
+        """Copy what can be reused; false where an older sequence is about to have more of it."""
+        match = self._find(sequence)
+        sequence.leader, sequence.shared = match.leader, match.shared
+        if match.leader is not None:
+            return False
+        if match.holder is not None and match.count:
+            if isinstance(match.holder, Retained) and self.prefixes is not None:
+                self.prefixes.touch(match.holder)
+            room = sequence.blocks * self.blocks.size
+            sequence.cache.copy_prefix(match.holder.cache, match.count, room)
+            self._reused(sequence, match.count)
+        return True
+
+    def _find(self, sequence: Sequence) -> Match:
+        """What can be reused: all but the last token, whose logits are wanted; of a prompt that is scored,
+        only what is scored already."""
+        most = len(sequence.tokens) - 1
+        if sequence.request.score_prompt:
+            most = min(most, len(sequence.prompt_scores))
+        assert self.prefixes is not None
+        return self.prefixes.find(
+            sequence.tokens, most, lambda other: other.key < sequence.key and self._awake(other)
+        )
+
+    def _reused(self, sequence: Sequence, count: int) -> None:
+        sequence.computed = count
+        if sequence.times.first_token is None and not sequence.generated:
+            sequence.reused = min(count, len(sequence.request.prompt))
+
+    def waits(self, sequence: Sequence) -> bool:
+        """Whether it still waits for an older one that computes what both begin with."""
+        leader = sequence.leader
+        if leader is None:
+            return False
+        if leader.blocks and self._awake(leader) and leader.computed < sequence.shared:
+            return True
+        return not self._copy(sequence)

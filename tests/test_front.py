@@ -297,8 +297,8 @@ def test_a_closed_stream_leaves_the_engine_within_one_step(moment):
                 engine.allowed.release()
                 await until(lambda done=done: engine.steps > done and engine.inside.is_set())
             if moment != "unread":
-                states = {"waiting": engine.scheduler.waiting, "prefill": engine.scheduler.running}
-                assert len(states.get(moment, [])) == {"waiting": 1, "prefill": 2}.get(moment, 0)
+                states = {"waiting": engine.scheduler.waiting, "prefill": len(engine.scheduler.running)}
+                assert states.get(moment, 0) == {"waiting": 1, "prefill": 2}.get(moment, 0)
                 if moment == "decode":
                     assert (await first).text is not None
                 else:
@@ -456,7 +456,7 @@ def test_a_request_lost_in_a_failed_admission_fails_too(monkeypatch):
     async def main():
         async with AsyncEngine(engine) as front:
             with monkeypatch.context() as patch:
-                patch.setattr(engine, "_sequence", failing)
+                patch.setattr(engine.scheduler, "_new_sequence", failing)
                 with pytest.raises(MemoryError, match="no room"):
                     await front.complete(ask(5, 5))
             assert await collect(front, ask(5, 5)) == alone(ask(5, 5))

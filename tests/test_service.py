@@ -116,7 +116,7 @@ def test_a_paused_request_waits_where_it_is_and_goes_on():
     engine.resume(number)
     engine.resume(other)
     assert not engine.unfinished
-    assert not engine.scheduler.paused
+    assert not engine.scheduler._paused
 
 
 # ---- ranks that are threads ----------------------------------------------------------------------------

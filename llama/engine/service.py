@@ -132,16 +132,12 @@ class Replica:
 
     def _fail(self) -> list[int]:
         """Cancel what was in a step that failed -> its tickets. The engine is as it was before the step."""
-        ran = {sequence.request_id for sequence in self.engine.scheduler.running}
-        failed = [t for t, live in self._live.items() if live.request_id in ran and t not in self._paused]
-        failed = failed or list(self._live)
+        planned = self.engine.planned
+        failed = [ticket for ticket, live in self._live.items() if live.request_id in planned]
+        # A plan that failed before it named anybody would fail again: it ends all that could have been in it.
+        failed = failed or [ticket for ticket in self._live if ticket not in self._paused]
         for ticket in failed:
             self._cancel(ticket)
-        if self._live and not self._paused and not self.engine.unfinished:
-            # What the engine lost between waiting and running would be waited for without end.
-            lost = list(self._live)
-            self.cancel_all()
-            failed += lost
         return failed
 
     def _cancel(self, ticket: int) -> None:

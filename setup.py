@@ -38,8 +38,13 @@ setup(
     install_requires=requirements(),
     entry_points={"console_scripts": ["codellama = llama.cli:main"]},
     extras_require={
+        "bench": [
+            "llama-cpp-python>=0.3.16",  # llama.cpp, the peer of the CPU benchmarks; compiled while it installs
+            "gguf>=0.17",  # exports the weights for it
+        ],
         "dev": [
             "pytest>=8",  # runs the tests
+            "pytest-xdist>=3.6",  # runs them on all cores
             "hypothesis>=6.100",  # property tests
             "transformers>=5.0",  # independent oracle, and peer of the benchmarks
             "protobuf>=5",  # adds pieces to tokenizers made in tests

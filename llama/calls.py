@@ -10,7 +10,7 @@ from typing import TypedDict, TypeVar
 
 import numpy as np
 
-from .engine import Delta, Request, TokenScore
+from .engine import Counts, Delta, Request, Times, TokenScore
 from .errors import LlamaError, PromptError, PromptTooLongError, RequestError, SamplingError
 from .prompts import Message, Prompt
 from .sampling import SamplingParams
@@ -72,12 +72,14 @@ class ChatPrediction(_Scores, total=False):
 
 @dataclass(frozen=True)
 class StreamDelta:
-    """New text of sample `sample` of prompt `index`; its last delta has a finish reason."""
+    """New text of sample `sample` of prompt `index`; its last delta has a finish reason, counts and times."""
 
     index: int
     sample: int
     text: str
     finish_reason: str | None = None
+    counts: Counts | None = None
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ class SamplingOptions(TypedDict, total=False):
     stop_ids: Sequence[int]
     seed: int | Sequence[int] | None
     n: int
+    prediction: str | Sequence[str]
+    speculate: bool
 
 
 @dataclass
@@ -190,6 +194,8 @@ class Options:
     stop_ids: Sequence[int] = ()
     seed: int | Sequence[int] | None = None
     n: int = 1
+    prediction: str | Sequence[str] = ()
+    speculate: bool = True
     sampling: SamplingParams = field(init=False)
 
     def __post_init__(self) -> None:
@@ -210,6 +216,10 @@ class Options:
             raise SamplingError(f"stop is {self.stop!r}; it must hold strings that are not empty")
         for token in self.stop_ids:
             check_integer("stop_ids", token, 0)
+        if not isinstance(self.speculate, bool):
+            raise SamplingError(f"speculate is {self.speculate!r}; it must be True or False")
+        if not isinstance(self.prediction, str):
+            self.prediction = text_list("prediction", self.prediction)
 
     @classmethod
     def of(
@@ -242,11 +252,26 @@ class Options:
         """Alternatives asked for at each position."""
         return 0 if isinstance(self.logprobs, bool) else self.logprobs
 
+    def predictions(self, prompts: int) -> list[str]:
+        """The prediction of each prompt, empty where there is none.
+
+        Raises:
+            SamplingError: a list of another length.
+        """
+        if isinstance(self.prediction, str):
+            return [self.prediction] * prompts
+        if len(self.prediction) not in (0, prompts):
+            raise SamplingError(
+                f"prediction has {len(self.prediction)} texts for {prompts} prompts; give one text, or one for each"
+            )
+        return list(self.prediction) or [""] * prompts
+
     def requests(
         self,
         row: int,
         prompt: Prompt,
         seed: int,
+        prediction: tuple[int, ...],
         max_seq_len: int,
         max_batch_size: int,
         fitting: Callable[[int], int],
@@ -254,7 +279,8 @@ class Options:
     ) -> Iterator[Request]:
         """The requests for the n samples of a prompt: one, unless batch or cache cannot hold all at once.
 
-        fitting: sequences of so many positions that the cache holds together. live: see `Request`.
+        prediction: ids that the output is likely to repeat. fitting: sequences of so many positions that the
+            cache holds together. live: see `Request`.
         """
         length = len(prompt.tokens)
         room = max_seq_len - length
@@ -279,6 +305,8 @@ class Options:
                 top=self.top,
                 score_prompt=self.echo and self.scored,
                 row=row,
+                speculate=self.speculate,
+                prediction=prediction,
                 live=live,
             )
 

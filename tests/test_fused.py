@@ -66,13 +66,12 @@ def as_good(fast: list[torch.Tensor], plain: list[torch.Tensor], exact: list[tor
         assert rms(b - c) < 0.1 * rms(c)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("params", [PARAMS, MHA], ids=["grouped", "plain"])
 @pytest.mark.parametrize(
     ("lengths", "counts"),
     [
         ([0], [1]),
-        ([7], [1]),
         ([40], [5]),
         ([0, 3, 33, 100], [1, 1, 1, 1]),
         ([5, 0, 17], [3, 4, 1]),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import ROOT
 from tiny_llama import SHAPES, tiny_llama, twin, twin_logits
 from tiny_tokenizers import tiny_tokenizer
 
@@ -763,3 +764,62 @@ def test_a_state_dict_goes_out_and_in():
     made.load_state_dict(before)
     for name, value in made.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+# ---- predictions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_prediction_changes_no_result(llama: Llama, temperature: float) -> None:
+    """Right, wrong, for one prompt or all of them, and switched off."""
+    prompts = ["def return", "self value list"]
+    sampling: dict[str, object] = {"temperature": temperature, "seed": 3, "max_gen_len": 24, "logprobs": 2}
+    wanted = llama.text_completion(prompts, speculate=False, **sampling)
+    texts = [result["generation"] for result in wanted]
+    for options in ({}, {"prediction": texts}, {"prediction": texts[0]}, {"prediction": ["nonsense", ""]}):
+        found = llama.text_completion(prompts, **sampling, **options)
+        for a, b in zip(found, wanted, strict=True):
+            assert (a["generation"], a["tokens"]) == (b["generation"], b["tokens"])
+            assert a["logprobs"] == pytest.approx(b["logprobs"], abs=1e-4)
+
+
+def test_a_right_prediction_saves_steps() -> None:
+    """With the bundled model: the text of random weights does not encode to the ids that it was."""
+    steps: list[int] = []
+    with Llama.build(ROOT / "CodeLlama-tiny", max_seq_len=256, dtype="float32") as llama:
+        step = llama.engine.step
+        llama.engine.step = lambda: (steps.append(1), step())[1]
+        options = {"temperature": 0, "max_gen_len": 60}
+        text = llama.text_completion(["class Stack:\n"], speculate=False, **options)[0]["generation"]
+        plain = len(steps)
+        steps.clear()
+        assert llama.text_completion(["class Stack:\n"], prediction=text, **options)[0]["generation"] == text
+    assert len(steps) < plain / 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prediction": ["a"]}, "1 texts for 2 prompts"),
+        ({"prediction": 3}, "prediction"),
+        ({"prediction": ["a", 3]}, "prediction"),
+        ({"speculate": "yes"}, "speculate is 'yes'"),
+    ],
+)
+def test_bad_predictions_are_refused(llama: Llama, options, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        llama.text_completion(["def", "return"], max_gen_len=4, **options)
+
+
+def test_the_last_delta_of_a_stream_has_counts_and_times(llama: Llama) -> None:
+    *before, last = llama.stream(["def return self"], temperature=0, max_gen_len=8)
+    assert all(delta.counts is None for delta in before)
+    assert last.counts is not None
+    assert last.times is not None
+    assert last.counts.prompt == len(llama.tokenizer.encode("def return self", bos=True, eos=False))
+    assert last.counts.generated == 8
+    waited, first, total = last.times.waited, last.times.to_first_token, last.times.total
+    assert waited is not None
+    assert first is not None
+    assert total is not None
+    assert 0 <= waited <= first <= total

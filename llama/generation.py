@@ -27,13 +27,13 @@ from .calls import (
     alternatives,
     check_integer,
     id_lists,
-    naming,
     numbered,
     text_list,
 )
-from .distributed import leave, rank_threads
-from .engine import AsyncEngine, Delta, Engine, Request, serve
-from .errors import LlamaError, RequestError, UnsafeTagError
+from .distributed import leave
+from .engine import AsyncEngine, Engine, Request, serve
+from .errors import RequestError, UnsafeTagError
+from .loop import Calls
 from .memory import CacheMemory
 from .model import Transformer
 from .prompts import (
@@ -168,9 +168,8 @@ class Llama:
         self.model = model
         self.tokenizer = tokenizer
         self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens, retained_tokens=retained_tokens)
-        self._seeds = Seeds(seed)
+        self._calls = Calls(self.engine, Seeds(seed))
         self._joined = False
-        self._inboxes: dict[int, list[Delta]] = {}
 
     def close(self, error: BaseException | None = None) -> None:
         """Give back the process groups that `build` joined. All ranks call it; twice is fine.
@@ -221,7 +220,7 @@ class Llama:
             Prompt(ids, stops, start_of_text=False) for ids in id_lists("prompt_tokens", prompt_tokens)
         ]
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
-        outputs = self._run(prompts, call)
+        outputs = self._calls.run(prompts, call)
         ids = [call.tokens(output) for output in outputs]
         return ids, [call.logprobs_of(output) for output in outputs] if call.scored else None
 
@@ -265,7 +264,7 @@ class Llama:
         prompts_made = numbered(
             lambda text: completion_prompt(self.tokenizer, text, allow_control=allow_control), texts
         )
-        outputs = self._run(prompts_made, call)
+        outputs = self._calls.run(prompts_made, call)
         results: list[CompletionPrediction] = []
         for i, output in enumerate(outputs):
             before = texts[i // call.n] if echo else ""
@@ -310,7 +309,7 @@ class Llama:
             lambda pair: infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first), pairs
         )
         results: list[InfillingPrediction] = []
-        for i, output in enumerate(self._run(prompts, call)):
+        for i, output in enumerate(self._calls.run(prompts, call)):
             prefix, suffix = pairs[i // call.n]
             result: InfillingPrediction = {
                 "generation": output.text,
@@ -351,11 +350,12 @@ class Llama:
 
         prompts = numbered(made, dialogs)
         if prompts:
-            # A seed for each dialog, drawn or given, whether or not the dialog is refused.
-            pairs = zip(prompts, self._seeds.of(call.seed, len(prompts)), strict=True)
-            call.seed = [seed for prompt, seed in pairs if isinstance(prompt, Prompt)]
+            # A seed and a prediction for each dialog, whether or not the dialog is refused.
+            seeds, texts = self._calls.seeds.of(call.seed, len(prompts)), call.predictions(len(prompts))
+            kept = [i for i, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
+            call.seed, call.prediction = [seeds[i] for i in kept], [texts[i] for i in kept]
         safe = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
-        outputs = iter(self._run(list(safe.values()), call, list(safe)) if safe or not prompts else ())
+        outputs = iter(self._calls.run(list(safe.values()), call, list(safe)) if safe or not prompts else ())
         results: list[ChatPrediction] = []
         for prompt in prompts:
             for _ in range(call.n):
@@ -395,7 +395,7 @@ class Llama:
         here, not at the first delta. Leaving the loop early ends the generation (on all ranks alike).
         """
         requests = self.requests(prompts, temperature, top_p, max_gen_len, **options)
-        return self._stream([(request.row, request) for request in requests])
+        return self._calls.stream([(request.row, request) for request in requests])
 
     def requests(
         self,
@@ -413,7 +413,7 @@ class Llama:
             prompts,
         )
         call = Options.of(temperature, top_p, max_gen_len, False, False, options)
-        return [request for _, request in self._requests(made, call)]
+        return [request for _, request in self._calls.requests(made, call)]
 
     async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
         """Await main(front) on rank 0, where requests come in, while the other ranks follow; see `engine.serve`.
@@ -421,115 +421,6 @@ class Llama:
         All ranks call it. Until it returns the engine is the front's: no other call of this Llama may run.
         """
         return await serve(self.engine, main)
-
-    # ---- the one way through the engine ----------------------------------------------------------
-
-    def _requests(
-        self,
-        prompts: Sequence[Prompt],
-        call: Options,
-        rows: Sequence[int] | None = None,
-        *,
-        live: bool = True,
-    ) -> list[tuple[int, Request]]:
-        """(row of the prompt, request) for a call, all checked before any is run.
-
-        rows: the prompts' places in the call, where some of it is not run. live: its tokens are read as
-        they come.
-        """
-        if not prompts:
-            raise RequestError("the batch is empty; give at least one prompt")
-        params = self.model.params
-        seeds = self._seeds.of(call.seed, len(prompts))
-        predictions = call.predictions(len(prompts))
-        made: list[tuple[int, Request]] = []
-        asked = zip(rows or range(len(prompts)), prompts, seeds, predictions, strict=True)
-        for row, prompt, seed, text in asked:
-            with naming(row):
-                likely = self._predicted(prompt, text)
-                limits = (params.max_seq_len, params.max_batch_size, self.engine.fitting)
-                for request in call.requests(row, prompt, seed, likely, *limits, live):
-                    self.engine.check(request)
-                    made.append((row, request))
-        return made
-
-    def _predicted(self, prompt: Prompt, text: str) -> tuple[int, ...]:
-        """A predicted output as ids, encoded as the output itself would begin."""
-        if not text:
-            return ()
-        if prompt.start_of_text:
-            return tuple(self.tokenizer.encode(text, bos=False, eos=False))
-        return tuple(self.tokenizer.encode_infilling(text))
-
-    def _steps(self, requests: Sequence[tuple[int, Request]]) -> Iterator[list[tuple[int, Delta]]]:
-        """Run requests on this rank's replica; each item is what one step yielded for them.
-
-        Several of these may be under way, as when a stream is open during another call: each step
-        advances the requests of all, and what is another's waits in its inbox.
-        """
-        index_of: dict[int, int] = {}
-        inbox: list[Delta] = []
-        left = sum(request.n for _, request in requests)
-        try:
-            for index, request in requests:
-                request_id = self.engine.add(request)
-                index_of[request_id] = index
-                self._inboxes[request_id] = inbox
-            while left:
-                if not inbox:
-                    with rank_threads(self.model.device):
-                        deltas = self.engine.step()
-                    for delta in deltas:
-                        self._inboxes[delta.key[0]].append(delta)
-                mine, inbox[:] = list(inbox), []
-                left -= sum(delta.finish_reason is not None for delta in mine)
-                yield [(index_of[delta.key[0]], delta) for delta in mine]
-        finally:
-            for request_id in index_of:
-                self.engine.cancel(request_id)
-                del self._inboxes[request_id]
-
-    def _run(
-        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
-    ) -> list[Output]:
-        """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
-        parallel = self.model.parallel
-        made = self._requests(prompts, call, rows, live=False)
-        mine = made[parallel.replica :: parallel.replicas]
-        outputs: list[tuple[tuple[int, int], Output]] = []
-        failure: LlamaError | None = None
-        try:
-            for step in self._steps(mine):
-                outputs += [(_place(i, delta), Output.of(delta)) for i, delta in step if delta.finish_reason]
-        except LlamaError as error:
-            if parallel.replicas == 1:
-                raise
-            failure = error
-        everyone = parallel.gather_replicas((outputs, failure))
-        _raise_first(everyone)
-        merged = sorted((item for theirs, _ in everyone for item in theirs), key=lambda item: item[0])
-        return [output for _, output in merged]
-
-    def _stream(self, requests: Sequence[tuple[int, Request]]) -> Iterator[StreamDelta]:
-        parallel = self.model.parallel
-        steps = self._steps(requests[parallel.replica :: parallel.replicas])
-        try:
-            while True:
-                failure: LlamaError | None = None
-                deltas: list[StreamDelta] | None = None
-                try:
-                    step = next(steps, None)
-                    deltas = None if step is None else [_stream_delta(i, d) for i, d in step]
-                except LlamaError as error:
-                    failure = error
-                everyone = parallel.gather_replicas((deltas, failure))
-                _raise_first(everyone)
-                if all(theirs is None for theirs, _ in everyone):
-                    return
-                for theirs, _ in everyone:
-                    yield from theirs or ()
-        finally:
-            steps.close()  # type: ignore[attr-defined]
 
     def _scored(self, result: Any, output: Output, call: Options) -> Any:
         """The result with tokens and scores, where the call asked for them."""
@@ -539,22 +430,3 @@ class Llama:
         if call.top:
             result["top_logprobs"] = alternatives(self.tokenizer, call.scores(output))
         return result
-
-
-def _place(index: int, delta: Delta) -> tuple[int, int]:
-    """(prompt, sample) of a delta in its call."""
-    return index, delta.sequence.request.first_sample + delta.sequence.sample
-
-
-def _stream_delta(index: int, delta: Delta) -> StreamDelta:
-    reason = None if delta.finish_reason is None else delta.finish_reason.value
-    if reason is None:
-        return StreamDelta(*_place(index, delta), delta.text)
-    return StreamDelta(*_place(index, delta), delta.text, reason, delta.sequence.counts, delta.sequence.times)
-
-
-def _raise_first(everyone: Sequence[tuple[Any, LlamaError | None]]) -> None:
-    """What went wrong on any replica is raised on all of them, so that none waits for another."""
-    for _, failure in everyone:
-        if failure is not None:
-            raise failure

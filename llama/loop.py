@@ -1,0 +1,157 @@
+"""The one way through the engine: what calls ask is checked, run step by step, and gathered from all replicas.
+
+Knows requests, outputs and deltas; what a text call makes of them is in generation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from .calls import Options, Output, Seeds, StreamDelta, naming
+from .distributed import rank_threads
+from .engine import Delta, Engine, Request
+from .errors import LlamaError, RequestError
+from .prompts import Prompt
+
+__all__ = ["Calls"]
+
+
+class Calls:
+    """Calls of one `Llama` on its engine. Several may be under way at once.
+
+    Args:
+        engine: this rank's.
+        seeds: gives each prompt its seed.
+    """
+
+    def __init__(self, engine: Engine, seeds: Seeds) -> None:
+        self.engine = engine
+        self.seeds = seeds
+        self._inboxes: dict[int, list[Delta]] = {}
+
+    def requests(
+        self,
+        prompts: Sequence[Prompt],
+        call: Options,
+        rows: Sequence[int] | None = None,
+        *,
+        live: bool = True,
+    ) -> list[tuple[int, Request]]:
+        """(row of the prompt, request) for a call, all checked before any is run.
+
+        rows: the prompts' places in the call, where some of it is not run. live: its tokens are read as
+        they come.
+        """
+        if not prompts:
+            raise RequestError("the batch is empty; give at least one prompt")
+        params = self.engine.model.params
+        seeds = self.seeds.of(call.seed, len(prompts))
+        predictions = call.predictions(len(prompts))
+        made: list[tuple[int, Request]] = []
+        asked = zip(rows or range(len(prompts)), prompts, seeds, predictions, strict=True)
+        for row, prompt, seed, text in asked:
+            with naming(row):
+                likely = self._predicted(prompt, text)
+                limits = (params.max_seq_len, params.max_batch_size, self.engine.fitting)
+                for request in call.requests(row, prompt, seed, likely, *limits, live):
+                    self.engine.check(request)
+                    made.append((row, request))
+        return made
+
+    def _predicted(self, prompt: Prompt, text: str) -> tuple[int, ...]:
+        """A predicted output as ids, encoded as the output itself would begin."""
+        if not text:
+            return ()
+        if prompt.start_of_text:
+            return tuple(self.engine.tokenizer.encode(text, bos=False, eos=False))
+        return tuple(self.engine.tokenizer.encode_infilling(text))
+
+    def _steps(self, requests: Sequence[tuple[int, Request]]) -> Iterator[list[tuple[int, Delta]]]:
+        """Run requests on this rank's replica; each item is what one step yielded for them.
+
+        Several of these may be under way, as when a stream is open during another call: each step
+        advances the requests of all, and what is another's waits in its inbox.
+        """
+        index_of: dict[int, int] = {}
+        inbox: list[Delta] = []
+        left = sum(request.n for _, request in requests)
+        try:
+            for index, request in requests:
+                request_id = self.engine.add(request)
+                index_of[request_id] = index
+                self._inboxes[request_id] = inbox
+            while left:
+                if not inbox:
+                    with rank_threads(self.engine.model.device):
+                        deltas = self.engine.step()
+                    for delta in deltas:
+                        self._inboxes[delta.key[0]].append(delta)
+                mine, inbox[:] = list(inbox), []
+                left -= sum(delta.finish_reason is not None for delta in mine)
+                yield [(index_of[delta.key[0]], delta) for delta in mine]
+        finally:
+            for request_id in index_of:
+                self.engine.cancel(request_id)
+                del self._inboxes[request_id]
+
+    def run(
+        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
+    ) -> list[Output]:
+        """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
+        parallel = self.engine.model.parallel
+        made = self.requests(prompts, call, rows, live=False)
+        mine = made[parallel.replica :: parallel.replicas]
+        outputs: list[tuple[tuple[int, int], Output]] = []
+        failure: LlamaError | None = None
+        try:
+            for step in self._steps(mine):
+                outputs += [(_place(i, delta), Output.of(delta)) for i, delta in step if delta.finish_reason]
+        except LlamaError as error:
+            if parallel.replicas == 1:
+                raise
+            failure = error
+        everyone = parallel.gather_replicas((outputs, failure))
+        _raise_first(everyone)
+        merged = sorted((item for theirs, _ in everyone for item in theirs), key=lambda item: item[0])
+        return [output for _, output in merged]
+
+    def stream(self, requests: Sequence[tuple[int, Request]]) -> Iterator[StreamDelta]:
+        parallel = self.engine.model.parallel
+        steps = self._steps(requests[parallel.replica :: parallel.replicas])
+        try:
+            while True:
+                failure: LlamaError | None = None
+                deltas: list[StreamDelta] | None = None
+                try:
+                    step = next(steps, None)
+                    deltas = None if step is None else [_stream_delta(i, d) for i, d in step]
+                except LlamaError as error:
+                    failure = error
+                everyone = parallel.gather_replicas((deltas, failure))
+                _raise_first(everyone)
+                if all(theirs is None for theirs, _ in everyone):
+                    return
+                for theirs, _ in everyone:
+                    yield from theirs or ()
+        finally:
+            steps.close()  # type: ignore[attr-defined]
+
+
+def _place(index: int, delta: Delta) -> tuple[int, int]:
+    """(prompt, sample) of a delta in its call."""
+    return index, delta.sequence.request.first_sample + delta.sequence.sample
+
+
+def _stream_delta(index: int, delta: Delta) -> StreamDelta:
+    reason = None if delta.finish_reason is None else delta.finish_reason.value
+    if reason is None:
+        return StreamDelta(*_place(index, delta), delta.text)
+    return StreamDelta(*_place(index, delta), delta.text, reason, delta.sequence.counts, delta.sequence.times)
+
+
+def _raise_first(everyone: Sequence[tuple[Any, LlamaError | None]]) -> None:
+    """What went wrong on any replica is raised on all of them, so that none waits for another."""
+    for _, failure in everyone:
+        if failure is not None:
+            raise failure

@@ -37,7 +37,7 @@ _MODULES = (
 class FusedLayers:
     """The layers of one model.
 
-    Weights are looked up once; `fits` notices where one was replaced since.
+    Weights are looked up once; `fits` notices where one was replaced since, or given other data.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -48,33 +48,35 @@ class FusedLayers:
         )
         modules = [layer.get_submodule(name) for layer in model.layers for name in _MODULES]
         self._holders: list[dict[str, Any]] = [module._parameters for module in modules]
-        self._weights: list[torch.Tensor] = []
+        # What was looked up is held, so that its memory cannot become another weight's with the same address.
+        self._held: list[torch.Tensor] = []
+        self._found: list[int] = []
         self._addresses = np.zeros((0, len(_MODULES)), dtype=np.int64)
         self._possible = False
 
     def fits(self, x_TC: torch.Tensor) -> bool:
         """Whether `run` takes these rows with the weights that the model has now."""
-        if not 0 < x_TC.shape[0] <= _MOST_ROWS or not native.fits(x_TC, 16):
+        if not 0 < x_TC.shape[0] <= _MOST_ROWS:
             return False
-        if len(self._weights) != len(self._holders) or any(
-            holder["weight"] is not weight
-            for holder, weight in zip(self._holders, self._weights, strict=True)
-        ):
-            self._look_up()
+        if not native.fits(x_TC, 16):
+            self._held, self._found = [], []
+            return False
+        found = [holder["weight"].data_ptr() for holder in self._holders]
+        if found != self._found:
+            self._look_up(found)
         return self._possible
 
-    def _look_up(self) -> None:
-        self._weights = [holder["weight"] for holder in self._holders]
+    def _look_up(self, found: list[int]) -> None:
+        weights = [holder["weight"].detach() for holder in self._holders]
         shape = self._shape
         # Norms have one dimension, packed matrices four.
         self._possible = (
-            all(w.dtype == torch.bfloat16 and w.is_cpu and w.is_contiguous() for w in self._weights)
-            and all(w.dim() in (1, 4) for w in self._weights)
+            all(w.dtype == torch.bfloat16 and w.is_cpu and w.is_contiguous() for w in weights)
+            and all(w.dim() in (1, 4) for w in weights)
             and shape.head_dim % 32 == shape.hidden % 16 == 0
         )
-        if self._possible:
-            addresses = [weight.data_ptr() for weight in self._weights]
-            self._addresses = np.array(addresses, dtype=np.int64).reshape(-1, len(_MODULES))
+        self._held, self._found = weights, found
+        self._addresses = np.array(found, dtype=np.int64).reshape(-1, len(_MODULES))
 
     def run(self, x_TC: torch.Tensor, rotary: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         """x (T, C) behind the last layer; keys and values are in the cache, not yet committed."""

@@ -147,6 +147,21 @@ def test_a_replaced_weight_counts() -> None:
     assert torch.equal(hidden(model), wanted)
     give(model, random_weights(PARAMS, VOCAB, 0))
     assert torch.equal(hidden(model), first)
+    norm = model.layers[0].attention_norm.weight
+    kept, norm.data = norm.data, torch.zeros_like(norm)
+    assert not torch.equal(hidden(model), first)
+    norm.data = kept
+    assert torch.equal(hidden(model), first)
+
+
+def test_a_model_that_was_cast_there_and_back_still_runs() -> None:
+    """A cast keeps the parameter and gives it other memory."""
+    model = made(PARAMS)
+    ids = torch.randint(0, VOCAB, (4,))
+    first = model.hidden(ids, BatchCache([model.new_cache()], [4]))
+    model.load_state_dict(model.float().bfloat16().state_dict())
+    again = model.hidden(ids, BatchCache([model.new_cache()], [4]))
+    assert rms(again - first) < 0.02
 
 
 def test_weights_of_another_dtype_take_the_modules() -> None:

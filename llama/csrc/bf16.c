@@ -259,8 +259,9 @@ TARGET void llama_bf16_decode(const uint16_t *q, const uint16_t *key, const uint
 
 /* ---- a few queries behind a long prefix: a chunk of a prompt, a draft ---- */
 
-/* DEEP: the largest head. SEEN: positions of a block, whose scores stay in the first-level cache. */
-enum { DEEP = 256, SEEN = 64, PAIRS = 8 };
+/* DEEP: the largest head. SEEN: positions of a block, whose scores stay in the first-level cache. LANES_PAY: queries
+ * from which one pass with a query in each lane takes less time than one pass for each. */
+enum { DEEP = 256, SEEN = 64, PAIRS = 8, LANES_PAY = 4 };
 
 /* sums (queries, dim) = sums * fading + weights x values, for PAIRS queries and 32 of dim at a time. */
 TARGET INLINE void weigh(float *sums, const float *fading, const float *weights, const uint16_t *values, long length,
@@ -352,6 +353,22 @@ TARGET static void queries(const uint16_t *const *q, const uint16_t *keys, const
                    _mm512_mul_ps(_mm512_loadu_ps(sums + lane * dim + i), _mm512_set1_ps(1 / totals[lane])));
 }
 
+/* Queries `first` to first + count of a key head; query i is head i % group of token i / group, tokens are `row`
+ * elements apart. */
+TARGET static void tile_of_queries(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y,
+                                   long first, long count, long group, long row, long dim, long start, float scale) {
+    const uint16_t *from[LANES];
+    uint16_t *to[LANES];
+    int32_t ends[LANES] = {0};
+    for (long lane = 0; lane < count; lane++) {
+        const long token = (first + lane) / group, at = token * row + (first + lane) % group * dim;
+        from[lane] = q + at;
+        to[lane] = y + at;
+        ends[lane] = (int32_t)(start + token + 1);
+    }
+    queries(from, keys, values, to, ends, count, dim, scale);
+}
+
 /* The queries q (rows, heads, dim) of the tokens at positions start.. of keys and values (kv_heads, capacity,
  * dim), in which they are stored already, see what is up to their own position -> y (rows, heads, dim).
  * dim: of 32, up to 256. */
@@ -361,18 +378,9 @@ TARGET void llama_bf16_attend(const uint16_t *q, const uint16_t *keys, const uin
     const long group = heads / kv_heads, all = rows * group, tiles = (all + LANES - 1) / LANES;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long item = 0; item < kv_heads * tiles; item++) {
-        const long h = item / tiles, first = item % tiles * LANES;
-        const long count = all - first < LANES ? all - first : LANES;
-        const uint16_t *from[LANES];
-        uint16_t *to[LANES];
-        int32_t ends[LANES] = {0};
-        for (long lane = 0; lane < count; lane++) {
-            const long row = (first + lane) / group, head = h * group + (first + lane) % group;
-            from[lane] = q + (row * heads + head) * dim;
-            to[lane] = y + (row * heads + head) * dim;
-            ends[lane] = (int32_t)(start + row + 1);
-        }
-        queries(from, keys + h * capacity * dim, values + h * capacity * dim, to, ends, count, dim, scale);
+        const long h = item / tiles, first = item % tiles * LANES, at = h * group * dim;
+        tile_of_queries(q + at, keys + h * capacity * dim, values + h * capacity * dim, y + at, first,
+                        all - first < LANES ? all - first : LANES, group, heads * dim, dim, start, scale);
     }
 }
 
@@ -456,6 +464,35 @@ TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *p
                 narrow(residual + i, _mm512_add_ps(widen(residual + i), widen(y + i)));
 }
 
+/* What each row sees. The queries of a sequence that share a key head go together, each in a lane, where there are
+ * enough of them: rows of a draft or a chunk, heads of a group. Threads take turns. */
+TARGET static void look(const step_t *s, const cache_t *caches, long thread, long threads) {
+    const long query = s->heads * s->dim, group = s->heads / s->kv_heads;
+    long item = 0;
+    for (long first = 0, rows; first < s->rows; first += rows) {
+        for (rows = 1; first + rows < s->rows && caches[first + rows].keys == caches[first].keys;) rows++;
+        const long all = rows * group, start = s->position[first];
+        for (long h = 0; h < s->kv_heads; h++) {
+            const long at = h * s->capacity[first] * s->dim;
+            const uint16_t *keys = caches[first].keys + at, *values = caches[first].values + at;
+            const uint16_t *q = s->q + first * query + h * group * s->dim;
+            uint16_t *seen = s->seen + first * query + h * group * s->dim;
+            if (all < LANES_PAY || s->dim > DEEP) {
+                for (long i = 0; i < all; i++, item++)
+                    if (item % threads == thread) {
+                        const long to = i / group * query + i % group * s->dim;
+                        head(q + to, keys, values, seen + to, s->score + thread * s->room, start + i / group + 1,
+                             s->dim, s->scale);
+                    }
+            } else
+                for (long i = 0; i < all; i += LANES, item++)
+                    if (item % threads == thread)
+                        tile_of_queries(q, keys, values, seen, i, all - i < LANES ? all - i : LANES, group, query,
+                                        s->dim, start, s->scale);
+        }
+    }
+}
+
 TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *caches, uint16_t *x, int add,
                              long thread, long threads, meeting_t *meeting) {
     const long query = s->heads * s->dim, key = s->kv_heads * s->dim, group = s->heads / s->kv_heads;
@@ -481,12 +518,7 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
     }
     meet(meeting);
     /* Rows of one sequence see each other's keys, so all must be stored before any is read. */
-    const long looks = s->rows * s->heads;
-    for (long i = share(looks, thread, threads); i < share(looks, thread + 1, threads); i++) {
-        const long r = i / s->heads, h = i % s->heads, at = h / group * s->capacity[r] * s->dim;
-        head(s->q + r * query + h * s->dim, caches[r].keys + at, caches[r].values + at,
-             s->seen + r * query + h * s->dim, s->score + thread * s->room, s->position[r] + 1, s->dim, s->scale);
-    }
+    look(s, caches, thread, threads);
     meet(meeting);
     product(s, s->seen, w->wo, s->out, add ? x : 0, query, s->width, thread, threads);
 }

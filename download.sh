@@ -101,11 +101,11 @@ parse() {
     done
     case $action in
         fetch | list | check-only | dry-run) ;;
-        *) die "CODELLAMA_ACTION is $action; it can be list, check-only or dry-run." ;;
+        *) die "CODELLAMA_ACTION is ${action%%[=?]*}; it can be list, check-only or dry-run." ;;
     esac
     case $jobs in
         [1-9] | 1[0-6]) ;;
-        *) die "The number of jobs is $jobs; it must be a number from 1 to 16." ;;
+        *) die "The number of jobs is ${jobs%%[=?]*}; it must be a number from 1 to 16." ;;
     esac
     case $dir in
         "") die "The folder is empty; give one with --dir, or leave --dir out for the current folder." ;;
@@ -229,6 +229,7 @@ choose() {
             return
         fi
     done
+    forced=${forced%%[=?]*} # in case a URL was put there
     die "${forced:-None of $*} was found, or is not one of $*, to $what: install one of them."
 }
 
@@ -439,7 +440,7 @@ fetch_file() {
             fi
         fi
         if { [ -z "$want" ] || [ "$(bytes "$part")" -eq "$want" ]; } && agrees "$file" "$sum" "$part" && mv -f "$part" "$dir/$file"; then
-            say "$file: $(human "$(bytes "$dir/$file")"), verified."
+            say "$file: $(human "$(bytes "$dir/$file")"), $(known_by "$file" "$sum")."
             rm -f "$lock/active.$lane"
             : >"$lock/finished.$4"
             return
@@ -456,6 +457,14 @@ fetch_file() {
     rm -f "$lock/active.$lane"
     say "$file: not fetched: $reason."
     echo "$reason" >"$lock/failed.$4"
+}
+
+# How the file $1 with the md5 $2, which may be empty, is known to be right.
+known_by() {
+    case $1:$2 in
+        */checklist.chk:* | *:?*) echo verified ;;
+        *) echo "present; checklist.chk does not name it" ;;
+    esac
 }
 
 # Whether the part $3 is what the file $1 should be, by its md5 $2. In the background, so that Ctrl-C need not
@@ -669,9 +678,19 @@ next_line() {
 
 # Ends the script: 0 if nothing is missing, otherwise the list and the line to run next.
 report() {
-    local entry name left=()
+    local entry name left=() unnamed=()
     if [ ${#missing[@]} -eq 0 ]; then
-        printf 'All files of %s are there and verified.\n' "${chosen[*]}"
+        for name in "${chosen[@]}"; do
+            for entry in $(files_of "$name"); do
+                if [ -z "$(md5_for "$dir/CodeLlama-$name/checklist.chk" "$entry")" ]; then unnamed+=("CodeLlama-$name/$entry"); fi
+            done
+        done
+        if [ ${#unnamed[@]} -eq 0 ]; then
+            printf 'All files of %s are there and verified.\n' "${chosen[*]}"
+        else
+            printf 'All files of %s are there, and verified but for those that checklist.chk does not name: %s.\n' \
+                "${chosen[*]}" "${unnamed[*]}"
+        fi
         exit 0
     fi
     if [ -n "$lock" ] && [ -e "$lock/expired" ]; then
@@ -716,7 +735,7 @@ check_only() {
                 missing+=("CodeLlama-$name/$file: its content does not agree with its checksum")
             else
                 printf 'CodeLlama-%s/%s: %s, %s.\n' "$name" "$file" "$(human "$(bytes "$path/$file")")" \
-                    "$([ -n "$sum" ] && echo verified || echo "present; checklist.chk does not name it")"
+                    "$(known_by "$file" "$sum")"
             fi
         done
     done
@@ -738,11 +757,17 @@ plan() {
             sum=
             if [ -f "$path/checklist.chk" ]; then sum=$(md5_for "$path/checklist.chk" "$file"); fi
             if [ -s "$path/$file" ] && { [ -n "$sum" ] || [ "${file%.pth}" = "$file" ]; }; then
-                if [ -z "$sum" ] || [ "$(md5_of "$path/$file")" = "$sum" ]; then
-                    say "CodeLlama-$name/$file: $(human "$(bytes "$path/$file")"), already there$([ -n "$sum" ] && echo " and verified")."
+                if [ -n "$sum" ]; then
+                    if [ "$(md5_of "$path/$file")" = "$sum" ]; then have=yes; else have=no; fi
+                else # its size is all there is to compare
+                    ask_size "CodeLlama-$name/$file"
+                    if [ -z "$size" ] || [ "$(bytes "$path/$file")" -eq "$size" ]; then have=yes; else have=no; fi
+                fi
+                if [ "$have" = yes ]; then
+                    say "CodeLlama-$name/$file: $(human "$(bytes "$path/$file")"), already there, $(known_by "$file" "$sum")."
                     continue
                 fi
-                say "CodeLlama-$name/$file: the content does not agree with its checksum; fetching it again."
+                say "CodeLlama-$name/$file: the content is not what it should be; fetching it again."
             fi
             ask_size "CodeLlama-$name/$file"
             enqueue "CodeLlama-$name/$file" "$sum" "$size"

@@ -61,7 +61,8 @@ class Ours:
 
     def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
         # An id outside the vocabulary as stop token: no run may end early.
-        tokens, _ = self.llama.generate(prompts, new, temperature=0.0, stop_token=VOCAB)
+        # No drafts: what random weights say repeats itself, so drafts would be right as for no real text.
+        tokens, _ = self.llama.generate(prompts, new, temperature=0.0, stop_token=VOCAB, speculate=False)
         return tokens
 
 
@@ -99,7 +100,7 @@ def make_ours(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Ours
         for name, weight in weights.items():
             module: Any = model.get_submodule(name.rpartition(".")[0])
             module.assign(weight)
-    return Ours(Llama(model.eval(), WideTokenizer(TOKENIZER)))
+    return Ours(Llama(model.eval(), WideTokenizer(TOKENIZER), prefix_reuse=False))
 
 
 def _load(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:

@@ -38,15 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: by default those of the process.
     """
     options = _parser().parse_args(arguments)
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _terminated)
+    # A closed terminal ends a conversion as tidily as Ctrl-C.
+    ends = [each for each in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if each is not None]
+    before = [signal.signal(each, _terminated) for each in ends]
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except LlamaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _refuse(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -54,8 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as `head`, has what it wanted. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in zip(ends, before, strict=True):
+            signal.signal(each, handler)
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 1
 
 
 def _terminated(number: int, frame: object) -> NoReturn:
@@ -199,7 +208,8 @@ def _add_convert(verbs: Any) -> None:
         "another layout, number of shards or dtype",
         """
         Write a checkpoint in another layout, number of shards or dtype. Memory stays small whatever the model's
-        size. DST appears when all of it is written and read back; a conversion that ends early leaves nothing.
+        size. DST appears when all of it is written and read back; a conversion that is stopped leaves nothing (one
+        that is killed leaves .DST.unfinished, which no loader takes for a checkpoint and the next run removes).
 
           codellama convert CodeLlama-13b/ CodeLlama-13b-mp1/ --to meta --mp 1
           codellama convert CodeLlama-7b/ CodeLlama-7b-hf/ --to hf
@@ -327,25 +337,43 @@ def _estimate(options: argparse.Namespace) -> int:
     for name, free in present:
         # The ranks of one machine share its memory; GPUs have each their own.
         share = None if free is None else free // options.mp if on_cpu else free
-        print(_fit(name, share, found.most_tokens(share) if share is not None else None, options))
+        print(_fit(name, share, args, dtype, options))
     if not on_cpu and len(present) < options.mp:
         print(f"{options.mp} ranks need as many GPUs; this machine has {len(present)}")
     return 0
 
 
-def _fit(name: str, free: int | None, tokens: int | None, options: argparse.Namespace) -> str:
-    from .memory import GIB
+def _fit(
+    name: str, free: int | None, args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace
+) -> str:
+    from .estimate import estimate
+    from .memory import GIB, SPARE
 
-    if free is None or tokens is None:
+    if free is None:
         return f"{name}: the system does not say what is free"
+    size, seq, batch, quant = options.mp, options.seq, options.batch, options.quant
+
+    def fits(seq: int, batch: int) -> bool:
+        return estimate(args, size, seq, batch, dtype, quant).total <= free * SPARE
+
     has = f"{name}: {free / GIB:.2f} GiB free per rank"
-    if tokens == 0:
+    if not fits(1, 1):
         return f"{has}: does not fit, not even with an empty cache; use more ranks or a smaller dtype"
-    verdict = "fits" if tokens >= options.seq * options.batch else "does not fit"
-    return (
-        f"{has}: {verdict}; at most {tokens:,} cached tokens in all: {options.batch} x {tokens // options.batch:,},"
-        f" or {tokens // options.seq:,} x {options.seq:,}"
-    )
+    verdict = "fits" if fits(seq, batch) else "does not fit"
+    longest, most = _largest(lambda n: fits(n, batch)), _largest(lambda n: fits(seq, n))
+    return f"{has}: {verdict}; what fits: {batch:,} x {longest:,} tokens, or {most:,} x {seq:,}"
+
+
+def _largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, 0 if not even 1 does; what fits, fits with less."""
+    beyond = 1
+    while fits(beyond) and beyond < 1 << 40:
+        beyond *= 2
+    low = beyond // 2
+    while low + 1 < beyond:
+        middle = (low + beyond) // 2
+        low, beyond = (middle, beyond) if fits(middle) else (low, middle)
+    return low
 
 
 def _shapes(model: str) -> tuple[ModelArgs, torch.dtype]:

@@ -8,7 +8,7 @@ import torch
 
 from .checkpoint.format import expected_shapes
 from .checkpoint.members import MEMBERS, args_of
-from .memory import GIB, SPARE, cache_bytes_per_token, free_memory, weight_bytes
+from .memory import GIB, cache_bytes_per_token, free_memory, weight_bytes
 from .model import ModelArgs
 
 __all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "table"]
@@ -33,10 +33,6 @@ class Estimate:
     def total(self) -> int:
         """All of it."""
         return self.weights + self.cache + self.work
-
-    def most_tokens(self, free: int) -> int:
-        """Positions that fit into `free` bytes beside weights and work space; 0 where not even these fit."""
-        return max(0, (int(free * SPARE) - self.weights - self.work) // self.per_token)
 
 
 def estimate(

@@ -109,6 +109,7 @@ class Llama:
         dtype: str | torch.dtype = "auto",
         seed: int | None = None,
         cache_memory: CacheMemory | None = None,
+        prefix_reuse: bool = True,
     ) -> Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
@@ -126,6 +127,7 @@ class Llama:
             cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of
                 what is free beside the weights (a float in (0, 1], or "50%"). By default what the two
                 limits allow, and at most a quarter of what is free for prefixes to use again.
+            prefix_reuse: keep what was computed until its memory is needed, and use it for prompts that begin alike.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -151,6 +153,7 @@ class Llama:
             built.tokenizer,
             cache_tokens=built.cache_tokens,
             retained_tokens=built.retained_tokens,
+            prefix_reuse=prefix_reuse,
             seed=seed,
         )
         llama._joined = True
@@ -163,11 +166,18 @@ class Llama:
         *,
         cache_tokens: int | None = None,
         retained_tokens: int | None = None,
+        prefix_reuse: bool = True,
         seed: int | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.engine = Engine(model, tokenizer, cache_tokens=cache_tokens, retained_tokens=retained_tokens)
+        self.engine = Engine(
+            model,
+            tokenizer,
+            cache_tokens=cache_tokens,
+            retained_tokens=retained_tokens,
+            prefix_reuse=prefix_reuse,
+        )
         self._calls = Calls(self.engine, Seeds(seed))
         self._joined = False
 

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import threading
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointWriteError, ConfigError
+from ..errors import ConfigError
 from ..model import ModelArgs, fits
 from ..tokenizer import Tokenizer
+from .files import read_json
 from .format import axis_of, expected_shapes
 from .hf_config import config_of, generation_config_of, params_of, trained_context
 from .hf_tokenizer import write_tokenizer
-from .hugging_face import hf_name, rotary_heads
+from .hugging_face import KEPT_FILES, HuggingFaceCheckpoint, hf_name, rotary_heads
 from .load import tokenizer_of
 from .members import member_of
 from .pth import PthWriter
@@ -240,22 +240,15 @@ def _write_file(
             yield chunk
             progress(chunk.nbytes)
 
-    if path.suffix == ".safetensors":
-        with SafetensorsWriter(path, shapes, dtype) as plain:
-            for piece in file.pieces:
-                plain.write(counted(piece))
-            plain.close()
-        return None
-    with PthWriter(path, shapes, dtype) as writer:
+    kind = SafetensorsWriter if path.suffix == ".safetensors" else PthWriter
+    with kind(path, shapes, dtype) as writer:
         for piece in file.pieces:
             writer.write(counted(piece))
-        md5 = writer.close()
-    with zipfile.ZipFile(path) as written:
-        if (broken := written.testzip()) is not None:
-            raise CheckpointWriteError(
-                f"{path.name} does not read back as it was written (record {broken}); check the disk"
-            )
-    return md5
+        written = writer.close()
+    for _ in written.read_back():
+        if stop.is_set():
+            raise _StoppedError
+    return written.md5
 
 
 def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
@@ -277,7 +270,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
         out = buffer[: last - first]
         rows = (piece.rows[0] + first, piece.rows[0] + last)
         source.read(piece.name, out, rows, piece.columns)
-        if dtype == torch.float16 != source.dtype:
+        if torch.finfo(dtype).max < torch.finfo(source.dtype).max:
             _check_range(source, piece, rows, out)
         if heads:
             out = out.view(-1, multiple // 2, 2, width).transpose(1, 2).reshape(-1, width)
@@ -285,16 +278,17 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
 
 
 def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
-    """float16 ends at 65504; what becomes infinite in it would be lost."""
+    """What becomes infinite in a narrower dtype would be lost."""
     if out.isfinite().all():
         return
     exact = torch.empty(out.shape, dtype=torch.float32)
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():
+        name = str(out.dtype).removeprefix("torch.")
         raise ConfigError(
-            f"{piece.name} holds values up to {float(lost.abs().max()):.4g}, but float16 ends at 65504;"
-            " use bfloat16 or float32"
+            f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {name} ends at"
+            f" {torch.finfo(out.dtype).max:.6g}; keep {str(source.dtype).removeprefix('torch.')}"
         )
 
 
@@ -303,13 +297,15 @@ def _finish_meta(
 ) -> None:
     shutil.copyfile(tokenizer.model_path, folder / "tokenizer.model")
     if source.layout == "Meta":
-        shutil.copyfile(source.folder / "params.json", folder / "params.json")
+        params = (source.folder / "params.json").read_bytes()
     else:
-        (folder / "params.json").write_text(json.dumps(params_of(source.args)) + "\n")
-    for name in ("params.json", "tokenizer.model"):
-        hashes[name] = _md5(folder / name)
+        params = (json.dumps(params_of(source.args)) + "\n").encode()
+    hashes["params.json"] = hashlib.md5(params, usedforsecurity=False).hexdigest()
+    hashes["tokenizer.model"] = _md5(folder / "tokenizer.model")
     lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
     (folder / "checklist.chk").write_text("".join(lines))
+    # Last: without it no loader takes the folder for a checkpoint.
+    (folder / "params.json").write_bytes(params)
 
 
 def _md5(path: Path) -> str:
@@ -332,4 +328,14 @@ def _finish_hugging_face(
         write("model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     write_tokenizer(tokenizer, folder, trained_context(source.args))
     write("generation_config.json", generation_config_of(tokenizer))
-    write("config.json", config_of(source.args, dtype, tokenizer))
+    config = config_of(source.args, dtype, tokenizer)
+    if isinstance(source, HuggingFaceCheckpoint):
+        # What its own files say of the model beyond its shape goes along: templates, ids that end an answer, context.
+        for name in KEPT_FILES:
+            if (source.folder / name).is_file():
+                shutil.copyfile(source.folder / name, folder / name)
+        kept = read_json(source.folder / "config.json")
+        kept.pop("dtype", None)  # transformers 5's name for torch_dtype
+        config = kept | {key: config[key] for key in ("architectures", "tie_word_embeddings", "torch_dtype")}
+    # Last: without it no loader takes the folder for a checkpoint.
+    write("config.json", config)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import torch
 
 from ..errors import CheckpointFormatError, CheckpointNotFoundError
 
-__all__ = ["check_file", "check_folder", "raw_bytes", "read_json", "some", "strict_object"]
+__all__ = ["Sink", "check_file", "check_folder", "raw_bytes", "read_json", "some", "strict_object"]
 
+_CHUNK = 8 << 20
 # Larger than any config or index of a model; a page or a weight file in its place is not read into memory.
 _MOST_JSON = 64 << 20
 
@@ -48,6 +52,14 @@ def check_file(path: Path, why: str = "download it again") -> int:
 
 
 def _check_path(path: Path) -> None:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # not searchable, a name too long, a file where a folder should be
+        raise CheckpointNotFoundError(
+            f"{path} cannot be looked at: {error.strerror}; check the path"
+        ) from error
     # `exists` says no for a link that leads nowhere and for one that leads to itself.
     if path.is_symlink() and not path.exists():
         raise CheckpointNotFoundError(
@@ -100,3 +112,63 @@ def raw_bytes(x: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, not copied."""
     flat: Any = x.view(torch.uint8).reshape(-1).numpy()
     return memoryview(flat)
+
+
+class Sink:
+    """A file that is written in order; its checksums are taken beside the writing.
+
+    Attributes:
+        md5: hex digits, where it was asked for; of what was given to `write`.
+        written: bytes so far.
+    """
+
+    def __init__(self, path: Path, md5: bool = False) -> None:
+        self.path = path
+        self.written = 0
+        self._file = path.open("wb")
+        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
+        self._crc = 0
+        self._hasher = ThreadPoolExecutor(1)
+
+    @property
+    def md5(self) -> str | None:
+        return None if self._md5 is None else self._md5.hexdigest()
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Append. `content` may be overwritten afterwards."""
+        hashed = self._hasher.submit(self._md5.update, content) if self._md5 is not None else None
+        try:
+            self._crc = zlib.crc32(content, self._crc)
+            self._file.write(content)
+        finally:
+            if hashed is not None:
+                hashed.result()
+        self.written += len(content)
+        return len(content)
+
+    def flush(self) -> None:
+        """For zipfile, which asks for it."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Twice is fine."""
+        self._hasher.shutdown()
+        self._file.close()
+
+    def read_back(self) -> Iterator[int]:
+        """Read the closed file, yielding the bytes of each chunk; at the end compare it with what was written.
+
+        Raises:
+            OSError: it is something else.
+        """
+        crc, size = 0, 0
+        with self.path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                crc = zlib.crc32(chunk, crc)
+                size += len(chunk)
+                yield len(chunk)
+        if (crc, size) != (self._crc, self.written):
+            raise OSError(
+                f"{self.path.name} does not read back as it was written ({self.written:,} bytes, read {size:,});"
+                " check the disk"
+            )

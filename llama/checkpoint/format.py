@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from ..model import ModelArgs
-from .files import check_folder, read_json
+from .files import check_folder, read_json, some
 
 __all__ = [
     "AXES",
@@ -161,13 +161,13 @@ def shard_files(folder: Path) -> list[Path]:
     numbered = {
         int(match[1]): path
         for path in folder.iterdir()
-        if (match := re.fullmatch(r"consolidated\.(\d+)\.pth", path.name))
+        if (match := re.fullmatch(r"consolidated\.(\d{2,3})\.pth", path.name))
     }
     if not numbered:
         raise CheckpointNotFoundError(f"no consolidated.NN.pth in {folder}: {_what_is_there(folder)}")
     missing = sorted(set(range(max(numbered) + 1)) - set(numbered))
     if missing:
-        names = ", ".join(f"consolidated.{i:02d}.pth" for i in missing)
+        names = some([f"consolidated.{i:02d}.pth" for i in missing])
         raise CheckpointNotFoundError(
             f"{folder} has {len(numbered)} shards, but {names} is missing; download it again"
         )

@@ -11,6 +11,7 @@ from ..errors import ConfigError
 from ..model import ModelArgs
 from ..tokenizer import Tokenizer
 from .files import read_json
+from .members import member_of
 
 __all__ = ["config_of", "generation_config_of", "params_of", "read_config", "trained_context"]
 
@@ -145,8 +146,14 @@ def params_of(args: ModelArgs) -> dict[str, Any]:
 
 
 def trained_context(args: ModelArgs) -> int:
-    """Tokens that a model was trained for, by its rope_theta: max_position_embeddings of config.json."""
-    return 16384 if args.rope_theta > 1e4 else 2048
+    """Tokens that a model was trained for, by its rope_theta: max_position_embeddings of config.json.
+
+    2048 where rope_theta is not raised, as transformers' own conversion has it; of the 70B that is Instruct, with 4096.
+    """
+    member = member_of(args)
+    if args.rope_theta > 1e4:
+        return 16384
+    return 4096 if member is not None and member.name == "70B" else 2048
 
 
 def config_of(args: ModelArgs, dtype: torch.dtype, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from .format import expected_shapes, with_vocab
 from .hf_config import read_config
 from .pth import open_pth
 from .safetensors import open_safetensors
-from .source import Checkpoint, Part, Range
+from .source import Checkpoint, Part, Range, checked_dtype
 
-__all__ = ["HuggingFaceCheckpoint", "hf_name", "is_hugging_face", "weight_files"]
+__all__ = ["KEPT_FILES", "HuggingFaceCheckpoint", "hf_name", "is_hugging_face", "weight_files"]
 
 _PARTS = {
     "attention.wq": "self_attn.q_proj",
@@ -40,6 +40,16 @@ _WHOLE = {
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+# Beside the weights and config.json, what a folder says of its model.
+KEPT_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 # Of older exports; computed from rope_theta, in float32.
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -144,12 +154,12 @@ class HuggingFaceCheckpoint(Checkpoint):
         for path in self.files:
             opened = open_safetensors(path) if path.suffix == ".safetensors" else open_pth(path)
             self._take(path, opened, where)
-        if tied and _WHOLE["output.weight"] not in self._tensors:
-            shared = self._tensors.get(_WHOLE["tok_embeddings.weight"])
-            if shared is not None:
-                self._tensors[_WHOLE["output.weight"]] = shared
+        shared = self._tensors.get(_WHOLE["tok_embeddings.weight"])
+        if tied and shared is not None:
+            # Whatever is stored: transformers ties them when it loads.
+            self._tensors[_WHOLE["output.weight"]] = shared
         self.args = with_vocab(args, self._vocab(), "config.json")
-        self.dtype = self._tensors[_WHOLE["tok_embeddings.weight"]][1].dtype
+        self.dtype = checked_dtype(self._tensors[_WHOLE["tok_embeddings.weight"]][1].dtype, folder)
         self._check(where)
 
     def _take(self, path: Path, opened: Mapping[str, torch.Tensor], where: dict[str, str] | None) -> None:

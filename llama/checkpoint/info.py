@@ -62,7 +62,7 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
         f"dim {args.dim}, {args.n_layers} layers, {args.n_heads} heads, {args.kv_heads} key/value heads,"
         f" feed-forward {args.ffn_dim}",
     )
-    yield "context", f"{_context(args):,} tokens in training, by rope_theta {args.rope_theta:,.0f}"
+    yield "context", f"{trained_context(args):,} tokens in training, by rope_theta {args.rope_theta:,.0f}"
     if tokenizer is None:
         yield (
             "vocabulary",
@@ -76,12 +76,6 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
         )
         yield "chat format", "Source: / Destination: / <step>" if tokenizer.step_id is not None else "[INST]"
     yield from _memory(args, dtype)
-
-
-def _context(args: ModelArgs) -> int:
-    member = member_of(args)
-    # Of the 70B only the Instruct model has this rope_theta; config.json's rule says 2048 of it.
-    return 4096 if member and member.name == "70B" and args.rope_theta == 1e4 else trained_context(args)
 
 
 def _memory(args: ModelArgs, dtype: torch.dtype) -> Iterator[tuple[str, str]]:

@@ -33,7 +33,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open and check a folder in Meta's or Hugging Face's layout; no weight is read yet.
 
-    Where a folder holds both, Meta's files count.
+    Where a folder holds both whole, Meta's files count.
 
     Args:
         max_seq_len, max_batch_size: limits that its ModelArgs shall carry.
@@ -44,7 +44,8 @@ def open_checkpoint(
         ConfigError: hyperparameters missing, unknown or not supported.
     """
     folder = Path(folder)
-    if is_hugging_face(folder) and not any(folder.glob("consolidated.*.pth")):
+    meta = any(folder.glob("consolidated.*.pth")) and (folder / "params.json").exists()
+    if is_hugging_face(folder) and not meta:
         return HuggingFaceCheckpoint(folder, max_seq_len, max_batch_size)
     shard_files(folder)
     args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
@@ -66,6 +67,12 @@ def tokenizer_of(checkpoint: Checkpoint, path: str | Path | None = None) -> Toke
             " (tokenizer_path of Llama.build, --tokenizer of the commands)"
         )
     tokenizer = Tokenizer(found)
+    if checkpoint.layout != "Meta" and tokenizer.n_words < checkpoint.args.vocab_size:
+        raise CheckpointMismatchError(
+            f"{found} has {tokenizer.n_words} pieces, but the embedding in {checkpoint.folder} has"
+            f" {checkpoint.args.vocab_size} rows: tokens were added to this model (added_tokens.json), which this"
+            " runtime does not encode, or the file is of another model"
+        )
     if tokenizer.n_words != checkpoint.args.vocab_size:
         raise CheckpointMismatchError(
             f"{found} has {tokenizer.n_words} pieces, but the embedding in {checkpoint.folder} has"

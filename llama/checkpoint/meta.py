@@ -12,7 +12,7 @@ from ..model import ModelArgs
 from .files import some
 from .format import axis_of, expected_shapes, shard_files, spans, with_vocab
 from .pth import open_pth
-from .source import Checkpoint, Part, Range
+from .source import Checkpoint, Part, Range, checked_dtype
 
 __all__ = ["MetaCheckpoint"]
 
@@ -36,7 +36,7 @@ class MetaCheckpoint(Checkpoint):
         self.files = shard_files(folder)
         self._shards = [open_pth(path) for path in self.files]
         self.args = with_vocab(args, self._vocab())
-        self.dtype = self._shards[0]["tok_embeddings.weight"].dtype
+        self.dtype = checked_dtype(self._shards[0]["tok_embeddings.weight"].dtype, folder)
         self._check(agree)
 
     def _vocab(self) -> int:

@@ -8,13 +8,11 @@ torch 1.6, as described in torch's notes on serialization.
 from __future__ import annotations
 
 import collections
-import hashlib
 import io
 import pickle
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -22,7 +20,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from ..errors import CheckpointFormatError
-from .files import check_file, raw_bytes
+from .files import Sink, check_file, raw_bytes
 from .format import IGNORED
 
 __all__ = ["PthWriter", "open_pth"]
@@ -66,7 +64,7 @@ def open_pth(path: Path) -> dict[str, torch.Tensor]:
             f"{path} holds more than tensors and was not run: {str(error).splitlines()[0][:200]}."
             " Only load checkpoints saved as a plain state dict"
         ) from error
-    except (RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # whatever a damaged pickle makes of its reader
         raise CheckpointFormatError(
             f"{path} cannot be read ({str(error).splitlines()[0][:200]}); download it again"
         ) from error
@@ -76,7 +74,47 @@ def open_pth(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointFormatError(
             f"{path} holds {type(loaded).__name__}, not a dictionary of named tensors"
         )
+    _check_mapped(path, loaded)
     return {name: value for name, value in loaded.items() if name not in IGNORED}
+
+
+def _check_mapped(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse tensors that are not the file's own bytes: what reads them gives their pages back (`windows`)."""
+    with zipfile.ZipFile(path) as archive:
+        orders = [name for name in archive.namelist() if name.endswith("/byteorder")]
+        if any(archive.read(name) == b"big" for name in orders):
+            raise CheckpointFormatError(
+                f"{path} was saved on a big-endian machine; load it in torch on this one and save it again"
+            )
+    ranges = _mappings(path)
+    for name, value in tensors.items():
+        first = value.untyped_storage().data_ptr()
+        last = first + value.untyped_storage().nbytes()
+        if ranges is not None and value.numel() and not any(a <= first and last <= b for a, b in ranges):
+            raise CheckpointFormatError(
+                f"{path}: {name} is not stored as plain bytes; load the file in torch with weights_only=True and save"
+                " its tensors again"
+            )
+
+
+def _mappings(path: Path) -> list[tuple[int, int]] | None:
+    """Addresses at which a file is mapped; None where the system does not say."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    inode = str(path.stat().st_ino)
+    found: list[tuple[int, int]] = []
+    for line in lines:
+        fields = line.split(maxsplit=5)
+        if len(fields) > 4 and fields[4] == inode:
+            first, last = (int(each, 16) for each in fields[0].split("-"))
+            # Neighbouring pieces of one mapping may be listed one by one.
+            if found and found[-1][1] == first:
+                found[-1] = (found[-1][0], last)
+            else:
+                found.append((first, last))
+    return found or None  # a layered file system may list another inode
 
 
 class PthWriter:
@@ -88,11 +126,9 @@ class PthWriter:
         dtype: of all of them.
     """
 
-    def __init__(
-        self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, md5: bool = True
-    ) -> None:
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         self.path = path
-        self._file = _Hashed(path.open("wb"), md5)
+        self._file = Sink(path, md5=True)
         # Not seekable, so that zipfile writes each byte once and the hash can follow.
         self._zip = zipfile.ZipFile(cast("BinaryIO", self._file), "w", zipfile.ZIP_STORED, allowZip64=True)
         self._next = 0
@@ -106,11 +142,12 @@ class PthWriter:
                 record.write(raw_bytes(chunk))
         self._next += 1
 
-    def close(self) -> str | None:
-        """Finish the archive -> the md5 of the file, as hex digits."""
+    def close(self) -> Sink:
+        """Finish the archive -> its checksums."""
         self._small("version", b"3\n")
         self._zip.close()
-        return self._file.close()
+        self._file.close()
+        return self._file
 
     def __enter__(self) -> PthWriter:
         return self
@@ -130,34 +167,6 @@ class PthWriter:
         padding = -header % _ALIGNMENT
         info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)  # "FB": padding, as torch has it
         return self._zip.open(info, "w", force_zip64=True)
-
-
-class _Hashed:
-    """A file that is written in order; its md5 is taken beside the writing."""
-
-    def __init__(self, file: BinaryIO, md5: bool) -> None:
-        self._file = file
-        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
-        self._hasher = ThreadPoolExecutor(1)
-        self.written = 0
-
-    def write(self, content: bytes | memoryview) -> int:
-        hashed = self._hasher.submit(self._md5.update, content) if self._md5 is not None else None
-        try:
-            self._file.write(content)
-        finally:
-            if hashed is not None:
-                hashed.result()
-        self.written += len(content)
-        return len(content)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> str | None:
-        self._hasher.shutdown()
-        self._file.close()
-        return None if self._md5 is None else self._md5.hexdigest()
 
 
 class _Storage:

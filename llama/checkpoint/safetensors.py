@@ -8,6 +8,7 @@ the package of that name, since that one can neither write a file bit by bit nor
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointFormatError
-from .files import check_file, raw_bytes, strict_object
+from .files import Sink, check_file, raw_bytes, strict_object
 
 __all__ = ["SafetensorsWriter", "open_safetensors"]
 
@@ -70,12 +71,18 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
         header.pop("__metadata__", None)
         entries = {name: _entry(name, entry) for name, entry in header.items()}
         _check_offsets(entries, size - 8 - length)
+    except _UnknownDtypeError as error:
+        raise CheckpointFormatError(f"{path}: {error}") from error
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not sound: {error}; download it again") from error
-    if size == 8 + length:
-        return {name: torch.empty(shape, dtype=dtype) for name, (dtype, shape, _) in entries.items()}
-    data = torch.from_file(str(path), size=size, dtype=torch.uint8)[8 + length :]
-    return {name: _tensor(data, *entry) for name, entry in entries.items()}
+    with path.open("rb") as file:
+        # A private mapping: never written to, but torch warns of buffers that it could not write.
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    return {name: _tensor(mapped, 8 + length, *entry) for name, entry in entries.items()}
+
+
+class _UnknownDtypeError(ValueError):
+    """A sound file of a kind that is not read here."""
 
 
 _Entry = tuple[torch.dtype, tuple[int, ...], tuple[int, int]]
@@ -88,7 +95,10 @@ def _entry(name: str, entry: Any) -> _Entry:
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"the entry of {name!r} lacks dtype, shape or data_offsets") from error
     if dtype is None:
-        raise ValueError(f"{name!r} has the dtype {entry['dtype']!r}; known are {', '.join(_DTYPES)}")
+        raise _UnknownDtypeError(
+            f"{name!r} is stored as {entry['dtype']!r}, which this runtime does not read; known are"
+            f" {', '.join(_DTYPES)}. Convert it in the program that wrote it"
+        )
     numbers = (*shape, start, stop)
     if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in numbers):
         raise ValueError(f"{name!r} has shape {list(shape)} and offsets {start} to {stop}")
@@ -115,12 +125,13 @@ def _check_offsets(entries: Mapping[str, _Entry], size: int) -> None:
 
 
 def _tensor(
-    data: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], at: tuple[int, int]
+    mapped: mmap.mmap, first: int, dtype: torch.dtype, shape: tuple[int, ...], at: tuple[int, int]
 ) -> torch.Tensor:
-    raw = data[at[0] : at[1]]
-    if raw.data_ptr() % dtype.itemsize or raw.storage_offset() % dtype.itemsize:
-        raw = raw.clone()  # a header whose length is no multiple of 8 leaves the data unaligned
-    return raw.view(dtype).view(shape)
+    count = torch.Size(shape).numel()
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    # Wherever it begins: the format asks for no alignment, and copying needs none.
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=first + at[0]).view(shape)
 
 
 class SafetensorsWriter:
@@ -140,7 +151,7 @@ class SafetensorsWriter:
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._file = path.open("wb")
+        self._file = Sink(path)
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, chunks: Iterable[torch.Tensor]) -> None:
@@ -148,9 +159,10 @@ class SafetensorsWriter:
         for chunk in chunks:
             self._file.write(raw_bytes(chunk))
 
-    def close(self) -> None:
-        """Finish the file."""
+    def close(self) -> Sink:
+        """Finish the file -> its checksums."""
         self._file.close()
+        return self._file
 
     def __enter__(self) -> SafetensorsWriter:
         return self

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 
 from .. import pages
+from ..errors import CheckpointFormatError
 from ..model import ModelArgs
 from .format import axis_of, expected_shapes, wanted_range
 
-__all__ = ["Checkpoint", "Part", "Range", "windows"]
+__all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "windows"]
 
 Range = tuple[int, int]
 # Bytes of a mapped file that are read before their pages are given back.
@@ -81,6 +82,20 @@ class Checkpoint(ABC):
     def copy_slice(self, name: str, out: torch.Tensor, rank: int, size: int) -> None:
         """Fill `out` with what rank `rank` of `size` holds of a tensor, converting dtype and device."""
         self.read(name, out, *self.slice_of(name, rank, size))
+
+
+def checked_dtype(dtype: torch.dtype, folder: Path) -> torch.dtype:
+    """The dtype of weights, if it is one for weights.
+
+    Raises:
+        CheckpointFormatError: integers, as of a quantized checkpoint, or 8-bit floats.
+    """
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise CheckpointFormatError(
+            f"{folder} holds weights of {dtype}, as a quantized checkpoint does; this runtime reads bfloat16, float16,"
+            " float32 and float64"
+        )
+    return dtype
 
 
 def windows(source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import CheckpointWriteError
+from .files import some
 
 __all__ = ["Target"]
 
@@ -17,6 +19,12 @@ GB = 10**9
 # Room for the files beside the weights, and for the file system's own.
 _SPARE = 32 << 20
 _LOCK = ".lock"
+# What a checkpoint folder holds. --force removes nothing else.
+_OWN = re.compile(
+    r"(consolidated|model|pytorch_model)\b.*\.(pth|safetensors|bin|json)|params\.json|checklist\.chk|config\.json"
+    r"|generation_config\.json|tokenizer.*\.(model|json)|special_tokens_map\.json|added_tokens\.json"
+    r"|chat_template\.(json|jinja)|(README|LICENSE|MODEL_CARD|USE_POLICY)(\.(md|txt))?|\.gitattributes|\.DS_Store"
+)
 
 
 class Target:
@@ -36,7 +44,10 @@ class Target:
     """
 
     def __init__(self, final: Path, nbytes: int, *, force: bool, source: Path) -> None:
-        self.final = Path(os.path.abspath(final))
+        # As the shell reads it: through links, but a link at the end is itself the target, and is refused.
+        self.final = (
+            Path(os.path.realpath(final.parent)) / final.name if final.name else Path(os.path.realpath(final))
+        )
         self.folder = self.final.parent / f".{self.final.name}.unfinished"
         self._nbytes, self._force, self._source = nbytes, force, source
         self._lock: int | None = None
@@ -45,12 +56,16 @@ class Target:
 
     def __enter__(self) -> Target:
         try:
-            if self._old.exists() and not self.final.exists():
-                self._old.rename(self.final)  # a run was killed between its two renames
             self._check_final()
+            blocked = next((path for path in self.final.parents if path.exists() and not path.is_dir()), None)
+            if blocked is not None:
+                raise CheckpointWriteError(f"{blocked} is a file, not a folder to put {self.final.name} into")
             self._made = [path for path in self.final.parents if not path.exists()]
             self.final.parent.mkdir(parents=True, exist_ok=True)
             self._claim()
+            if self._old.exists() and not self.final.exists():
+                self._old.rename(self.final)  # a run was killed between its two renames
+                self._check_final()
             free = shutil.disk_usage(self.folder).free
             if free < self._nbytes + _SPARE:
                 raise CheckpointWriteError(
@@ -79,7 +94,12 @@ class Target:
         if self.final.exists():
             shutil.rmtree(self._old, ignore_errors=True)
             self.final.rename(self._old)
-        self.folder.rename(self.final)
+        try:
+            self.folder.rename(self.final)
+        except OSError:
+            if self._old.exists():
+                self._old.rename(self.final)
+            raise
         # From here on a folder of that name is another run's.
         os.close(self._lock)
         self._lock = None
@@ -87,12 +107,8 @@ class Target:
         shutil.rmtree(self._old, ignore_errors=True)
 
     def _check_final(self) -> None:
-        final, source = self.final, self._source.resolve()
-        if (
-            final.resolve() == source
-            or source in final.resolve().parents
-            or final.resolve() in source.parents
-        ):
+        final, source = self.final, Path(os.path.realpath(self._source))
+        if final == source or source in final.parents or final in source.parents:
             raise CheckpointWriteError(
                 f"{final} is, holds or lies in the source {source}; choose another place"
             )
@@ -102,12 +118,14 @@ class Target:
             raise CheckpointWriteError(f"{final} exists; choose another place, or pass --force to replace it")
         plain = final.is_dir() and not final.is_symlink()
         names = {path.name for path in final.iterdir()} if plain else set()
-        known = {"params.json", "config.json", "checklist.chk"}
-        weights = [name for name in names if name.endswith((".pth", ".safetensors", ".bin"))]
-        strange = any((final / name).is_dir() for name in names) or not names & known or not weights
-        if not plain or (names and strange):
+        strange = sorted(name for name in names if (final / name).is_dir() or not _OWN.fullmatch(name))
+        weights = any(name.endswith((".pth", ".safetensors", ".bin")) for name in names)
+        configured = names & {"params.json", "config.json"}
+        if not plain or strange or (names and not (weights and configured)):
+            why = f": it holds {some(strange)}" if strange else ""
             raise CheckpointWriteError(
-                f"{final} does not look like a checkpoint folder, so --force does not replace it; remove it yourself"
+                f"{final} does not look like a checkpoint folder{why}, so --force does not replace it;"
+                " remove it yourself"
             )
 
     def _claim(self) -> None:

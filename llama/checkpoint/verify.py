@@ -45,7 +45,7 @@ class Finding:
 def verify(
     folder: Path, *, tokenizer_path: Path | None = None, quick: bool = False, progress: Told = lambda _: None
 ) -> Iterator[Finding]:
-    """Check a folder in either layout, a row at a time; every row is reached, whatever the others found.
+    """Check a folder in either layout, a row at a time; a row that needs what another could not open is skipped.
 
     Args:
         tokenizer_path: by default tokenizer.model in the folder.

@@ -14,6 +14,9 @@ from .request import Sequence
 
 __all__ = ["Room"]
 
+# Tokens whose keys and values are copied in the time in which one is computed (measured: 46 of the 110M shape).
+_COPIED = 32
+
 
 class Room:
     """Gives memory and takes it back.
@@ -75,12 +78,16 @@ class Room:
         match = self._find(sequence)
         source = match.holder if isinstance(match.holder, Retained) else None
         spare = self.available - (0 if source is None else source.blocks)
-        # Where nobody loses by it, or there is no room for both, the cache itself changes hands.
+        # Where nobody loses by it, or there is no room for both, the cache itself changes hands. What is cut off its
+        # end is computed again if it is asked for: a token for every _COPIED that are not copied is no loss.
         if (
             source is not None
             and match.leader is None
             and sequence.places == 1
-            and (match.count > source.computed - self.blocks.size or blocks > spare)
+            and (
+                source.computed - match.count < max(self.blocks.size, match.count // _COPIED)
+                or blocks > spare
+            )
         ):
             self._take_over(sequence, source, match.count, blocks)
             return

@@ -29,7 +29,7 @@ class Limits:
 
     max_batch_size: sequences that run at the same time. step_tokens: tokens of one step; longer prompts
     are prefilled in chunks. prefill_tokens: tokens of prompts in a step in which somebody waits for the
-    next token of a live sequence, besides one for each that decodes. draft_tokens: rows of a step that
+    next token of a live sequence, besides two for each that decodes. draft_tokens: rows of a step that
     decodes and drafts may take together. ahead: new tokens that room is made for when a request begins,
     so that it is not put back at once.
     """
@@ -174,7 +174,7 @@ class Scheduler:
         plan: Plan = [(sequence, 1) for sequence in decodes]
         waiting = [s for s in awake if s.pending > 1 and s.blocks]
         if waiting and any(sequence.request.live for sequence in decodes):
-            left = min(left, self.limits.prefill_tokens + len(decodes))
+            left = min(left, self.limits.prefill_tokens + 2 * len(decodes))
         for sequence in waiting:
             if left and not self.room.waits(sequence):
                 count = min(sequence.pending, left)

@@ -346,7 +346,7 @@ def _estimate(options: argparse.Namespace) -> int:
 def _fit(
     name: str, free: int | None, args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace
 ) -> str:
-    from .estimate import estimate
+    from .estimate import estimate, largest
     from .memory import GIB, SPARE
 
     if free is None:
@@ -360,20 +360,8 @@ def _fit(
     if not fits(1, 1):
         return f"{has}: does not fit, not even with an empty cache; use more ranks or a smaller dtype"
     verdict = "fits" if fits(seq, batch) else "does not fit"
-    longest, most = _largest(lambda n: fits(n, batch)), _largest(lambda n: fits(seq, n))
+    longest, most = largest(lambda n: fits(n, batch)), largest(lambda n: fits(seq, n))
     return f"{has}: {verdict}; what fits: {batch:,} x {longest:,} tokens, or {most:,} x {seq:,}"
-
-
-def _largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, 0 if not even 1 does; what fits, fits with less."""
-    beyond = 1
-    while fits(beyond) and beyond < 1 << 40:
-        beyond *= 2
-    low = beyond // 2
-    while low + 1 < beyond:
-        middle = (low + beyond) // 2
-        low, beyond = (middle, beyond) if fits(middle) else (low, middle)
-    return low
 
 
 def _shapes(model: str) -> tuple[ModelArgs, torch.dtype]:

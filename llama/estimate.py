@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from .checkpoint.members import MEMBERS, args_of
 from .memory import GIB, cache_bytes_per_token, free_memory, weight_bytes
 from .model import ModelArgs
 
-__all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "table"]
+__all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "largest", "table"]
 
 # Bits of a quantized weight and the weights that share one 16-bit scale (None: a row's).
 QUANTIZATIONS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
@@ -70,6 +71,18 @@ def _quantized_bytes(args: ModelArgs, size: int, dtype: torch.dtype, quant: str)
         scales = rows // size if group is None else -(-count // group)
         total += count * bits // 8 + 2 * scales - count * dtype.itemsize
     return whole + total
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, 0 if not even 1 does; what fits, fits with less."""
+    beyond = 1
+    while fits(beyond) and beyond < 1 << 40:
+        beyond *= 2
+    low = beyond // 2
+    while low + 1 < beyond:
+        middle = (low + beyond) // 2
+        low, beyond = (middle, beyond) if fits(middle) else (low, middle)
+    return low
 
 
 def devices() -> list[tuple[str, int | None]]:

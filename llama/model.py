@@ -292,11 +292,11 @@ class Transformer(nn.Module):
         # The dtypes are the model's own, also where the host program runs within autocast.
         with torch.autocast(self.device.type, enabled=False):
             x_TC = self.tok_embeddings(tokens_T)
-            positions = torch.tensor(cache.positions(), device=tokens_T.device)
-            rotary = rotary_table(positions, self.params.head_dim, self.params.rope_theta)
             if self._fused.fits(x_TC):
-                x_TC = self._fused.run(x_TC, rotary, cache)
+                x_TC = self._fused.run(x_TC, cache)
             else:
+                positions = torch.tensor(cache.positions(), device=tokens_T.device)
+                rotary = rotary_table(positions, self.params.head_dim, self.params.rope_theta)
                 for layer in self.layers:
                     x_TC = layer(x_TC, rotary, cache)
             cache.commit()

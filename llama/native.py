@@ -20,12 +20,12 @@ import torch
 __all__ = [
     "LANES",
     "LayerShape",
+    "Layers",
     "attend",
     "available",
     "can_pack_block",
     "decode",
     "fits",
-    "layers",
     "linear",
     "pack",
     "pack_block",
@@ -210,6 +210,9 @@ def attend(
 
 # Rows up to which every thread norms all of them for itself; FEW in csrc/bf16.c.
 _FEW = 8
+# Scores are made room for in such steps of positions.
+_ROOM = 1024
+Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Step(ctypes.Structure):
@@ -239,56 +242,81 @@ class LayerShape:
     eps: float
 
 
-def layers(
-    x_TC: torch.Tensor,
-    shape: LayerShape,
-    weights: np.ndarray[Any, np.dtype[np.int64]],
-    caches: np.ndarray[Any, np.dtype[np.int64]],
-    capacity_T: np.ndarray[Any, np.dtype[np.int64]],
-    position_T: np.ndarray[Any, np.dtype[np.int64]],
-    table: torch.Tensor,
-) -> Callable[[int, int, int], torch.Tensor]:
-    """Prepare rows x, contiguous, for their way through layers -> run(first, last, part).
+class Layers:
+    """Rows through layers, in one call or in parts; keeps the work space of the last number of rows."""
 
-    Args:
-        weights: addresses (layers, 9), in the order of layer_t in csrc/bf16.c.
-        caches: addresses (layers, T, 2) of the keys and values (kv_heads, capacity, head_dim) of each row.
-        position_T: of each row in its sequence; its key and value are stored there.
-        table: (T, head_dim / 2) complex64, see `rotate_`.
+    def __init__(self, shape: LayerShape) -> None:
+        self._shape = shape
+        self._for = (0, 0, 0)
+        self._room = 0
+        self._step = _Step()
+        self._buffers: list[torch.Tensor] = []
+        self._out = torch.empty(0)
 
-    `run(first, last, 0)` takes x through whole layers, in place, and returns it; part 1 and 2 return what
-    the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it.
-    """
-    library = _library()
-    assert library is not None
-    rows, width = x_TC.shape
-    threads = torch.get_num_threads()
-    room = -(-(int(position_T.max()) + 1) // LANES) * LANES
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    sizes = (rows * width * (threads if rows <= _FEW else 1), *(rows * n for n in (query, key, key, query)))
-    space = x_TC.new_empty(sum(sizes) + rows * shape.hidden)
-    parts = torch.split(space, [*sizes, rows * shape.hidden])
-    out = torch.empty_like(x_TC)
-    score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
-    step = _Step(
-        *(rows, width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
-        *(shape.eps, shape.head_dim**-0.5),
-        *(table.data_ptr(), capacity_T.ctypes.data, position_T.ctypes.data, room),
-        *(part.data_ptr() for part in parts),
-        *(out.data_ptr(), score.data_ptr()),
-    )
-    kept = (parts, score, table, capacity_T, position_T, weights, caches)  # as long as `run` is
+    def prepare(
+        self,
+        x_TC: torch.Tensor,
+        weights: Addresses,
+        caches: Addresses,
+        capacity_T: Addresses,
+        position_T: Addresses,
+        table: np.ndarray[Any, np.dtype[np.float32]],
+    ) -> Callable[[int, int, int], torch.Tensor]:
+        """Take rows x, contiguous -> run(first, last, part).
 
-    def run(first: int, last: int, part: int) -> torch.Tensor:
-        assert kept
-        library.llama_bf16_layers(
-            ctypes.byref(step),
-            weights.ctypes.data + first * weights.strides[0],
-            caches.ctypes.data + first * caches.strides[0],
-            x_TC.data_ptr(),
-            last - first,
-            part,
+        Args:
+            weights: addresses (layers, 9), in the order of layer_t in csrc/bf16.c.
+            caches: addresses (layers, T, 2) of the keys and values (kv_heads, capacity, head_dim) of each row.
+            position_T: of each row in its sequence; its key and value are stored there.
+            table: (T, head_dim): cos and sin of each pair at the row's position.
+
+        `run(first, last, 0)` takes x through whole layers, in place, and returns it; part 1 and 2 return what
+        the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it. What
+        they return is overwritten by the next.
+        """
+        library = _library()
+        assert library is not None
+        rows, width = x_TC.shape
+        step = self._space(rows, width, torch.get_num_threads(), int(position_T.max()) + 1)
+        step.table, step.capacity, step.position = (
+            each.ctypes.data for each in (table, capacity_T, position_T)
         )
-        return out if part else x_TC
+        kept = (table, capacity_T, position_T, weights, caches)  # as long as `run` is
+        (at_weights, at_caches, x) = (weights.ctypes.data, caches.ctypes.data, x_TC.data_ptr())
+        weights_step, caches_step = weights.strides[0], caches.strides[0]
 
-    return run
+        def run(first: int, last: int, part: int) -> torch.Tensor:
+            assert kept
+            library.llama_bf16_layers(
+                ctypes.byref(step),
+                at_weights + first * weights_step,
+                at_caches + first * caches_step,
+                x,
+                last - first,
+                part,
+            )
+            return self._out if part else x_TC
+
+        return run
+
+    def _space(self, rows: int, width: int, threads: int, positions: int) -> _Step:
+        """step_t with work space for these rows, and scores of so many positions."""
+        if (rows, width, threads) == self._for and positions <= self._room:
+            return self._step
+        shape = self._shape
+        self._for, self._room = (rows, width, threads), -(-positions // _ROOM) * _ROOM
+        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        normed = rows * width * (threads if rows <= _FEW else 1)
+        sizes = [normed, *(rows * n for n in (query, key, key, query, shape.hidden))]
+        parts = [torch.empty(size, dtype=torch.bfloat16, device="cpu") for size in sizes]
+        self._out = torch.empty(rows, width, dtype=torch.bfloat16, device="cpu")
+        score = torch.empty(threads * self._room, dtype=torch.float32, device="cpu")
+        self._buffers = [*parts, score]
+        self._step = _Step(
+            *(rows, width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
+            *(shape.eps, shape.head_dim**-0.5),
+            *(None, None, None, self._room),
+            *(part.data_ptr() for part in parts),
+            *(self._out.data_ptr(), score.data_ptr()),
+        )
+        return self._step

@@ -5,10 +5,13 @@ Folders in Meta's layout have most of theirs in test_load.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,9 @@ from tiny_models import SHAPE, hugging_face_twin, random_weights, save_checkpoin
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
+from llama.checkpoint import open_checkpoint
 from llama.errors import (
+    CheckpointError,
     CheckpointFormatError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
@@ -611,3 +616,46 @@ def test_a_truncated_bin(copy: Any) -> None:
     weights_in(folder).unlink()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     refuse(folder, CheckpointFormatError, path, f"{path.stat().st_size} bytes", "truncated")
+
+
+# ---- what is sound, and not for this runtime ----------------------------------------------------------
+
+
+def test_weights_that_are_no_floats_are_refused_by_name(tmp_path: Path) -> None:
+    weights = {name: value.to(torch.int8) for name, value in random_weights(SHAPE, 420).items()}
+    save_checkpoint(tmp_path, SHAPE, weights, tiny_model_path(), dtype=torch.int8)
+    with pytest.raises(CheckpointFormatError, match=r"weights of torch\.int8, as a quantized checkpoint"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, SHAPE, random_weights(SHAPE, 420), tiny_model_path())
+    path = tmp_path / "consolidated.00.pth"
+    raw = path.read_bytes()
+    assert raw.count(b"little") == 1
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(tmp_path / "new", "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry.filename, b"big" if entry.filename.endswith("byteorder") else content)
+    (tmp_path / "new").replace(path)
+    with pytest.raises(CheckpointFormatError, match=r"big-endian|cannot be read"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_damaged_pickle_is_a_named_error(tmp_path: Path) -> None:
+    """Whatever its reader makes of it; the archive around it is sound."""
+    save_checkpoint(tmp_path, SHAPE, random_weights(SHAPE, 420), tiny_model_path())
+    path = tmp_path / "consolidated.00.pth"
+    with zipfile.ZipFile(path) as old:
+        entries = {entry.filename: old.read(entry) for entry in old.infolist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    draw = random.Random(0)
+    for _ in range(60):
+        broken = bytearray(entries[name])
+        for _ in range(3):
+            broken[draw.randrange(len(broken))] = draw.randrange(256)
+        with zipfile.ZipFile(path, "w") as new:
+            for each, content in entries.items():
+                new.writestr(each, bytes(broken) if each == name else content)
+        with contextlib.suppress(CheckpointError, ConfigError):
+            open_checkpoint(tmp_path)

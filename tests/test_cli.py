@@ -27,8 +27,7 @@ from llama.checkpoint import members
 from llama.checkpoint.members import MEMBERS, args_of
 from llama.cli import main
 from llama.distributed import Parallel
-from llama.estimate import Estimate, table
-from llama.memory import SPARE
+from llama.estimate import table
 from llama.model import ModelArgs, Transformer
 
 TINY = ROOT / "CodeLlama-tiny"
@@ -436,33 +435,34 @@ def test_quantized_weights_counted_by_hand() -> None:
 
 
 @settings(max_examples=200, deadline=None)
+@given(limit=st.integers(0, 1 << 39))
+def test_the_largest_is_the_largest_that_fits(limit: int) -> None:
+    assert estimate.largest(lambda n: n <= limit) == limit
+
+
+@settings(max_examples=100, deadline=None)
 @given(
-    frees=st.lists(st.integers(0, 1 << 40), min_size=2, max_size=2),
     size=st.sampled_from([1, 2, 4, 8]),
     seq=st.integers(1, 100_000),
     batch=st.integers(1, 64),
 )
-def test_most_tokens_is_the_most_that_fits(frees: list[int], size: int, seq: int, batch: int) -> None:
-    """Monotonic in the free memory; so many fit into the share that is used, and one more does not."""
+def test_more_tokens_and_sequences_never_take_less(size: int, seq: int, batch: int) -> None:
+    """What the search for the largest rests on."""
     for args in (ARGS, args_of(MEMBERS[0]), args_of(MEMBERS[3])):
         found = estimate.estimate(args, size, seq, batch, torch.bfloat16)
-        low, high = (found.most_tokens(free) for free in sorted(frees))
-        assert 0 <= low <= high
-        for free in frees:
-            tokens, fixed = found.most_tokens(free), found.weights + found.work
-            if tokens:
-                assert fixed + tokens * found.per_token <= SPARE * free
-            assert fixed + (tokens + 1) * found.per_token > SPARE * free - 1
-            fits = found.total <= int(SPARE * free)
-            assert fits == (tokens >= seq * batch)
+        longer = estimate.estimate(args, size, seq + 1, batch, torch.bfloat16)
+        more = estimate.estimate(args, size, seq, batch + 1, torch.bfloat16)
+        assert found.total == found.weights + found.cache + found.work
+        assert found.total < longer.total
+        assert found.total < more.total
 
 
 @pytest.mark.parametrize(
     ("free", "words"),
     [
         (1 << 20, ["does not fit", "not even with an empty cache"]),
-        (20 * GIB, ["20.00 GiB free", "does not fit; at most"]),
-        (100 * GIB, ["100.00 GiB free", ": fits; at most"]),
+        (20 * GIB, ["20.00 GiB free", "does not fit; what fits"]),
+        (100 * GIB, ["100.00 GiB free", ": fits; what fits"]),
         (None, ["does not say"]),
     ],
 )
@@ -475,13 +475,10 @@ def test_the_verdict_for_the_devices_present(
     for word in words:
         assert word in out.splitlines()[-1], out
     if free == 100 * GIB:
-        tokens, each, count = re.findall(
-            r"at most ([\d,]+) cached tokens in all: 2 x ([\d,]+), or ([\d,]+) x", out
-        )[0]
-        most = int(tokens.replace(",", ""))
-        # 0.5 MiB for each of them, beside 12.55 GiB of weights, in nine tenths of the memory.
-        assert most * 0.5 / 1024 == pytest.approx(90 - 12.55, abs=0.5)
-        assert (int(each.replace(",", "")), int(count)) == (most // 2, most // 16384)
+        each, count = re.findall(r"what fits: 2 x ([\d,]+) tokens, or ([\d,]+) x 16,384", out)[0]
+        # 0.5 MiB for each token, beside 12.55 GiB of weights and the work space, in nine tenths of the memory.
+        assert 2 * int(each.replace(",", "")) * 0.5 / 1024 == pytest.approx(90 - 12.55, abs=0.5)
+        assert int(count) == pytest.approx((90 - 12.55) / 8, abs=1)
 
 
 def test_ranks_share_the_memory_of_a_cpu_and_have_gpus_of_their_own(
@@ -541,11 +538,6 @@ def test_the_table_says_what_estimate_says() -> None:
                     member.name,
                     size,
                 )
-
-
-def test_no_tokens_fit_where_the_weights_do_not() -> None:
-    assert Estimate(1, 2, 3, 4).total == 6
-    assert [Estimate(100, 0, 50, 7).most_tokens(free) for free in (0, 150, 175, 1000)] == [0, 0, 1, 107]
 
 
 def test_both_commands_are_one() -> None:

@@ -39,6 +39,7 @@ from llama import Llama
 from llama.checkpoint import convert as converting
 from llama.checkpoint import open_checkpoint, source
 from llama.checkpoint.convert import Converted, convert, plan_files
+from llama.checkpoint.files import Sink
 from llama.checkpoint.hf_config import _ffn_rule, config_of, params_of, read_config
 from llama.checkpoint.members import MEMBERS, args_of
 from llama.checkpoint.target import Target
@@ -207,7 +208,9 @@ def overflowing(folder: Path, value: float = 70000.0) -> Path:
 @pytest.mark.parametrize("layout", ["meta", "hf"])
 def test_values_that_float16_has_not_are_refused(tmp_path: Path, layout: str) -> None:
     overflowing(tmp_path / "a")
-    with pytest.raises(ConfigError, match=rf"{WQ} holds values up to 7e\+04.*65504.*bfloat16") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"{WQ} holds values up to 70\d\d\d.*float16 ends at 65504; keep float32"
+    ) as caught:
         to(layout, tmp_path / "a", tmp_path / "b", dtype=torch.float16)
     assert "\n" not in str(caught.value)
     assert left_in(tmp_path) == ["a"]
@@ -740,6 +743,8 @@ def test_force_replaces_a_checkpoint_folder(tmp_path: Path, meta: Path, old: str
         ["config.json", "main.py"],
         ["config.json", "src/main.py"],
         ["params.json", "notes.txt"],
+        ["config.json", "firmware.bin", "thesis.tex"],
+        ["config.json", "model.safetensors", "thesis.tex"],
         ["consolidated.00.pth", "params.json", "experiments/notes.txt"],
     ],
     ids=" ".join,
@@ -793,7 +798,8 @@ def test_a_target_in_or_around_the_source_is_refused(
         "inside, by a link": tmp_path / "link" / "new",
     }[where]
     before = content(tmp_path)
-    with pytest.raises(CheckpointWriteError, match="source"):
+    words = "exists|looks like|look like" if where == "by a link" else "source"
+    with pytest.raises(CheckpointWriteError, match=words):
         to("meta", meta, target, force=force)
     assert content(tmp_path) == before
     assert left_in(tmp_path) == ["link", "source"]
@@ -861,8 +867,8 @@ def test_a_parent_that_cannot_be_written(meta: Path, way: str) -> None:
         finally:
             if root:
                 os.seteuid(0)
-        assert "was not written" in str(caught.value)
-        assert ("may not be written" in str(caught.value)) == (way == "permissions")
+        words = "may not be written" if way == "permissions" else "is a file, not a folder"
+        assert words in str(caught.value)
         assert content(place) == before
         assert left_in(place) == ["parent", "source"]
 
@@ -1140,3 +1146,72 @@ def test_nothing_of_a_killed_run_gets_into_the_next(tmp_path: Path, meta: Path, 
     assert set(left_in(tmp_path / "out" / "target")) == names_of[layout] == set(done.files)
     assert left_in(tmp_path / "out") == ["target"]
     open_checkpoint(tmp_path / "out" / "target")
+
+
+def test_values_that_bfloat16_has_not_are_refused(tmp_path: Path) -> None:
+    """float32 goes a little further than bfloat16 rounds to."""
+    overflowing(tmp_path / "a", 3.4e38)
+    with pytest.raises(ConfigError, match=r"values up to 3\.4e\+38, but bfloat16 ends"):
+        to("meta", tmp_path / "a", tmp_path / "b", dtype=torch.bfloat16)
+    assert left_in(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("layout", ["meta", "hf"])
+def test_a_file_that_does_not_read_back_is_refused(
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    close = Sink.close
+
+    def damaging(self: Sink) -> None:
+        close(self)
+        with self.path.open("r+b") as file:
+            file.seek(self.written // 2)
+            byte = file.read(1)
+            file.seek(self.written // 2)
+            file.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(Sink, "close", damaging)
+    assert "does not read back" in refused(CheckpointWriteError, layout, meta, tmp_path / "b")
+
+
+@pytest.mark.parametrize("blanks", range(8))
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_unaligned_file_converts_and_loads_like_an_aligned_one(
+    tmp_path: Path, meta: Path, blanks: int, tied: bool
+) -> None:
+    """Its weights are read in windows, some more than once, and stay what they are."""
+    to("hf", meta, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip() + b" " * blanks
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tied}))
+    weights = dict(weights_of(4, torch.float32))
+    if tied:
+        weights["output.weight"] = weights["tok_embeddings.weight"]
+    source = open_checkpoint(tmp_path / "hf")
+    for shards in (2, 4):
+        convert(source, tmp_path / f"mp{shards}", layout="meta", shards=shards)
+        assert_shards(tmp_path / f"mp{shards}", weights, shards)
+
+
+def test_from_hugging_face_to_hugging_face_its_own_files_go_along(tmp_path: Path, meta: Path) -> None:
+    to("hf", meta, tmp_path / "a")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config |= {"max_position_embeddings": 4096, "pad_token_id": 0, "eos_token_id": [2, 5]}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "a" / "generation_config.json").write_text('{"eos_token_id": [2, 5], "top_p": 0.9}')
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages }}")
+    to("hf", tmp_path / "a", tmp_path / "b", dtype=torch.bfloat16)
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == config | {"torch_dtype": "bfloat16"}
+    for name in ("generation_config.json", "chat_template.jinja", "tokenizer_config.json"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+def test_a_run_that_was_killed_between_its_renames_is_undone_by_the_next(tmp_path: Path, meta: Path) -> None:
+    meta_folder(tmp_path / ".b.replaced", 4)
+    with pytest.raises(CheckpointWriteError, match="exists"):
+        to("meta", meta, tmp_path / "b")
+    assert_shards(tmp_path / "b", weights_of(4, torch.float32), 4)

@@ -25,7 +25,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.checkpoint import HuggingFaceCheckpoint, open_checkpoint
 from llama.checkpoint.format import expected_shapes
-from llama.errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
+from llama.errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 
 TOLERANCE = 1e-4
 IDS = [[1, 10, 200, 31, 7, 7, 300, 42, 99, 5, 64, 12], [1, 400, 2, 3, 55, 21, 8, 150, 77, 310, 18, 6]]
@@ -267,8 +267,10 @@ def test_files_of_metas_layout_count_where_both_are_there(tmp_path: Path) -> Non
     save(random_model(), tmp_path)
     (tmp_path / "consolidated.safetensors").write_bytes(b"x")
     assert open_checkpoint(tmp_path).layout == "Hugging Face"
-    (tmp_path / "consolidated.00.pth").write_bytes(b"x")
-    with pytest.raises(CheckpointNotFoundError, match=r"params\.json"):
+    (tmp_path / "consolidated.00.pth").write_bytes(b"x")  # alone it is no checkpoint of Meta's
+    assert open_checkpoint(tmp_path).layout == "Hugging Face"
+    (tmp_path / "params.json").write_text('{"dim": 64, "n_layers": 2, "n_heads": 8}')
+    with pytest.raises(CheckpointFormatError, match=r"consolidated\.00\.pth"):
         open_checkpoint(tmp_path)
 
 

@@ -227,7 +227,7 @@ def test_decodes_come_before_prefill_and_prompts_are_cut_into_chunks():
 
 
 def test_beside_live_decodes_prompts_are_cut_smaller():
-    loop = Loop(4, 1000, 100, prefill_tokens=6)
+    loop = Loop(4, 1000, 100, prefill_tokens=5)
     loop.scheduler.add(0, request(35, 3))
     assert loop.step() == [(0, 0, 35)]
     loop.scheduler.add(1, Request(tuple(range(100, 120)), 3, GREEDY))

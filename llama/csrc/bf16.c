@@ -138,7 +138,8 @@ TARGET static void any_panel(const uint16_t *w, const uint16_t *x, uint16_t *y, 
 void llama_bf16_linear(const uint16_t *x, const uint16_t *packed, uint16_t *y, long rows, long in, long out,
                        int threads) {
     const long step = GROUPS * LANES;
-#pragma omp parallel for num_threads(threads) schedule(static)
+/* Whoever is free takes the next panel: a core that another program uses as well would keep a fixed share waiting. */
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (long first = 0; first < out; first += step)
         any_panel(packed + first * in, x, y + first, rows, in, out, out - first < step ? out - first : step);
 }
@@ -411,12 +412,18 @@ typedef struct {
  * soon sleeps; a thread whose peer was taken off its core gives its own away instead of spinning on. */
 typedef struct {
     int arrived, round, threads;
+    long next; /* the first piece of work since the last meeting that nobody has taken */
 } meeting_t;
+
+/* The next piece of the work between two meetings. Whoever is free takes it: a core that another program uses as
+ * well would keep a fixed share waiting. */
+static long take(meeting_t *m) { return __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED); }
 
 static void meet(meeting_t *m) {
     const int round = __atomic_load_n(&m->round, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == m->threads) {
         __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&m->next, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
         return;
     }
@@ -452,23 +459,25 @@ TARGET static void one_panel(const uint16_t *x, const uint16_t *packed, uint16_t
     any_panel(packed + first * in, x, y + first, rows, in, out, out - first < step ? out - first : step);
 }
 
-/* This thread's share of x W^T, added to `residual` (rows, out) if there is one, else stored in y. */
+/* Pieces of x W^T, added to `residual` (rows, out) if there is one, else stored in y. */
 TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *packed, uint16_t *y,
-                           uint16_t *residual, long in, long out, long thread, long threads) {
-    const long count = panels(out), from = share(count, thread, threads), to = share(count, thread + 1, threads);
-    for (long i = from; i < to; i++) one_panel(x, packed, y, s->rows, in, out, i);
-    const long first = from * GROUPS * LANES, last = to == count ? out : to * GROUPS * LANES;
-    if (residual)
-        for (long r = 0; r < s->rows; r++)
-            for (long i = r * out + first; i < r * out + last; i += LANES)
-                narrow(residual + i, _mm512_add_ps(widen(residual + i), widen(y + i)));
+                           uint16_t *residual, long in, long out, meeting_t *meeting) {
+    const long count = panels(out), step = GROUPS * LANES;
+    for (long i; (i = take(meeting)) < count;) {
+        one_panel(x, packed, y, s->rows, in, out, i);
+        const long first = i * step, last = first + step < out ? first + step : out;
+        if (residual)
+            for (long r = 0; r < s->rows; r++)
+                for (long c = r * out + first; c < r * out + last; c += LANES)
+                    narrow(residual + c, _mm512_add_ps(widen(residual + c), widen(y + c)));
+    }
 }
 
 /* What each row sees. The queries of a sequence that share a key head go together, each in a lane, where there are
- * enough of them: rows of a draft or a chunk, heads of a group. Threads take turns. */
-TARGET static void look(const step_t *s, const cache_t *caches, long thread, long threads) {
+ * enough of them: rows of a draft or a chunk, heads of a group. */
+TARGET static void look(const step_t *s, const cache_t *caches, long thread, meeting_t *meeting) {
     const long query = s->heads * s->dim, group = s->heads / s->kv_heads;
-    long item = 0;
+    long item = 0, mine = take(meeting);
     for (long first = 0, rows; first < s->rows; first += rows) {
         for (rows = 1; first + rows < s->rows && caches[first + rows].keys == caches[first].keys;) rows++;
         const long all = rows * group, start = s->position[first];
@@ -479,16 +488,19 @@ TARGET static void look(const step_t *s, const cache_t *caches, long thread, lon
             uint16_t *seen = s->seen + first * query + h * group * s->dim;
             if (all < LANES_PAY || s->dim > DEEP) {
                 for (long i = 0; i < all; i++, item++)
-                    if (item % threads == thread) {
+                    if (item == mine) {
                         const long to = i / group * query + i % group * s->dim;
                         head(q + to, keys, values, seen + to, s->score + thread * s->room, start + i / group + 1,
                              s->dim, s->scale);
+                        mine = take(meeting);
                     }
             } else
                 for (long i = 0; i < all; i += LANES, item++)
-                    if (item % threads == thread)
+                    if (item == mine) {
                         tile_of_queries(q, keys, values, seen, i, all - i < LANES ? all - i : LANES, group, query,
                                         s->dim, start, s->scale);
+                        mine = take(meeting);
+                    }
         }
     }
 }
@@ -498,7 +510,7 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
     const long query = s->heads * s->dim, key = s->kv_heads * s->dim, group = s->heads / s->kv_heads;
     const uint16_t *in = normed(s, x, w->attention_norm, thread, threads, meeting);
     const long nq = panels(query), nk = panels(key), all = nq + 2 * nk;
-    for (long i = share(all, thread, threads); i < share(all, thread + 1, threads); i++)
+    for (long i; (i = take(meeting)) < all;)
         if (i < nq)
             one_panel(in, w->wq, s->q, s->rows, s->width, query, i);
         else if (i < nq + nk)
@@ -507,7 +519,7 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
             one_panel(in, w->wv, s->v, s->rows, s->width, key, i - nq - nk);
     meet(meeting);
     const long stores = s->rows * s->kv_heads;
-    for (long i = share(stores, thread, threads); i < share(stores, thread + 1, threads); i++) {
+    for (long i; (i = take(meeting)) < stores;) {
         const long r = i / s->kv_heads, h = i % s->kv_heads;
         const long at = (h * s->capacity[r] + s->position[r]) * s->dim;
         const float *table = s->table + r * s->dim;
@@ -518,9 +530,9 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
     }
     meet(meeting);
     /* Rows of one sequence see each other's keys, so all must be stored before any is read. */
-    look(s, caches, thread, threads);
+    look(s, caches, thread, meeting);
     meet(meeting);
-    product(s, s->seen, w->wo, s->out, add ? x : 0, query, s->width, thread, threads);
+    product(s, s->seen, w->wo, s->out, add ? x : 0, query, s->width, meeting);
 }
 
 TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, int add, long thread, long threads,
@@ -528,7 +540,7 @@ TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, 
     const uint16_t *in = normed(s, x, w->ffn_norm, thread, threads, meeting);
     const long step = GROUPS * LANES, count = panels(s->hidden);
     uint16_t up[s->rows * step];
-    for (long i = share(count, thread, threads); i < share(count, thread + 1, threads); i++) {
+    for (long i; (i = take(meeting)) < count;) {
         const long first = i * step, width = s->hidden - first < step ? s->hidden - first : step;
         one_panel(in, w->w1, s->gated, s->rows, s->width, s->hidden, i);
         any_panel(w->w3 + first * s->width, in, up, s->rows, s->width, step, width);
@@ -546,14 +558,14 @@ TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, 
             }
     }
     meet(meeting);
-    product(s, s->gated, w->w2, s->out, add ? x : 0, s->hidden, s->width, thread, threads);
+    product(s, s->gated, w->w2, s->out, add ? x : 0, s->hidden, s->width, meeting);
 }
 
 /* Rows x (rows, width) through layers. `part` 0: whole layers, x is replaced by their result. 1, 2: the attention or
  * the feed-forward of one layer without its residual, into s->out, for ranks that sum it. caches: (layers, rows). */
 TARGET void llama_bf16_layers(const step_t *s, const layer_t *layer, const cache_t *caches, uint16_t *x, long layers,
                               long part) {
-    meeting_t shared = {0, 0, 1}, *meeting = &shared;
+    meeting_t shared = {0, 0, 1, 0}, *meeting = &shared;
 #pragma omp parallel num_threads(s->threads)
     {
         const long thread = omp_get_thread_num(), threads = omp_get_num_threads();

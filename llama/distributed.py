@@ -23,6 +23,7 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 from .errors import ConfigError, LlamaError, ParallelismError, RankError
+from .shared import SharedMemory, meet
 
 __all__ = [
     "Parallel",
@@ -48,7 +49,8 @@ class Parallel:
     """Where this rank stands: rank `rank` of `size` that hold one model, replica `replica` of `replicas`.
 
     `group` joins the ranks of one model, `replica_group` the ranks with the same slice in every
-    replica; each is None where it would hold this rank alone.
+    replica; each is None where it would hold this rank alone. `shared`: memory through which the ranks of the
+    model exchange CPU tensors, where all of them are on one machine.
     """
 
     rank: int = 0
@@ -57,10 +59,13 @@ class Parallel:
     replica: int = 0
     replicas: int = 1
     replica_group: Any = field(default=None, repr=False)
+    shared: SharedMemory | None = field(default=None, repr=False)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum of x over the ranks of the model, in place."""
-        if self.group is not None:
+        if self.shared is not None and self.shared.takes(x):
+            self.shared.sum(x)
+        elif self.group is not None:
             dist.all_reduce(x, group=self.group)
         return x
 
@@ -68,13 +73,17 @@ class Parallel:
         """The ranks' x (..., d) beside one another: (..., size * d)."""
         if self.group is None:
             return x
+        if self.shared is not None and x.is_cpu:
+            return torch.cat(list(self.shared.gather(x)), dim=-1)
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts, dim=-1)
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
         """The x of the model's first rank, in place on all its ranks."""
-        if self.group is not None:
+        if self.shared is not None and x.is_cpu:
+            self.shared.first(x)
+        elif self.group is not None:
             dist.broadcast(x, src=dist.get_global_rank(self.group, 0), group=self.group)
         return x
 
@@ -240,8 +249,11 @@ class _World:
                 for first in range(size):
                     made = dist.new_group(list(range(first, world, size)), backend=backend)
                     replica_group = made if rank % size == first else replica_group
+            shared = None
+            if group is not None and device.type == "cpu":
+                shared = meet(group, rank % size, size, local_ranks() == world)
             self.splits[size, backend] = Parallel(
-                rank % size, size, group, rank // size, replicas, replica_group
+                rank % size, size, group, rank // size, replicas, replica_group, shared
             )
         return self.splits[size, backend]
 

@@ -30,16 +30,24 @@ __all__ = [
     "pack",
     "pack_block",
     "packed_shape",
+    "ranks_library",
     "rms_norm",
     "rotate_",
     "unpack",
 ]
 
 # Of csrc/bf16.c. Goes up there and here with every change of a signature or layout.
-_ABI = 4
+_ABI = 5
 # Outputs of one group of a packed weight.
 LANES = 16
-_TYPES = {"p": ctypes.c_void_p, "n": ctypes.c_long, "f": ctypes.c_float, "i": ctypes.c_int}
+_TYPES = {
+    "p": ctypes.c_void_p,
+    "n": ctypes.c_long,
+    "u": ctypes.c_uint64,
+    "f": ctypes.c_float,
+    "i": ctypes.c_int,
+}
+_RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnupnni", "gather": "pnnnuppni"}
 _SIGNATURES = {
     "pack": "ppnnnni",
     "linear": "pppnnni",
@@ -52,8 +60,8 @@ _SIGNATURES = {
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The library, or None. Its OpenMP calls resolve to the runtime that torch has loaded."""
+def _loaded() -> ctypes.CDLL | None:
+    """The compiled file, or None. Its OpenMP calls resolve to the runtime that torch has loaded."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_bf16" + suffix)
         if not path.is_file():
@@ -64,12 +72,30 @@ def _library() -> ctypes.CDLL | None:
             return None
         if not hasattr(library, "llama_bf16_abi") or library.llama_bf16_abi() != _ABI:
             return None  # built from another version of the source; install again
-        for name, signature in _SIGNATURES.items():
-            function = getattr(library, f"llama_bf16_{name}")
-            function.argtypes = [_TYPES[letter] for letter in signature]
-            function.restype = None
-        return library if library.llama_bf16_supported() else None
+        for prefix, signatures, result in (
+            ("bf16", _SIGNATURES, None),
+            ("ranks", _RANKS_SIGNATURES, ctypes.c_long),
+        ):
+            for name, signature in signatures.items():
+                function = getattr(library, f"llama_{prefix}_{name}")
+                function.argtypes = [_TYPES[letter] for letter in signature]
+                function.restype = result
+        for name in ("sum", "gather"):
+            getattr(library, f"llama_ranks_{name}").restype = ctypes.c_int
+        return library
     return None
+
+
+def ranks_library() -> ctypes.CDLL | None:
+    """The functions of csrc/ranks.c, which any CPU runs; for shared.py."""
+    return _loaded()
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The kernels of csrc/bf16.c, or None where this CPU lacks their instructions."""
+    library = _loaded()
+    return library if library is not None and library.llama_bf16_supported() else None
 
 
 def available() -> bool:

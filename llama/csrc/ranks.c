@@ -1,0 +1,133 @@
+/* Collectives of ranks on one machine, through memory that they share.
+ *
+ * A decoded token takes two sums over the ranks for each layer, of a few kilobytes: less work than the way through a
+ * socket takes. Each rank writes what it has into its slot, raises its number, waits until the numbers of the others
+ * are there, and reads their slots, in rank order, so that all ranks get the same sum. Each has two slots in turn: a slot is
+ * written again only after every other rank has raised the number that follows the one it was read for.
+ */
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define RELAX() _mm_pause()
+#else
+#define RELAX() ((void)0)
+#endif
+
+/* SPINS, YIELDS: of a wait, before it sleeps. PATIENCE: milliseconds after which the caller may look at signals. */
+enum { HEADER = 128, SPINS = 2000, YIELDS = 200, PATIENCE = 100, AGAIN = -1 };
+
+typedef struct {
+    uint64_t number; /* of the last collective that this rank has written its slot for */
+    int64_t pid;
+} rank_t;
+
+static rank_t *rank_at(char *base, long rank) { return (rank_t *)(base + rank * HEADER); }
+
+static char *slot_at(char *base, long size, long slot, long rank, uint64_t number) {
+    return base + size * HEADER + (2 * rank + (long)(number & 1)) * slot;
+}
+
+/* Bytes that `size` ranks need for slots of `slot` bytes. */
+long llama_ranks_bytes(long size, long slot) { return size * (HEADER + 2 * slot); }
+
+void llama_ranks_enter(char *base, long rank) { rank_at(base, rank)->pid = (int64_t)getpid(); }
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
+}
+
+/* 0 when all have raised `number`, AGAIN after a while, or 1 + the rank of a process that is gone. */
+static int wait_for(char *base, long size, uint64_t number) {
+    double end = 0;
+    long turns = 0;
+    for (long r = 0; r < size; r++)
+        while (__atomic_load_n(&rank_at(base, r)->number, __ATOMIC_ACQUIRE) < number) {
+            turns++;
+            if (turns < SPINS) {
+                RELAX();
+            } else if (turns < SPINS + YIELDS) {
+                sched_yield();
+            } else {
+                const struct timespec nap = {0, turns < SPINS + YIELDS + 200 ? 50000 : 500000};
+                nanosleep(&nap, 0);
+                if (end == 0) end = now() + PATIENCE;
+                if (now() >= end) {
+                    const int64_t pid = rank_at(base, r)->pid;
+                    return pid && kill((pid_t)pid, 0) && errno == ESRCH ? (int)r + 1 : AGAIN;
+                }
+            }
+        }
+    return 0;
+}
+
+static void raise_number(char *base, long rank, uint64_t number) {
+    __atomic_store_n(&rank_at(base, rank)->number, number, __ATOMIC_RELEASE);
+}
+
+static float wide(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Rounded to the nearest, ties to even; a NaN stays one. */
+static uint16_t narrow(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (uint16_t)(bits >> 16 | 64);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* x becomes the sum over the ranks; kind 0: float32, 1: bfloat16. `write`: the first try of this number. */
+int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, void *x, long count, long kind,
+                    int write) {
+    const long bytes = count * (kind ? 2 : 4);
+    if (write) {
+        memcpy(slot_at(base, size, slot, rank, number), x, bytes);
+        raise_number(base, rank, number);
+    }
+    const int code = wait_for(base, size, number);
+    if (code) return code;
+    enum { BLOCK = 256 };
+    for (long first = 0; first < count; first += BLOCK) {
+        const long n = count - first < BLOCK ? count - first : BLOCK;
+        float sum[BLOCK] = {0};
+        for (long r = 0; r < size; r++) {
+            const char *from = slot_at(base, size, slot, r, number);
+            if (kind)
+                for (long i = 0; i < n; i++) sum[i] += wide(((const uint16_t *)from)[first + i]);
+            else
+                for (long i = 0; i < n; i++) sum[i] += ((const float *)from)[first + i];
+        }
+        if (kind)
+            for (long i = 0; i < n; i++) ((uint16_t *)x)[first + i] = narrow(sum[i]);
+        else
+            memcpy((float *)x + first, sum, n * 4);
+    }
+    return 0;
+}
+
+/* out (size, bytes) gets the `bytes` of every rank. */
+int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, const void *x, void *out,
+                       long bytes, int write) {
+    if (write) {
+        memcpy(slot_at(base, size, slot, rank, number), x, bytes);
+        raise_number(base, rank, number);
+    }
+    const int code = wait_for(base, size, number);
+    if (code) return code;
+    for (long r = 0; r < size; r++)
+        memcpy((char *)out + r * bytes, slot_at(base, size, slot, r, number), bytes);
+    return 0;
+}

@@ -74,11 +74,20 @@ class KVCache:
         wanted = -(-wanted // _GRAIN) * _GRAIN
         if self.limit is not None:
             wanted = max(positions, min(wanted, self.limit))
-        for store in (self._keys, self._values):
-            for layer, old in enumerate(store):
-                new = old.new_empty(old.shape[0], wanted, old.shape[2])
-                new[:, : self.length] = old[:, : self.length]
-                store[layer] = new
+        before = self.capacity
+        grown: list[tuple[list[torch.Tensor], int]] = []
+        try:
+            for store in (self._keys, self._values):
+                for layer, old in enumerate(store):
+                    new = old.new_empty(old.shape[0], wanted, old.shape[2])
+                    new[:, : self.length] = old[:, : self.length]
+                    store[layer] = new
+                    grown.append((store, layer))
+        except BaseException:
+            # All layers alike again, without asking for memory: what reads them knows one capacity.
+            for store, layer in grown:
+                store[layer] = _shrunk(store[layer], before, self.length)
+            raise
 
     def fork(self) -> KVCache:
         """A copy that goes its own way from here on."""
@@ -154,6 +163,15 @@ def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:
     fresh = torch.empty_like(x_KSD)
     fresh[:, :length] = x_KSD[:, :length]
     return fresh
+
+
+def _shrunk(x_KSD: torch.Tensor, capacity: int, length: int) -> torch.Tensor:
+    """The first `length` positions, in place, in a layout of `capacity`."""
+    heads, _, dim = x_KSD.shape
+    small = x_KSD.view(-1)[: heads * capacity * dim].view(heads, capacity, dim)
+    for head in range(heads):  # each moves to the front, over what was copied already
+        small[head, :length] = x_KSD[head, :length].clone()
+    return small
 
 
 class BatchCache:

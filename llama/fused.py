@@ -80,8 +80,9 @@ class FusedLayers:
             and all(w.dim() in (1, 4) for w in weights)
             and shape.head_dim % 32 == shape.hidden % 16 == 0
         )
-        self._held, self._found = weights, found
         self._addresses = np.array(found, dtype=np.int64).reshape(-1, len(_MODULES))
+        # Last: from here on another thread takes the addresses for these weights.
+        self._held, self._found = weights, found
 
     def run(self, x_TC: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         """x (T, C) behind the last layer; keys and values are in the cache, not yet committed."""

@@ -402,7 +402,8 @@ class Llama:
         """Continue texts, or prompts made by prompts.py, and yield what is new as it comes.
 
         The joined text of a prompt's deltas is the `generation` of the blocking call. Bad input raises
-        here, not at the first delta. Leaving the loop early ends the generation (on all ranks alike).
+        here, not at the first delta. Leaving the loop early ends the generation. On several ranks close it then, with
+        `contextlib.closing` or its `close`: when Python would clear it away may differ between them.
         """
         requests = self.requests(prompts, temperature, top_p, max_gen_len, **options)
         return self._calls.stream([(request.row, request) for request in requests])

@@ -86,7 +86,10 @@ class Calls:
                     with rank_threads(self.engine.model.device):
                         deltas = self.engine.step()
                     for delta in deltas:
-                        self._inboxes[delta.key[0]].append(delta)
+                        if (
+                            box := self._inboxes.get(delta.key[0])
+                        ) is not None:  # else the host's own request
+                            box.append(delta)
                 mine, inbox[:] = list(inbox), []
                 left -= sum(delta.finish_reason is not None for delta in mine)
                 yield [(index_of[delta.key[0]], delta) for delta in mine]

@@ -124,7 +124,8 @@ def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
         if found and found[2] == "%":
             value: int | float | None = float(found[1]) / 100
         elif found and found[2] in _UNITS:
-            value = int(float(found[1]) * _UNITS[found[2]])
+            size = float(found[1]) * _UNITS[found[2]]
+            value = int(size) if math.isfinite(size) else math.nan
         else:
             value = math.nan
     else:

@@ -7,6 +7,7 @@ who uses them, and when, is decided in linear.py.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -273,11 +274,8 @@ class Layers:
 
     def __init__(self, shape: LayerShape) -> None:
         self._shape = shape
-        self._for = (0, 0, 0)
-        self._room = 0
-        self._step = _Step()
-        self._buffers: list[torch.Tensor] = []
-        self._out = torch.empty(0)
+        # Of each thread its own: several may run one model.
+        self._local = threading.local()
 
     def prepare(
         self,
@@ -303,7 +301,8 @@ class Layers:
         library = _library()
         assert library is not None
         rows, width = x_TC.shape
-        step = self._space(rows, width, torch.get_num_threads(), int(position_T.max()) + 1)
+        space = self._space(rows, width, torch.get_num_threads(), int(position_T.max()) + 1)
+        step, out = space.step, space.out
         step.table, step.capacity, step.position = (
             each.ctypes.data for each in (table, capacity_T, position_T)
         )
@@ -321,28 +320,39 @@ class Layers:
                 last - first,
                 part,
             )
-            return self._out if part else x_TC
+            return out if part else x_TC
 
         return run
 
-    def _space(self, rows: int, width: int, threads: int, positions: int) -> _Step:
-        """step_t with work space for these rows, and scores of so many positions."""
-        if (rows, width, threads) == self._for and positions <= self._room:
-            return self._step
-        shape = self._shape
-        self._for, self._room = (rows, width, threads), -(-positions // _ROOM) * _ROOM
+    def _space(self, rows: int, width: int, threads: int, positions: int) -> _Space:
+        """Work space of this thread for these rows, and for scores of so many positions."""
+        space: _Space | None = getattr(self._local, "space", None)
+        if space is not None and space.rows == (rows, width, threads) and positions <= space.room:
+            return space
+        shape, room = self._shape, -(-positions // _ROOM) * _ROOM
         query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         normed = rows * width * (threads if rows <= _FEW else 1)
         sizes = [normed, *(rows * n for n in (query, key, key, query, shape.hidden))]
         parts = [torch.empty(size, dtype=torch.bfloat16, device="cpu") for size in sizes]
-        self._out = torch.empty(rows, width, dtype=torch.bfloat16, device="cpu")
-        score = torch.empty(threads * self._room, dtype=torch.float32, device="cpu")
-        self._buffers = [*parts, score]
-        self._step = _Step(
+        out = torch.empty(rows, width, dtype=torch.bfloat16, device="cpu")
+        score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
+        step = _Step(
             *(rows, width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
             *(shape.eps, shape.head_dim**-0.5),
-            *(None, None, None, self._room),
+            *(None, None, None, room),
             *(part.data_ptr() for part in parts),
-            *(self._out.data_ptr(), score.data_ptr()),
+            *(out.data_ptr(), score.data_ptr()),
         )
-        return self._step
+        self._local.space = space = _Space((rows, width, threads), room, step, out, [*parts, score])
+        return space
+
+
+@dataclass(frozen=True)
+class _Space:
+    """What a step of so many (rows, width, threads) works in."""
+
+    rows: tuple[int, int, int]
+    room: int
+    step: _Step
+    out: torch.Tensor
+    buffers: list[torch.Tensor]

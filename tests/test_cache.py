@@ -181,3 +181,36 @@ def test_a_failed_step_leaves_no_trace(monkeypatch):
     assert [cache.length for cache in caches] == [7, 5]
     again = model.hidden(ids[12:], BatchCache(caches, [6, 2]))
     assert torch.equal(again, model.hidden(ids[12:], BatchCache(before, [6, 2])))
+
+
+@pytest.mark.parametrize("failing", range(6))
+def test_a_growth_that_fails_leaves_the_cache_as_it_was(
+    failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever allocation fails: capacity is the same in all layers, and content is what it was."""
+    cache = KVCache(3, 2, 4, torch.float32, torch.device("cpu"))
+    cache.reserve(64)
+    given = [torch.randn(50, 2, 4) for _ in range(6)]
+    for layer in range(3):
+        cache.write(layer, given[layer], given[3 + layer])
+    cache.length = 50
+    calls = []
+    new_empty = torch.Tensor.new_empty
+
+    def sometimes(self: torch.Tensor, *shape: int) -> torch.Tensor:
+        calls.append(shape)
+        if len(calls) == failing + 1:
+            raise MemoryError("no more")
+        return new_empty(self, *shape)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "new_empty", sometimes)
+        with pytest.raises(MemoryError):
+            cache.reserve(200)
+    stored = [*cache._keys, *cache._values]
+    assert {tuple(each.shape) for each in stored} == {(2, 64, 4)}
+    assert all(each.is_contiguous() for each in stored)
+    for each, value in zip(stored, given, strict=True):
+        assert torch.equal(each[:, :50], value.transpose(0, 1))
+    cache.reserve(200)
+    assert all(torch.equal(x[:, :50], y.transpose(0, 1)) for x, y in zip(cache._keys, given, strict=False))

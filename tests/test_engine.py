@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -447,3 +448,32 @@ def test_a_failed_step_is_as_if_it_had_not_been(monkeypatch, failing, step_token
     assert sorted(results) == [(0, 0), (0, 1), (1, 0)]
     for (number, sample), result in results.items():
         same_as_alone(result, wanted[number], sample)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 0),
+        ("n", True),
+        ("max_new_tokens", -3),
+        ("seed", -1),
+        ("seed", 1.5),
+        ("top", -1),
+        ("first_sample", -1),
+        ("prompt", (1, 5.0, 7)),
+        ("prediction", (1, "x")),
+        ("stop_ids", frozenset({None})),
+        ("stop", ("",)),
+        ("stop", (3,)),
+    ],
+)
+def test_a_request_that_no_step_could_run_is_refused_at_once(field: str, value: object) -> None:
+    """What is built by hand, past the checks of `Llama`: it must not reach the step of its neighbours."""
+    engine = Engine(tiny_model(max_batch_size=4), tiny_tokenizer())
+    good = Request((1, 5, 7), 3, SamplingParams(temperature=0.0))
+    with pytest.raises(RequestError, match=field):
+        engine.add(replace(good, **{field: value}))
+    assert not engine.unfinished
+    engine.add(good)
+    while engine.unfinished:
+        engine.step()

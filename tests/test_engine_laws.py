@@ -545,3 +545,22 @@ def test_memory_that_runs_out_in_a_step_leaves_the_engine_whole(monkeypatch, nam
     assert sorted(results) == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0), (3, 1)]
     for (i, sample), result in results.items():
         same_as_alone(result, wanted[i], sample)
+
+
+def test_a_short_request_does_not_hold_a_long_ones_memory():
+    """Where a retained prefix has to go for its own continuation, no more is taken than without reuse."""
+    shared = ids(16)
+    for prefix_reuse in (True, False):
+        engine = Engine(
+            model(4, 512), TOKENIZER, cache_tokens=512, retained_tokens=512, prefix_reuse=prefix_reuse
+        )
+        engine.add(ask((*shared, *ids(420, 1)), 5))
+        while engine.unfinished:
+            engine.step()
+        engine.add(ask((*shared, *ids(30, 2)), 40))
+        engine.add(ask((*shared, *ids(30, 3)), 40))
+        engine.step()
+        engine.step()
+        assert len(engine.scheduler.running) == 2, prefix_reuse
+        while engine.unfinished:
+            engine.step()

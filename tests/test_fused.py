@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,3 +182,34 @@ def test_what_is_not_finite_stays_so() -> None:
     give(model, weights)
     hidden = model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
     assert hidden.isnan().any()
+
+
+def test_one_model_in_two_threads() -> None:
+    """Each with caches of its own; none sees the other's work space."""
+    model = made(PARAMS)
+    ids = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(5))
+
+    def run(rows: int) -> torch.Tensor:
+        torch.set_num_threads(1)
+        cache = model.new_cache()
+        return torch.cat(
+            [model.hidden(ids[i : i + rows], BatchCache([cache], [rows])) for i in range(0, 40, rows)]
+        )
+
+    wanted = {rows: run(rows) for rows in (1, 4)}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            futures = {rows: pool.submit(run, rows) for rows in (1, 4)}
+            for rows, future in futures.items():
+                assert torch.equal(future.result(), wanted[rows])
+
+
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
+    q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
+    {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
+    q, keys, values = q.bfloat16(), keys.bfloat16(), values.bfloat16()
+    out = torch.empty_like(q)
+    native.attend(q, keys, values, 30, out)
+    expected = [2] if where == "query" else [0, 1, 2, 3]
+    assert [i for i in range(4) if out[i].isnan().any()] == expected

@@ -331,7 +331,8 @@ TARGET static void queries(const uint16_t *const *q, const uint16_t *keys, const
                 _mm512_storeu_ps(weights + (s + j) * LANES, sum[j]);
             }
         }
-        const __m512 fade = exponential(_mm512_max_ps(_mm512_sub_ps(top, best), lowest));
+        /* In this order a NaN stays one. */
+        const __m512 fade = exponential(_mm512_max_ps(lowest, _mm512_sub_ps(top, best)));
         _mm512_storeu_ps(fading, fade);
         total = _mm512_mul_ps(total, fade);
         top = best;
@@ -339,7 +340,7 @@ TARGET static void queries(const uint16_t *const *q, const uint16_t *keys, const
             const __m512 score = _mm512_loadu_ps(weights + s * LANES);
             const __mmask16 seen = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32((int)(block + s)));
             const __m512 weight =
-                _mm512_maskz_mov_ps(seen, exponential(_mm512_max_ps(_mm512_sub_ps(score, best), lowest)));
+                _mm512_maskz_mov_ps(seen, exponential(_mm512_max_ps(lowest, _mm512_sub_ps(score, best))));
             total = _mm512_add_ps(total, weight);
             _mm512_storeu_ps(weights + s * LANES, weight);
         }

@@ -110,6 +110,7 @@ class Engine:
             RequestError: more alternatives than the vocabulary has ids.
         """
         length, limit, vocab = len(request.prompt), self.model.params.max_seq_len, self.model.vocab_size
+        request.check()
         if length == 0:
             raise PromptError("the prompt has no tokens; begin it with bos, as the prompt functions do")
         for name, ids in (("prompt", request.prompt), ("prediction", request.prediction)):
@@ -313,6 +314,7 @@ class Engine:
     def _end(self, sequence: Sequence, text: str, reason: FinishReason, now: float) -> Delta:
         sequence.text.append(text)
         sequence.finish_reason, sequence.times.ended = reason, now
+        sequence.drafter = None  # its index is larger than the record
         if sequence.blocks:
             # The record outlives the step, its memory does not, or only as a prefix for others.
             self.scheduler.retire(sequence)

@@ -156,6 +156,7 @@ class AsyncEngine:
         self._tickets = itertools.count()
         self._streams: dict[int, _Stream] = {}
         self._mailboxes: dict[asyncio.AbstractEventLoop, _Mailbox] = {}
+        self._mailboxes_lock = threading.Lock()  # callers may be on several loops
         self._closing = False
         self._inbox = Inbox()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -238,10 +239,11 @@ class AsyncEngine:
 
     def _queue(self, request: Request) -> _Stream:
         loop = asyncio.get_running_loop()
-        mailbox = self._mailboxes.get(loop)
-        if mailbox is None:
-            self._mailboxes = {each: box for each, box in self._mailboxes.items() if not each.is_closed()}
-            mailbox = self._mailboxes[loop] = _Mailbox(loop)
+        with self._mailboxes_lock:
+            mailbox = self._mailboxes.get(loop)
+            if mailbox is None:
+                self._mailboxes = {each: box for each, box in self._mailboxes.items() if not each.is_closed()}
+                mailbox = self._mailboxes[loop] = _Mailbox(loop)
         stream = _Stream(next(self._tickets), request.n, mailbox)
         self._streams[stream.ticket] = stream
         # Looked at once the stream is known: what ends after this ends the stream too.
@@ -288,8 +290,9 @@ class AsyncEngine:
             stream.given += 1
             # Before it is posted: so the caller has something to read after the pause, and then ends it.
             if not stream.paused and stream.unread >= self._unread:
-                stream.paused = True
+                # In this order: a caller that reads in between leaves the flag alone, and finds it at its next read.
                 self._inbox.put(Pause(ticket))
+                stream.paused = True
         self._post(items)
 
     def _post(self, items: Iterable[tuple[_Stream, _Item]]) -> None:

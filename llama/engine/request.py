@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import RequestError
+
 if TYPE_CHECKING:
     from ..cache import KVCache
     from ..detokenizer import Detokenizer
@@ -72,6 +74,23 @@ class Request:
     speculate: bool = True
     prediction: tuple[int, ...] = ()
     live: bool = True
+
+    def check(self) -> None:
+        """Refuse values that no step could run.
+
+        Raises:
+            RequestError: a number out of its range, ids that are no integers, stop strings that are empty.
+        """
+        for name, least in (("max_new_tokens", 0), ("n", 1), ("top", 0), ("seed", 0), ("first_sample", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise RequestError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        for name in ("prompt", "prediction", "stop_ids"):
+            bad = [token for token in getattr(self, name) if type(token) is not int]
+            if bad:
+                raise RequestError(f"{name} holds {bad[0]!r}, which is no id")
+        if not all(isinstance(text, str) and text for text in self.stop):
+            raise RequestError(f"stop is {self.stop!r}; it must hold strings that are not empty")
 
     @property
     def longest(self) -> int:

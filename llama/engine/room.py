@@ -89,7 +89,10 @@ class Room:
                 or blocks > spare
             )
         ):
-            self._take_over(sequence, source, match.count, blocks)
+            if source.blocks > blocks > spare:
+                self._exchange(sequence, source, match.count, blocks)
+            else:
+                self._take_over(sequence, source, match.count, blocks)
             return
         self._take(sequence, blocks, source if blocks * sequence.places <= spare else None)
         self.prefixes.follow(sequence)
@@ -113,6 +116,19 @@ class Room:
         self.prefixes.follow(sequence)
         sequence.cache = source.cache
         sequence.cache.truncate(count)
+        self._reused(sequence, count)
+
+    def _exchange(self, sequence: Sequence, source: Retained, count: int, blocks: int) -> None:
+        """Copy from a cache that has to go, so that a short request does not hold a long one's memory.
+
+        For the moment of the copy both are there; the account has the new one only.
+        """
+        assert self.prefixes is not None
+        self.prefixes.drop(source)
+        self.blocks.give(source.blocks)
+        self._take(sequence, blocks, None)
+        self.prefixes.follow(sequence)
+        sequence.cache.copy_prefix(source.cache, count, blocks * self.blocks.size)
         self._reused(sequence, count)
 
     def _copy(self, sequence: Sequence) -> bool:

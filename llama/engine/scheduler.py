@@ -206,7 +206,8 @@ class Scheduler:
         if first is None:
             return None
         # Made once it is looked at, so that a long queue is nothing but its requests.
-        sequence = self._begun(first, self._arrived.pop(first))
+        sequence = self._begun(first, self._arrived[first])
+        del self._arrived[first]
         self._returned.insert(0, sequence)
         return sequence
 

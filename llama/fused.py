@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["FusedLayers"]
 
 # More rows are the work of matrix kernels for chunks, and of attention that shares what it reads among queries.
-_MOST_ROWS = 32
+_MOST_ROWS = 128
 _MODULES = (
     "attention_norm",
     "attention.wq",

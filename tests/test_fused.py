@@ -78,6 +78,7 @@ def as_good(fast: list[torch.Tensor], plain: list[torch.Tensor], exact: list[tor
         ([5, 0, 17], [3, 4, 1]),
         (list(range(12)), [1] * 12),
         ([9, 2], [16, 16]),
+        ([0, 30, 5], [100, 1, 27]),
     ],
 )
 def test_fused_layers_are_the_modules(
@@ -106,9 +107,10 @@ def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         fused.FusedLayers, "run", lambda self, x, *rest: (taken.append(x.shape[0]), run(self, x, *rest))[1]
     )
-    for count in (1, 32, 33):
+    most = fused._MOST_ROWS
+    for count in (1, most, most + 1):
         model.hidden(torch.zeros(count, dtype=torch.long), BatchCache([model.new_cache()], [count]))
-    assert taken == [1, 32]
+    assert taken == [1, most]
 
 
 @dataclass

@@ -22,7 +22,14 @@ def kernels() -> list[Extension]:
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return []
     flags = ["-O3", "-fopenmp"]
-    return [Extension("llama._bf16", ["llama/csrc/bf16.c", "llama/csrc/ranks.c"], extra_compile_args=flags, optional=True)]
+    return [
+        Extension(
+            "llama._bf16",
+            ["llama/csrc/bf16.c", "llama/csrc/ranks.c"],
+            extra_compile_args=flags,
+            optional=True,
+        )
+    ]
 
 
 setup(

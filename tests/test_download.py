@@ -183,7 +183,7 @@ def test_a_finished_model_is_verified_and_asks_for_nothing(script) -> None:
     result = script.run("--models", "7b")
     assert result.returncode == 0
     assert script.server.requests[before:] == []
-    assert f"{WEIGHTS}: 195.4 KiB, already there and verified." in result.stdout
+    assert f"{WEIGHTS}: 195.4 KiB, already there, verified." in result.stdout
 
 
 def test_a_finished_file_that_was_damaged_since_is_fetched_again_alone(once) -> None:
@@ -795,3 +795,23 @@ def test_nothing_that_bash_3_or_macos_lacks_is_used(construct) -> None:
 def test_shellcheck_has_nothing_to_say() -> None:
     result = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        (["--jobs", "URL"], {}),
+        ([], {"CODELLAMA_ACTION": "URL"}),
+        ([], {"CODELLAMA_FETCHER": "URL"}),
+        ([], {"CODELLAMA_MD5": "URL"}),
+    ],
+)
+def test_a_url_in_the_wrong_place_is_not_repeated(once, options, environment) -> None:
+    url = "https://download2.llamameta.net/*?Policy=SECRETPOLICY&Signature=SECRETSIGNATURE"
+    command = ["bash", str(SCRIPT), "--models", "7b", *[each.replace("URL", url) for each in options]]
+    env = once.environment() | dict.fromkeys(environment, url)
+    result = subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 2
+    assert "SECRET" not in result.stdout + result.stderr

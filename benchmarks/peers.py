@@ -22,6 +22,7 @@ import torch
 from llama.checkpoint import load_weights, open_checkpoint
 from llama.checkpoint.format import expected_shapes
 from llama.checkpoint.hf_config import params_of
+from llama.checkpoint.hugging_face import hf_name, rotary_heads
 from llama.generation import Llama
 from llama.model import ModelArgs, Transformer
 from llama.tokenizer import Tokenizer
@@ -145,29 +146,13 @@ def make_transformers(model: Transformer) -> Transformers:
     # The rotary table is a buffer that to_empty left blank.
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(model.device)
     ours = model.state_dict()
-    names = {
-        "attention.wq": "self_attn.q_proj",
-        "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj",
-        "attention.wo": "self_attn.o_proj",
-        "feed_forward.w1": "mlp.gate_proj",
-        "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj",
-        "attention_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-    }
-    state = {
-        "model.embed_tokens.weight": ours["tok_embeddings.weight"],
-        "model.norm.weight": ours["norm.weight"],
-        "lm_head.weight": ours["output.weight"],
-    }
-    for layer in range(args.n_layers):
-        for mine, theirs in names.items():
-            value = ours[f"layers.{layer}.{mine}.weight"]
-            if mine[-2:] in ("wq", "wk"):
-                # Interleaved rotary pairs -> halves.
-                value = value.view(-1, args.head_dim // 2, 2, args.dim).transpose(1, 2).reshape(value.shape)
-            state[f"model.layers.{layer}.{theirs}.weight"] = value
+    state = {}
+    for name, plain in ours.items():
+        value = plain
+        if rotary_heads(name, args.n_heads, args.kv_heads):
+            # Interleaved rotary pairs -> halves.
+            value = value.view(-1, args.head_dim // 2, 2, args.dim).transpose(1, 2).reshape(value.shape)
+        state[hf_name(name)] = value
     with torch.no_grad():
         for name, parameter in peer.named_parameters():
             parameter.copy_(state[name])

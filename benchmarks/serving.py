@@ -308,7 +308,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
             from llama.checkpoint.source import Part
 
             shape_of = expected_shapes(args)[name]
-            generator = torch.Generator().manual_seed(hash(len(name)) + sum(map(ord, name)))
+            generator = torch.Generator().manual_seed(sum(map(ord, name)))
             whole = torch.empty(shape_of, dtype=self.dtype)
             whole = whole.fill_(1) if len(shape_of) == 1 else whole.normal_(0, 0.02, generator=generator)
             if columns is None:

@@ -94,12 +94,12 @@ def _verb(verbs: Any, name: str, run: Callable[[Any], int], short: str, text: st
     return verb
 
 
-def _tokenizer_flag(verb: argparse.ArgumentParser) -> None:
+def _tokenizer_flag(verb: argparse.ArgumentParser, folder: str = "DIR") -> None:
     verb.add_argument(
         "--tokenizer",
         type=Path,
         metavar="FILE",
-        help="the SentencePiece model (default: tokenizer.model in DIR)",
+        help=f"the SentencePiece model (default: tokenizer.model in {folder})",
     )
 
 
@@ -229,17 +229,13 @@ def _add_convert(verbs: Any) -> None:
     )
     verb.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored)")
     verb.add_argument("--force", action="store_true", help="replace DST if it is a checkpoint folder")
-    verb.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="FILE",
-        help="the SentencePiece model (default: tokenizer.model in SRC)",
-    )
+    _tokenizer_flag(verb, "SRC")
 
 
 def _convert(options: argparse.Namespace) -> int:
     from .checkpoint import open_checkpoint
     from .checkpoint.convert import convert
+    from .checkpoint.source import dtype_name
     from .memory import parameter_count
     from .progress import Progress
 
@@ -255,8 +251,7 @@ def _convert(options: argparse.Namespace) -> int:
         force=options.force,
         progress=Progress(parameter_count(source.args) * dtype.itemsize, "converting"),
     )
-    name = str(done.dtype).removeprefix("torch.")
-    print(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {name} to {done.folder}:")
+    print(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {dtype_name(done.dtype)} to {done.folder}:")
     for file in done.files:
         print(f"  {file}")
     return 0
@@ -313,6 +308,7 @@ def _add_estimate(verbs: Any) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> int:
+    from .checkpoint.source import dtype_name
     from .estimate import devices, estimate, table
     from .memory import GIB
     from .model import check_size
@@ -326,7 +322,7 @@ def _estimate(options: argparse.Namespace) -> int:
     dtype = _dtype(options.dtype) or stored
     check_size(args, options.mp)
     found = estimate(args, options.mp, options.seq, options.batch, dtype, options.quant)
-    kind = options.quant or str(dtype).removeprefix("torch.")
+    kind = options.quant or dtype_name(dtype)
     print(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
     print(f"  weights     {found.weights / GIB:8.2f}  {kind}")
     print(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens")

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 
 from .distributed import is_first_rank
+from .memory import GIB
 
 __all__ = ["Progress"]
 
-GIB = 1 << 30
 # What is over sooner than this shows no bar.
 _QUIET_SECONDS = 3.0
 

@@ -1,6 +1,6 @@
 """Collectives of CPU ranks on one machine through shared memory; csrc/ranks.c says how.
 
-A sum of one token's row takes a few microseconds this way; gloo's way through a socket took 0.1 to 1.6 ms
+A sum of one token's row takes a few microseconds this way; gloo's way through a socket took 1.6 ms
 on two cores (docs/log.md). Ranks on several machines, on GPUs, or without the compiled file use
 their process group as ever.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import mmap
 import os
 import tempfile
@@ -104,7 +103,7 @@ def meet(group: Any, rank: int, size: int, local: bool) -> SharedMemory | None:
     name: list[Any] = [None]
     if rank == 0 and library is not None:
         with contextlib.suppress(OSError):
-            name = [_make(math.ceil(library.llama_ranks_bytes(size, _SLOT)))]
+            name = [_make(library.llama_ranks_bytes(size, _SLOT))]
     dist.broadcast_object_list(name, src=dist.get_global_rank(group, 0), group=group)
     memory = None
     if name[0] is not None and library is not None:

@@ -638,7 +638,7 @@ def test_a_big_endian_file_is_refused(tmp_path: Path) -> None:
             content = old.read(entry)
             new.writestr(entry.filename, b"big" if entry.filename.endswith("byteorder") else content)
     (tmp_path / "new").replace(path)
-    with pytest.raises(CheckpointFormatError, match=r"big-endian|cannot be read"):
+    with pytest.raises(CheckpointFormatError, match="big-endian"):
         open_checkpoint(tmp_path)
 
 

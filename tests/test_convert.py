@@ -40,6 +40,7 @@ from llama.checkpoint import convert as converting
 from llama.checkpoint import open_checkpoint, source
 from llama.checkpoint.convert import Converted, convert, plan_files
 from llama.checkpoint.files import Sink
+from llama.checkpoint.format import expected_shapes
 from llama.checkpoint.hf_config import _ffn_rule, config_of, params_of, read_config
 from llama.checkpoint.members import MEMBERS, args_of
 from llama.checkpoint.target import Target
@@ -346,7 +347,8 @@ def test_files_are_cut_at_the_limit_and_indexed(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_no_file_of_the_family_is_larger_than_5_gb(member: Any, dtype: torch.dtype) -> None:
     args = args_of(member)
-    files = plan_files(SimpleNamespace(args=args), "hf", None, dtype)  # type: ignore[arg-type]
+    source = SimpleNamespace(args=args, shapes=expected_shapes(args))
+    files = plan_files(source, "hf", None, dtype)  # type: ignore[arg-type]
     sizes = [file.nbytes(dtype) for file in files]
     assert max(sizes) <= 5 * 10**9
     billions = {"7B": 6.74, "13B": 13.02, "34B": 33.74, "70B": 68.98}[member.name]

@@ -21,10 +21,9 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..model import ModelArgs, fits
+from ..model import fits
 from ..tokenizer import Tokenizer
 from .files import read_json
-from .format import axis_of, expected_shapes
 from .hf_config import config_of, generation_config_of, params_of, trained_context
 from .hf_tokenizer import write_tokenizer
 from .hugging_face import KEPT_FILES, HuggingFaceCheckpoint, hf_name, rotary_heads
@@ -32,7 +31,7 @@ from .load import tokenizer_of
 from .members import member_of
 from .pth import PthWriter
 from .safetensors import SafetensorsWriter
-from .source import Checkpoint, Range, windows
+from .source import Checkpoint, Range, dtype_name, windows
 from .target import Target
 
 __all__ = ["Converted", "convert", "plan_files"]
@@ -141,7 +140,7 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
     if layout == "hf":
         if shards is not None:
             raise ConfigError("a Hugging Face folder has no model-parallel shards; leave --mp out")
-        return _hugging_face_files(source.args, dtype)
+        return _hugging_face_files(source.shapes, dtype)
     if layout != "meta":
         raise ConfigError(f"the layout is {layout!r}; use meta or hf")
     if shards is None:
@@ -158,25 +157,18 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
             f" {source.args.kv_heads} key/value heads, dim {source.args.dim}, ffn {source.args.ffn_dim}, vocabulary"
             f" {source.args.vocab_size}); use one of {', '.join(map(str, sizes))}"
         )
-    return [_meta_file(source.args, i, shards) for i in range(shards)]
+    return [_meta_file(source, i, shards) for i in range(shards)]
 
 
-def _meta_file(args: ModelArgs, shard: int, shards: int) -> File:
-    pieces = []
-    for name, shape in expected_shapes(args).items():
-        ranges: list[Range] = [(0, extent) for extent in shape]
-        axis = axis_of(name)
-        if axis is not None:
-            part = shape[axis] // shards
-            ranges[axis] = (shard * part, (shard + 1) * part)
-        pieces.append(Piece(name, name, ranges[0], ranges[1] if len(ranges) > 1 else None))
+def _meta_file(source: Checkpoint, shard: int, shards: int) -> File:
+    pieces = [Piece(name, name, *source.slice_of(name, shard, shards)) for name in source.shapes]
     return File(f"consolidated.{shard:02d}.pth", tuple(pieces))
 
 
-def _hugging_face_files(args: ModelArgs, dtype: torch.dtype) -> list[File]:
+def _hugging_face_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> list[File]:
     groups: list[list[Piece]] = [[]]
     size = 0
-    for name, shape in expected_shapes(args).items():
+    for name, shape in shapes.items():
         piece = Piece(name, hf_name(name), (0, shape[0]), (0, shape[1]) if len(shape) > 1 else None)
         nbytes = torch.Size(shape).numel() * dtype.itemsize
         if groups[-1] and size + nbytes > _LARGEST_FILE:
@@ -285,10 +277,9 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():
-        name = str(out.dtype).removeprefix("torch.")
         raise ConfigError(
-            f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {name} ends at"
-            f" {torch.finfo(out.dtype).max:.6g}; keep {str(source.dtype).removeprefix('torch.')}"
+            f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {dtype_name(out.dtype)} ends at"
+            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(source.dtype)}"
         )
 
 

@@ -12,6 +12,7 @@ from ..model import ModelArgs
 from ..tokenizer import Tokenizer
 from .files import read_json
 from .members import member_of
+from .source import dtype_name
 
 __all__ = ["config_of", "generation_config_of", "params_of", "read_config", "trained_context"]
 
@@ -182,7 +183,7 @@ def config_of(args: ModelArgs, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
         "use_cache": True,
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
-        "torch_dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": dtype_name(dtype),
     }
 
 

@@ -16,13 +16,20 @@ import torch
 
 from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
 from .files import read_json, some
-from .format import expected_shapes, with_vocab
+from .format import with_vocab
 from .hf_config import read_config
 from .pth import open_pth
 from .safetensors import open_safetensors
 from .source import Checkpoint, Part, Range, checked_dtype
 
-__all__ = ["KEPT_FILES", "HuggingFaceCheckpoint", "hf_name", "is_hugging_face", "weight_files"]
+__all__ = [
+    "KEPT_FILES",
+    "HuggingFaceCheckpoint",
+    "hf_name",
+    "is_hugging_face",
+    "rotary_heads",
+    "weight_files",
+]
 
 _PARTS = {
     "attention.wq": "self_attn.q_proj",
@@ -186,7 +193,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         return embedding.shape[0]
 
     def _check(self, where: dict[str, str] | None) -> None:
-        shapes = {hf_name(name): shape for name, shape in expected_shapes(self.args).items()}
+        shapes = {hf_name(name): shape for name, shape in self.shapes.items()}
         problems = []
         missing = [name for name in shapes if name not in self._tensors]
         if missing:
@@ -236,5 +243,5 @@ class HuggingFaceCheckpoint(Checkpoint):
                     yield Part(source[at + start : at + stop], slice(to, last - rows[0], 2), taken)
 
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
-        for name in expected_shapes(self.args):
+        for name in self.shapes:
             yield hf_name(name), *self._tensors[hf_name(name)]

@@ -11,7 +11,7 @@ from ..model import ModelArgs, fits
 from ..tokenizer import Tokenizer
 from .hf_config import trained_context
 from .members import member_of
-from .source import Checkpoint
+from .source import Checkpoint, dtype_name
 
 __all__ = ["describe", "guess", "shortened"]
 
@@ -56,7 +56,7 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
     shards = f"{checkpoint.shards} weight file{'s' if checkpoint.shards > 1 else ''}"
     yield "member", guess(args, tokenizer)
     yield "layout", f"{checkpoint.layout}, {shards}, {amount(files)}"
-    yield "parameters", f"{shortened(parameter_count(args))} in {str(dtype).removeprefix('torch.')}"
+    yield "parameters", f"{shortened(parameter_count(args))} in {dtype_name(dtype)}"
     yield (
         "shape",
         f"dim {args.dim}, {args.n_layers} layers, {args.n_heads} heads, {args.kv_heads} key/value heads,"

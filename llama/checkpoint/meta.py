@@ -10,7 +10,7 @@ import torch
 from ..errors import CheckpointMismatchError
 from ..model import ModelArgs
 from .files import some
-from .format import axis_of, expected_shapes, shard_files, spans, with_vocab
+from .format import axis_of, shard_files, spans, with_vocab
 from .pth import open_pth
 from .source import Checkpoint, Part, Range, checked_dtype
 
@@ -48,7 +48,7 @@ class MetaCheckpoint(Checkpoint):
         return embedding.shape[0]
 
     def _check(self, agree: bool) -> None:
-        shapes = expected_shapes(self.args)
+        shapes = self.shapes
         problems = []
         for path, shard in zip(self.files, self._shards, strict=True):
             missing = [name for name in shapes if name not in shard]
@@ -92,7 +92,7 @@ class MetaCheckpoint(Checkpoint):
         first, *others = self._shards
         return [
             f"{name} has other values in {path.name} than in {self.files[0].name}"
-            for name in expected_shapes(self.args)
+            for name in self.shapes
             if axis_of(name) is None
             for path, shard in zip(self.files[1:], others, strict=True)
             # As bytes: a NaN is not equal to itself, and is for `verify` to find.
@@ -119,5 +119,5 @@ class MetaCheckpoint(Checkpoint):
 
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         for path, shard in zip(self.files, self._shards, strict=True):
-            for name in expected_shapes(self.args):
+            for name in self.shapes:
                 yield name, path, shard[name]

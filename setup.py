@@ -25,7 +25,8 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             "llama._bf16",
-            ["llama/csrc/bf16.c", "llama/csrc/ranks.c"],
+            ["llama/csrc/bf16.c", "llama/csrc/ranks.c", "llama/csrc/rows.c"],
+            depends=["llama/csrc/vectors.h"],
             extra_compile_args=flags,
             optional=True,
         )
@@ -39,7 +40,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["llama", "llama.*"]),
-    package_data={"llama": ["py.typed", "csrc/*.c"]},
+    package_data={"llama": ["py.typed", "csrc/*.[ch]"]},
     ext_modules=kernels(),
     python_requires=">=3.10",
     install_requires=requirements(),

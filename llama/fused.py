@@ -13,6 +13,7 @@ import torch
 
 from . import native
 from .cache import BatchCache
+from .native_layers import Layers, LayerShape
 
 if TYPE_CHECKING:
     from .model import Transformer
@@ -43,10 +44,10 @@ class FusedLayers:
     def __init__(self, model: Transformer) -> None:
         args, size = model.params, model.parallel.size
         self._parallel = model.parallel
-        self._shape = native.LayerShape(
+        self._shape = LayerShape(
             args.n_heads // size, model.local_kv_heads, args.head_dim, args.ffn_dim // size, args.norm_eps
         )
-        self._layers = native.Layers(self._shape)
+        self._layers = Layers(self._shape)
         pair = torch.arange(0, args.head_dim, 2, dtype=torch.float32, device="cpu")
         self._frequencies: np.ndarray[Any, np.dtype[np.float32]] = (
             1.0 / args.rope_theta ** (pair / args.head_dim)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -20,14 +18,16 @@ import torch
 
 __all__ = [
     "LANES",
-    "LayerShape",
-    "Layers",
     "attend",
     "available",
     "can_pack_block",
     "decode",
+    "draw",
     "fits",
+    "fits_rows",
+    "kernels",
     "linear",
+    "log_probabilities",
     "pack",
     "pack_block",
     "packed_shape",
@@ -37,8 +37,8 @@ __all__ = [
     "unpack",
 ]
 
-# Of csrc/bf16.c. Goes up there and here with every change of a signature or layout.
-_ABI = 5
+# Of csrc/bf16.c and its neighbours. Goes up there and here with every change of a signature or layout.
+_ABI = 6
 # Outputs of one group of a packed weight.
 LANES = 16
 _TYPES = {
@@ -49,6 +49,7 @@ _TYPES = {
     "i": ctypes.c_int,
 }
 _RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnupnni", "gather": "pnnnuppni"}
+_ROWS_SIGNATURES = {"space": "n", "draw": "ppppnni", "logs": "ppppnni"}
 _SIGNATURES = {
     "pack": "ppnnnni",
     "linear": "pppnnni",
@@ -75,6 +76,7 @@ def _loaded() -> ctypes.CDLL | None:
             return None  # built from another version of the source; install again
         for prefix, signatures, result in (
             ("bf16", _SIGNATURES, None),
+            ("rows", _ROWS_SIGNATURES, ctypes.c_long),
             ("ranks", _RANKS_SIGNATURES, ctypes.c_long),
         ):
             for name, signature in signatures.items():
@@ -83,6 +85,8 @@ def _loaded() -> ctypes.CDLL | None:
                 function.restype = result
         for name in ("sum", "gather"):
             getattr(library, f"llama_ranks_{name}").restype = ctypes.c_int
+        for name in ("draw", "logs"):
+            getattr(library, f"llama_rows_{name}").restype = None
         return library
     return None
 
@@ -93,15 +97,15 @@ def ranks_library() -> ctypes.CDLL | None:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    """The kernels of csrc/bf16.c, or None where this CPU lacks their instructions."""
+def kernels() -> ctypes.CDLL | None:
+    """The kernels of csrc/bf16.c and csrc/rows.c, or None where this CPU lacks their instructions."""
     library = _loaded()
     return library if library is not None and library.llama_bf16_supported() else None
 
 
 def available() -> bool:
     """Whether the bfloat16 kernels are there."""
-    return _library() is not None
+    return kernels() is not None
 
 
 def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:
@@ -123,7 +127,7 @@ def can_pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column:
 
 def pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int) -> None:
     """Write a block of a weight, whose first entry is (row, column) of the whole, into its packed form."""
-    library = _library()
+    library = kernels()
     assert library is not None
     columns = 2 * packed.shape[1]
     at = packed.data_ptr() + 2 * (row * columns + column * LANES)
@@ -146,7 +150,7 @@ def unpack(packed: torch.Tensor, out_features: int) -> torch.Tensor:
 
 def linear(x: torch.Tensor, packed: torch.Tensor, out_features: int) -> torch.Tensor:
     """x (..., in) in bfloat16 times the transpose of a packed weight -> (..., out_features)."""
-    library = _library()
+    library = kernels()
     assert library is not None
     x = x.contiguous()
     columns = x.shape[-1]
@@ -165,7 +169,7 @@ def fits(x: torch.Tensor, multiple: int) -> bool:
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x (..., n) / rms(x) * weight (n,); n is a multiple of 16."""
-    library = _library()
+    library = kernels()
     assert library is not None
     x = x.contiguous()
     n = x.shape[-1]
@@ -179,7 +183,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def rotate_(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Turn the interleaved pairs of x, contiguous, in place by table (T, D / 2) complex64; D is a multiple of 16."""
-    library = _library()
+    library = kernels()
     assert library is not None
     assert x_THD.is_contiguous()
     library.llama_bf16_rotate(x_THD.data_ptr(), table.data_ptr(), *x_THD.shape, torch.get_num_threads())
@@ -199,7 +203,7 @@ def decode(
 
     All contiguous; D is a multiple of 32. `out_HD` receives the result.
     """
-    library = _library()
+    library = kernels()
     assert library is not None
     assert position < keys.shape[1]
     assert all(x.is_contiguous() for x in (q_HD, k_KD, v_KD, keys, values, out_HD))
@@ -221,7 +225,7 @@ def attend(
 
     All contiguous; D is a multiple of 32, at most 256. `out_THD` receives the result.
     """
-    library = _library()
+    library = kernels()
     assert library is not None
     rows, heads, dim = q_THD.shape
     assert start + rows <= keys.shape[1]
@@ -235,124 +239,49 @@ def attend(
     )
 
 
-# Rows up to which every thread norms all of them for itself; FEW in csrc/bf16.c.
-_FEW = 8
-# Scores are made room for in such steps of positions.
-_ROOM = 1024
-Addresses = np.ndarray[Any, np.dtype[np.int64]]
+# ---- rows of logits ----
+
+_rows_space = threading.local()
 
 
-class _Step(ctypes.Structure):
-    """step_t of csrc/bf16.c."""
-
-    _fields_ = (
-        *(
-            (name, ctypes.c_long)
-            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "threads")
-        ),
-        ("eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("table", "capacity", "position")),
-        ("room", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("normed", "q", "k", "v", "seen", "gated", "out", "score")),
-    )
+def fits_rows(logits_RV: torch.Tensor) -> bool:
+    """Whether the two below take these logits: contiguous float32 on a CPU that has the kernels."""
+    whole = logits_RV.is_contiguous() and logits_RV.numel() > 0
+    return logits_RV.dtype == torch.float32 and logits_RV.is_cpu and whole and available()
 
 
-@dataclass(frozen=True)
-class LayerShape:
-    """Of a rank's part of every layer: query and key/value heads, head dimension, feed-forward dimension."""
+def draw(logits_RV: torch.Tensor, params_R5: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
+    """An id for each row of finite logits, (R,) int64.
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    eps: float
-
-
-class Layers:
-    """Rows through layers, in one call or in parts; keeps the work space of the last number of rows."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        self._shape = shape
-        # Of each thread its own: several may run one model.
-        self._local = threading.local()
-
-    def prepare(
-        self,
-        x_TC: torch.Tensor,
-        weights: Addresses,
-        caches: Addresses,
-        capacity_T: Addresses,
-        position_T: Addresses,
-        table: np.ndarray[Any, np.dtype[np.float32]],
-    ) -> Callable[[int, int, int], torch.Tensor]:
-        """Take rows x, contiguous -> run(first, last, part).
-
-        Args:
-            weights: addresses (layers, 9), in the order of layer_t in csrc/bf16.c.
-            caches: addresses (layers, T, 2) of the keys and values (kv_heads, capacity, head_dim) of each row.
-            position_T: of each row in its sequence; its key and value are stored there.
-            table: (T, head_dim): cos and sin of each pair at the row's position.
-
-        `run(first, last, 0)` takes x through whole layers, in place, and returns it; part 1 and 2 return what
-        the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it. What
-        they return is overwritten by the next.
-        """
-        library = _library()
-        assert library is not None
-        rows, width = x_TC.shape
-        space = self._space(rows, width, torch.get_num_threads(), int(position_T.max()) + 1)
-        step, out = space.step, space.out
-        step.table, step.capacity, step.position = (
-            each.ctypes.data for each in (table, capacity_T, position_T)
-        )
-        kept = (table, capacity_T, position_T, weights, caches)  # as long as `run` is
-        (at_weights, at_caches, x) = (weights.ctypes.data, caches.ctypes.data, x_TC.data_ptr())
-        weights_step, caches_step = weights.strides[0], caches.strides[0]
-
-        def run(first: int, last: int, part: int) -> torch.Tensor:
-            assert kept
-            library.llama_bf16_layers(
-                ctypes.byref(step),
-                at_weights + first * weights_step,
-                at_caches + first * caches_step,
-                x,
-                last - first,
-                part,
-            )
-            return out if part else x_TC
-
-        return run
-
-    def _space(self, rows: int, width: int, threads: int, positions: int) -> _Space:
-        """Work space of this thread for these rows, and for scores of so many positions."""
-        space: _Space | None = getattr(self._local, "space", None)
-        if space is not None and space.rows == (rows, width, threads) and positions <= space.room:
-            return space
-        shape, room = self._shape, -(-positions // _ROOM) * _ROOM
-        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        normed = rows * width * (threads if rows <= _FEW else 1)
-        sizes = [normed, *(rows * n for n in (query, key, key, query, shape.hidden))]
-        parts = [torch.empty(size, dtype=torch.bfloat16, device="cpu") for size in sizes]
-        out = torch.empty(rows, width, dtype=torch.bfloat16, device="cpu")
-        score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
-        step = _Step(
-            *(rows, width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
-            *(shape.eps, shape.head_dim**-0.5),
-            *(None, None, None, room),
-            *(part.data_ptr() for part in parts),
-            *(out.data_ptr(), score.data_ptr()),
-        )
-        self._local.space = space = _Space((rows, width, threads), room, step, out, [*parts, score])
-        return space
+    Args:
+        params_R5: temperature (0: the greatest logit), top-p, top-k (V for all), min-p, and the uniform number.
+    """
+    ids = torch.empty(len(logits_RV), dtype=torch.int64, device="cpu")
+    assert params_R5.flags.c_contiguous
+    assert params_R5.shape == (len(logits_RV), 5)
+    _on_rows("draw", logits_RV, params_R5.ctypes.data, ids.data_ptr())
+    return ids
 
 
-@dataclass(frozen=True)
-class _Space:
-    """What a step of so many (rows, width, threads) works in."""
+def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
+    """log softmax of each row of finite logits at its id, (R,) float32."""
+    logs = torch.empty(len(logits_RV), dtype=torch.float32, device="cpu")
+    ids_R = ids_R.contiguous()
+    assert ids_R.dtype == torch.int64
+    assert len(ids_R) == len(logits_RV)
+    _on_rows("logs", logits_RV, ids_R.data_ptr(), logs.data_ptr())
+    return logs
 
-    rows: tuple[int, int, int]
-    room: int
-    step: _Step
-    out: torch.Tensor
-    buffers: list[torch.Tensor]
+
+def _on_rows(name: str, logits_RV: torch.Tensor, *pointers: int) -> None:
+    """Call a function of csrc/rows.c, in this thread's work space."""
+    library = kernels()
+    assert library is not None
+    rows, vocab = logits_RV.shape
+    threads = min(rows, torch.get_num_threads())
+    size = threads * library.llama_rows_space(vocab)
+    space: torch.Tensor | None = getattr(_rows_space, "space", None)
+    if space is None or len(space) < size:
+        space = _rows_space.space = torch.empty(size, dtype=torch.uint8, device="cpu")
+    function = getattr(library, f"llama_rows_{name}")
+    function(logits_RV.data_ptr(), *pointers, space.data_ptr(), rows, vocab, threads)

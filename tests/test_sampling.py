@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llama import sampling
+from llama import native, sampling
 from llama.errors import NumericsError, SamplingError
 from llama.sampling import (
     GREEDY,
@@ -21,6 +21,18 @@ from llama.sampling import (
     penalize,
     sample,
 )
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"], scope="module")
+def way(request):
+    """Every law holds for csrc/rows.c and for what stands in where it was not built."""
+    if request.param == "compiled" and not native.available():
+        pytest.skip("the kernels were not built, or this CPU cannot run them")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(native, "fits_rows", lambda logits: False)
+        yield
+
 
 GRID = 4000
 # Not in order, so that an id is never its own rank.
@@ -337,16 +349,35 @@ def test_parameters_are_frozen():
     st.sampled_from([0.0, 0.01, 0.3]),
     st.sampled_from([0.5, 3.0, 12.0]),
 )
-def test_the_two_ways_of_drawing_agree(seed, vocab, temperature, top_p, top_k, min_p, spread):
-    """numpy on a CPU, torch elsewhere: the same ids, but where the number lies on a boundary."""
+def test_a_cpu_draws_what_other_devices_draw(seed, vocab, temperature, top_p, top_k, min_p, spread):
+    """csrc/rows.c or numpy on a CPU, torch elsewhere: the same ids, but where the number lies on a boundary."""
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(16, vocab, generator=generator)
     uniforms = torch.rand(16, generator=generator, dtype=torch.float64).tolist()
     params = [SamplingParams(temperature, top_p, top_k, min_p)] * 16
-    one, other = (draw(logits, params, uniforms) for draw in (sampling._draw_on_cpu, sampling._draw))
+    one, other = sample(logits, params, uniforms), sampling._draw(logits, params, uniforms)
     for row in torch.nonzero(one != other)[:, 0].tolist():
         near = [
             sampling._draw(logits[row : row + 1], params[:1], [min(max(uniforms[row] + e, 0), 1 - 1e-9)])
             for e in (-1e-5, 1e-5)
         ]
         assert one[row] in near
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 17, 64, 1000])
+def test_nothing_beside_the_rows_is_read_or_written(vocab):
+    """Rows stand in the middle of NaNs, and are drawn from by more threads than there are rows."""
+    wide = torch.full((5, vocab), math.nan)
+    wide[1:4] = 3 * torch.randn(3, vocab, generator=torch.Generator().manual_seed(9))
+    rows = wide[1:4]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for params in (plain(), plain(top_p=0.9), plain(top_k=3, min_p=0.01)):
+            got = sample(rows, [params] * 3, [0.1, 0.5, 0.999])
+            assert got.tolist() == sampling._draw(rows, [params] * 3, [0.1, 0.5, 0.999]).tolist()
+        logs = log_probabilities(rows, rows.argmax(dim=-1))
+        assert torch.allclose(logs, torch.log_softmax(rows, dim=-1).amax(dim=-1), atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+    assert wide[[0, 4]].isnan().all()

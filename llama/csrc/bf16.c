@@ -10,21 +10,19 @@
  * loaded, so that there is one pool of threads.
  */
 
-#include <immintrin.h>
 #include <math.h>
 #include <omp.h>
 #include <sched.h>
 #include <stdint.h>
 #include <string.h>
 
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16")))
-#define INLINE static inline __attribute__((always_inline))
+#include "vectors.h"
 
 /* FEW: rows up to which starting threads costs more than they save. SPINS: about 100 microseconds. */
-enum { LANES = 16, GROUPS = 4, ROWS = 6, FEW = 8, SPINS = 20000 };
+enum { GROUPS = 4, ROWS = 6, FEW = 8, SPINS = 20000 };
 
 /* Goes up with every change of a signature or of the packed layout; native.py asks for it. */
-int llama_bf16_abi(void) { return 5; }
+int llama_bf16_abi(void) { return 6; }
 
 int llama_bf16_supported(void) {
     __builtin_cpu_init();
@@ -191,21 +189,6 @@ TARGET static void rotate(uint16_t *x, const float *table, long heads, long dim)
 void llama_bf16_rotate(uint16_t *x, const float *table, long rows, long heads, long dim, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > FEW)
     for (long r = 0; r < rows; r++) rotate(x + r * heads * dim, table + r * dim, heads, dim);
-}
-
-/* e^x for x <= 0: 2^n times a polynomial on [-ln2 / 2, ln2 / 2], exact to about 2 units in the last place. */
-TARGET INLINE __m512 exponential(__m512 x) {
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1));
-    return _mm512_scalef_ps(p, n);
 }
 
 /* One query head over `length` positions. score holds at least `length` rounded up to 16. dim: of 32. */

@@ -14,7 +14,15 @@ import torch
 
 from ..cache import BatchCache
 from ..model import Transformer
-from ..sampling import all_finite, count_not_finite, most_probable, not_finite, penalize, sample
+from ..sampling import (
+    all_finite,
+    count_not_finite,
+    log_probabilities,
+    most_probable,
+    not_finite,
+    penalize,
+    sample,
+)
 from .request import Plan, Sequence, TokenScore
 
 __all__ = ["Ask", "Drawn", "Runner"]
@@ -128,12 +136,13 @@ def _next(sequence: Sequence, count: int) -> list[int]:
 
 def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Tensor:
     """(N, 2 + 2 top): id, its log-probability, the best ids, their log-probabilities."""
+    if not top:
+        return torch.stack([ids_N.float(), log_probabilities(logits_NV, ids_N)], dim=-1)
     logs_NV = torch.log_softmax(logits_NV, dim=-1)
     ids_N1 = ids_N[:, None]
     columns = [ids_N1.float(), logs_NV.gather(1, ids_N1)]
-    if top:
-        best_NK = logits_NV.topk(top, dim=-1).indices
-        columns += [best_NK.float(), logs_NV.gather(1, best_NK)]
+    best_NK = logits_NV.topk(top, dim=-1).indices
+    columns += [best_NK.float(), logs_NV.gather(1, best_NK)]
     return torch.cat(columns, dim=-1)
 
 

@@ -1,0 +1,245 @@
+/* Rows of logits on CPUs with AVX-512: log-probabilities, and the draw of an id. What is computed, and why so, stands
+ * in sampling.py, which has the same in numpy. Sums go from block to block in double, as they do there. */
+
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "vectors.h"
+
+/* BLOCK: weights summed in float. OCTAVE: buckets that the weights between two powers of two fall into, 64, by the
+ * leading bits of the float; bucket 0 is that of 1, the greatest weight there is. FEW_FOUND: are sorted as they are. */
+enum { BLOCK = 64, OCTAVE_BITS = 17, BUCKETS = (0x3f800000 >> OCTAVE_BITS) + 1, FEW_FOUND = 64 };
+
+typedef struct {
+    float weight;
+    int32_t id;
+} candidate_t;
+
+/* Of one row; top_k is at most the vocabulary. */
+typedef struct {
+    double temperature, top_p, top_k, min_p, uniform;
+} draw_t;
+
+/* Work space of a thread. */
+typedef struct {
+    double *sums;         /* of each block of weights */
+    float *weights;       /* e^((x - greatest x) / temperature) */
+    candidate_t *found;   /* ids that may be kept, ascending; LANES more than there can be */
+    candidate_t *sorted;
+    double *masses;       /* of each bucket, and how many are in it */
+    int32_t *counts;
+} space_t;
+
+INLINE long blocks_of(long n) { return (n + BLOCK - 1) / BLOCK; }
+
+/* In bytes, for a vocabulary of n. */
+long llama_rows_space(long n) {
+    const long bytes = blocks_of(n) * (8 + BLOCK * 4) + (2 * n + LANES) * sizeof(candidate_t) + BUCKETS * (8 + 4);
+    return (bytes + 63) / 64 * 64;
+}
+
+static space_t laid_out(char *at, long n) {
+    space_t s;
+    s.sums = (double *)at, at += blocks_of(n) * 8;
+    s.masses = (double *)at, at += BUCKETS * 8;
+    s.found = (candidate_t *)at, at += (n + LANES) * sizeof(candidate_t);
+    s.sorted = (candidate_t *)at, at += n * sizeof(candidate_t);
+    s.weights = (float *)at, at += blocks_of(n) * BLOCK * 4;
+    s.counts = (int32_t *)at;
+    return s;
+}
+
+INLINE __mmask16 first(long count) { return count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0; }
+
+TARGET static float greatest(const float *x, long n) {
+    __m512 top = _mm512_set1_ps(-INFINITY);
+    for (long i = 0; i < n; i += LANES)
+        top = _mm512_mask_max_ps(top, first(n - i), top, _mm512_maskz_loadu_ps(first(n - i), x + i));
+    return _mm512_reduce_max_ps(top);
+}
+
+/* The weights e^((x - top) scale), a multiple of BLOCK of them, zeros at the end -> their sum. */
+TARGET static double weigh(const float *x, long n, float top, float scale, float *weights, double *sums) {
+    /* Below e^-87 a float is hardly one, and takes a hundred times as long. */
+    const __m512 lowest = _mm512_set1_ps(-87), tops = _mm512_set1_ps(top), scales = _mm512_set1_ps(scale);
+    double total = 0;
+    for (long block = 0; block < n; block += BLOCK) {
+        __m512 sum = _mm512_setzero_ps();
+        for (long i = block; i < block + BLOCK; i += LANES) {
+            const __mmask16 there = first(n - i);
+            const __m512 power = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(there, x + i), tops), scales);
+            const __mmask16 some = _mm512_mask_cmp_ps_mask(there, power, lowest, _CMP_GT_OQ);
+            const __m512 weight = _mm512_maskz_mov_ps(some, exponential(power));
+            _mm512_storeu_ps(weights + i, weight);
+            sum = _mm512_add_ps(sum, weight);
+        }
+        sums[block / BLOCK] = _mm512_reduce_add_ps(sum);
+        total += sums[block / BLOCK];
+    }
+    return total;
+}
+
+/* The first id up to which more than `uniform` of the total adds up, or else the last one with any weight. */
+static long inverted(const space_t *s, long n, double total, double uniform) {
+    const double target = uniform * total;
+    const long blocks = blocks_of(n);
+    double before = 0;
+    long b = 0, last = 0;
+    for (; b < blocks && before + s->sums[b] <= target; b++) before += s->sums[b];
+    const int beyond = b == blocks; /* by rounding */
+    if (beyond)
+        while (!(s->sums[--b] > 0)) continue;
+    for (long i = b * BLOCK; i < (b + 1) * BLOCK; i++) {
+        if (s->weights[i] > 0) last = i;
+        before += s->weights[i];
+        if (!beyond && before > target) break;
+    }
+    return last;
+}
+
+/* Ids whose weight is at least that -> how many; `found` has them in ascending order. */
+TARGET static long collect(const float *weights, long n, float least, candidate_t *found) {
+    long count = 0;
+    const __m512i step = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    for (long i = 0; i < n; i += LANES) {
+        const __m512 weight = _mm512_maskz_loadu_ps(first(n - i), weights + i);
+        const __mmask16 kept = _mm512_mask_cmp_ps_mask(first(n - i), weight, _mm512_set1_ps(least), _CMP_GE_OQ);
+        if (!kept) continue;
+        const __m512i a = _mm512_maskz_compress_epi32(kept, _mm512_castps_si512(weight));
+        const __m512i b = _mm512_maskz_compress_epi32(kept, _mm512_add_epi32(step, _mm512_set1_epi32((int)i)));
+        _mm512_storeu_si512(found + count, _mm512_permutex2var_epi32(a, low, b));
+        _mm512_storeu_si512(found + count + 8, _mm512_permutex2var_epi32(a, high, b));
+        count += __builtin_popcount(kept);
+    }
+    return count;
+}
+
+static int by_weight(const void *a, const void *b) {
+    const candidate_t *one = a, *other = b;
+    if (one->weight != other->weight) return one->weight < other->weight ? 1 : -1;
+    return one->id < other->id ? -1 : 1;
+}
+
+INLINE long bucket(float weight) {
+    uint32_t bits;
+    memcpy(&bits, &weight, 4);
+    return BUCKETS - 1 - (long)(bits >> OCTAVE_BITS);
+}
+
+/* The least weight of a bucket. */
+INLINE float edge(long bucket) {
+    const uint32_t bits = (uint32_t)(BUCKETS - 1 - bucket) << OCTAVE_BITS;
+    float weight;
+    memcpy(&weight, &bits, 4);
+    return weight;
+}
+
+/* How far the best are kept: to `last`, from which on `kept` of them have the mass `mass`. */
+typedef struct {
+    long kept;
+    double mass;
+    candidate_t last;
+} border_t;
+
+/* Take candidates, some of equal bucket or all, one after the other -> whether the border lies among them. */
+static int walk(border_t *border, candidate_t *sorted, long count, const draw_t *p, double most) {
+    qsort(sorted, count, sizeof(*sorted), by_weight);
+    for (long i = 0; i < count; i++) {
+        const int within = border->kept < p->top_k && border->mass <= most && sorted[i].weight >= p->min_p;
+        if (border->kept && !within) return 1;
+        border->kept++, border->mass += sorted[i].weight, border->last = sorted[i];
+    }
+    return 0;
+}
+
+/* The border among `count` found ones. Only the bucket that it lies in is sorted. */
+static candidate_t bordered(const space_t *s, long count, float least, const draw_t *p, double most) {
+    border_t border = {0, 0, {1, 0}};
+    if (count <= FEW_FOUND) {
+        memcpy(s->sorted, s->found, count * sizeof(candidate_t));
+        walk(&border, s->sorted, count, p, most);
+        return border.last;
+    }
+    const long used = bucket(least) + 1;
+    memset(s->masses, 0, used * sizeof(*s->masses));
+    memset(s->counts, 0, used * sizeof(*s->counts));
+    for (long i = 0; i < count; i++) {
+        const long b = bucket(s->found[i].weight);
+        s->counts[b]++, s->masses[b] += s->found[i].weight;
+    }
+    for (long b = 0; b < used; b++) {
+        if (!s->counts[b]) continue;
+        const long kept = border.kept + s->counts[b];
+        const double mass = border.mass + s->masses[b];
+        if (kept <= p->top_k && mass <= most && edge(b) >= p->min_p) { /* all of them, in whatever order */
+            border = (border_t){kept, mass, {edge(b), INT_MAX}};
+            continue;
+        }
+        long among = 0;
+        for (long i = 0; i < count; i++)
+            if (bucket(s->found[i].weight) == b) s->sorted[among++] = s->found[i];
+        if (walk(&border, s->sorted, among, p, most)) break;
+    }
+    return border.last;
+}
+
+/* The draw within top-k, top-p and min-p. */
+static long limited(const space_t *s, long n, double total, const draw_t *p) {
+    /* What is below `never` has at most the mass that top-p leaves out; few of the best k are `rare`. */
+    const double never = fmax((1 - p->top_p) * total / n, p->min_p) * 0.999, rare = 1e-3;
+    float least = (float)(p->top_k < n && p->top_p == 1 && rare > never ? rare : never);
+    long count = collect(s->weights, n, least, s->found);
+    if (count < p->top_k && least > never) count = collect(s->weights, n, least = (float)never, s->found);
+    const candidate_t last = bordered(s, count, least, p, p->top_p * total);
+    double mass = 0, sum = 0;
+    long kept = 0, id = 0;
+    for (long i = 0; i < count; i++) {
+        const candidate_t c = s->found[i];
+        if (c.weight > last.weight || (c.weight == last.weight && c.id <= last.id))
+            s->found[kept++] = c, mass += c.weight;
+    }
+    for (long i = 0; i < kept; i++) {
+        if (s->found[i].weight > 0) id = s->found[i].id;
+        sum += s->found[i].weight;
+        if (sum > p->uniform * mass) break;
+    }
+    return id;
+}
+
+/* An id for each row of logits (rows, n), all finite. space: threads x llama_rows_space(n) bytes. */
+void llama_rows_draw(const float *logits, const draw_t *params, int64_t *ids, char *space, long rows, long n,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (rows > 1)
+    for (long r = 0; r < rows; r++) {
+        const float *x = logits + r * n, top = greatest(x, n);
+        const draw_t *p = params + r;
+        const space_t s = laid_out(space + omp_get_thread_num() * llama_rows_space(n), n);
+        if (p->temperature == 0) {
+            long id = 0;
+            while (x[id] != top) id++;
+            ids[r] = id;
+            continue;
+        }
+        const double total = weigh(x, n, top, (float)fmin(1 / p->temperature, FLT_MAX), s.weights, s.sums);
+        const int any = p->top_k >= n && p->top_p == 1 && p->min_p == 0;
+        ids[r] = any ? inverted(&s, n, total, p->uniform) : limited(&s, n, total, p);
+    }
+}
+
+/* log softmax of each row of logits (rows, n) at its id. */
+void llama_rows_logs(const float *logits, const int64_t *ids, float *logs, char *space, long rows, long n,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (rows > 1)
+    for (long r = 0; r < rows; r++) {
+        const float *x = logits + r * n, top = greatest(x, n);
+        const space_t s = laid_out(space + omp_get_thread_num() * llama_rows_space(n), n);
+        logs[r] = (float)((double)(x[ids[r]] - top) - log(weigh(x, n, top, 1, s.weights, s.sums)));
+    }
+}

@@ -25,8 +25,8 @@ def kernels() -> list[Extension]:
     return [
         Extension(
             "llama._bf16",
-            ["llama/csrc/bf16.c", "llama/csrc/ranks.c", "llama/csrc/rows.c"],
-            depends=["llama/csrc/vectors.h"],
+            [f"llama/csrc/{name}.c" for name in ("bf16", "attention", "ranks", "rows")],
+            depends=["llama/csrc/attention.h", "llama/csrc/vectors.h"],
             extra_compile_args=flags,
             optional=True,
         )

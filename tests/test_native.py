@@ -64,7 +64,7 @@ def test_decode(length, heads, kv_heads, dim):
 
 
 @pytest.mark.parametrize(
-    ("before", "count"), [(0, 2), (0, 70), (1, 3), (61, 5), (64, 16), (130, 17), (500, 40)]
+    ("before", "count"), [(0, 2), (0, 70), (1, 3), (61, 5), (64, 16), (130, 17), (500, 40), (3, 300)]
 )
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (8, 2, 64), (6, 2, 128), (2, 1, 256)])
 def test_a_chunk_behind_a_prefix(before, count, heads, kv_heads, dim):
@@ -89,6 +89,19 @@ def test_a_chunk_behind_a_prefix(before, count, heads, kv_heads, dim):
     cache._values[0][:, length:] = torch.nan
     cache._keys[0][:, length:] = torch.nan
     assert torch.equal(cache.attend(0, query, keys[before:], values[before:]), out)
+
+
+def test_a_chunk_does_not_depend_on_the_number_of_threads():
+    """Which decides how many queries share a pass."""
+    keys, values, query = random(2, 250, 64, seed=1), random(2, 250, 64, seed=2), random(150, 4, 64, seed=3)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3, 16):
+        torch.set_num_threads(threads)
+        found.append(torch.empty_like(query))
+        native.attend(query, keys, values, 100, found[-1])
+    torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
 
 
 def test_a_chunk_survives_scores_of_any_size():

@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "attention.h"
 #include "vectors.h"
 
 /* FEW: rows up to which starting threads costs more than they save. SPINS: about 100 microseconds. */
@@ -144,16 +145,6 @@ void llama_bf16_linear(const uint16_t *x, const uint16_t *packed, uint16_t *y, l
 
 /* ---- what stands between the matrix products, one call instead of ten small ones ---- */
 
-TARGET INLINE __m512 widen(const uint16_t *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_epi16(p)), 16));
-}
-
-TARGET INLINE void narrow(uint16_t *p, __m512 value) { _mm256_storeu_epi16(p, (__m256i)_mm512_cvtneps_pbh(value)); }
-
-TARGET INLINE __m512 rounded(__m512 value) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(value)), 16));
-}
-
 /* y = bfloat16(x / rms(x)) * weight, as the torch code in model.py rounds it; n is a multiple of 16. */
 TARGET static void norm(const uint16_t *x, const uint16_t *weight, uint16_t *y, long n, float eps) {
     __m512 squares = _mm512_setzero_ps();
@@ -189,184 +180,6 @@ TARGET static void rotate(uint16_t *x, const float *table, long heads, long dim)
 void llama_bf16_rotate(uint16_t *x, const float *table, long rows, long heads, long dim, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (rows > FEW)
     for (long r = 0; r < rows; r++) rotate(x + r * heads * dim, table + r * dim, heads, dim);
-}
-
-/* One query head over `length` positions. score holds at least `length` rounded up to 16. dim: of 32. */
-TARGET static void head(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, float *score,
-                        long length, long dim, float scale) {
-    float top = -INFINITY;
-    for (long s = 0; s < length; s++) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long i = 0; i < dim; i += 2 * LANES)
-            sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_epi16(q + i),
-                                   (__m512bh)_mm512_loadu_epi16(keys + s * dim + i));
-        score[s] = _mm512_reduce_add_ps(sum) * scale;
-        top = score[s] > top ? score[s] : top;
-    }
-    __m512 total = _mm512_setzero_ps();
-    for (long s = 0; s < length; s += LANES) {
-        const __mmask16 mask = length - s >= LANES ? 0xffff : (1u << (length - s)) - 1;
-        const __m512 difference = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, score + s), _mm512_set1_ps(top));
-        const __m512 weight = _mm512_maskz_mov_ps(mask, exponential(difference));
-        total = _mm512_add_ps(total, weight);
-        _mm512_mask_storeu_ps(score + s, mask, weight);
-    }
-    const __m512 share = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
-    for (long i = 0; i < dim; i += 2 * LANES) {
-        __m512 low = _mm512_setzero_ps(), high = low;
-        for (long s = 0; s < length; s++) {
-            const __m512 weight = _mm512_set1_ps(score[s]);
-            low = _mm512_fmadd_ps(weight, widen(values + s * dim + i), low);
-            high = _mm512_fmadd_ps(weight, widen(values + s * dim + i + LANES), high);
-        }
-        narrow(y + i, _mm512_mul_ps(low, share));
-        narrow(y + i + LANES, _mm512_mul_ps(high, share));
-    }
-}
-
-/* One new token: store its key and value (kv_heads, dim) at `position` of keys and values
- * (kv_heads, capacity, dim), then let its query (heads, dim) see positions 0 to `position` -> y.
- * score: heads x room floats of work space. */
-TARGET void llama_bf16_decode(const uint16_t *q, const uint16_t *key, const uint16_t *value, uint16_t *keys,
-                              uint16_t *values, uint16_t *y, float *score, long heads, long kv_heads, long dim,
-                              long capacity, long position, long room, float scale, int threads) {
-    for (long h = 0; h < kv_heads; h++) {
-        memcpy(keys + (h * capacity + position) * dim, key + h * dim, dim * sizeof(*key));
-        memcpy(values + (h * capacity + position) * dim, value + h * dim, dim * sizeof(*value));
-    }
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long h = 0; h < heads; h++) {
-        const long at = h / (heads / kv_heads) * capacity * dim;
-        head(q + h * dim, keys + at, values + at, y + h * dim, score + h * room, position + 1, dim, scale);
-    }
-}
-
-/* ---- a few queries behind a long prefix: a chunk of a prompt, a draft ---- */
-
-/* DEEP: the largest head. SEEN: positions of a block, whose scores stay in the first-level cache. LANES_PAY: queries
- * from which one pass with a query in each lane takes less time than one pass for each. */
-enum { DEEP = 256, SEEN = 64, PAIRS = 8, LANES_PAY = 4 };
-
-/* sums (queries, dim) = sums * fading + weights x values, for PAIRS queries and 32 of dim at a time. */
-TARGET INLINE void weigh(float *sums, const float *fading, const float *weights, const uint16_t *values, long length,
-                         long dim) {
-    __m512 low[PAIRS], high[PAIRS];
-#pragma GCC unroll 8
-    for (int j = 0; j < PAIRS; j++) {
-        low[j] = _mm512_mul_ps(_mm512_loadu_ps(sums + j * dim), _mm512_set1_ps(fading[j]));
-        high[j] = _mm512_mul_ps(_mm512_loadu_ps(sums + j * dim + LANES), _mm512_set1_ps(fading[j]));
-    }
-    for (long s = 0; s < length; s++) {
-        const __m512 left = widen(values + s * dim), right = widen(values + s * dim + LANES);
-#pragma GCC unroll 8
-        for (int j = 0; j < PAIRS; j++) {
-            const __m512 weight = _mm512_set1_ps(weights[s * LANES + j]);
-            low[j] = _mm512_fmadd_ps(weight, left, low[j]);
-            high[j] = _mm512_fmadd_ps(weight, right, high[j]);
-        }
-    }
-#pragma GCC unroll 8
-    for (int j = 0; j < PAIRS; j++) {
-        _mm512_storeu_ps(sums + j * dim, low[j]);
-        _mm512_storeu_ps(sums + j * dim + LANES, high[j]);
-    }
-}
-
-/* Up to 16 queries of one key head, each in a lane: nothing is summed across lanes, and keys and values pass
- * once for all of them. Query r is head r % group of token r / group, and sees positions below ends[r]. The
- * softmax runs along with the blocks (Milakov and Gimelshein 2018). */
-TARGET static void queries(const uint16_t *const *q, const uint16_t *keys, const uint16_t *values, uint16_t *const *y,
-                           const int32_t *ends, long count, long dim, float scale) {
-    int32_t packed[DEEP / 2 * LANES];
-    float sums[LANES * DEEP], weights[SEEN * LANES], fading[LANES], totals[LANES];
-    memset(packed, 0, sizeof(packed));
-    memset(sums, 0, sizeof(sums));
-    for (long lane = 0; lane < count; lane++)
-        for (long i = 0; i < dim / 2; i++) memcpy(packed + i * LANES + lane, q[lane] + 2 * i, sizeof(*packed));
-    const __m512 nothing = _mm512_set1_ps(-1e30f), lowest = _mm512_set1_ps(-100);
-    const __m512i limits = _mm512_loadu_si512(ends);
-    const long last = ends[count - 1];
-    __m512 top = nothing, total = _mm512_setzero_ps();
-    for (long block = 0; block < last; block += SEEN) {
-        const long length = last - block < SEEN ? last - block : SEEN;
-        __m512 best = top;
-        for (long s = 0; s < length; s += 4) {
-            __m512 sum[4];
-            const uint16_t *key[4];
-            for (int j = 0; j < 4; j++) {
-                sum[j] = _mm512_setzero_ps();
-                key[j] = keys + (block + (s + j < length ? s + j : length - 1)) * dim;
-            }
-            for (long i = 0; i < dim / 2; i++) {
-                const __m512bh query = (__m512bh)_mm512_loadu_si512(packed + i * LANES);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; j++) {
-                    int32_t pair;
-                    memcpy(&pair, key[j] + 2 * i, sizeof(pair));
-                    sum[j] = _mm512_dpbf16_ps(sum[j], query, (__m512bh)_mm512_set1_epi32(pair));
-                }
-            }
-            for (int j = 0; j < 4; j++) {
-                const __mmask16 seen = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32((int)(block + s + j)));
-                const __m512 score = _mm512_mul_ps(sum[j], _mm512_set1_ps(scale));
-                sum[j] = _mm512_mask_mov_ps(nothing, seen, score);
-                best = _mm512_max_ps(best, sum[j]);
-                _mm512_storeu_ps(weights + (s + j) * LANES, sum[j]);
-            }
-        }
-        /* In this order a NaN stays one. */
-        const __m512 fade = exponential(_mm512_max_ps(lowest, _mm512_sub_ps(top, best)));
-        _mm512_storeu_ps(fading, fade);
-        total = _mm512_mul_ps(total, fade);
-        top = best;
-        for (long s = 0; s < length; s++) {
-            const __m512 score = _mm512_loadu_ps(weights + s * LANES);
-            const __mmask16 seen = _mm512_cmpgt_epi32_mask(limits, _mm512_set1_epi32((int)(block + s)));
-            const __m512 weight =
-                _mm512_maskz_mov_ps(seen, exponential(_mm512_max_ps(lowest, _mm512_sub_ps(score, best))));
-            total = _mm512_add_ps(total, weight);
-            _mm512_storeu_ps(weights + s * LANES, weight);
-        }
-        for (long lane = 0; lane < count; lane += PAIRS)
-            for (long i = 0; i < dim; i += 2 * LANES)
-                weigh(sums + lane * dim + i, fading + lane, weights + lane, values + block * dim + i, length, dim);
-    }
-    _mm512_storeu_ps(totals, total);
-    for (long lane = 0; lane < count; lane++)
-        for (long i = 0; i < dim; i += LANES)
-            narrow(y[lane] + i,
-                   _mm512_mul_ps(_mm512_loadu_ps(sums + lane * dim + i), _mm512_set1_ps(1 / totals[lane])));
-}
-
-/* Queries `first` to first + count of a key head; query i is head i % group of token i / group, tokens are `row`
- * elements apart. */
-TARGET static void tile_of_queries(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y,
-                                   long first, long count, long group, long row, long dim, long start, float scale) {
-    const uint16_t *from[LANES];
-    uint16_t *to[LANES];
-    int32_t ends[LANES] = {0};
-    for (long lane = 0; lane < count; lane++) {
-        const long token = (first + lane) / group, at = token * row + (first + lane) % group * dim;
-        from[lane] = q + at;
-        to[lane] = y + at;
-        ends[lane] = (int32_t)(start + token + 1);
-    }
-    queries(from, keys, values, to, ends, count, dim, scale);
-}
-
-/* The queries q (rows, heads, dim) of the tokens at positions start.. of keys and values (kv_heads, capacity,
- * dim), in which they are stored already, see what is up to their own position -> y (rows, heads, dim).
- * dim: of 32, up to 256. */
-TARGET void llama_bf16_attend(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, long rows,
-                              long heads, long kv_heads, long dim, long capacity, long start, float scale,
-                              int threads) {
-    const long group = heads / kv_heads, all = rows * group, tiles = (all + LANES - 1) / LANES;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long item = 0; item < kv_heads * tiles; item++) {
-        const long h = item / tiles, first = item % tiles * LANES, at = h * group * dim;
-        tile_of_queries(q + at, keys + h * capacity * dim, values + h * capacity * dim, y + at, first,
-                        all - first < LANES ? all - first : LANES, group, heads * dim, dim, start, scale);
-    }
 }
 
 /* ---- whole layers for a few rows, in one parallel region ---- */
@@ -474,17 +287,19 @@ TARGET static void look(const step_t *s, const cache_t *caches, long thread, mee
                 for (long i = 0; i < all; i++, item++)
                     if (item == mine) {
                         const long to = i / group * query + i % group * s->dim;
-                        head(q + to, keys, values, seen + to, s->score + thread * s->room, start + i / group + 1,
-                             s->dim, s->scale);
+                        llama_one_query(q + to, keys, values, seen + to, s->score + thread * s->room,
+                                        start + i / group + 1, s->dim, s->scale);
                         mine = take(meeting);
                     }
-            } else
-                for (long i = 0; i < all; i += LANES, item++)
+            } else {
+                const long tile = llama_tile_size(all, s->kv_heads, s->threads);
+                for (long i = 0; i < all; i += tile, item++)
                     if (item == mine) {
-                        tile_of_queries(q, keys, values, seen, i, all - i < LANES ? all - i : LANES, group, query,
-                                        s->dim, start, s->scale);
+                        llama_tile(q, keys, values, seen, i, all - i < tile ? all - i : tile, group, query, s->dim,
+                                   start, s->scale);
                         mine = take(meeting);
                     }
+            }
         }
     }
 }

@@ -1,0 +1,18 @@
+/* Attention, for the fused layers. What is taken and given stands in attention.c. */
+
+#ifndef LLAMA_ATTENTION_H
+#define LLAMA_ATTENTION_H
+
+#include <stdint.h>
+
+/* DEEP: the largest head that a tile takes. LANES_PAY: queries from which one pass with a query in each lane takes less
+ * time than one pass for each. */
+enum { DEEP = 256, LANES_PAY = 4 };
+
+void llama_one_query(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, float *score,
+                     long length, long dim, float scale);
+long llama_tile_size(long all, long kv_heads, long threads);
+void llama_tile(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, long first, long count,
+                long group, long row, long dim, long start, float scale);
+
+#endif

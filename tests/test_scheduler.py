@@ -236,6 +236,26 @@ def test_beside_live_decodes_prompts_are_cut_smaller():
     assert loop.step() == [(1, 0, 6)]
 
 
+def test_beside_live_decodes_chunks_get_smaller_along_a_prompt():
+    """And never stop: at least one token of the oldest."""
+    loop = Loop(4, 3000, 300, prefill_tokens=10, reach=20)
+    loop.scheduler.add(0, request(35, 1000))
+    loop.step()
+    loop.scheduler.add(1, Request(tuple(range(100, 400)), 3, GREEDY))
+    loop.scheduler.add(2, Request(tuple(range(500, 900)), 3, GREEDY))
+    computed = [0, 0, 0]
+    while computed[1] < 290:
+        plan = {number: count for number, _, count in loop.step()}
+        budget, wanted = 12, {0: 1}
+        for number, length in ((1, 300), (2, 400)):
+            cost = 1 + computed[number] / 20
+            wanted[number] = min(length - computed[number], max(int(number == 1), int(budget / cost)))
+            budget -= wanted[number] * cost
+            computed[number] += wanted[number]
+        assert plan == {number: count for number, count in wanted.items() if count}
+    assert computed[2] < 100
+
+
 def test_samples_do_not_wait_for_the_prefill_of_later_requests():
     loop = Loop(4, 1000, 10)
     loop.scheduler.add(0, request(4, 3, n=2))

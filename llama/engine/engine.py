@@ -14,7 +14,7 @@ import torch
 
 from ..detokenizer import Detokenizer
 from ..errors import PromptError, PromptTooLongError, RequestError
-from ..model import Transformer
+from ..model import ModelArgs, Transformer
 from ..tokenizer import Tokenizer
 from .blocks import BLOCK, Blocks
 from .prefixes import Prefixes
@@ -30,6 +30,8 @@ __all__ = ["Engine"]
 # next to nothing.
 _PREFILL_TOKENS = {"cpu": 8}
 _PREFILL_TOKENS_ELSEWHERE = 256
+# Of the products of a token with weights, those with a position of its past take so many times as long.
+_ATTENTION_COST = 4.0
 
 
 @dataclass
@@ -40,6 +42,13 @@ class _Turn:
     count: int
     samples: list[Sequence] = field(default_factory=list)
     drawn: list[list[Drawn]] = field(default_factory=list)
+
+
+def _reach(params: ModelArgs) -> float:
+    """Positions whose attention takes a token as long as its products with the weights of a layer."""
+    heads, kv = params.n_heads * params.head_dim, (params.n_kv_heads or params.n_heads) * params.head_dim
+    weights = params.dim * (2 * heads + 2 * kv + 3 * params.ffn_dim)
+    return weights / (2 * heads * _ATTENTION_COST)
 
 
 class Engine:
@@ -89,7 +98,7 @@ class Engine:
             retained_tokens = max(params.max_seq_len, cache_tokens // 4)
         retained = min(self.blocks.total, self.blocks.of(retained_tokens))
         self.scheduler = Scheduler(
-            Limits(params.max_batch_size, step_tokens, prefill_tokens),
+            Limits(params.max_batch_size, step_tokens, prefill_tokens, _reach(params)),
             self.blocks,
             Prefixes(block, retained) if prefix_reuse else None,
             self._sequence,

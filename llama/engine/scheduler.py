@@ -9,6 +9,7 @@ stood in the queue. The oldest never gives way, and alone it always fits: so the
 from __future__ import annotations
 
 import bisect
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,14 +30,16 @@ class Limits:
 
     max_batch_size: sequences that run at the same time. step_tokens: tokens of one step; longer prompts
     are prefilled in chunks. prefill_tokens: tokens of prompts in a step in which somebody waits for the
-    next token of a live sequence, besides two for each that decodes. draft_tokens: rows of a step that
-    decodes and drafts may take together. ahead: new tokens that room is made for when a request begins,
-    so that it is not put back at once.
+    next token of a live sequence, besides two for each that decodes. reach: such a token counts double
+    behind so many positions, three times behind twice as many, for its attention costs more there.
+    draft_tokens: rows of a step that decodes and drafts may take together. ahead: new tokens that room is
+    made for when a request begins, so that it is not put back at once.
     """
 
     max_batch_size: int
     step_tokens: int = 1024
     prefill_tokens: int = 128
+    reach: float = math.inf
     draft_tokens: int = 32
     ahead: int = 64
 
@@ -173,14 +176,20 @@ class Scheduler:
                 left -= 1
         plan: Plan = [(sequence, 1) for sequence in decodes]
         waiting = [s for s in awake if s.pending > 1 and s.blocks]
+        budget = math.inf
         if waiting and any(sequence.request.live for sequence in decodes):
-            left = min(left, self.limits.prefill_tokens + 2 * len(decodes))
+            budget = self.limits.prefill_tokens + 2 * len(decodes)
         for sequence in waiting:
-            if left and not self.room.waits(sequence):
-                count = min(sequence.pending, left)
+            if self.room.waits(sequence):
+                continue
+            cost = 1 + sequence.computed / self.limits.reach
+            least = int(len(plan) == len(decodes))  # the oldest gets on in any case
+            count = int(min(sequence.pending, left, max(least, budget / cost)))
+            if count:
                 plan.append((sequence, count))
                 left -= count
-        return self._with_drafts(plan, decodes, left)
+                budget -= count * cost
+        return self._with_drafts(plan, decodes, int(max(0, min(left, budget))))
 
     def _with_drafts(self, plan: Plan, decodes: list[Sequence], left: int) -> Plan:
         """Let decodes verify drafts, where the step and the memory that is free have room for them."""

@@ -217,6 +217,17 @@ def test_values_that_float16_has_not_are_refused(tmp_path: Path, layout: str) ->
     assert left_in(tmp_path) == ["a"]
 
 
+def test_values_of_float64_that_no_dtype_has_are_refused(tmp_path: Path) -> None:
+    weights = {name: value.double() for name, value in weights_of(4, torch.float32).items()}
+    weights[WQ] = weights[WQ].clone()
+    weights[WQ][3, 3] = 1e300
+    save_checkpoint(
+        tmp_path / "a", {**WIDE, "n_kv_heads": 4}, weights, tiny_model_path(), dtype=torch.float64
+    )
+    with pytest.raises(ConfigError, match=r"holds values up to 1e\+300, but float32 ends"):
+        to("meta", tmp_path / "a", tmp_path / "b", dtype=torch.float32)
+
+
 def test_infinite_values_stay_as_they_are(tmp_path: Path) -> None:
     """They are for `verify` to find; float16 has them too."""
     for value in (float("inf"), float("nan")):
@@ -769,8 +780,37 @@ def test_force_replaces_no_file_and_no_link(tmp_path: Path, meta: Path, kind: st
     else:
         shutil.copytree(meta, tmp_path / "elsewhere")
         target.symlink_to(tmp_path / "elsewhere")
-    assert str(target) in refused(CheckpointWriteError, "meta", meta, target, force=True)
-    assert target.is_symlink() == (kind == "link")
+    text = refused(CheckpointWriteError, "meta", meta, target, force=True)
+    assert str(target) in text
+    assert ("symbolic link" in text) == target.is_symlink() == (kind == "link")
+
+
+def test_force_does_not_replace_what_the_source_links_to(tmp_path: Path, meta: Path) -> None:
+    """As in a cache of downloads, where a folder of links stands for the files."""
+    links = tmp_path / "links"
+    links.mkdir()
+    for path in meta.iterdir():
+        (links / path.name).symlink_to(path)
+    text = refused(CheckpointWriteError, "meta", links, meta, shards=1, force=True)
+    assert str(links) in text
+    assert "link" in text
+
+
+def test_what_replaces_a_folder_is_on_the_disk_before(
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power cut could leave neither of the two."""
+    target = meta_folder(tmp_path / "target", 4)
+    synced, fsync = [], os.fsync
+
+    def counted(handle: int) -> None:
+        assert len(list(target.glob("consolidated.*.pth"))) == 4, "the old folder is gone already"
+        synced.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    to("meta", meta, target, shards=1, force=True)
+    assert {path.stat().st_ino for path in (target, *target.iterdir())} <= set(synced)
 
 
 def test_a_failed_conversion_with_force_keeps_the_old_folder(tmp_path: Path) -> None:
@@ -837,6 +877,14 @@ def test_shards_that_the_heads_do_not_allow(tmp_path: Path, meta: Path, shards: 
     text = refused(ConfigError, "meta", meta, tmp_path / "out", shards=shards)
     assert f"{shards} shards" in text
     assert "use one of 1, 2, 4" in text
+
+
+def test_a_key_value_head_lies_in_one_shard(tmp_path: Path) -> None:
+    """Four ranks would run this model, two of them with a copy of the same head; files have no copies."""
+    meta = meta_folder(tmp_path / "source" / "meta", 2, kv_heads=2)
+    assert open_checkpoint(meta).args.vocab_size % 4 == 0
+    text = refused(ConfigError, "meta", meta, tmp_path / "out", shards=4)
+    assert text.endswith("use one of 1, 2")
 
 
 def test_other_wrong_parameters(tmp_path: Path, meta: Path) -> None:
@@ -1106,6 +1154,60 @@ def test_a_second_conversion_to_the_same_target_is_refused(tmp_path: Path, meta:
         assert left_in(first.folder) == [".lock", "half"]
         to("meta", meta, tmp_path / "out" / "other")
     assert left_in(tmp_path / "out") == ["other"]
+
+
+def test_a_second_conversion_is_refused_while_the_first_gets_its_name(
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must not take the folder for one that a killed run left, and empty it."""
+    target, rename, refusals = tmp_path / "target", Path.rename, []
+
+    def beside(path: Path, new: Path) -> Path:
+        if not refusals:
+            with pytest.raises(CheckpointWriteError, match="another conversion is writing") as caught:
+                Target(target, 0, force=False, source=meta).__enter__()
+            refusals.append(caught.value)
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", beside)
+    to("meta", meta, target)
+    assert refusals
+    assert_shards(target, weights_of(4, torch.float32), 2)
+    assert left_in(target) == [
+        "checklist.chk",
+        "consolidated.00.pth",
+        "consolidated.01.pth",
+        "params.json",
+        "tokenizer.model",
+    ]
+
+
+def test_a_lock_that_went_with_a_finished_folder_is_not_taken_for_ones_own(
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    flock, left = fcntl.flock, tmp_path / ".target.unfinished"
+
+    def late(handle: int, how: int) -> None:
+        """Between the opening of the lock and this, one run ended and another began."""
+        left.rename(tmp_path / "finished")
+        left.mkdir()
+        (left / ".lock").write_text("theirs")
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(CheckpointWriteError, match="another conversion is writing"):
+        to("meta", meta, tmp_path / "target")
+    assert left_in(left) == [".lock"]
+
+
+def test_force_replaces_a_folder_whose_run_was_killed_before_its_lock_was_removed(
+    tmp_path: Path, meta: Path
+) -> None:
+    target = meta_folder(tmp_path / "target", 4)
+    (target / ".lock").touch()
+    to("meta", meta, target, force=True)
+    assert ".lock" not in left_in(target)
 
 
 def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path, meta: Path) -> None:

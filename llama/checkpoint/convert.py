@@ -273,7 +273,7 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
     """What becomes infinite in a narrower dtype would be lost."""
     if out.isfinite().all():
         return
-    exact = torch.empty(out.shape, dtype=torch.float32)
+    exact = torch.empty(out.shape, dtype=source.dtype)
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():

@@ -24,6 +24,7 @@ _OWN = re.compile(
     r"(consolidated|model|pytorch_model)\b.*\.(pth|safetensors|bin|json)|params\.json|checklist\.chk|config\.json"
     r"|generation_config\.json|tokenizer.*\.(model|json)|special_tokens_map\.json|added_tokens\.json"
     r"|chat_template\.(json|jinja)|(README|LICENSE|MODEL_CARD|USE_POLICY)(\.(md|txt))?|\.gitattributes|\.DS_Store"
+    rf"|{re.escape(_LOCK)}"
 )
 
 
@@ -90,8 +91,8 @@ class Target:
         """Give the folder its final name."""
         assert self._lock is not None
         self._check_final()
-        (self.folder / _LOCK).unlink()
         if self.final.exists():
+            _to_disk(self.folder)  # what it replaces is removed below
             shutil.rmtree(self._old, ignore_errors=True)
             self.final.rename(self._old)
         try:
@@ -100,7 +101,9 @@ class Target:
             if self._old.exists():
                 self._old.rename(self.final)
             raise
-        # From here on a folder of that name is another run's.
+        # From here on a folder of that name is another run's. The lock goes with the folder until here: without it
+        # a second run would take the folder for one that a killed run left.
+        (self.final / _LOCK).unlink()
         os.close(self._lock)
         self._lock = None
         self._made = []
@@ -116,6 +119,11 @@ class Target:
             return
         if not self._force:
             raise CheckpointWriteError(f"{final} exists; choose another place, or pass --force to replace it")
+        linked = [path for path in source.iterdir() if final in Path(os.path.realpath(path)).parents]
+        if linked:
+            raise CheckpointWriteError(
+                f"{final} holds {linked[0].name} of the source {source}, which is a link to it; choose another place"
+            )
         plain = final.is_dir() and not final.is_symlink()
         names = {path.name for path in final.iterdir()} if plain else set()
         strange = sorted(name for name in names if (final / name).is_dir() or not _OWN.fullmatch(name))
@@ -123,6 +131,7 @@ class Target:
         configured = names & {"params.json", "config.json"}
         if not plain or strange or (names and not (weights and configured)):
             why = f": it holds {some(strange)}" if strange else ""
+            why = ": it is a symbolic link" if final.is_symlink() else why
             raise CheckpointWriteError(
                 f"{final} does not look like a checkpoint folder{why}, so --force does not replace it;"
                 " remove it yourself"
@@ -136,6 +145,9 @@ class Target:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Until a moment ago it may have been another run's, and have gone with the folder to its final name.
+            if not os.path.samestat(os.fstat(lock), os.stat(self.folder / _LOCK)):
+                raise BlockingIOError
         except ImportError:  # no such locks on this system
             pass
         except BlockingIOError:
@@ -167,3 +179,13 @@ class Target:
         else:
             why = f"{error.strerror or error} ({error.filename or self.folder})"
         return CheckpointWriteError(f"{self.final} was not written: {why}. Nothing was left behind")
+
+
+def _to_disk(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

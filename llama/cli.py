@@ -251,7 +251,8 @@ def _convert(options: argparse.Namespace) -> int:
         force=options.force,
         progress=Progress(parameter_count(source.args) * dtype.itemsize, "converting"),
     )
-    print(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {dtype_name(done.dtype)} to {done.folder}:")
+    folder = os.fsencode(done.folder).decode(errors="backslashreplace")  # a name need not be text
+    print(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {dtype_name(done.dtype)} to {folder}:")
     for file in done.files:
         print(f"  {file}")
     return 0

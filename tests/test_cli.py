@@ -308,6 +308,21 @@ def test_convert_and_back_by_the_command(run: Any, tmp_path: Path) -> None:
     assert run("verify", tmp_path / "meta")[0] == run("verify", tmp_path / "hf")[0] == 0
 
 
+def test_names_of_folders_that_are_no_utf_8(run: Any, hf: Path, tmp_path: Path) -> None:
+    """safetensors are read from them; what torch cannot open is told in words."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    try:
+        hf.rename(folder)
+    except OSError:
+        pytest.skip("this file system has no such names")
+    code, out, err = run("convert", folder, folder.with_suffix(".meta"), "--to", "meta")
+    assert (code, err) == (0, "")
+    assert "caf\\xe9.meta" in out
+    code, _, err = run("info", folder.with_suffix(".meta"))
+    assert code == 1
+    assert "not UTF-8" in err
+
+
 def test_convert_with_another_dtype_and_tokenizer(run: Any, meta: Path, tmp_path: Path) -> None:
     (meta / "tokenizer.model").rename(tmp_path / "t.model")
     more = ("--dtype", "float16", "--tokenizer", tmp_path / "t.model")

@@ -240,13 +240,15 @@ def test_tied_embeddings(tmp_path: Path, way: str) -> None:
             open_checkpoint(tmp_path)
 
 
-def test_saved_frequencies_are_ignored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"]
+)
+def test_saved_frequencies_are_ignored(tmp_path: Path, name: str) -> None:
     model = random_model()
     save(model, tmp_path, "bin with index")
     index = tmp_path / "pytorch_model.bin.index.json"
     where = json.loads(index.read_text())["weight_map"]
     last = sorted(set(where.values()))[-1]
-    name = "model.layers.1.self_attn.rotary_emb.inv_freq"
     tensors = torch.load(tmp_path / last, weights_only=True)
     torch.save({**tensors, name: torch.zeros(4, dtype=torch.float64)}, tmp_path / last)
     # Known to the index or not.
@@ -364,6 +366,7 @@ SCALED = {"rope_theta": 1e6, "rope_type": "llama3", "factor": 8.0, "low_freq_fac
         ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
         ({"head_dim": 16}, ["head_dim", "16", "64", "8"]),
         ({"head_dim": "8"}, ["head_dim", "'8'"]),
+        ({"head_dim": {}}, ["head_dim", "{}"]),
         ({"hidden_size": 24}, ["24", "8 heads"]),
         ({"hidden_size": "64"}, ["'64'"]),
         ({"num_hidden_layers": True}, ["True"]),

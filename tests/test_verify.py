@@ -209,11 +209,13 @@ def test_a_checklist_that_is_none(meta: Path, cli: Any, text: str | bytes, word:
 
 
 def test_a_checklist_as_other_programs_write_it(meta: Path) -> None:
-    """md5sum -b marks binary files with a star; Windows ends lines with CR LF; digests may be in capitals."""
+    """md5sum -b marks binary files with a star, find puts ./ in front; Windows ends lines with CR LF; digests may be in
+    capitals."""
     path = meta / "checklist.chk"
     lines = [line.split() for line in path.read_text().splitlines()]
-    path.write_bytes("".join(f"{digest.upper()} *{name}\r\n" for digest, name in lines).encode())
-    assert rows(meta)["checksums"].status == "pass"
+    for mark in ("*", " ./", "*./"):
+        path.write_bytes("".join(f"{digest.upper()} {mark}{name}\r\n" for digest, name in lines).encode())
+        assert rows(meta)["checksums"].status == "pass"
 
 
 # ---- tensors, agreement, values -------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
     head_dim = config.get("head_dim")
-    if head_dim is not None and head_dim * shape["n_heads"] != shape["dim"]:
+    if head_dim is not None and head_dim != shape["dim"] / shape["n_heads"]:
         raise ConfigError(
             f"head_dim is {head_dim!r}, but hidden_size {shape['dim']} / {shape['n_heads']} heads ="
             f" {shape['dim'] / shape['n_heads']:g}; this runtime splits hidden_size evenly"

@@ -58,7 +58,7 @@ KEPT_FILES = (
     "chat_template.json",
 )
 # Of older exports; computed from rope_theta, in float32.
-_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 

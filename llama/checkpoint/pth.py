@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -63,6 +64,10 @@ def open_pth(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointFormatError(
             f"{path} holds more than tensors and was not run: {str(error).splitlines()[0][:200]}."
             " Only load checkpoints saved as a plain state dict"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise CheckpointFormatError(
+            f"{os.fsencode(path)!r} has a name that is not UTF-8, which torch cannot open; rename folder or file"
         ) from error
     except Exception as error:  # whatever a damaged pickle makes of its reader
         raise CheckpointFormatError(

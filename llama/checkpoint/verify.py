@@ -81,7 +81,7 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
     wanted: dict[str, str] = {}
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
-            match = re.fullmatch(r"([0-9a-fA-F]{32}) [ *](\S.*)", line.strip())
+            match = re.fullmatch(r"([0-9a-fA-F]{32}) [ *](?:\./)?(\S.*)", line.strip())
             if line.strip() and (match is None or Path(match[2]).name != match[2]):
                 return Finding(
                     name, "fail", f"checklist.chk has the line {line[:80]!r}, not an md5 and a file name"

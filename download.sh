@@ -396,6 +396,7 @@ trouble() {
 fetch_file() {
     local file=$1 sum=$2 want=$3 part=$dir/$1.part have now reason='' idle=0 wrong=0 most=0
     printf '%s\n%s\n' "$file" "${want:-0}" >"$lock/active.$lane"
+    if [ -d "$part" ] || [ -d "$dir/$file" ]; then reason="a folder stands in its place; remove it"; fi
     while [ -z "$reason" ]; do
         if [ -n "$(refusal "$part" "$file")" ]; then rm -f "$part"; fi
         have=$(bytes "$part")
@@ -756,7 +757,7 @@ plan() {
         for file in $(files_of "$name"); do
             sum=
             if [ -f "$path/checklist.chk" ]; then sum=$(md5_for "$path/checklist.chk" "$file"); fi
-            if [ -s "$path/$file" ] && { [ -n "$sum" ] || [ "${file%.pth}" = "$file" ]; }; then
+            if [ -f "$path/$file" ] && [ -s "$path/$file" ] && { [ -n "$sum" ] || [ "${file%.pth}" = "$file" ]; }; then
                 if [ -n "$sum" ]; then
                     if [ "$(md5_of "$path/$file")" = "$sum" ]; then have=yes; else have=no; fi
                 else # its size is all there is to compare
@@ -774,8 +775,11 @@ plan() {
             if [ -z "$size" ]; then
                 size=0
                 case $file in *.pth) size=$(($(published "$name") * 1048576 / $(shards "$name"))) ;; esac
-                [ "$http" != 200 ] ||
+                if [ "$http" = 200 ]; then
                     say "CodeLlama-$name/$file: the server does not tell the size; reckoning with $(human "$size")."
+                elif [ "$action" = dry-run ]; then
+                    missing+=("CodeLlama-$name/$file: the server ${http:+answered }${http:-did not answer}")
+                fi
             fi
             have=$(bytes "$path/$file.part")
             if [ "$have" -lt "$size" ]; then need=$((need + size - have)); fi
@@ -809,6 +813,10 @@ dry_run() {
     plan
     printf 'In all %s to fetch; nothing was written.\n' "$(human "$need")"
     check_disk
+    [ ${#missing[@]} -eq 0 ] && return
+    printf 'Of these no size is known; the published one was reckoned with:\n' >&2
+    printf '  %s\n' "${missing[@]}" >&2
+    exit 1
 }
 
 fetch() {
@@ -821,7 +829,7 @@ fetch() {
     queue=() queue_md5=() queue_size=()
     for name in "${chosen[@]}"; do
         path=$dir/CodeLlama-$name
-        mkdir -p "$path" || die "The folder $path cannot be made: choose another with --dir."
+        mkdir -p "$path" 2>/dev/null || die "The folder $path cannot be made: choose another with --dir."
         checklist_ok "$path/checklist.chk" "$name" || enqueue "CodeLlama-$name/checklist.chk" "" ""
     done
     run_queue

@@ -584,6 +584,19 @@ def test_a_shard_that_the_server_lacks_is_named_with_the_line_to_run_next(once) 
     once.complete("13b")
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, WEIGHTS + ".part", "CodeLlama-7b/checklist.chk"])
+def test_a_folder_in_the_place_of_a_file_is_no_success(once, name) -> None:
+    (once.folder / name).mkdir(parents=True)
+    result = once.run("--models", "7b")
+    assert result.returncode == 1
+    file = name.removesuffix(".part")
+    assert result.stderr.splitlines()[:2] == [
+        "Missing:",
+        f"  {file}: a folder stands in its place; remove it",
+    ]
+    assert not list((once.folder / name).iterdir())
+
+
 # ------------------------------------------------------------------------------------ before a request
 
 
@@ -718,6 +731,22 @@ def test_a_dry_run_asks_for_sizes_only_and_writes_nothing(script) -> None:
     assert f"{WEIGHTS}: 195.4 KiB to fetch." in result.stdout
     assert "In all 198.4 KiB to fetch; nothing was written." in result.stdout
     assert not script.folder.exists()
+
+
+@pytest.mark.parametrize("answer", ["404", "nothing"])
+def test_a_dry_run_does_not_pass_for_what_the_server_lacks(script, answer) -> None:
+    del script.server.files[WEIGHTS]
+    env = {}
+    if answer == "nothing":
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            env["CODELLAMA_HOST"] = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = env.get("CODELLAMA_HOST", script.server.host) + "/*?" + QUERY
+    result = script.run("--models", "7b", "--dry-run", env=env, url=url)
+    assert result.returncode == 1
+    words = "answered 404" if answer == "404" else "did not answer"
+    assert f"  {WEIGHTS}: the server {words}" in result.stderr.splitlines()
+    assert len(result.stderr.splitlines()) == (2 if answer == "404" else 4)
 
 
 def test_check_only_passes_a_good_folder_and_names_what_is_wrong_in_a_bad_one(once) -> None:

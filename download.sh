@@ -383,8 +383,8 @@ trouble() {
         404:*) echo "the server does not have it (404)" ;;
         [345]??:*) echo "the server answered $http" ;;
         *) case $fetcher:$code in
-            curl:6) echo "the host was not found; is the network up?" ;;
-            curl:23 | wget:3) echo "it could not be written; is the disk full, or the folder read-only?" ;;
+            curl:6) echo "the host was not found; the network may be down" ;;
+            curl:23 | wget:3) echo "it could not be written; the disk may be full, or the folder read-only" ;;
             curl:35 | curl:60 | wget:5) echo "the server's certificate was not accepted; a proxy may stand between" ;;
             *) echo "the connection broke $TRIES times in a row without a byte ($fetcher exit status $code)" ;;
         esac ;;

@@ -1136,7 +1136,7 @@ def test_a_killed_conversion_leaves_nothing_that_loads(
     assert_nothing_loads_then_convert(tmp_path / "out", meta, layout)
 
 
-@pytest.mark.parametrize(("layout", "where"), [("hf", "config_of")])
+@pytest.mark.parametrize(("layout", "where"), [("hf", "config_of"), ("meta", "_md5")])
 def test_a_conversion_killed_behind_its_weights_leaves_nothing_that_loads(
     tmp_path: Path, meta: Path, layout: str, where: str
 ) -> None:
@@ -1311,6 +1311,8 @@ def test_from_hugging_face_to_hugging_face_its_own_files_go_along(tmp_path: Path
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))
     (tmp_path / "a" / "generation_config.json").write_text('{"eos_token_id": [2, 5], "top_p": 0.9}')
     (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages }}")
+    old = config | {"dtype": "float32"}  # transformers 5's name, which it prefers
+    (tmp_path / "a" / "config.json").write_text(json.dumps(old))
     to("hf", tmp_path / "a", tmp_path / "b", dtype=torch.bfloat16)
     assert json.loads((tmp_path / "b" / "config.json").read_text()) == config | {"torch_dtype": "bfloat16"}
     for name in ("generation_config.json", "chat_template.jinja", "tokenizer_config.json"):

@@ -304,6 +304,14 @@ def test_a_cut_connection_is_continued_where_it_broke(script) -> None:
     assert script.server.sent() == len(script.server.files[WEIGHTS])
 
 
+def test_a_connection_that_falls_silent_counts_as_broken(script) -> None:
+    script.server.faults[WEIGHTS] = Fault(times=1, pace=100)
+    result = script.run("--models", "7b", env={"CODELLAMA_PATIENCE": "1"})
+    assert result.returncode == 0
+    script.complete()
+    assert [one.range for one in script.server.gets()] == [None, "bytes=8192-"]
+
+
 def test_a_part_of_an_earlier_run_is_continued(script) -> None:
     part_of(script, 150_000)
     assert script.run("--models", "7b").returncode == 0

@@ -264,6 +264,13 @@ def test_safetensors_are_preferred_to_bins(tmp_path: Path) -> None:
     assert_same_logits(tmp_path, logits_of(model))
 
 
+def test_another_vendors_copy_of_the_weights_is_left_alone(tmp_path: Path) -> None:
+    model = random_model()
+    save(model, tmp_path, "numbered safetensors")
+    shutil.copy(next(tmp_path.glob("*.safetensors")), tmp_path / "consolidated.safetensors")
+    assert_same_logits(tmp_path, logits_of(model))
+
+
 def test_files_of_metas_layout_count_where_both_are_there(tmp_path: Path) -> None:
     """Some repositories hold both; consolidated.safetensors beside the rest is no part of either."""
     save(random_model(), tmp_path)

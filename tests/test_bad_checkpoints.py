@@ -181,6 +181,17 @@ def test_offsets_that_overlap_or_leave_holes(copy: Any, start: int, stop: int, w
     refuse(path.parent, CheckpointFormatError, path, "not sound", word)
 
 
+def test_a_hole_between_two_tensors(copy: Any) -> None:
+    path = weights_in(copy("one"))
+    header, data = parts(path)
+    at = header[WQ]["data_offsets"][0]
+    for name in [name for name in header if name != "__metadata__"]:
+        if header[name]["data_offsets"][0] >= at:
+            header = shift(header, name, 4, 4)
+    put(path, header, data[:at] + bytes(4) + data[at:])
+    refuse(path.parent, CheckpointFormatError, path, "not sound", "begins at byte")
+
+
 def test_two_tensors_in_one_place(copy: Any) -> None:
     path = weights_in(copy("one"))
     header, data = parts(path)

@@ -645,6 +645,7 @@ URLS = {
     "https://download.example.org/x.llamameta.net/*?Policy=abc": "does not begin with https://download*",
     "https://download2.llamameta.net@example.org/*?Policy=abc": "does not begin with https://download*",
     "https://download@example.org#.llamameta.net/*?Policy=abc": "does not begin with https://download*",
+    "https://download2@x.llamameta.net/*?Policy=abc": "does not begin with https://download*",
     "ftp://download2.llamameta.net/*?Policy=abc": "does not begin with https://download*",
     "download2.llamameta.net/*?Policy=abc": "does not begin with https://download*",
 }

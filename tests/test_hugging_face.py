@@ -435,7 +435,7 @@ def edit(folder: Path, **changes: torch.Tensor | None) -> None:
         ({"model.layers.0.mlp.up_proj.bias": torch.zeros(176)}, ["model.layers.0.mlp.up_proj.bias"]),
         ({"model.layers.9.self_attn.rotary_emb.inv_freq2": torch.zeros(4)}, ["inv_freq2"]),
         ({Q_PROJ: torch.zeros(64, 32)}, [Q_PROJ, "[64, 32]", "[64, 64]", "pytorch_model.bin"]),
-        ({Q_PROJ: torch.zeros(64, 64).half()}, [Q_PROJ, "float16", "float32"]),
+        ({Q_PROJ: torch.zeros(64, 64).half()}, [Q_PROJ, "float16", "float32", "save it again"]),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
 )

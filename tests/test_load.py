@@ -292,6 +292,14 @@ def test_a_missing_folder(tmp_path: Path, refuse: Any) -> None:
     refuse(tmp_path / "nowhere", CheckpointNotFoundError, tmp_path / "nowhere", "does not exist")
 
 
+@pytest.mark.parametrize("denied", [os.R_OK, os.X_OK])
+def test_a_folder_that_may_not_be_read(
+    folder: Path, refuse: Any, monkeypatch: pytest.MonkeyPatch, denied: int
+) -> None:
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & denied)  # root may read all
+    refuse(folder, CheckpointNotFoundError, folder, "may not be read")
+
+
 def test_a_file_for_a_folder(folder: Path, refuse: Any) -> None:
     refuse(folder / "consolidated.00.pth", CheckpointNotFoundError, "is a file", "folder")
 
@@ -305,6 +313,7 @@ def test_a_file_for_a_folder(folder: Path, refuse: Any) -> None:
         (["pytorch_model.bin"], "no config.json"),
         (["CodeLlama-7b-hf/config.json"], "CodeLlama-7b-hf"),
         (["CodeLlama-7b/consolidated.00.pth", "LICENSE"], "CodeLlama-7b"),
+        (["blobs/1", "refs/main", "snapshots/1f/config.json"], "pass /given/snapshots/1f"),
         (["README.md", "notes.txt"], "README.md"),
         ([f"file{i}" for i in range(30)], "24 more"),
         (["consolidated.00.pth.bak", "consolidated.pth"], "consolidated.pth"),
@@ -316,9 +325,9 @@ def test_a_folder_without_shards_says_what_is_there(
     where = tmp_path / "given"
     where.mkdir()
     for name in names:
-        (where / name).parent.mkdir(exist_ok=True)
+        (where / name).parent.mkdir(exist_ok=True, parents=True)
         (where / name).write_bytes(b"x")
-    refuse(where, CheckpointNotFoundError, where, word)
+    refuse(where, CheckpointNotFoundError, where, word.replace("/given", str(where)))
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])

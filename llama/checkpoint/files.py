@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,8 @@ def check_folder(folder: Path) -> None:
         )
     if not folder.is_dir():
         raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds the checkpoint")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")
 
 
 def check_file(path: Path, why: str = "download it again") -> int:

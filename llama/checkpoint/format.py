@@ -185,12 +185,12 @@ def _what_is_there(folder: Path) -> str:
             "it has weights in Hugging Face's layout, but no config.json; fetch the one that came with them"
         )
     inner = [
-        name
-        for name in names
-        if (folder / name).is_dir()
-        and (any((folder / name).glob("consolidated.*.pth")) or (folder / name / "config.json").exists())
+        path
+        # In a cache of Hugging Face's hub, a snapshot is the folder of a model.
+        for path in (*sorted(folder.iterdir()), *sorted(folder.glob("snapshots/*")))
+        if path.is_dir() and (any(path.glob("consolidated.*.pth")) or (path / "config.json").exists())
     ]
     if inner:
-        return f"there is one in the folder {inner[0]} inside it; pass {folder / inner[0]}"
+        return f"there is one in the folder {inner[0].relative_to(folder)} inside it; pass {inner[0]}"
     shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return f"it holds {shown}; pass the folder of one model"

@@ -194,7 +194,7 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def _check(self, where: dict[str, str] | None) -> None:
         shapes = {hf_name(name): shape for name, shape in self.shapes.items()}
-        problems = []
+        problems, mixed = [], []
         missing = [name for name in shapes if name not in self._tensors]
         if missing:
             problems.append(f"it lacks {some(missing)}")
@@ -213,7 +213,12 @@ class HuggingFaceCheckpoint(Checkpoint):
             if tuple(tensor.shape) != shape:
                 problems.append(f"{name} in {path.name} is {list(tensor.shape)}, not {list(shape)}")
             elif tensor.dtype != self.dtype:
-                problems.append(f"{name} in {path.name} is {tensor.dtype}, the rest {self.dtype}")
+                mixed.append(f"{name} in {path.name} is {tensor.dtype}, the embedding {self.dtype}")
+        if mixed and not problems:
+            raise CheckpointMismatchError(
+                f"{self.folder} holds weights of several dtypes: {some(mixed)}. This runtime reads those of one:"
+                " load it in transformers with the dtype you want and save it again"
+            )
         if problems:
             more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise CheckpointMismatchError(

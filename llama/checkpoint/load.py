@@ -17,6 +17,7 @@ from .. import native, pages
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError
 from ..model import Transformer
 from ..tokenizer import Tokenizer
+from .files import check_folder
 from .format import read_params, shard_files
 from .hugging_face import HuggingFaceCheckpoint, is_hugging_face
 from .meta import MetaCheckpoint
@@ -44,6 +45,7 @@ def open_checkpoint(
         ConfigError: hyperparameters missing, unknown or not supported.
     """
     folder = Path(folder)
+    check_folder(folder)
     meta = any(folder.glob("consolidated.*.pth")) and (folder / "params.json").exists()
     if is_hugging_face(folder) and not meta:
         return HuggingFaceCheckpoint(folder, max_seq_len, max_batch_size)

@@ -51,6 +51,8 @@ class Fault:
     pace: float = 0.0  # seconds between pieces of 8 KiB
     ranges: bool = True  # whether a Range is heeded
     tells_size: bool = True  # whether HEAD and GET carry a Content-Length
+    kind: str | None = None  # the Content-Type in the place of the fitting one
+    location: str | None = None  # where a status of 3xx leads to
 
 
 @dataclass
@@ -135,7 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         self, request: Request, status: int, body: bytes, kind: str, fault: Fault, span: str | None = None
     ) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", fault.kind or kind)
+        if fault.location:
+            self.send_header("Location", fault.location)
         if fault.tells_size:
             self.send_header("Content-Length", str(len(body)))
         if span:

@@ -753,6 +753,9 @@ def test_force_replaces_a_checkpoint_folder(tmp_path: Path, meta: Path, old: str
     "names",
     [
         ["thesis.txt"],
+        ["README.md"],
+        ["config.json"],
+        ["model.bin", "README.md"],
         ["config.json", "main.py"],
         ["config.json", "src/main.py"],
         ["params.json", "notes.txt"],
@@ -783,6 +786,33 @@ def test_force_replaces_no_file_and_no_link(tmp_path: Path, meta: Path, kind: st
     text = refused(CheckpointWriteError, "meta", meta, target, force=True)
     assert str(target) in text
     assert ("symbolic link" in text) == target.is_symlink() == (kind == "link")
+
+
+def test_a_failed_conversion_takes_the_folders_with_it_that_it_made(tmp_path: Path) -> None:
+    overflowing(tmp_path / "a")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError):
+        to("meta", tmp_path / "a", tmp_path / "mine" / "x" / "y" / "b", dtype=torch.float16)
+    assert left_in(tmp_path / "mine") == []
+    assert left_in(tmp_path) == ["a", "mine"]
+
+
+def test_force_puts_the_old_folder_back_if_the_new_one_cannot_get_its_name(
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, rename = meta_folder(tmp_path / "out" / "target", 4), Path.rename
+    before = content(target)
+
+    def fails(path: Path, new: Path) -> Path:
+        if path.name == ".target.unfinished":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(CheckpointWriteError, match="was not written"):
+        to("meta", meta, target, force=True)
+    assert content(target) == before
+    assert left_in(target.parent) == ["target"]
 
 
 def test_force_does_not_replace_what_the_source_links_to(tmp_path: Path, meta: Path) -> None:
@@ -840,7 +870,7 @@ def test_a_target_in_or_around_the_source_is_refused(
         "inside, by a link": tmp_path / "link" / "new",
     }[where]
     before = content(tmp_path)
-    words = "exists|looks like|look like" if where == "by a link" else "source"
+    words = "exists|symbolic link" if where == "by a link" else "is, holds or lies in the source"
     with pytest.raises(CheckpointWriteError, match=words):
         to("meta", meta, target, force=force)
     assert content(tmp_path) == before

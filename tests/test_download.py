@@ -293,6 +293,27 @@ def test_no_failure_prints_the_query(script, fault) -> None:
         assert len(script.server.gets()) == 1, "what will not change is not tried again"
 
 
+def test_no_redirection_is_followed(script) -> None:
+    """It would hand the query to another host."""
+    with serving(checkpoint("7b")) as other:
+        other.query = ""
+        script.server.faults[WEIGHTS] = Fault(status=302, location=f"{other.host}/{WEIGHTS}")
+        assert script.run("--models", "7b").returncode == 1
+        assert other.requests == []
+
+
+def test_settings_of_the_users_own_are_not_read(script, tmp_path) -> None:
+    home, log = tmp_path / "home", tmp_path / "weights folder" / "log"
+    home.mkdir()
+    log.parent.mkdir()
+    (home / ".curlrc").write_text(f'trace-ascii = "{log}"\n')
+    (home / ".wgetrc").write_text(f"logfile = {log}\nuser_agent = theirs\n")
+    result = script.run("--models", "7b", env={"HOME": str(home), "CURL_HOME": str(home)})
+    assert result.returncode == 0
+    script.complete()
+    assert not log.exists()
+
+
 # ------------------------------------------------------------------------------------ broken connections
 
 
@@ -302,6 +323,14 @@ def test_a_cut_connection_is_continued_where_it_broke(script) -> None:
     script.complete()
     assert [one.range for one in script.server.gets()] == [None, "bytes=70000-", "bytes=140000-"]
     assert script.server.sent() == len(script.server.files[WEIGHTS])
+
+
+def test_only_tries_in_a_row_that_bring_nothing_are_counted(once) -> None:
+    once.server.faults[WEIGHTS] = Fault(times=9, cut=20_000)
+    assert once.run("--models", "7b").returncode == 0
+    once.complete()
+    assert len(once.server.gets()) == 10
+    assert once.server.sent() == len(once.server.files[WEIGHTS])
 
 
 def test_a_connection_that_falls_silent_counts_as_broken(script) -> None:
@@ -515,6 +544,16 @@ def test_a_web_page_is_not_taken_for_a_small_file(once, name) -> None:
     assert result.returncode == 1
     assert f"  CodeLlama-7b/{name}: the server sent a web page" in result.stderr
     assert not (once.folder / "CodeLlama-7b" / name).exists()
+
+
+def test_a_page_that_begins_with_no_tag_is_known_by_its_kind(once) -> None:
+    once.server.faults["CodeLlama-7b/tokenizer.model"] = Fault(
+        body=b"Sign in.", kind="text/html; charset=utf-8"
+    )
+    result = once.run("--models", "7b")
+    assert result.returncode == 1
+    assert "  CodeLlama-7b/tokenizer.model: the server sent a web page" in result.stderr
+    assert len(once.server.gets("tokenizer.model")) == 1
 
 
 def wrong(server: Server, path: str = WEIGHTS) -> bytes:

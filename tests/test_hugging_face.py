@@ -257,6 +257,15 @@ def test_saved_frequencies_are_ignored(tmp_path: Path, name: str) -> None:
         assert_same_logits(tmp_path, logits_of(model))
 
 
+def test_an_index_that_an_earlier_save_left_does_not_count(tmp_path: Path) -> None:
+    """transformers removes the old files when it saves again, but not their index."""
+    save(random_model(8), tmp_path, "safetensors with index")
+    model = random_model(2)
+    model.save_pretrained(tmp_path)
+    assert {"model.safetensors", "model.safetensors.index.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert_same_logits(tmp_path, logits_of(model))
+
+
 def test_safetensors_are_preferred_to_bins(tmp_path: Path) -> None:
     model = random_model()
     save(model, tmp_path)

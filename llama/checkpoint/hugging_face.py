@@ -98,11 +98,12 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         (_INDEXES[0], "model.safetensors", "*.safetensors"),
         (_INDEXES[1], "pytorch_model.bin", "pytorch_model*.bin"),
     ):
+        # In this order, as transformers: it leaves an old index where it saves the model again as one file.
+        if _is_there(folder / single):
+            return [folder / single], None
         if _is_there(folder / index):
             where = _weight_map(folder / index)
             return [folder / name for name in sorted(set(where.values()))], where
-        if _is_there(folder / single):
-            return [folder / single], None
         # "consolidated" is another vendor's copy of the same weights, in names of its own.
         found = [path for path in sorted(folder.glob(pattern)) if not path.name.startswith("consolidated")]
         if found:

@@ -258,6 +258,7 @@ def test_info_names_the_member(member: Any) -> None:
     args.rope_theta = 1e4
     if member.name == "70B":
         assert "Instruct" in guess(args, tiny_tokenizer("step"))
+        assert "or Llama 2 70B" in guess(args, tiny_tokenizer("plain"))
     else:
         assert "rope_theta" in guess(args, None)
     args = args_of(member)

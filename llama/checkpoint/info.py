@@ -44,8 +44,10 @@ def guess(args: ModelArgs, tokenizer: Tokenizer | None) -> str:
     if member.name == "34B":
         return f"{name} (base, Python and Instruct have the same shapes and vocabulary)"
     if member.name == "70B":
+        if args.rope_theta != 1e4:
+            return f"{name} (base or Python)"
         chat = tokenizer is not None and tokenizer.step_id is not None
-        return f"{name} {'Instruct' if args.rope_theta == 1e4 and chat else '(base or Python)'}"
+        return f"{name} {'Instruct' if chat else 'or Llama 2 70B, which has the same shapes'}"
     return f"{name} {'Python' if args.vocab_size == 32000 else '(base or Instruct)'}"
 
 

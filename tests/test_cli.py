@@ -271,7 +271,10 @@ def test_info_names_the_member(member: Any) -> None:
         layout, files, shards, dtype = "Meta", (), member.shards, torch.bfloat16
 
     Opened.args = args  # type: ignore[attr-defined]
-    found = dict(describe(Opened(), None))  # type: ignore[arg-type]
+    for theta, context in ((1e6, "16,384"), (1e4, "4,096" if member.name == "70B" else "2,048")):
+        args.rope_theta = theta
+        found = dict(describe(Opened(), None))  # type: ignore[arg-type]
+        assert found["context"].startswith(f"{context} tokens")
     sizes = {"7B": "6.74B", "13B": "13B", "34B": "33.7B", "70B": "69B"}
     assert found["parameters"] == f"{sizes[member.name]} in bfloat16"
 

@@ -1282,6 +1282,23 @@ def test_nothing_of_a_killed_run_gets_into_the_next(tmp_path: Path, meta: Path, 
     open_checkpoint(tmp_path / "out" / "target")
 
 
+@pytest.mark.parametrize("kind", ["link", "folder of folders"])
+def test_what_no_run_left_is_not_taken_for_it(tmp_path: Path, meta: Path, kind: str) -> None:
+    left, theirs = tmp_path / "out" / ".target.unfinished", tmp_path / "theirs"
+    (theirs / "thesis").mkdir(parents=True)
+    left.parent.mkdir()
+    if kind == "link":
+        (theirs / "thesis").rmdir()
+        (theirs / "thesis").write_text("mine")
+        left.symlink_to(theirs)
+    else:
+        theirs.rename(left)
+    with pytest.raises(CheckpointWriteError, match="is in the way"):
+        to("meta", meta, left.with_name("target"))
+    assert left_in(left) == ["thesis"]
+    assert left_in(left.parent) == [left.name]
+
+
 def test_values_that_bfloat16_has_not_are_refused(tmp_path: Path) -> None:
     """float32 goes a little further than bfloat16 rounds to."""
     overflowing(tmp_path / "a", 3.4e38)

@@ -140,6 +140,10 @@ class Target:
     def _claim(self) -> None:
         """Make the unfinished folder this process's own."""
         self.folder.mkdir(exist_ok=True)
+        if self.folder.is_symlink() or any(path.is_dir() for path in self.folder.iterdir()):
+            raise CheckpointWriteError(
+                f"{self.folder} is in the way, and no conversion made it; remove or rename it"
+            )
         lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             import fcntl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from llama.generation import Llama
 # Tiny tensors gain nothing from a second thread, and where the cores are shared with another program
 # the threads of a parallel region wait for each other: the suite took three times as long.
 torch.set_num_threads(1)
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and so would all that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

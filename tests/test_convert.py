@@ -1082,7 +1082,7 @@ from llama.cli import main
 where = sys.argv[1]
 def slowly(*a, chunks=convert._chunks):
     for chunk in chunks(*a):
-        time.sleep(0.4)
+        time.sleep(1)
         yield chunk
 def die(*a):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -1096,7 +1096,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.fixture
 def slow(tmp_path: Path, meta: Path) -> Iterator[Any]:
-    """A conversion under way: it has written something, and has seconds to go."""
+    """A conversion under way: it has written something, and has 20 seconds to go."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = []
 
@@ -1132,7 +1132,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     before = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert time.monotonic() - before < 4  # not only when it was done
+    assert time.monotonic() - before < 12  # of the 20 that it would have taken
     assert process.returncode == code
     assert err == ("interrupted\n" if code == 130 else "")
     assert left_in(tmp_path / "out") == []

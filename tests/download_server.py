@@ -12,13 +12,14 @@ import io
 import random
 import re
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 QUERY = "Policy=eyJTdGF0ZW1lbnQi~_-secret&Signature=s3cr3t~x&Key-Pair-Id=K1"
+# Longer than any test waits for anything; shorter than for ever, where a test has failed.
+_HELD_SECONDS = 300
 SHARDS = {"7b": 1, "13b": 2, "34b": 4, "70b": 8}
 
 
@@ -48,7 +49,8 @@ class Fault:
     status: int | None = None  # answered in the place of the file
     body: bytes | None = None  # sent with 200 in the place of the file, whatever range is asked for
     cut: int | None = None  # bytes of the answer after which the connection breaks
-    pace: float = 0.0  # seconds between pieces of 8 KiB
+    hold: int | None = None  # bytes of the answer after which it waits for `go`
+    go: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True  # whether a Range is heeded
     tells_size: bool = True  # whether HEAD and GET carry a Content-Length
     kind: str | None = None  # the Content-Type in the place of the fitting one
@@ -83,7 +85,7 @@ class Server:
     @property
     def url(self) -> str:
         """The signed URL."""
-        return f"{self.host}/*?{QUERY}"
+        return f"{self.host}/*?{self.query}"
 
     def gets(self, suffix: str = ".pth") -> list[Request]:
         """The GET requests of paths that end so."""
@@ -149,12 +151,13 @@ class _Handler(BaseHTTPRequestHandler):
             if request.method == "HEAD":
                 return
             end = len(body) if fault.cut is None else min(fault.cut, len(body))
-            piece = 8192 if fault.pace else 1 << 20
-            for start in range(0, end, piece):
-                self.wfile.write(body[start : min(start + piece, end)])
+            middle = end if fault.hold is None else min(fault.hold, end)
+            for start, stop in ((0, middle), (middle, end)):
+                if start == fault.hold:
+                    fault.go.wait(_HELD_SECONDS)
+                self.wfile.write(body[start:stop])
                 if status < 300:
-                    request.sent += min(piece, end - start)
-                time.sleep(fault.pace)
+                    request.sent += stop - start
 
 
 @contextlib.contextmanager
@@ -171,5 +174,7 @@ def serving(files: dict[str, bytes]) -> Iterator[Server]:
         try:
             yield state
         finally:
+            for fault in state.faults.values():
+                fault.go.set()
             http.shutdown()
             thread.join()

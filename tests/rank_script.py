@@ -6,6 +6,7 @@ is not a number). Each scenario writes what it saw to FOLDER/out-<world>/<scenar
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import runpy
@@ -27,6 +28,8 @@ RANK = int(os.environ.get("RANK", "0"))
 SHARDS = (1, 2, 4)
 PROMPTS = ["def return self value", "é 漢字 <PRE> x", "for i in range(10):", "class", "import list index"]
 NAN_ID = 300
+# Seconds at the end of which nobody looks any more: who waits for the others at its end for so long hangs.
+NEVER = 3600
 EXAMPLES = ("completion", "infilling", "instructions")
 
 
@@ -152,9 +155,11 @@ def refused(folder: Path) -> Any:
 
 def one_fails(folder: Path) -> Any:
     """An error of the host program on its last rank only, while the others go on."""
+    distributed._MEETING_SECONDS = NEVER
     with build(folder, WORLD) as llama:
         for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
             if RANK == WORLD - 1:
+                (folder / "failed").touch()
                 raise ValueError("the host program's own mistake")
 
 
@@ -164,19 +169,32 @@ def one_exits(folder: Path) -> Any:
     llama = build(folder, WORLD)
     for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
         if RANK == WORLD - 1:
+            (folder / "failed").touch()
             sys.exit("the host program's own mistake")
 
 
 def endless(folder: Path) -> Any:
-    """A generation that goes on until it is stopped from outside."""
+    """A generation that goes on until it is stopped from outside. Whoever ends by itself says so."""
+    distributed._MEETING_SECONDS = NEVER
+    atexit.register((folder / f"ended.{RANK}").touch)
+    begun = False
     with Llama.build(folder / "s2", None, 200_000, 1, device="cpu", dtype="float32") as llama:
         while True:
             for _ in llama.stream(["x"], temperature=1, max_gen_len=100_000, seed=0):
-                (folder / f"pid.{RANK}").write_text(str(os.getpid()))
+                if not begun:
+                    _write(folder / f"pid.{RANK}", str(os.getpid()))
+                    begun = True
 
 
 def _result(folder: Path, scenario: str, rank: int) -> Path:
     return folder / f"out-{WORLD}" / f"{scenario}.{rank}.json"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole as soon as it is there: a rank may be killed, and another process look, at any time."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def main() -> None:
@@ -185,9 +203,7 @@ def main() -> None:
         found = globals()[name](folder)
         path = _result(folder, name, RANK)
         path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        unfinished.write_text(json.dumps(found))
-        unfinished.replace(path)  # whole as soon as it is there: a launch may be killed at any time
+        _write(path, json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests"
 _MARK = "LLAMA_TEST_LAUNCH"
+# Seconds after which a launch counts as hanging: a guard, far above what one takes on a busy machine.
+HANGS = 300.0
+# What a process may take to end that has been killed, before it counts as one that outlived its launcher.
+_LAST_SECONDS = 10.0
 # What a launcher, or the user's shell, may have left in the environment of the tests themselves.
 _FOREIGN = (
     "RANK",
@@ -92,7 +96,7 @@ class Launch:
                 continue
         return found
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout: float = HANGS) -> None:
         """Until the condition holds; fails if the launch ends before it, or time is up."""
         end = time.monotonic() + timeout
         while not condition():
@@ -104,14 +108,18 @@ class Launch:
         """Ctrl-C, which a terminal sends to the launcher."""
         self.process.send_signal(signal.SIGINT)
 
-    def finish(self, timeout: float) -> Finished:
+    def runs(self, pid: int) -> bool:
+        """Whether the process is one of this launch. Numbers of processes that ended go to others."""
+        return any(process.pid == pid for process in self.alive())
+
+    def finish(self, timeout: float = HANGS) -> Finished:
         """Wait for the end. Fails, and kills, if time is up or a process outlives the launcher."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"no end within {timeout} s\n{self._output(1)[-6000:]}") from None
         seconds = time.monotonic() - self._started
-        end = time.monotonic() + 2
+        end = time.monotonic() + _LAST_SECONDS
         while (left := [process.pid for process in self.alive()]) and time.monotonic() < end:
             time.sleep(0.05)
         assert not left, f"processes {left} outlived the launcher"
@@ -152,7 +160,7 @@ def run_ranks(
     script: str | Path,
     *arguments: object,
     ranks: int | None,
-    timeout: float = 120,
+    timeout: float = HANGS,
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
     """Run to the end."""

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import ROOT
+from ranks import HANGS, ROOT
 from tiny_models import SHAPE, hugging_face_twin, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
@@ -87,7 +87,9 @@ print(code, sorted(heavy), file=sys.stderr)
 def test_help_is_there_at_once(verb: tuple[str, ...]) -> None:
     """Nothing heavy is imported for it, which alone takes seconds."""
     command = [sys.executable, "-c", HELP, *verb, "--help"]
-    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, check=False
+    )
     assert done.stderr == "0 []\n"
     words = {
         (): VERBS,
@@ -199,7 +201,9 @@ def test_errors_of_other_kinds_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_process_ends_with_the_code_and_without_a_traceback() -> None:
     command = [sys.executable, "-m", "llama", "info", "nowhere"]
-    done = subprocess.run(command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, check=False
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: .*nowhere.*\n", done.stderr)
 
@@ -368,7 +372,7 @@ def test_a_reader_that_goes_away_is_no_error(verb: str, takes: bool) -> None:
     process.stdout.close()
     err = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 0
+    assert process.wait(HANGS) == 0
     assert err == ""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import ROOT
+from ranks import HANGS, ROOT
 from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
@@ -531,7 +531,7 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
     del weights
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(folder)], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LOAD, str(folder)], env=env, capture_output=True, text=True, timeout=HANGS
     )
     shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr

@@ -26,8 +26,8 @@ from llama import Llama
 from llama.distributed import threads_per_rank
 
 SCENARIOS = ("shards", "sizes", "replicas", "nan", "refusals", "threads", "host", "examples")
-# Far below the time for which a rank waits for the others at its end, far above what an end takes.
-SOON = 18.0
+# Below the 30 s after which torchrun kills what has not ended by itself, far above what an end takes.
+SOON = 28.0
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ class World:
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
-        self.finished: Finished = run_ranks("rank_script.py", folder, *SCENARIOS, ranks=size, timeout=200)
+        self.finished: Finished = run_ranks("rank_script.py", folder, *SCENARIOS, ranks=size)
 
     def of(self, scenario: str) -> list[Any]:
         """The scenario's result on each rank."""
@@ -232,7 +232,7 @@ def test_an_error_of_all_ranks_ends_the_launch(folder: Path) -> None:
     """And a number of threads that the user set is kept."""
     environment = {"OMP_NUM_THREADS": "2"}
     arguments = (folder, "threads", "refused")
-    finished = run_ranks("rank_script.py", *arguments, ranks=3, timeout=60, environment=environment)
+    finished = run_ranks("rank_script.py", *arguments, ranks=3, environment=environment)
     assert finished.code != 0
     assert "sizes that work: 1, 2, 4" in finished.stderr
     assert finished.stdout == ""
@@ -243,28 +243,29 @@ def test_an_error_of_all_ranks_ends_the_launch(folder: Path) -> None:
 
 @pytest.mark.parametrize("scenario", ["one_fails", "one_exits"])
 def test_an_error_of_one_rank_ends_all(folder: Path, scenario: str) -> None:
-    finished = run_ranks("rank_script.py", folder, "threads", scenario, ranks=2, timeout=60)
+    finished = run_ranks("rank_script.py", folder, scenario, ranks=2)
     assert finished.code != 0
     assert "the host program's own mistake" in finished.stderr
-    begun = max((folder / "out-2" / f"threads.{rank}.json").stat().st_mtime for rank in range(2))
-    assert time.time() - begun < SOON
+    assert time.time() - (folder / "failed").stat().st_mtime < SOON
 
 
 @pytest.mark.parametrize("way", ["ctrl-c", "killed"])
 def test_a_launch_that_is_stopped_ends_soon_and_whole(folder: Path, way: str) -> None:
     """Ctrl-C in the middle of a generation on 4 ranks; one rank of 2 killed by the system."""
     size = 4 if way == "ctrl-c" else 2
-    pids = [folder / f"pid.{rank}" for rank in range(size)]
-    for path in pids:
+    pids, ended = ([folder / f"{name}.{rank}" for rank in range(size)] for name in ("pid", "ended"))
+    for path in (*pids, *ended):
         path.unlink(missing_ok=True)
     with launched("rank_script.py", folder, "endless", ranks=size) as launch:
-        launch.wait_for(lambda: all(path.exists() and path.read_text() for path in pids), 60)
+        launch.wait_for(lambda: all(path.exists() for path in pids))
         stopped = time.monotonic()
         if way == "ctrl-c":
             launch.interrupt()
         else:
             os.kill(int(pids[1].read_text()), signal.SIGKILL)
-        finished = launch.finish(2 * SOON)
+        finished = launch.finish()
+        assert time.monotonic() - stopped < SOON
+        assert not any(launch.runs(int(path.read_text())) for path in pids)
     assert finished.code != 0
-    assert time.monotonic() - stopped < SOON
-    assert not any(psutil.pid_exists(int(path.read_text())) for path in pids)
+    if way == "ctrl-c":
+        assert all(path.exists() for path in ended), "nobody had to be killed"

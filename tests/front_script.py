@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
+import time
 from pathlib import Path
 
 from tiny_llama import tiny_model
@@ -38,7 +39,10 @@ async def twenty(front: AsyncEngine) -> None:
 
 
 def sigterm() -> None:
-    asyncio.run(serve(engine(), twenty))
+    try:
+        asyncio.run(serve(engine(), twenty))
+    finally:
+        MARK.with_name("over").write_text(str(time.monotonic()))
 
 
 def stuck() -> None:

@@ -215,15 +215,16 @@ def test_ids_outside_the_vocabulary_are_a_named_error():
 
 
 def test_an_id_costs_the_same_late_as_early():
-    """Late ids of a long text take no longer than early ones (10x leaves room for a busy machine)."""
+    """Late ids of a long text take no longer than early ones (10x leaves room for a busy machine, and
+    the time is that of this thread alone)."""
     detokenizer = Detokenizer(TOKENIZER, stop=["a" * 200 + "b", "never"])
     ids = byte_ids(b"a") * 500
     spent = []
     for _ in range(40):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for i in ids:
             detokenizer.push(i)
-        spent.append(time.perf_counter() - begin)
+        spent.append(time.thread_time() - begin)
     assert min(spent[-5:]) < 10 * min(spent[:5])
     assert len(detokenizer._held) <= 200
     assert len(detokenizer._ends) <= 200

@@ -159,9 +159,10 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
         if not timers:
             timers.append(loop.call_later(_FOLLOWER_SECONDS, leave))
 
-    threading.Thread(target=work, name="llama-follow", daemon=True).start()
     try:
         with _on_signals((signal.SIGTERM, signal.SIGINT) if sigterm else (), told):
+            # Once signals are heard: rank 0 may serve as soon as this thread follows.
+            threading.Thread(target=work, name="llama-follow", daemon=True).start()
             await over
     finally:
         for timer in timers:

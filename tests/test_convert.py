@@ -462,11 +462,16 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
 # ---- tokenizers of the converted folder ---------------------------------------------------------------
 
 
+# Of this process: another may be using its own at the same time.
+_folders: list[Path] = []
+
+
 @functools.cache
 def with_public_tokenizer(name: str) -> Path:
     """A tiny model of that vocabulary, converted."""
     tokenizer = public_tokenizer(name)
     folder = Path(tempfile.mkdtemp(prefix="llama-converted-"))
+    _folders.append(folder)
     params = {**SHAPE, "dim": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 2, "multiple_of": 8}
     weights = random_weights(params, tokenizer.n_words)
     save_checkpoint(folder / "meta", params, weights, Path(tokenizer.model_path))
@@ -478,8 +483,8 @@ def with_public_tokenizer(name: str) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _no_folders_left() -> Iterator[None]:
     yield
-    for path in Path(tempfile.gettempdir()).glob("llama-converted-*"):
-        shutil.rmtree(path)
+    while _folders:
+        shutil.rmtree(_folders.pop(), ignore_errors=True)
     with_public_tokenizer.cache_clear()
 
 

@@ -39,6 +39,7 @@ async def twenty(front: AsyncEngine) -> None:
 
 
 def sigterm() -> None:
+    serving._LAST_SECONDS = 60  # on a busy machine it may be late, and the test says how late
     try:
         asyncio.run(serve(engine(), twenty))
     finally:

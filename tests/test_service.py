@@ -35,9 +35,10 @@ from llama.errors import RankError, RequestError
 from llama.sampling import GREEDY, SamplingParams
 
 CPU = torch.device("cpu")
-# From a signal to the end of the service on every rank that is left. Takes 0.02 s, and more where the cores are shared.
-SOON = 15.0
-# torchrun kills after 30 s what has not ended by itself.
+# From a signal to the end of the service on every rank that is left. Takes 0.02 s; but a rank in the middle of a step
+# hears of another only when that one's interpreter has ended, which takes several where the cores are shared.
+SOON = 30.0
+# Below the 30 s after which torchrun kills what has not ended by itself.
 PATIENCE = 28.0
 
 

@@ -198,8 +198,8 @@ def _write_all(
             raise
 
     with ThreadPoolExecutor(min(_WORKERS, len(files), os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(one, file) for file in files]
         try:
+            futures = [pool.submit(one, file) for file in files]
             # The first error that is one: those after it may only say that they were told to stop.
             errors = [error for future in futures if (error := future.exception()) is not None]
         except BaseException:  # Ctrl-C in this thread

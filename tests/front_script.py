@@ -6,6 +6,7 @@ import asyncio
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tiny_llama import tiny_model
@@ -23,7 +24,7 @@ def engine() -> Engine:
     return Engine(tiny_model(max_batch_size=20, max_seq_len=2 * LONG), tiny_tokenizer())
 
 
-async def twenty(front: AsyncEngine) -> None:
+async def twenty(front: AsyncEngine, when_all_run: Callable[[], None] = MARK.touch) -> None:
     """20 endless requests; each says how it ended."""
     begun = [0] * 20
 
@@ -31,7 +32,7 @@ async def twenty(front: AsyncEngine) -> None:
         async for delta in front.stream(Request((1, 5 + i), LONG, SAMPLED, seed=i)):
             begun[i] = 1
             if sum(begun) == 20:
-                MARK.touch()
+                when_all_run()
             if delta.finish_reason is not None:
                 print(delta.finish_reason.value, flush=True)
 
@@ -47,18 +48,19 @@ def sigterm() -> None:
 
 
 def stuck() -> None:
-    """A step that takes for ever begins when all requests run."""
+    """A step that takes for ever begins when all requests run, and says so."""
     serving._LAST_SECONDS = 2.5
-    made = engine()
+    made, all_run = engine(), threading.Event()
     step = made.step
 
     def stepping() -> object:
-        if MARK.exists():
+        if all_run.is_set():
+            MARK.touch()
             threading.Event().wait()
         return step()
 
     made.step = stepping  # type: ignore[method-assign, assignment]
-    asyncio.run(serve(made, twenty))
+    asyncio.run(serve(made, lambda front: twenty(front, all_run.set)))
 
 
 def unclosed() -> None:

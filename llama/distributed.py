@@ -87,6 +87,14 @@ class Parallel:
             dist.broadcast(x, src=dist.get_global_rank(self.group, 0), group=self.group)
         return x
 
+    def give_up(self) -> None:
+        """Say that this rank left a step that the other ranks of the model may be in, where that can be said.
+
+        They fail then, instead of waiting for this process to end. The model cannot be used any more.
+        """
+        if self.shared is not None:
+            self.shared.give_up()
+
     def smallest(self, value: int | None, device: torch.device) -> int | None:
         """The smallest value among all ranks of all replicas; None (no limit) where all say so.
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ __all__ = ["SharedMemory", "meet"]
 _SLOT = 1 << 20
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _AGAIN = -1
+# Of each rank, as in csrc/ranks.c: number, process id; behind them, whether it gave up.
+_HEADER = 128
+_RANK = struct.Struct("=Qq?")
 
 
 class SharedMemory:
@@ -35,7 +39,7 @@ class SharedMemory:
         path: a file of the right size, the same for all ranks.
         rank, size: of the group.
 
-    Each method raises RuntimeError where another rank's process has ended.
+    Each method raises RuntimeError where another rank's process has ended, or gave up.
     """
 
     def __init__(self, path: str, rank: int, size: int) -> None:
@@ -81,6 +85,11 @@ class SharedMemory:
         if self._rank:
             x.copy_(given)
 
+    def give_up(self) -> None:
+        """Let no other rank wait for this one any more: it left a step that the others are in the middle of."""
+        number, pid, _ = _RANK.unpack_from(self._memory, self._rank * _HEADER)
+        _RANK.pack_into(self._memory, self._rank * _HEADER, number, pid, True)
+
     def _call(self, function: Any, *arguments: int) -> None:
         self._number += 1
         code = _AGAIN
@@ -89,8 +98,17 @@ class SharedMemory:
             where = (self._base, self._rank, self._size, _SLOT, self._number)
             code = function(*where, *arguments, write)
             write = 0
+            if code == _AGAIN:
+                code = next((1 + rank for rank in range(self._size) if self._left(rank)), _AGAIN)
         if code:
             raise RuntimeError(f"rank {code - 1} of this model is gone; its own messages say why")
+
+    def _left(self, rank: int) -> bool:
+        """Whether a rank will not come to this collective, though the system still knows its process."""
+        at = rank * _HEADER
+        _, pid, gave_up = _RANK.unpack_from(self._memory, at)
+        # Its number last: it may have come, and ended, since.
+        return (gave_up or _is_zombie(pid)) and _RANK.unpack_from(self._memory, at)[0] < self._number
 
 
 def meet(group: Any, rank: int, size: int, local: bool) -> SharedMemory | None:
@@ -104,18 +122,28 @@ def meet(group: Any, rank: int, size: int, local: bool) -> SharedMemory | None:
     if rank == 0 and library is not None:
         with contextlib.suppress(OSError):
             name = [_make(library.llama_ranks_bytes(size, _SLOT))]
-    dist.broadcast_object_list(name, src=dist.get_global_rank(group, 0), group=group)
-    memory = None
-    if name[0] is not None and library is not None:
-        with contextlib.suppress(OSError, ValueError):
-            memory = SharedMemory(name[0], rank, size)
-    have: list[Any] = [None] * size
-    dist.all_gather_object(have, memory is not None, group=group)
-    if rank == 0 and name[0] is not None:
-        # Everybody has mapped it: nothing is left behind, whatever becomes of the ranks.
-        with contextlib.suppress(OSError):
-            os.unlink(name[0])
+    made = name[0]
+    try:
+        dist.broadcast_object_list(name, src=dist.get_global_rank(group, 0), group=group)
+        memory = None
+        if name[0] is not None and library is not None:
+            with contextlib.suppress(OSError, ValueError):
+                memory = SharedMemory(name[0], rank, size)
+        have: list[Any] = [None] * size
+        dist.all_gather_object(have, memory is not None, group=group)
+    finally:
+        if made is not None:
+            # Everybody has mapped it, or never will: nothing is left behind, whatever becomes of the ranks.
+            with contextlib.suppress(OSError):
+                os.unlink(made)
     return memory if all(have) else None
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended, but whoever started it has not looked yet: kill(2) does not tell."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return False
 
 
 def _make(nbytes: int) -> str:

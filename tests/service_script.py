@@ -21,7 +21,7 @@ import psutil
 
 from llama import Llama, distributed
 from llama.engine import AsyncEngine, Request, serve, serving
-from llama.errors import NumericsError, ParallelismError
+from llama.errors import NumericsError, ParallelismError, RankError
 from llama.sampling import GREEDY, SamplingParams
 
 SAMPLED = SamplingParams(temperature=1.1, top_p=0.95)
@@ -41,6 +41,7 @@ SCENARIOS: dict[str, tuple[int, dict[int, signal.Signals]]] = {
     "busy_without_1": (2, {1: signal.SIGKILL}),
     "fails_on_0": (2, {}),
     "fails_on_1": (2, {}),
+    "outlived": (2, {}),
     "sigterm": (2, {0: signal.SIGTERM, 1: signal.SIGTERM}),
     "sigterm_of_one": (2, {1: signal.SIGTERM}),
 }
@@ -228,6 +229,17 @@ def fails_on_0(folder: Path) -> Any:
 
 def fails_on_1(folder: Path) -> Any:
     failing(folder, 1)
+
+
+def outlived(folder: Path) -> Any:
+    """A rank whose step failed lives on until the other has heard of it."""
+    try:
+        failing(folder, 1)
+    except RankError as error:
+        (folder / f"heard.{rank()}").touch()
+        while not (folder / f"heard.{1 - rank()}").exists():
+            time.sleep(0.02)
+        return str(error)
 
 
 # ---- the launcher ------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from tiny_tokenizers import tiny_model_path
 from llama.distributed import Parallel
 from llama.engine import AsyncEngine, Engine, FinishReason, Request, channel, follow
 from llama.engine.events import Add, Cancel, Pause, Resume, Stop, decode, encode
+from llama.engine.service import Inbox, lead
 from llama.errors import RankError, RequestError
 from llama.sampling import GREEDY, SamplingParams
 
@@ -139,6 +140,9 @@ class ThreadRank:
         for each in self.queues[1:]:
             each.put(x.clone())
         return x
+
+    def give_up(self):
+        """The others have their patience."""
 
 
 def ranks(count, batch=4, **more):
@@ -270,6 +274,16 @@ def test_a_step_that_fails_on_one_rank_ends_the_service_on_all(broken, monkeypat
 
 
 # ---- the connection ------------------------------------------------------------------------------------
+
+
+def test_what_comes_in_behind_the_end_is_not_left_in_the_engine():
+    """A caller on another loop that asks while the front closes."""
+    engine, inbox = Engine(tiny_model(), TOKENIZER), Inbox()
+    for event in (Add(0, ask(5, 50)), Stop(), Add(1, ask(5, 50))):
+        inbox.put(event)
+    lead(engine, inbox, lambda results: None)
+    assert not engine.unfinished
+    assert not engine.scheduler.running
 
 
 @contextlib.contextmanager
@@ -464,6 +478,12 @@ def test_a_rank_whose_step_fails_ends_all_with_its_reason(folder, broken):
     for rank in range(2):
         assert f"RankError: {reason}" in ended.output(rank)
     assert ended.output(0, "out").startswith(f"RankError {reason}")
+
+
+def test_nobody_waits_for_the_end_of_a_rank_whose_step_failed(folder):
+    ended = Ended(folder, "outlived")
+    for rank in range(2):
+        assert "rank 1 failed, and with it the service on all ranks" in ended.found(rank)
 
 
 def test_sigterm_ends_all_requests_with_a_reason(folder):

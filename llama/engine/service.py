@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..distributed import rank_threads
+from ..distributed import Parallel, rank_threads
 from ..errors import LlamaError, RankError
 from ..sampling import SamplingParams
 from .channel import REASON_SECONDS, FollowerChannel, LeaderChannel, follow_channel, lead_channel
@@ -211,13 +211,15 @@ def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) 
         with torch.inference_mode(), _current(device):
             _lead(replica, channel, inbox, deliver)
     except BaseException as error:
-        replica.cancel_all()
         if parallel.size == 1:
             raise
         failure = error if isinstance(error, RankError) else channel.reason() or _failed(0, error)
         _tell(channel, failure)
+        parallel.give_up()
         raise failure from error
     finally:
+        # Also after a Stop: what came in behind it was added like anything else.
+        replica.cancel_all()
         channel.close()
         inbox.close()
 
@@ -260,10 +262,12 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
                 if replica.busy:
                     replica.step()
     except RankError:
+        parallel.give_up()
         raise
     except Exception as error:
-        raise _why(channel, parallel.rank, error) from error
+        raise _why(channel, parallel, error) from error
     except BaseException as error:
+        parallel.give_up()
         channel.send(str(_failed(parallel.rank, error)))
         raise
     finally:
@@ -273,7 +277,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
         raise RankError(replica.failure)
 
 
-def _why(channel: FollowerChannel, rank: int, error: Exception) -> RankError:
+def _why(channel: FollowerChannel, parallel: Parallel, error: Exception) -> RankError:
     """What to raise where a step failed here: perhaps because another rank went first."""
     try:
         told = decode(channel.receive(REASON_SECONDS), SamplingParams)
@@ -284,7 +288,9 @@ def _why(channel: FollowerChannel, rank: int, error: Exception) -> RankError:
     for event in told:
         if isinstance(event, Stop) and event.failure is not None:
             return RankError(event.failure)
-    failure = _failed(rank, error)
+    failure = _failed(parallel.rank, error)
+    # Only now, so that the first rank, which may wait in its step, finds the reason at once.
+    parallel.give_up()
     channel.send(str(failure))
     return failure
 

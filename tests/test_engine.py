@@ -465,6 +465,12 @@ def test_a_failed_step_is_as_if_it_had_not_been(monkeypatch, failing, step_token
         ("stop_ids", frozenset({None})),
         ("stop", ("",)),
         ("stop", (3,)),
+        ("stop", "ab"),
+        ("stop", 5),
+        ("stop_ids", None),
+        ("prompt", None),
+        ("prediction", "abc"),
+        ("sampling", None),
     ],
 )
 def test_a_request_that_no_step_could_run_is_refused_at_once(field: str, value: object) -> None:

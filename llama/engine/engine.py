@@ -15,6 +15,7 @@ import torch
 from ..detokenizer import Detokenizer
 from ..errors import PromptError, PromptTooLongError, RequestError
 from ..model import ModelArgs, Transformer
+from ..sampling import SamplingParams
 from ..tokenizer import Tokenizer
 from .blocks import BLOCK, Blocks
 from .prefixes import Prefixes
@@ -88,6 +89,8 @@ class Engine:
         self.tokenizer = tokenizer
         self.runner = Runner(model)
         self.clock = clock
+        # Whether it belongs to a service: then nobody else adds to it or steps it.
+        self.front = False
         self._speculate = speculate
         if cache_tokens is None:
             cache_tokens = params.max_batch_size * params.max_seq_len
@@ -118,8 +121,10 @@ class Engine:
             PromptTooLongError: a prompt that leaves no room below max_seq_len.
             RequestError: more alternatives than the vocabulary has ids.
         """
-        length, limit, vocab = len(request.prompt), self.model.params.max_seq_len, self.model.vocab_size
         request.check()
+        if not isinstance(request.sampling, SamplingParams):
+            raise RequestError(f"sampling is {request.sampling!r}; it must be SamplingParams")
+        length, limit, vocab = len(request.prompt), self.model.params.max_seq_len, self.model.vocab_size
         if length == 0:
             raise PromptError("the prompt has no tokens; begin it with bos, as the prompt functions do")
         for name, ids in (("prompt", request.prompt), ("prediction", request.prediction)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -85,6 +86,10 @@ class Request:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RequestError(f"{name} is {value!r}; it must be an integer of at least {least}")
+        for name in ("prompt", "prediction", "stop_ids", "stop"):
+            value = getattr(self, name)
+            if isinstance(value, str | bytes) or not isinstance(value, Collection):
+                raise RequestError(f"{name} is {value!r}; it must be a tuple")
         for name in ("prompt", "prediction", "stop_ids"):
             bad = [token for token in getattr(self, name) if type(token) is not int]
             if bad:

@@ -5,6 +5,7 @@ Knows requests, outputs and deltas; what a text call makes of them is in generat
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ __all__ = ["Calls"]
 class Calls:
     """Calls of one `Llama` on its engine. Several may be under way at once.
 
+    On one rank they may come from several threads, which take turns at the steps; several ranks must make the
+    same calls in the same order.
+
     Args:
         engine: this rank's.
         seeds: gives each prompt its seed.
@@ -29,6 +33,9 @@ class Calls:
         self.engine = engine
         self.seeds = seeds
         self._inboxes: dict[int, list[Delta]] = {}
+        # Who holds it may change the engine. Ids whose call is over wait in `_over` for somebody who does.
+        self._turn = threading.Lock()
+        self._over: list[int] = []
 
     def requests(
         self,
@@ -78,25 +85,50 @@ class Calls:
         left = sum(request.n for _, request in requests)
         try:
             for index, request in requests:
-                request_id = self.engine.add(request)
-                index_of[request_id] = index
-                self._inboxes[request_id] = inbox
+                with self._turn:
+                    self._check_free()
+                    request_id = self.engine.add(request)
+                    index_of[request_id] = index
+                    self._inboxes[request_id] = inbox
             while left:
-                if not inbox:
-                    with rank_threads(self.engine.model.device):
-                        deltas = self.engine.step()
-                    for delta in deltas:
-                        if (
-                            box := self._inboxes.get(delta.key[0])
-                        ) is not None:  # else the host's own request
-                            box.append(delta)
-                mine, inbox[:] = list(inbox), []
+                with self._turn:
+                    if not inbox:
+                        self._step()
+                    mine, inbox[:] = list(inbox), []
+                self._tidy()
                 left -= sum(delta.finish_reason is not None for delta in mine)
                 yield [(index_of[delta.key[0]], delta) for delta in mine]
         finally:
-            for request_id in index_of:
-                self.engine.cancel(request_id)
-                del self._inboxes[request_id]
+            self._over += index_of
+            self._tidy()
+
+    def _check_free(self) -> None:
+        if self.engine.front:
+            raise RequestError("this model serves: ask its front, or call when the service has ended")
+
+    def _step(self) -> None:
+        self._check_free()
+        with rank_threads(self.engine.model.device):
+            deltas = self.engine.step()
+        for delta in deltas:
+            box = self._inboxes.get(delta.key[0])
+            if box is not None:  # else the host's own request
+                box.append(delta)
+
+    def _tidy(self) -> None:
+        """Drop what is left of calls that are over, or leave it to whoever has the turn.
+
+        A stream that nobody holds any more may be cleared away in the middle of a step, by the garbage collector.
+        """
+        while self._over and self._turn.acquire(blocking=False):
+            try:
+                while self._over:
+                    request_id = self._over.pop()
+                    if not self.engine.front:  # else it began with nothing of ours in the engine
+                        self.engine.cancel(request_id)
+                    del self._inboxes[request_id]
+            finally:
+                self._turn.release()
 
     def run(
         self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None

@@ -10,6 +10,7 @@ import functools
 import gc
 import threading
 import time
+import traceback
 
 import psutil
 import pytest
@@ -278,6 +279,10 @@ def test_a_front_refuses_what_it_cannot_serve():
     engine = gated()
     with pytest.raises(RequestError, match="unread is 0"):
         AsyncEngine(engine, unread=0)
+    front = AsyncEngine(engine)
+    with pytest.raises(RequestError, match="already serves another front"):
+        AsyncEngine(engine)
+    run(front.close())
     engine.add(ask(4, 4))
     with pytest.raises(RequestError, match="still runs requests"):
         AsyncEngine(engine)
@@ -473,6 +478,32 @@ def test_a_request_lost_in_a_failed_admission_fails_too(monkeypatch):
     run(main())
 
 
+def depth(error):
+    return len(list(traceback.walk_tb(error.__traceback__)))
+
+
+def test_an_error_of_many_streams_keeps_the_trace_of_one(monkeypatch):
+    """Or the last of ten thousand callers would be shown, and hold, the way of all of them."""
+    engine = gated()
+
+    def failing(*args):
+        raise MemoryError("no room for a cache")
+
+    async def main():
+        async with AsyncEngine(engine) as front:
+            engine.open.clear()
+            tasks = [asyncio.ensure_future(collect(front, ask(5, 5))) for _ in range(50)]
+            await until(lambda: len(front._streams) == 50)
+            monkeypatch.setattr(engine.scheduler, "_new_sequence", failing)
+            engine.open.set()
+            errors = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(error) for error in errors} == {MemoryError}
+            assert max(map(depth, errors)) < 25
+            assert "_new_sequence" in "".join(traceback.format_exception(errors[-1]))
+
+    run(main())
+
+
 def test_a_failure_of_the_front_itself_ends_everything_with_its_reason(monkeypatch):
     engine = endless()
 
@@ -484,8 +515,10 @@ def test_a_failure_of_the_front_itself_ends_everything_with_its_reason(monkeypat
             with pytest.raises(OSError, match="no way"):
                 await task
             await front.ended()
-            with pytest.raises(OSError, match="no way"):
-                front.stream(ask(6, 6))
+            for _ in range(50):
+                with pytest.raises(OSError, match="no way"):
+                    front.stream(ask(6, 6))
+            assert depth(front.failure) < 25
 
     def breaking(post):
         state = []

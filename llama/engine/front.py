@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
+from types import TracebackType
 
 from ..errors import EngineClosedError, RequestError
 from .channel import check_one_model
@@ -58,6 +59,7 @@ class _Stream:
         self.read = 0  # by the caller
         self.paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._trace: TracebackType | None = None
 
     @property
     def unread(self) -> int:
@@ -73,6 +75,7 @@ class _Stream:
                 self.unfinished.discard(item.sample)
         elif self.unfinished:
             self.unfinished.clear()
+            self._trace = item.__traceback__
         else:
             return
         self.items.append(item)
@@ -87,7 +90,8 @@ class _Stream:
         item = self.items.popleft()
         self.read += 1
         if isinstance(item, BaseException):
-            raise item
+            # One error may end many streams: without this its trace would grow by the way of each of them.
+            raise item.with_traceback(self._trace)
         return item
 
 
@@ -148,10 +152,16 @@ class AsyncEngine:
             )
         if unread < 1:
             raise RequestError(f"unread is {unread}; at least 1 delta of a stream must be able to wait")
+        if engine.front:
+            raise RequestError("the engine already serves another front; close that one first")
         if engine.unfinished:
             raise RequestError("the engine still runs requests of another call; end that one first")
+        engine.front = True
         self.engine = engine
         self.failure: BaseException | None = None
+        self._trace: TracebackType | None = (
+            None  # where that came from, without the ways on which it was raised again
+        )
         self._unread = unread
         self._tickets = itertools.count()
         self._streams: dict[int, _Stream] = {}
@@ -257,7 +267,7 @@ class AsyncEngine:
 
     def _raise_if_closed(self) -> None:
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(self._trace)
         if self._closing:
             raise EngineClosedError("the engine takes no more requests: it was closed")
 
@@ -267,8 +277,10 @@ class AsyncEngine:
         try:
             lead(self.engine, self._inbox, self._deliver)
         except BaseException as error:
+            self._trace = error.__traceback__
             self.failure = error
         self._closing = True
+        self.engine.front = False
         self._end_streams(self.failure)
         atexit.unregister(self._leave_at_exit)
         self._ended.set_result(None)

@@ -256,6 +256,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
     replica = Replica(engine)
     channel = channel or follow_channel(parallel, engine.model.device)
     try:
+        engine.front = True
         with torch.inference_mode(), _current(engine.model.device):
             while not replica.over:
                 replica.apply(decode(channel.receive(), SamplingParams))
@@ -272,6 +273,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
         raise
     finally:
         replica.cancel_all()
+        engine.front = False
         channel.close()
     if replica.failure is not None:
         raise RankError(replica.failure)

@@ -37,6 +37,8 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", 1)
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
+# Bytes that no machine has: a number above it is a mistake, and too large to divide.
+_MOST = 1 << 62
 # By default this part of what fits may be filled with prefixes that nobody uses at the moment.
 _RETAINED = 4
 # The share of the free memory that is used. The rest is for activations, logits and the allocator.
@@ -130,7 +132,7 @@ def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
             value = math.nan
     else:
         value = math.nan if isinstance(wanted, bool) else wanted
-    good = value is None or (isinstance(value, int) and value > 0)
+    good = value is None or (isinstance(value, int) and 0 < value < _MOST)
     if not good and not (isinstance(value, float) and 0 < value <= 1):
         raise ConfigError(
             f"cache_memory is {wanted!r}; give bytes as a positive integer or as '4GiB', or the share of the free"

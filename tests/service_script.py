@@ -8,6 +8,7 @@ themselves notices that one died, and torch is imported once. FOLDER holds the c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -42,6 +43,7 @@ SCENARIOS: dict[str, tuple[int, dict[int, signal.Signals]]] = {
     "fails_on_0": (2, {}),
     "fails_on_1": (2, {}),
     "outlived": (2, {}),
+    "cancelled": (2, {}),
     "sigterm": (2, {0: signal.SIGTERM, 1: signal.SIGTERM}),
     "sigterm_of_one": (2, {1: signal.SIGTERM}),
 }
@@ -240,6 +242,21 @@ def outlived(folder: Path) -> Any:
         while not (folder / f"heard.{1 - rank()}").exists():
             time.sleep(0.02)
         return str(error)
+
+
+def cancelled(folder: Path) -> Any:
+    """A host that gives its service some time, on every rank, and then uses the model itself."""
+
+    async def main(front: AsyncEngine) -> None:
+        await complete(front, Request((1, 5), LONG, GREEDY))
+
+    found = []
+    with build(folder) as llama:
+        for _ in range(2):
+            with contextlib.suppress(asyncio.TimeoutError):
+                asyncio.run(asyncio.wait_for(serve(llama.engine, main), 0.5))
+            found += llama.text_completion(["def"], temperature=0, max_gen_len=8)
+    return [each["generation"] for each in found]
 
 
 # ---- the launcher ------------------------------------------------------------------------------------

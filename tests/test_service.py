@@ -498,7 +498,13 @@ def test_sigterm_of_one_rank_ends_all_with_a_reason(folder):
     assert ended.codes == [1, 1]
     assert ended.seconds < SOON
     for rank in range(2):
-        assert "RankError: rank 1 got a signal to end" in ended.output(rank)
+        assert "RankError: rank 1 was told to end" in ended.output(rank)
+
+
+def test_a_service_that_is_cancelled_leaves_no_rank_in_it(folder):
+    ended = Ended(folder, "cancelled")
+    for rank in range(2):
+        assert ended.found(rank) == [Ended(folder, "alone").found()["afterwards"]] * 2
 
 
 @pytest.mark.parametrize("way", ["sigterm", "killed"])

@@ -146,7 +146,7 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
         """On its own: with the reason, when the thread has ended; without it if that is stuck in a step."""
         late.append(
             RankError(
-                f"rank {parallel.rank} got a signal to end, and rank 0 did not end the service within"
+                f"rank {parallel.rank} was told to end, and rank 0 did not end the service within"
                 f" {_FOLLOWER_SECONDS:.1f} s"
             )
         )
@@ -163,7 +163,13 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
         with _on_signals((signal.SIGTERM, signal.SIGINT) if sigterm else (), told):
             # Once signals are heard: rank 0 may serve as soon as this thread follows.
             threading.Thread(target=work, name="llama-follow", daemon=True).start()
-            await over
+            await asyncio.shield(over)
+    except asyncio.CancelledError:
+        # As after a signal: a thread that went on by itself would meet the next call in the engine.
+        told()
+        await asyncio.wait({over})
+        over.exception()
+        raise
     finally:
         for timer in timers:
             timer.cancel()

@@ -8,6 +8,8 @@ import asyncio
 import contextlib
 import functools
 import gc
+import os
+import signal
 import threading
 import time
 import traceback
@@ -690,6 +692,42 @@ def test_serve_in_a_host_that_has_its_own_loop():
         return found
 
     assert run(host()) == [alone(ask(ids(5, i), 9)) for i in range(5)]
+
+
+def test_sigterm_ends_all_services_of_a_loop_and_is_given_back():
+    ended = []
+
+    def mine(number, frame):
+        """The host's own."""
+
+    async def main(front):
+        async for delta in front.stream(ask(5, 120)):
+            ended.append(delta.finish_reason)
+
+    async def short(front):
+        await collect(front, ask(5, 2))
+
+    async def host():
+        engines = [gated() for _ in range(3)]
+        for engine in engines[1:]:
+            engine.open.clear()
+        services = [serve(engine, main) for engine in engines[1:]]
+        tasks = [asyncio.ensure_future(each) for each in [serve(engines[0], short), *services]]
+        await until(lambda: all(engine.inside.is_set() for engine in engines[1:]))
+        await tasks[0]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: len(ended) == 2)
+        for engine in engines:
+            engine.open.set()
+        await asyncio.gather(*tasks)
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        run(host())
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == [FinishReason.CANCELLED] * 2
 
 
 def test_a_llama_serves_texts(llama):

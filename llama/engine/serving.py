@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import RankError
@@ -32,6 +33,22 @@ _LAST_SECONDS = 4.5
 # For another rank, which waits for the first one to end the service.
 _FOLLOWER_SECONDS = 8.0
 _TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass
+class _Listeners:
+    """What a signal did before, and what it does now."""
+
+    before: Any
+    actions: list[Callable[[], object]] = field(default_factory=list)
+
+    def tell(self) -> None:
+        for action in list(self.actions):
+            action()
+
+
+# A loop has one handler for a signal, but may have several services.
+_LISTENERS: dict[tuple[asyncio.AbstractEventLoop, signal.Signals], _Listeners] = {}
 
 
 async def serve(
@@ -177,18 +194,25 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
 
 @contextlib.contextmanager
 def _on_signals(signals: tuple[signal.Signals, ...], action: Callable[[], object]) -> Iterator[None]:
-    """Call `action` on the loop for these signals, where this thread can hear them; as before after it."""
+    """Call `action` on the loop for these signals, where this thread can hear them; as before after the last."""
     loop = asyncio.get_running_loop()
-    before = {}
+    heard = []
     if threading.current_thread() is threading.main_thread():
         for each in signals:
-            handler = signal.getsignal(each)
             with contextlib.suppress(NotImplementedError):  # loops on Windows
-                loop.add_signal_handler(each, action)
-                before[each] = handler
+                if (loop, each) not in _LISTENERS:
+                    listeners = _Listeners(signal.getsignal(each))
+                    loop.add_signal_handler(each, listeners.tell)
+                    _LISTENERS[loop, each] = listeners
+                _LISTENERS[loop, each].actions.append(action)
+                heard.append(each)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            loop.remove_signal_handler(each)
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        for each in heard:
+            listeners = _LISTENERS[loop, each]
+            listeners.actions.remove(action)
+            if not listeners.actions:
+                del _LISTENERS[loop, each]
+                loop.remove_signal_handler(each)
+                signal.signal(each, signal.SIG_DFL if listeners.before is None else listeners.before)

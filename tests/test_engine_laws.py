@@ -65,8 +65,18 @@ def conserved(engine):
         assert (
             sum(entry.blocks for entry in retained) == scheduler.prefixes.blocks <= scheduler.prefixes.limit
         )
+        assert holders(scheduler.prefixes._root) <= {*retained, *scheduler.running}
     assert sum(s.places for s in scheduler.running) <= scheduler.limits.max_batch_size
     assert scheduler.running == sorted(scheduler.running, key=lambda s: s.key)
+
+
+def holders(node):
+    """Who stands in the tree of prefixes; a place where nobody stands is gone."""
+    found = set()
+    for child in node.children.values():
+        assert child.holders, "a place that nobody holds"
+        found |= {*child.holders, *holders(child)}
+    return found
 
 
 def turn(length, seed, more):
@@ -488,6 +498,18 @@ def test_times_are_told_by_the_clock_that_was_given():
     deltas += engine.step()
     times = deltas[-1].sequence.times
     assert (times.waited, times.to_first_token, times.total) == (1.5, 1.5, 8.0)
+
+
+def test_every_sample_tells_what_their_common_prefill_took_and_reused():
+    now = [1.0]
+    engine = Engine(model(4), TOKENIZER, block=4, clock=lambda: now[0])
+    run(engine, [ask(ids(20), 1)])
+    engine.add(ask((*ids(20), 5, 6), 3, SAMPLED, n=3))
+    now[0], deltas = 4.0, []
+    while engine.unfinished:
+        deltas += [delta for delta in engine.step() if delta.finish_reason]
+    assert [delta.sequence.counts.reused for delta in deltas] == [20] * 3
+    assert [delta.sequence.times.waited for delta in deltas] == [3.0] * 3
 
 
 def test_prompts_are_cut_small_only_beside_a_live_decode():

@@ -713,12 +713,14 @@ def test_sigterm_ends_all_services_of_a_loop_and_is_given_back():
             engine.open.clear()
         services = [serve(engine, main) for engine in engines[1:]]
         tasks = [asyncio.ensure_future(each) for each in [serve(engines[0], short), *services]]
-        await until(lambda: all(engine.inside.is_set() for engine in engines[1:]))
-        await tasks[0]
-        os.kill(os.getpid(), signal.SIGTERM)
-        await until(lambda: len(ended) == 2)
-        for engine in engines:
-            engine.open.set()
+        try:
+            await until(lambda: all(engine.inside.is_set() for engine in engines[1:]))
+            await tasks[0]
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: len(ended) == 2)
+        finally:
+            for engine in engines:
+                engine.open.set()
         await asyncio.gather(*tasks)
 
     before = signal.signal(signal.SIGTERM, mine)

@@ -202,6 +202,16 @@ def test_a_seed_gives_the_same_tokens_and_scores_with_and_without_drafts(samplin
     assert _steps(made, drafted) < 150
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_penalty_sees_what_was_drafted_before_a_token(seed):
+    """Where most of the output is new: what a draft holds counts as written for the next position."""
+    strong = SamplingParams(temperature=0, repetition_penalty=1e6)
+    free = run(Engine(model(4), TOKENIZER), [ask(ids(9, seed), 40, strong, speculate=False)])[0, 0]
+    guess = tuple(free.sequence.output)
+    drafted = run(Engine(model(4), TOKENIZER), [ask(ids(9, seed), 40, strong, prediction=guess)])[0, 0]
+    assert drafted.whole == free.whole
+
+
 def test_a_prediction_that_is_right_saves_most_steps():
     free = run(Engine(model(4), TOKENIZER), [ask(ids(9), 40)])[0, 0].sequence.output
     engine = Engine(model(4), TOKENIZER)

@@ -7,7 +7,7 @@
 
 /* DEEP: the largest head that a tile takes. LANES_PAY: queries from which one pass with a query in each lane takes less
  * time than one pass for each. */
-enum { DEEP = 256, LANES_PAY = 4 };
+enum { DEEP = 256, LANES_PAY = 3 };
 
 void llama_one_query(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, float *score,
                      long length, long dim, float scale);

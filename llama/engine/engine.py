@@ -27,12 +27,9 @@ from .speculation import Drafter
 __all__ = ["Engine"]
 
 # Tokens of prompts beside a live decode, at which a step stays below three times its usual length: on a CPU a
-# row of a prompt costs a tenth of a step that decodes one token, twice that behind 4,000 positions; on a GPU
-# next to nothing.
-_PREFILL_TOKENS = {"cpu": 8}
+# row of a prompt costs a twentieth of a step that decodes one token; on a GPU next to nothing.
+_PREFILL_TOKENS = {"cpu": 20}
 _PREFILL_TOKENS_ELSEWHERE = 256
-# Of the products of a token with weights, those with a position of its past take so many times as long.
-_ATTENTION_COST = 4.0
 
 
 @dataclass
@@ -46,10 +43,15 @@ class _Turn:
 
 
 def _reach(params: ModelArgs) -> float:
-    """Positions whose attention takes a token as long as its products with the weights of a layer."""
-    heads, kv = params.n_heads * params.head_dim, (params.n_kv_heads or params.n_heads) * params.head_dim
-    weights = params.dim * (2 * heads + 2 * kv + 3 * params.ffn_dim)
-    return weights / (2 * heads * _ATTENTION_COST)
+    """Positions whose attention takes a token as long as its products with the weights of a layer.
+
+    A product with a position takes longer than one with a weight: four times as long where few queries share a
+    key head, as in a small chunk, little longer where heads of a group do.
+    """
+    kv_heads = params.n_kv_heads or params.n_heads
+    query, key = params.n_heads * params.head_dim, kv_heads * params.head_dim
+    weights = params.dim * (2 * query + 2 * key + 3 * params.ffn_dim)
+    return weights / (2 * query * (1 + 3 * kv_heads / params.n_heads))
 
 
 class Engine:

@@ -360,11 +360,11 @@ def test_only_tries_in_a_row_that_bring_nothing_are_counted(once) -> None:
 
 
 def test_a_connection_that_falls_silent_counts_as_broken(script) -> None:
-    script.server.faults[WEIGHTS] = Fault(times=1, pace=100)
+    script.server.faults[WEIGHTS] = Fault(times=1, hold=HELD)
     result = script.run("--models", "7b", env={"CODELLAMA_PATIENCE": "1"})
     assert result.returncode == 0
     script.complete()
-    assert [one.range for one in script.server.gets()] == [None, "bytes=8192-"]
+    assert [one.range for one in script.server.gets()] == [None, f"bytes={HELD}-"]
 
 
 def test_a_part_of_an_earlier_run_is_continued(script) -> None:

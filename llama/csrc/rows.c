@@ -223,7 +223,7 @@ void llama_rows_draw(const float *logits, const draw_t *params, int64_t *ids, ch
         const space_t s = laid_out(space + omp_get_thread_num() * llama_rows_space(n), n);
         if (p->temperature == 0) {
             long id = 0;
-            while (x[id] != top) id++;
+            while (id < n - 1 && x[id] != top) id++;
             ids[r] = id;
             continue;
         }

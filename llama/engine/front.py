@@ -159,9 +159,8 @@ class AsyncEngine:
         engine.front = True
         self.engine = engine
         self.failure: BaseException | None = None
-        self._trace: TracebackType | None = (
-            None  # where that came from, without the ways on which it was raised again
-        )
+        # Where that came from, without the ways on which it was raised again.
+        self._trace: TracebackType | None = None
         self._unread = unread
         self._tickets = itertools.count()
         self._streams: dict[int, _Stream] = {}

@@ -408,6 +408,23 @@ def test_logits_that_are_not_finite_are_named_and_the_engine_lives_on(dtype):
     assert after[0, 0].whole == run(Engine(made, TOKENIZER), [ask(8, 10)])[0, 0].whole
 
 
+def test_the_row_that_is_not_finite_is_the_one_that_is_named(monkeypatch):
+    made = tiny_model()
+    engine = Engine(made, TOKENIZER)
+    for row in range(3):
+        engine.add(ask(5 + row, 5, row=row))
+    plain_logits = type(made).logits
+
+    def logits(self, hidden):
+        found = plain_logits(self, hidden)
+        found[1, 7] = torch.nan
+        return found
+
+    monkeypatch.setattr(type(made), "logits", logits)
+    with pytest.raises(NumericsError, match=r"^row 1, sample 0, step 0: 1 of 436 logits"):
+        engine.step()
+
+
 def test_a_prompt_that_is_scored_names_its_token():
     made = tiny_model()
     made.norm.assign(made.norm.weight * torch.nan)

@@ -162,6 +162,7 @@ def test_logits_that_are_not_finite_raise_on_every_rank_of_every_replica(world: 
     for found in results:
         for size in ("whole", "half"):
             assert found[size]["error"]["type"] == "NumericsError"
+            assert found[size]["error"]["text"].startswith("row 1, sample 0, step 0: ")
             assert "float32" in found[size]["error"]["text"]
             assert found[size]["stream"]["type"] == "NumericsError"
             assert found[size]["afterwards"] == results[0]["whole"]["afterwards"]

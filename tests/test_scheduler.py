@@ -256,6 +256,22 @@ def test_beside_live_decodes_chunks_get_smaller_along_a_prompt():
     assert computed[2] < 100
 
 
+def test_a_prefix_that_was_copied_is_not_the_next_to_go():
+    """Least recently used counts uses, not only ends."""
+    loop = Loop(4, 100, 100)
+
+    def run(number, prompt):
+        loop.scheduler.add(number, Request(tuple(prompt), 1, GREEDY))
+        while loop.scheduler.running or loop.scheduler.waiting:
+            loop.step()
+
+    run(0, range(100, 130))
+    run(1, range(200, 230))
+    run(2, [*range(100, 104), 300])  # reuses little of the first: a copy, which stays where it is
+    assert loop.scheduler.room.evict()
+    assert [entry.tokens[0] for entry in loop.scheduler.prefixes.retained] == [100, 100]
+
+
 def test_samples_do_not_wait_for_the_prefill_of_later_requests():
     loop = Loop(4, 1000, 10)
     loop.scheduler.add(0, request(4, 3, n=2))

@@ -5,7 +5,6 @@ Knows requests, outputs and deltas; what a text call makes of them is in generat
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,8 +32,7 @@ class Calls:
         self.engine = engine
         self.seeds = seeds
         self._inboxes: dict[int, list[Delta]] = {}
-        # Who holds it may change the engine. Ids whose call is over wait in `_over` for somebody who does.
-        self._turn = threading.Lock()
+        # Ids whose call is over, for whoever has the turn.
         self._over: list[int] = []
 
     def requests(
@@ -85,13 +83,13 @@ class Calls:
         left = sum(request.n for _, request in requests)
         try:
             for index, request in requests:
-                with self._turn:
+                with self.engine.turn:
                     self._check_free()
                     request_id = self.engine.add(request)
                     index_of[request_id] = index
                     self._inboxes[request_id] = inbox
             while left:
-                with self._turn:
+                with self.engine.turn:
                     if not inbox:
                         self._step()
                     mine, inbox[:] = list(inbox), []
@@ -120,7 +118,7 @@ class Calls:
 
         A stream that nobody holds any more may be cleared away in the middle of a step, by the garbage collector.
         """
-        while self._over and self._turn.acquire(blocking=False):
+        while self._over and self.engine.turn.take():
             try:
                 while self._over:
                     request_id = self._over.pop()
@@ -128,7 +126,7 @@ class Calls:
                         self.engine.cancel(request_id)
                     del self._inboxes[request_id]
             finally:
-                self._turn.release()
+                self.engine.turn.give()
 
     def run(
         self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None

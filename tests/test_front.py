@@ -732,6 +732,24 @@ def test_sigterm_ends_all_services_of_a_loop_and_is_given_back():
     assert ended == [FinishReason.CANCELLED] * 2
 
 
+def test_after_a_service_sigterm_ends_the_process_where_nobody_can_hear_it():
+    """What the host gave to the loop cannot be given back: asyncio does not say what it was."""
+
+    async def short(front):
+        await collect(front, ask(5, 2))
+
+    async def host():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+        await serve(gated(), short)
+        return signal.getsignal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run(host()) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_llama_serves_texts(llama):
     prompts = ["def return", "for i in", "class"]
     expected = [""] * 3

@@ -8,6 +8,7 @@ import asyncio
 import gc
 import sys
 import threading
+import time
 
 import pytest
 from tiny_llama import tiny_llama
@@ -59,6 +60,33 @@ def test_calls_may_come_from_several_threads(made, monkeypatch):
         sys.setswitchinterval(before)
     assert not any(thread.is_alive() for thread in threads)
     assert found == [[each] * 4 for each in expected]
+
+
+def test_a_call_does_not_wait_for_the_end_of_another(made, monkeypatch):
+    """Steps take a while, and the thread that has just done one is the first to ask for the next."""
+    step, begun = made.engine.step, threading.Event()
+
+    def slow_step():
+        begun.set()
+        end = time.thread_time() + 0.005
+        while time.thread_time() < end:
+            pass
+        return step()
+
+    monkeypatch.setattr(made.engine, "step", slow_step)
+    ended = []
+
+    def work(name, new):
+        made.text_completion([PROMPTS[0]], temperature=0, max_gen_len=new, stop_ids=[])
+        ended.append(name)
+
+    long = threading.Thread(target=work, args=("long", 120), daemon=True)
+    long.start()
+    assert begun.wait(LIMIT)
+    for _ in range(2):
+        work("short", 3)
+    long.join(LIMIT)
+    assert ended == ["short"] * 2 + ["long"]
 
 
 def test_a_stream_that_is_cleared_away_in_the_middle_of_a_step_leaves_nothing(made, monkeypatch):

@@ -93,7 +93,7 @@ static long inverted(const space_t *s, long n, double total, double uniform) {
     for (; b < blocks && before + s->sums[b] <= target; b++) before += s->sums[b];
     const int beyond = b == blocks; /* by rounding */
     if (beyond)
-        while (!(s->sums[--b] > 0)) continue;
+        while (b > 0 && !(s->sums[--b] > 0)) continue;
     for (long i = b * BLOCK; i < (b + 1) * BLOCK; i++) {
         if (s->weights[i] > 0) last = i;
         before += s->weights[i];

@@ -23,6 +23,7 @@ from .request import Delta, FinishReason, Plan, Request, Sequence, Times
 from .runner import Ask, Drawn, Runner
 from .scheduler import Limits, Scheduler
 from .speculation import Drafter
+from .turn import Turn
 
 __all__ = ["Engine"]
 
@@ -93,6 +94,8 @@ class Engine:
         self.clock = clock
         # Whether it belongs to a service: then nobody else adds to it or steps it.
         self.front = False
+        # Had by whoever adds, steps or cancels, where that may be several threads; the engine itself never asks.
+        self.turn = Turn()
         self._speculate = speculate
         if cache_tokens is None:
             cache_tokens = params.max_batch_size * params.max_seq_len

@@ -152,11 +152,12 @@ class AsyncEngine:
             )
         if unread < 1:
             raise RequestError(f"unread is {unread}; at least 1 delta of a stream must be able to wait")
-        if engine.front:
-            raise RequestError("the engine already serves another front; close that one first")
-        if engine.unfinished:
-            raise RequestError("the engine still runs requests of another call; end that one first")
-        engine.front = True
+        with engine.turn:
+            if engine.front:
+                raise RequestError("the engine already serves another front; close that one first")
+            if engine.unfinished:
+                raise RequestError("the engine still runs requests of another call; end that one first")
+            engine.front = True
         self.engine = engine
         self.failure: BaseException | None = None
         # Where that came from, without the ways on which it was raised again.

@@ -215,4 +215,8 @@ def _on_signals(signals: tuple[signal.Signals, ...], action: Callable[[], object
             if not listeners.actions:
                 del _LISTENERS[loop, each]
                 loop.remove_signal_handler(each)
-                signal.signal(each, signal.SIG_DFL if listeners.before is None else listeners.before)
+                # Of a handler that the host gave to the loop nothing is left but asyncio's own, which does nothing.
+                lost = getattr(listeners.before, "__module__", "").startswith("asyncio.")
+                signal.signal(
+                    each, listeners.before if listeners.before is not None and not lost else signal.SIG_DFL
+                )

@@ -10,17 +10,15 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from . import native
 from .attention import causal_attention
+from .native_layers import Addresses
 
 __all__ = ["BatchCache", "KVCache"]
-
-Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 # Positions are allocated in such steps, so that a growing sequence is not copied for each token.
 _GRAIN = 64

@@ -13,7 +13,7 @@ import torch
 
 from .native import kernels
 
-__all__ = ["LayerShape", "Layers"]
+__all__ = ["Addresses", "LayerShape", "Layers"]
 
 # Rows up to which every thread norms all of them for itself; FEW in csrc/bf16.c.
 _FEW = 8

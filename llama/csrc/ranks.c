@@ -27,6 +27,7 @@ enum { HEADER = 128, SPINS = 2000, YIELDS = 200, PATIENCE = 100, AGAIN = -1 };
 typedef struct {
     uint64_t number; /* of the last collective that this rank has written its slot for */
     int64_t pid;
+    uint8_t gave_up; /* whether it left a step; written and read by shared.py only */
 } rank_t;
 
 static rank_t *rank_at(char *base, long rank) { return (rank_t *)(base + rank * HEADER); }

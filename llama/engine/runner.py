@@ -140,9 +140,8 @@ def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Ten
         return torch.stack([ids_N.float(), log_probabilities(logits_NV, ids_N)], dim=-1)
     logs_NV = torch.log_softmax(logits_NV, dim=-1)
     ids_N1 = ids_N[:, None]
-    columns = [ids_N1.float(), logs_NV.gather(1, ids_N1)]
     best_NK = logits_NV.topk(top, dim=-1).indices
-    columns += [best_NK.float(), logs_NV.gather(1, best_NK)]
+    columns = [ids_N1.float(), logs_NV.gather(1, ids_N1), best_NK.float(), logs_NV.gather(1, best_NK)]
     return torch.cat(columns, dim=-1)
 
 

@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 CODE := llama tests tools benchmarks setup.py example_completion.py example_infilling.py example_instructions.py
 
-.PHONY: demo test format
+.PHONY: demo test format fuzz mutants
+# Damaged inputs that `make fuzz` tries of each kind, and the seed they come from.
+N ?= 20000
+SEED ?= 0
 
 # Stamps: an environment is made once, and again when what it is made from changes.
 .venv/core: setup.py requirements.txt constraints.txt $(wildcard llama/csrc/*)
@@ -27,6 +30,12 @@ test: .venv/dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+fuzz: .venv/dev
+	$(BIN)/python tests/fuzz/run.py --number $(N) --seed $(SEED)
+
+mutants: .venv/dev
+	$(BIN)/python tests/mutants/run.py
 
 format: .venv/dev
 	$(BIN)/ruff format $(CODE)

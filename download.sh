@@ -7,12 +7,20 @@
 # What curl and wget print is never shown, because both quote addresses in their messages.
 #
 # Runs with bash 3.2 (macOS): no associative arrays, and empty arrays are expanded with a guard.
+set +aefkvxC # as SHELLOPTS may have them: `bash -x` would print the URL, `bash -a` export it
+set +o posix # in which ulimit counts in other units
 set -u
-set +x # `bash -x` would print the URL
+# An exported name stays exported when it gets another value: none of this script's own may be one, or the URL
+# would reach the environment of every program that it starts.
+# shellcheck disable=SC2046
+unset $(env | LC_ALL=C sed -n -e '/_proxy=/d' -e 's/^\([a-z][A-Za-z0-9_]*\)=.*/\1/p')
+
+SELF=${BASH_SOURCE[0]-} # empty where the script is read from a pipe
 
 NAMES="7b 7b-Python 7b-Instruct 13b 13b-Python 13b-Instruct 34b 34b-Python 34b-Instruct 70b 70b-Python 70b-Instruct"
-REFETCHES=2 # after a checksum mismatch, for one file
-TRIES=5     # in a row that bring no byte
+REFETCHES=2  # after a checksum mismatch, for one file
+TRIES=5      # in a row that bring less than
+SLOWEST=1000 # bytes a second
 
 help() {
     cat <<'HELP'
@@ -38,10 +46,11 @@ CODELLAMA_ACTION=list, check-only or dry-run. An option wins over its variable. 
   CODELLAMA_FETCHER  curl or wget (default: curl where there is one)
   CODELLAMA_MD5      md5sum, md5 or python3 (default: the first of them there is)
   CODELLAMA_WAIT     seconds before a broken connection is tried again (default: 2)
-  CODELLAMA_PATIENCE seconds without a byte before a connection counts as broken (default: 60)
+  CODELLAMA_PATIENCE seconds in which a connection must bring 1000 bytes each, or it counts as broken (default: 60)
 
 The URL's query is secret and is never printed. A URL given as --url is seen in the process list until this
-script has started, and stays in the shell's history; pasted at the prompt, it is seen nowhere.
+script has started (to its end, where bash reads it from a pipe), and stays in the shell's history; pasted at the
+prompt, it is seen nowhere.
 Exit status: 0 all is there and verified, 1 something is missing, 2 the call was wrong.
 HELP
 }
@@ -54,9 +63,9 @@ die() {
 # ---------------------------------------------------------------------------------- arguments
 
 # Starts this script anew without the URL in its arguments and environment, where `ps` would show it.
-# The URL goes through a pipe, since bash 3.2 keeps a here-document in a file.
+# The URL goes through a pipe, since bash 3.2 keeps a here-document in a file. Sets rest: the other arguments.
 hide_url() {
-    local secret=${CODELLAMA_URL-} given=${CODELLAMA_URL+yes} rest=()
+    local secret=${CODELLAMA_URL-} given=${CODELLAMA_URL+yes}
     while [ $# -gt 0 ]; do
         case $1 in
             --url)
@@ -71,11 +80,11 @@ hide_url() {
     done
     unset CODELLAMA_URL
     [ -n "$given" ] || return 0
-    if [ ! -f "${BASH_SOURCE[0]-}" ]; then # read from a pipe: there is no file to start anew
+    if [ ! -f "$SELF" ]; then # there is no file to start anew
         url=$secret
         return
     fi
-    exec "$BASH" "${BASH_SOURCE[0]}" --url-on-fd-3 ${rest[@]+"${rest[@]}"} 3< <(printf '%s\n' "$secret")
+    exec "$BASH" "$SELF" --url-on-fd-3 ${rest[@]+"${rest[@]}"} 3< <(printf '%s\n' "$secret")
 }
 
 parse() {
@@ -107,7 +116,14 @@ parse() {
         [1-9] | 1[0-6]) ;;
         *) die "The number of jobs is ${jobs%%[=?]*}; it must be a number from 1 to 16." ;;
     esac
+    case $patience in
+        "" | 0* | *[!0-9]* | ??????*) die "CODELLAMA_PATIENCE is ${patience%%[=?]*}; it must be a whole number of seconds from 1 to 99999." ;;
+    esac
+    case $wait_seconds in
+        "" | . | *[!0-9.]* | *.*.*) die "CODELLAMA_WAIT is ${wait_seconds%%[=?]*}; it must be a number of seconds, such as 2 or 0.5." ;;
+    esac
     case $dir in
+        -*) dir=./$dir ;; # no option of mkdir
         "") die "The folder is empty; give one with --dir, or leave --dir out for the current folder." ;;
         *://*) die "The folder given with --dir is a URL; the URL goes behind --url." ;;
     esac
@@ -244,6 +260,18 @@ published() {
     case $1 in 7b*) echo 12903 ;; 13b*) echo 24883 ;; 34b*) echo 64512 ;; *) echo 134144 ;; esac
 }
 
+# The most bytes that the file $1 may have, whatever a server announces. Weights: twice what was published, as
+# a mirror may hold them in float32.
+most_of() {
+    local name
+    name=$(model_of "$1")
+    case $1 in
+        *.pth) echo $((2 * 1048576 * $(published "$name") / $(shards "$name"))) ;;
+        */tokenizer.model) echo 16777216 ;;
+        *) echo 1048576 ;;
+    esac
+}
+
 # The files of the model $1 beside checklist.chk, the small ones first: they show a bad URL sooner.
 files_of() {
     local shard count
@@ -316,42 +344,74 @@ refusal() {
 
 # ---------------------------------------------------------------------------------- requests
 
-# Asks for the size of the file $1 without its content. Sets http, and size (empty if the server does not tell).
-# Redirections are not followed: they would hand the signature to another host.
+# Asks for the size of the file $1 without its content. Sets http, and size: empty if the server does not tell it,
+# or tells none that a file can have. Redirections are not followed: they would hand the signature to another host.
 ask_size() {
     local answer
-    if [ "$fetcher" = curl ]; then
-        answer=$(printf 'url = "%s"\n' "$before$1$after" | curl "${CURL[@]}" --head --max-time "$patience" 2>/dev/null)
-    else
-        answer=$(printf '%s\n' "$before$1$after" | wget "${WGET[@]}" --spider --server-response 2>&1)
-    fi
-    answer=$(printf '%s\n' "$answer" | awk '{ sub(/\r$/, "") } $1 ~ /^HTTP\// { http = $2; size = "" }
-        tolower($1) == "content-length:" && $2 ~ /^[0-9]+$/ { size = $2 } END { print http, size }')
+    answer=$(send_head "$1" | head -c 65536 | LC_ALL=C awk '{ sub(/\r$/, "") }
+        $1 ~ /^HTTP\// { http = $2 ~ /^[1-5][0-9][0-9]$/ ? $2 : ""; size = "" }
+        tolower($1) == "content-length:" { size = $2 ~ /^[0-9]+$/ && NF == 2 ? $2 : ""
+            sub(/^0+/, "", size) # bash would read 010 as 8, and numbers of more than 18 digits as others
+            if (length(size) > 15) size = "999999999999999" }
+        END { print http, size }')
     http=${answer% *} size=${answer#* }
     if [ "$http" != 200 ]; then size=; fi
 }
 
-# Runs beside the transfer $1 into the part $2 of the file $3: ends it when it brings a web page, when
-# another lane met a 403, or when the script itself is gone (kill -9), which would leave two writers.
-watch() {
-    while sleep 0.2; do
-        kill -0 "$1" 2>/dev/null || return
-        if [ -e "$lock/expired" ] || ! kill -0 $$ 2>/dev/null || [ -n "$(refusal "$2" "$3")" ]; then
-            kill "$1" 2>/dev/null
-            return
-        fi
-    done
+# What curl or wget reads the URL of the file $1 from.
+address() {
+    if [ "$fetcher" = curl ]; then printf 'url = "%s"\n' "$before$1$after"; else printf '%s\n' "$before$1$after"; fi
 }
 
-# One request for the file $1, whose content is appended to the part $2. Sets http, kind and code: the status,
-# the content type, and the exit status of curl or wget.
+# <&0 because what runs in the background would have no standard input otherwise.
+send_head() {
+    local program=(wget "${WGET[@]}" --spider --server-response)
+    if [ "$fetcher" = curl ]; then program=(curl "${CURL[@]}" --head); fi
+    address "$1" | {
+        "${program[@]}" <&0 2>&1 &
+        child=$!
+        watch "$child" "" "$1" >/dev/null 2>&1 &
+        wait "$child" 2>/dev/null
+        kill "$!" 2>/dev/null
+    }
+}
+
+# Runs beside the transfer $1 into the part $2 (empty: of headers only) of the file $3: ends it when it brings a web
+# page, or too little for too long, when another lane met a 403, or when the script itself is gone (kill -9), which
+# would leave two writers.
+watch() {
+    local since=$SECONDS had now
+    had=$(bytes "$2")
+    while sleep 0.2; do
+        kill -0 "$1" 2>/dev/null || return
+        if [ $((SECONDS - since)) -gt "$patience" ]; then
+            now=$(bytes "$2")
+            if [ $((now - had)) -lt $((SLOWEST * patience)) ]; then break; fi
+            since=$SECONDS had=$now
+        fi
+        if [ -e "$lock/expired" ] || ! kill -0 $$ 2>/dev/null || [ -n "$(refusal "$2" "$3")" ]; then break; fi
+    done
+    kill "$1" 2>/dev/null
+}
+
+# Becomes the program behind $1, which can make no file longer than that many bytes and 1 KiB. It is told so when it
+# writes, as of a full disk.
+bounded() {
+    trap '' XFSZ
+    ulimit -f $(($1 / 1024 + 1)) 2>/dev/null
+    shift
+    exec "$@"
+}
+
+# One request for the file $1, whose content is appended to the part $2, to at most $3 bytes and 1 KiB. Sets http,
+# kind and code: the status, the content type, and the exit status of curl or wget.
 request() {
     local have resume=() reader=
     have=$(bytes "$2")
     if [ "$fetcher" = curl ]; then
         if [ "$have" -gt 0 ]; then resume=(--continue-at "$have"); fi
-        printf 'url = "%s"\n' "$before$1$after" |
-            curl "${CURL[@]}" ${resume[@]+"${resume[@]}"} --fail --speed-limit 1 --speed-time "$patience" \
+        address "$1" |
+            bounded "$3" curl "${CURL[@]}" ${resume[@]+"${resume[@]}"} --fail --no-buffer \
                 --output "$2" --write-out '%{http_code} %{content_type}\n' >"$lock/answer.$lane" 2>/dev/null &
         child=$!
     else
@@ -360,8 +420,8 @@ request() {
         LC_ALL=C awk '$1 ~ /^HTTP\// { http = $2; type = "" } tolower($1) == "content-type:" { type = $2 }
             END { print http, type }' <"$lock/headers.$lane" >"$lock/answer.$lane" 2>/dev/null &
         reader=$!
-        printf '%s\n' "$before$1$after" |
-            wget "${WGET[@]}" --continue --server-response --output-document="$2" \
+        address "$1" |
+            bounded "$3" wget "${WGET[@]}" --continue --server-response --output-document="$2" \
                 >/dev/null 2>"$lock/headers.$lane" &
         child=$!
     fi
@@ -386,7 +446,7 @@ trouble() {
             curl:6) echo "the host was not found; the network may be down" ;;
             curl:23 | wget:3) echo "it could not be written; the disk may be full, or the folder read-only" ;;
             curl:35 | curl:60 | wget:5) echo "the server's certificate was not accepted; a proxy may stand between" ;;
-            *) echo "the connection broke $TRIES times in a row without a byte ($fetcher exit status $code)" ;;
+            *) echo "the connection broke $TRIES times in a row, and brought less than $SLOWEST bytes a second ($fetcher exit status $code)" ;;
         esac ;;
     esac
 }
@@ -394,27 +454,32 @@ trouble() {
 # Fetches the file $1 into its part and gives it its name once its size is $3 and its md5 is $2 (either may be
 # unknown, and empty). Writes the reason to failed.N on failure.
 fetch_file() {
-    local file=$1 sum=$2 want=$3 part=$dir/$1.part have now reason='' idle=0 wrong=0 most=0
+    local file=$1 sum=$2 want=$3 part=$dir/$1.part have now reason='' idle=0 wrong=0 most=0 limit since broken
+    limit=${want:-$(most_of "$1")}
     printf '%s\n%s\n' "$file" "${want:-0}" >"$lock/active.$lane"
     if [ -d "$part" ] || [ -d "$dir/$file" ]; then reason="a folder stands in its place; remove it"; fi
     while [ -z "$reason" ]; do
         if [ -n "$(refusal "$part" "$file")" ]; then rm -f "$part"; fi
         have=$(bytes "$part")
-        if [ -n "$want" ] && [ "$have" -gt "$want" ]; then
+        if [ "$have" -gt "$limit" ]; then
             rm -f "$part"
             have=0
         fi
         if [ "$have" -gt "$most" ]; then most=$have; fi
-        http='' kind='' code=0
+        http='' kind='' code=0 broken=''
         if [ -z "$want" ] || [ "$have" -lt "$want" ]; then
             [ -e "$lock/expired" ] && return 1
-            request "$file" "$part"
+            since=$SECONDS
+            request "$file" "$part" "$limit"
             reason=$(refusal "$part" "$file")
             case $http:$kind in
                 2*:*text/html*) reason=${reason:-"the server sent a web page in its place"} ;;
             esac
             # What a refused answer added to a good part cannot be told apart from it.
             now=$(bytes "$part")
+            if [ "$now" -gt "$limit" ]; then
+                reason="the server sent more than the $(human "$limit") that $([ -n "$want" ] && echo it announced || echo such a file can have)"
+            fi
             if [ "$now" -eq 0 ] || { [ -n "$reason" ] && [ "$now" -ne "$have" ]; }; then rm -f "$part"; fi
             [ -z "$reason" ] || break
             if [ "$http" = 403 ]; then
@@ -423,18 +488,19 @@ fetch_file() {
                 break
             fi
             [ -e "$lock/expired" ] && return 1
+            [ "$http:$have" = 416:0 ] && reason=$(trouble) && break
             case $http:$code in
                 416:*) ;; # the part is complete, if it is anything: its md5 decides
                 2*:0) ;;
                 2*:33) rm -f "$part" && continue ;; # this server cannot continue: from the start
-                408:* | 429:* | 5*:*) code=1 ;;
+                408:* | 429:* | 5*:*) broken=yes ;;
                 3*:* | 4*:* | *:23 | *:6 | *:35 | *:60) reason=$(trouble) && break ;;
-                *) code=1 ;;
+                *) broken=yes ;;
             esac
-            [ "$http" = 416 ] && code=0
-            if [ $code -ne 0 ] || { [ -n "$want" ] && [ "$now" -lt "$want" ] && [ "$http" != 416 ]; }; then
+            if [ -n "$broken" ] || { [ -n "$want" ] && [ "$now" -lt "$want" ] && [ "$http" != 416 ]; }; then
                 idle=$((idle + 1))
-                if [ "$now" -gt "$most" ]; then idle=0; fi # progress, even over a fresh start
+                # Progress, even over a fresh start.
+                if [ $((now - most)) -ge $((SLOWEST * (SECONDS - since + 1))) ]; then idle=0; fi
                 if [ $idle -ge $TRIES ]; then reason=$(trouble); fi
                 [ -z "$reason" ] && pause "$wait_seconds"
                 continue
@@ -673,7 +739,7 @@ interrupted() {
 next_line() {
     local list
     list=$(IFS=,; printf '%s' "$*")
-    printf 'bash %q --models %s --dir %q' "$0" "$list" "$dir"
+    printf 'bash %q --models %s --dir %q' "${SELF:-download.sh}" "$list" "$dir"
     if [ "$jobs" != 1 ]; then printf ' --jobs %s' "$jobs"; fi
 }
 
@@ -750,7 +816,7 @@ enqueue() {
 
 # Queues what is to be fetched of the chosen models, with sizes. Sets need, the bytes still to come.
 plan() {
-    local name file path sum have
+    local name file path sum have can_have
     queue=() queue_md5=() queue_size=() need=0
     for name in "${chosen[@]}"; do
         path=$dir/CodeLlama-$name
@@ -771,6 +837,11 @@ plan() {
                 say "CodeLlama-$name/$file: the content is not what it should be; fetching it again."
             fi
             ask_size "CodeLlama-$name/$file"
+            can_have=$(most_of "CodeLlama-$name/$file")
+            if [ "${size:-0}" -gt "$can_have" ]; then
+                missing+=("CodeLlama-$name/$file: the server announces more than the $(human "$can_have") that such a file can have")
+                continue
+            fi
             enqueue "CodeLlama-$name/$file" "$sum" "$size"
             if [ -z "$size" ]; then
                 size=0
@@ -814,7 +885,7 @@ dry_run() {
     printf 'In all %s to fetch; nothing was written.\n' "$(human "$need")"
     check_disk
     [ ${#missing[@]} -eq 0 ] && return
-    printf 'Of these no size is known; the published one was reckoned with:\n' >&2
+    printf 'Of these the server tells no size that can be right:\n' >&2
     printf '  %s\n' "${missing[@]}" >&2
     exit 1
 }
@@ -848,10 +919,12 @@ url_given() {
 }
 
 main() {
+    rest=()
     case ${1-} in
         --url-on-fd-3)
             shift
             url_given
+            rest=(${1+"$@"})
             ;;
         *) hide_url ${1+"$@"} ;;
     esac
@@ -859,7 +932,7 @@ main() {
     wait_seconds=${CODELLAMA_WAIT:-2} patience=${CODELLAMA_PATIENCE:-60}
     terminal='' painted=0 lock='' lane=main after=''
     lanes=() missing=()
-    parse ${1+"$@"}
+    parse ${rest[@]+"${rest[@]}"}
     if [ "$action" = list ]; then
         list
         exit 0

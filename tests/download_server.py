@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import random
 import re
 import threading
@@ -55,6 +56,9 @@ class Fault:
     tells_size: bool = True  # whether HEAD and GET carry a Content-Length
     kind: str | None = None  # the Content-Type in the place of the fitting one
     location: str | None = None  # where a status of 3xx leads to
+    length: str | None = None  # the Content-Length that HEAD tells
+    surplus: int = 0  # bytes behind the file, sent by GET without a Content-Length
+    drip: float = 0.0  # seconds between the bytes of an answer, and of the headers that HEAD gets
 
 
 @dataclass
@@ -142,13 +146,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", fault.kind or kind)
         if fault.location:
             self.send_header("Location", fault.location)
-        if fault.tells_size:
-            self.send_header("Content-Length", str(len(body)))
+        head = request.method == "HEAD"
+        if fault.tells_size and (head or not fault.surplus):
+            self.send_header("Content-Length", (fault.length if head else None) or str(len(body)))
         if span:
             self.send_header("Content-Range", span)
         with contextlib.suppress(OSError):
+            if fault.drip:
+                self.flush_headers()
+                return self._drip(b"X-Drip: " if head else b"\r\n" + body, fault)
             self.end_headers()
-            if request.method == "HEAD":
+            if head:
                 return
             end = len(body) if fault.cut is None else min(fault.cut, len(body))
             middle = end if fault.hold is None else min(fault.hold, end)
@@ -158,6 +166,15 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[start:stop])
                 if status < 300:
                     request.sent += stop - start
+            for _ in range(0, fault.surplus, len(body)):
+                self.wfile.write(body)
+                request.sent += len(body)
+
+    def _drip(self, content: bytes, fault: Fault) -> None:
+        for byte in itertools.chain(content, itertools.repeat(ord("x"))):
+            self.wfile.write(bytes([byte]))
+            if fault.go.wait(fault.drip):
+                return
 
 
 @contextlib.contextmanager

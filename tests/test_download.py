@@ -305,6 +305,45 @@ def test_the_query_is_in_no_process_and_no_file_while_it_is_used(script, way) ->
     script.complete()
 
 
+# What a caller may have exported: names that the script uses itself, and bash's options.
+INHERITED = {
+    "names": dict.fromkeys(["before", "after", "url", "secret", "answer", "size", "program"], "theirs"),
+    "options": {"SHELLOPTS": "allexport:errexit:noclobber:noglob:posix"},
+}
+
+
+@pytest.mark.parametrize("inherited", INHERITED)
+def test_the_query_is_in_the_environment_of_no_program_whatever_the_caller_exported(
+    script, tmp_path, inherited
+) -> None:
+    log, shims = tmp_path / "environments", tmp_path / "shims"
+    shims.mkdir()
+    for name in (script.fetcher, "awk", "head", "wc", "md5sum", "mv", "mkdir", "sleep"):
+        program = shutil.which(name)
+        (shims / name).write_text(f'#!/bin/sh\n{{ env; echo "$0" "$@"; }} >>"{log}"\nexec "{program}" "$@"\n')
+        (shims / name).chmod(0o755)
+    env = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", **INHERITED[inherited]}
+    result = script.run("--models", "7b", env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    script.complete()
+    seen = log.read_text()
+    assert {Path(line.split()[0]).name for line in seen.splitlines() if line.startswith(f"{shims}/")} >= {
+        script.fetcher,
+        "md5sum",
+    }
+    assert [secret for secret in SECRETS if secret in seen] == []
+
+
+def test_the_script_may_be_read_from_a_pipe(once, tmp_path) -> None:
+    (tmp_path / "main").write_text("exit 9\n")  # bash's name for the file of such a script's functions
+    command = ["bash", "-s", "--", "--url", once.server.url, "--models", "7b", "--dir", str(once.folder)]
+    result = subprocess.run(
+        command, env=once.environment(), cwd=tmp_path, input=SCRIPT.read_bytes(), capture_output=True
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    once.complete()
+
+
 @pytest.mark.parametrize(
     "fault", [Fault(status=403), Fault(status=404), Fault(status=302), Fault(status=500), Fault(cut=0)]
 )
@@ -365,6 +404,20 @@ def test_a_connection_that_falls_silent_counts_as_broken(script) -> None:
     assert result.returncode == 0
     script.complete()
     assert [one.range for one in script.server.gets()] == [None, f"bytes={HELD}-"]
+
+
+def test_a_trickle_counts_as_broken_and_a_try_that_brings_one_as_none(script) -> None:
+    script.server.faults[WEIGHTS] = Fault(times=1, drip=0.05)
+    slow = {"CODELLAMA_PATIENCE": "1", **fake_df(script.folder.parent, 10**10)}
+    assert script.run("--models", "7b", env=slow).returncode == 0
+    script.complete()
+    assert len(script.server.gets()) == 2
+    (script.folder / WEIGHTS).unlink()
+    script.server.faults[WEIGHTS] = Fault(times=20, cut=1)
+    result = script.run("--models", "7b")
+    assert result.returncode == 1
+    assert "broke 5 times in a row, and brought less than 1000 bytes a second" in result.stderr
+    assert len(script.server.gets()) == 2 + 5
 
 
 def test_a_part_of_an_earlier_run_is_continued(script) -> None:
@@ -588,6 +641,42 @@ def test_a_page_that_begins_with_no_tag_is_known_by_its_kind(once) -> None:
     assert len(once.server.gets("tokenizer.model")) == 1
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_no_more_bytes_are_taken_than_announced_or_than_such_a_file_can_have(script, told) -> None:
+    path = WEIGHTS if told else "CodeLlama-7b/params.json"
+    script.server.files[path] = script.server.files[path].ljust(100_000)
+    surplus = 64 << 20  # what is under way in sockets is far less
+    script.server.faults[path] = Fault(surplus=surplus, tells_size=told)
+    result = script.run("--models", "7b")
+    assert result.returncode == 1
+    most = "195.4 KiB that it announced" if told else "1.0 MiB that such a file can have"
+    assert f"  {path}: the server sent more than the {most}" in result.stderr.splitlines()
+    (request,) = script.server.gets(path)
+    assert request.sent < surplus / 2
+    assert not list(script.folder.rglob(Path(path).name + "*"))
+
+
+@pytest.mark.parametrize("length", ["08", "+5", "9, 9", "1e3", "0x10", "0", "-1", "9" * 30, str(10**11)])
+def test_an_odd_length_is_read_as_a_decimal_number_or_not_at_all(script, length) -> None:
+    script.server.faults[WEIGHTS] = Fault(length=length)
+    result = script.run("--models", "7b", "--dry-run", env=fake_df(script.folder.parent, 10**10))
+    lines = (result.stdout + result.stderr).splitlines()
+    if length.startswith(("9999", "1000")):
+        assert result.returncode == 1
+        assert f"  {WEIGHTS}: the server announces more than the 25.2 GiB that such a file can have" in lines
+    else:
+        size = "8 B" if length == "08" else "12.6 GiB"  # the published one, where it tells none
+        assert (result.returncode, result.stderr) == (0, "")
+        assert f"{WEIGHTS}: {size} to fetch." in lines
+
+
+def test_416_where_nothing_was_fetched_yet_is_an_error(once) -> None:
+    once.server.faults[WEIGHTS] = Fault(status=416)
+    result = once.run("--models", "7b")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[:2] == ["Missing:", f"  {WEIGHTS}: the server answered 416"]
+
+
 def wrong(server: Server, path: str = WEIGHTS) -> bytes:
     """As many bytes as the file has, the last of them another."""
     content = server.files[path]
@@ -778,6 +867,16 @@ def test_a_wrong_call_is_refused_in_words(once, options, words) -> None:
     result = once.run(*options)
     assert (result.returncode, once.server.requests) == (2, [])
     assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("PATIENCE", "08"), ("PATIENCE", "0"), ("PATIENCE", "1m"), ("WAIT", "soon"), ("WAIT", "1.2.3")],
+)
+def test_a_variable_that_is_no_number_of_seconds_is_refused(once, variable, value) -> None:
+    result = once.run("--models", "7b", env={f"CODELLAMA_{variable}": value})
+    assert (result.returncode, once.server.requests) == (2, [])
+    assert f"CODELLAMA_{variable} is {value}; it must be a" in result.stderr
 
 
 def test_a_missing_url_is_an_error_and_no_hang_where_there_is_no_terminal(once) -> None:

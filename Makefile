@@ -8,16 +8,21 @@ CODE := llama tests tools benchmarks setup.py example_completion.py example_infi
 N ?= 20000
 SEED ?= 0
 
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# The lock files are complete and hold the hash of every file: see constraints.txt.
+LOCKED := $(INSTALL) --no-deps --no-build-isolation --require-hashes
+
 # Stamps: an environment is made once, and again when what it is made from changes.
-.venv/core: setup.py requirements.txt constraints.txt $(wildcard llama/csrc/*)
+.venv/core: setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock $(wildcard llama/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch numpy
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable .
+	$(LOCKED) --requirement requirements-build.lock
+	$(LOCKED) --requirement requirements.lock
+	$(INSTALL) --constraint constraints.txt torch
+	$(INSTALL) --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv/dev: .venv/core
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable ".[dev]"
+.venv/dev: .venv/core requirements-dev.lock
+	$(LOCKED) --requirement requirements-dev.lock
 	touch $@
 
 demo: .venv/core

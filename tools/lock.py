@@ -1,0 +1,66 @@
+"""Write the lock files that `make` installs from: each release with the hashes of all its files, for any platform.
+
+    pip install uv
+    python tools/lock.py
+
+To take a new release of a direct dependency, change constraints.txt and run this. What they need in turn comes in its
+newest release. torch is not locked, see constraints.txt.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What comes with a build of torch for GPUs, at versions that torch's own metadata names.
+_WITH_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+_OPTIONS = (
+    "--quiet",
+    "--universal",
+    "--python-version=3.10",
+    "--generate-hashes",
+    "--no-header",
+    "--no-annotate",
+)
+_HEADER = "# {}. Written by tools/lock.py, from constraints.txt; not to be edited.\n"
+
+
+def resolve(source: str, *options: str, given: str = "") -> dict[str, str]:
+    """The closure of what `source` requires: the block of lines of each project, by its name.
+
+    Args:
+        source: a file of requirements below the root, or `-` for those in `given`.
+    """
+    command = ["uv", "pip", "compile", *_OPTIONS, "--constraint", "constraints.txt", *options, source]
+    done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    blocks: dict[str, str] = {}
+    for block in re.findall(r"^\S.*(?:\n +\S.*)*\n", done.stdout, re.MULTILINE):
+        name = block.partition("==")[0]
+        if not _WITH_TORCH.fullmatch(name):
+            blocks[name] = blocks.get(name, "") + block
+    return blocks
+
+
+def write(name: str, holds: str, blocks: dict[str, str]) -> None:
+    text = _HEADER.format(holds) + "".join(blocks.values())
+    if "://" in text:
+        raise SystemExit(f"{name} would name the address of an index")
+    (ROOT / name).write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    build = resolve("-", given="setuptools\nwheel\n")
+    write("requirements-build.lock", "What builds the package and fairscale", build)
+    core = resolve("requirements.txt")
+    write("requirements.lock", "The core without torch, and what torch needs", core)
+    everything = resolve("setup.py", "--extra=dev", "--constraint=requirements.lock")
+    dev = {name: block for name, block in everything.items() if name not in core}
+    write("requirements-dev.lock", "What the extra [dev] adds", dev)
+
+
+if __name__ == "__main__":
+    main()

@@ -120,8 +120,9 @@ class ModelArgs:
         known = {field.name for field in fields(cls)} - {"max_seq_len", "max_batch_size"}
         unknown = sorted(set(params) - known)
         if unknown:
+            named = ", ".join(map(str, unknown[:8]))[:400]
             raise ConfigError(
-                f"params.json has unknown keys {', '.join(map(str, unknown[:8]))[:400]}; this runtime knows {', '.join(sorted(known))},"
+                f"params.json has unknown keys {named}; this runtime knows {', '.join(sorted(known))},"
                 " and ignoring a key could change what the model computes"
             )
         missing = [name for name in ("dim", "n_layers", "n_heads") if name not in params]

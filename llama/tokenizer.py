@@ -191,7 +191,10 @@ class Tokenizer:
     def _check_text(self) -> None:
         """Whatever is decoded later is UTF-8, if every piece and what stands for unk is."""
         try:
-            texts = [*self.sp_model.id_to_piece(list(range(self.n_words))), self._sp_plain.decode([self.unk_id])]
+            texts = [
+                *self.sp_model.id_to_piece(list(range(self.n_words))),
+                self._sp_plain.decode([self.unk_id]),
+            ]
         except UnicodeDecodeError as error:
             raise TokenizerError(
                 f"{self.model_path}: a piece of the vocabulary is no UTF-8 text ({shown(error.object)}); download the"

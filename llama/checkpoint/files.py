@@ -35,7 +35,7 @@ __all__ = [
 _CHUNK = 8 << 20
 # Larger than any config, index or header of a model (a 70B's index has 66 KB), small enough that the objects made of
 # it stay far below a model's memory: a byte of JSON can become 30 bytes of Python's.
-MOST_JSON = 8 << 20
+MOST_JSON = 4 << 20
 
 
 def check_folder(folder: Path) -> None:
@@ -83,7 +83,10 @@ def _look_at(path: Path) -> os.stat_result | None:
         if not os.path.lexists(path):
             return None
         problem: OSError | ValueError = error
-    except (OSError, ValueError) as error:  # not searchable, a file where a folder should be, a NUL in the name
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # not searchable, a file where a folder should be, a NUL in the name
         problem = error
     if os.path.islink(path):
         raise CheckpointNotFoundError(
@@ -126,17 +129,27 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointFormatError(f"{path} is not usable: {error}; fetch it again") from error
 
 
-def strict_object(text: bytes, **hooks: Callable[[str], Any]) -> dict[str, Any]:
+def strict_object(
+    text: bytes,
+    *,
+    parse_int: Callable[[str], Any] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
     """The JSON object in `text`.
 
     Args:
-        hooks: parse_int, parse_float, parse_constant, as of `json.loads`.
+        parse_int, parse_constant: as of `json.loads`.
 
     Raises:
         ValueError: it is none, a key occurs twice in any object of it, or a string is no text (a lone surrogate).
     """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, **hooks)
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=parse_int,
+            parse_constant=parse_constant,
+        )
         if b"\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (json.JSONDecodeError, UnicodeError, RecursionError) as error:
@@ -156,7 +169,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def some(names: list[str]) -> str:
     """A list for a message: the first three, each cut where it is long."""
-    return ", ".join(name if len(name) <= 200 else shown(name) for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ", ".join(name if len(name) <= 200 else shown(name) for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
 
 
 def raw_bytes(x: torch.Tensor) -> memoryview:

@@ -65,8 +65,8 @@ def _refuse(config: dict[str, Any]) -> None:
     for key, values in _SUPPORTED.items():
         if key in config and config[key] not in values:
             raise ConfigError(
-                f"{key} is {shown(config[key])}; this runtime computes {key} = {values[0]!r} only, and ignoring it would"
-                " give wrong results"
+                f"{key} is {shown(config[key])}; this runtime computes {key} = {values[0]!r} only, and ignoring it"
+                " would give wrong results"
             )
 
 
@@ -86,7 +86,9 @@ def _rope_theta(config: dict[str, Any]) -> Any:
         if value:
             _refuse_scaling(key, value)
             found[key] = value
-    named = {f"rope_theta in {key}": value["rope_theta"] for key, value in found.items() if "rope_theta" in value}
+    named = {
+        f"rope_theta in {key}": value["rope_theta"] for key, value in found.items() if "rope_theta" in value
+    }
     # What transformers takes where the object that counts names none.
     outside = config.get("rope_theta", _ROPE_THETA)
     if "rope_theta" in config or (found and "rope_theta" not in next(iter(found.values()))):

@@ -80,9 +80,7 @@ def _header(path: Path, size: int) -> bytes:
             " not a safetensors file, or was made to do harm"
         )
     else:
-        why = (
-            f"is truncated: {size:,} bytes, but its header alone takes {8 + length:,}; download it again"
-        )
+        why = f"is truncated: {size:,} bytes, but its header alone takes {8 + length:,}; download it again"
     raise CheckpointFormatError(f"{path} {why}")
 
 
@@ -158,7 +156,9 @@ def _check_offsets(entries: Mapping[str, _Entry], size: int) -> None:
     at = 0
     for name, (_, _, (start, stop)) in sorted(entries.items(), key=lambda item: item[1][2]):
         if start != at:
-            raise ValueError(f"{shown(name)} begins at byte {start:,} of the data, but {at:,} are taken before it")
+            raise ValueError(
+                f"{shown(name)} begins at byte {start:,} of the data, but {at:,} are taken before it"
+            )
         at = stop
     if at != size:
         kind = "truncated" if size < at else "longer than its header says"

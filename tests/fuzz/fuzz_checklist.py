@@ -13,9 +13,25 @@ from tiny_folders import meta
 from llama.checkpoint.verify import verify
 
 _LINES = (
-    *(b"", b"\n" * 5000, b"d41d8cd98f00b204e9800998ecf8427e  /etc/passwd\n", b"0" * 32 + b"  ../x\n", b"\xff\xfe\n"),
-    *(b"0" * 32 + b"  " + b"x" * 100_000 + b"\n", b"0" * 32 + b"  \x1b[31m\0\r\n", b"0" * 32 + b" *./params.json\n"),
-    *(b"0" * 32 + b"  absent\n", b"<html>", b"g" * 32 + b"  params.json\n", b"0" * 32 + b"  .\n", b"0" * 31 + b"  x\n"),
+    *(
+        b"",
+        b"\n" * 5000,
+        b"d41d8cd98f00b204e9800998ecf8427e  /etc/passwd\n",
+        b"0" * 32 + b"  ../x\n",
+        b"\xff\xfe\n",
+    ),
+    *(
+        b"0" * 32 + b"  " + b"x" * 100_000 + b"\n",
+        b"0" * 32 + b"  \x1b[31m\0\r\n",
+        b"0" * 32 + b" *./params.json\n",
+    ),
+    *(
+        b"0" * 32 + b"  absent\n",
+        b"<html>",
+        b"g" * 32 + b"  params.json\n",
+        b"0" * 32 + b"  .\n",
+        b"0" * 31 + b"  x\n",
+    ),
 )
 
 
@@ -28,7 +44,8 @@ class _Checklist:
     def prepare(self, folder: Path) -> None:
         meta(folder)
         self._sound = [
-            f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.name}\n".encode() for path in sorted(folder.iterdir())
+            f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.name}\n".encode()
+            for path in sorted(folder.iterdir())
         ]
 
     def mutate(self, rng: random.Random, folder: Path) -> Path:

@@ -15,7 +15,14 @@ from llama.checkpoint.info import describe
 
 _KEYS = (
     *CONFIG,
-    *("rope_parameters", "mlp_bias", "sliding_window", "quantization_config", "partial_rotary_factor", "layer_types"),
+    *(
+        "rope_parameters",
+        "mlp_bias",
+        "sliding_window",
+        "quantization_config",
+        "partial_rotary_factor",
+        "layer_types",
+    ),
 )
 # Where rope_theta and its company may stand, so that what is inside is damaged too.
 _ROPE = (
@@ -42,8 +49,8 @@ class _Config:
         keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         assert found == tuple(told[key] for key in keys)
         for key in ("rope_scaling", "rope_parameters"):
-            assert (told.get(key) or {}).get("rope_theta", args.rope_theta) == args.rope_theta
-        assert told.get("rope_theta", args.rope_theta) == args.rope_theta
+            assert float((told.get(key) or {}).get("rope_theta", args.rope_theta)) == args.rope_theta
+        assert float(told.get("rope_theta", args.rope_theta)) == args.rope_theta
         assert all(label and text for label, text in describe(checkpoint, None))
         return "accepted"
 

@@ -10,16 +10,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mutations import ODD, damaged_json
+from mutations import damaged_json, odd
 from target import Target
 from tiny_folders import INDEX, hugging_face
 
 from llama.checkpoint import open_checkpoint
 
 _NAMES = (
-    *("model-00001-of-500000000.safetensors", "model-00001-of-00002.safetensors", "model-00003-of-00002.safetensors"),
-    *("model-00000-of-00001.safetensors", "model.safetensors", "consolidated.safetensors", "x.safetensors", INDEX),
-    *(f"model-{'9' * 200}-of-{'9' * 20}.safetensors", "pytorch_model-00001-of-99999999999.bin", "pytorch_model.bin"),
+    *(
+        "model-00001-of-500000000.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model-00003-of-00002.safetensors",
+    ),
+    *(
+        "model-00000-of-00001.safetensors",
+        "model.safetensors",
+        "consolidated.safetensors",
+        "x.safetensors",
+        INDEX,
+    ),
+    *(
+        f"model-{'9' * 200}-of-{'9' * 20}.safetensors",
+        "pytorch_model-00001-of-99999999999.bin",
+        "pytorch_model.bin",
+    ),
     *("\x1b[31m\n.safetensors", "\udcff.safetensors", "é☺.safetensors", "consolidated.00.pth", "params.json"),
     *("consolidated.99.pth", "config.json", "tokenizer.model", ".", "..", "a" * 250 + ".bin"),
 )
@@ -52,7 +66,7 @@ class _Index:
     def _write_index(self, rng: random.Random, path: Path) -> None:
         where = dict(self._index["weight_map"])
         if rng.random() < 0.5:
-            name = rng.choice((*_NAMES, "a\0b", "sub/x.safetensors", "..\\x", "\ud800", rng.choice(ODD)))
+            name = rng.choice((*_NAMES, "a\0b", "sub/x.safetensors", "..\\x", "\ud800", odd(rng)))
             where[rng.choice(list(where))] = name
             path.write_text(json.dumps({"weight_map": where}))
         else:
@@ -71,7 +85,9 @@ class _Index:
                 return
             path.unlink()
             if kind == 4:
-                os.symlink(rng.choice((path.name, "nowhere", "x" * 300, "/dev/zero", "/", "config.json")), path)
+                os.symlink(
+                    rng.choice((path.name, "nowhere", "x" * 300, "/dev/zero", "/", "config.json")), path
+                )
             elif kind == 5:
                 os.mkfifo(path)
             elif kind == 6:

@@ -30,7 +30,8 @@ class _Params:
         told = json.loads((path / "params.json").read_bytes())
         for name, value in told.items():
             if value is not None and value != -1:
-                assert getattr(checkpoint.args, name) == value, name
+                found = getattr(checkpoint.args, name)
+                assert found == type(found)(value), name
         assert 1 in valid_sizes(checkpoint.args)
         assert all(label and text for label, text in describe(checkpoint, None))
         return "accepted"

@@ -15,7 +15,20 @@ from llama.checkpoint.hf_tokenizer import write_tokenizer
 from llama.tokenizer import Tokenizer
 
 _TEXTS = ("def f(x):\n    return x", " <PRE> a <SUF> b <MID>", "☺ 漢 é\0\t", "", "    ", "<step>")
-_PIECES = ("", "▁<PRE>", "<s>", "<0x00>", "<0xZZ>", "a" * 300, "\x1b[1m", "▁", "x" * 100_000, "\ue000", "<step>", "▁▁▁")
+_PIECES = (
+    "",
+    "▁<PRE>",
+    "<s>",
+    "<0x00>",
+    "<0xZZ>",
+    "a" * 300,
+    "\x1b[1m",
+    "▁",
+    "x" * 100_000,
+    "\ue000",
+    "<step>",
+    "▁▁▁",
+)
 _SCORES = (0.0, -1e30, float("nan"), float("inf"), float("-inf"), 1e38)
 
 
@@ -48,6 +61,8 @@ class _Tokenizer:
         model.ParseFromString(raw)
         trainer, normalizer = model.trainer_spec, model.normalizer_spec
         for _ in range(rng.randint(1, 3)):
+            if not model.pieces:
+                break
             piece = rng.choice(model.pieces)
             kind = rng.randrange(12)
             if kind < 3:
@@ -68,7 +83,9 @@ class _Tokenizer:
                 setattr(normalizer, name, rng.random() < 0.5)
             elif kind == 10:
                 size = rng.choice((0, 4, 64, 1024, 2048))
-                normalizer.precompiled_charsmap = size.to_bytes(4, "little") + rng.randbytes(rng.choice((size, 16)))
+                normalizer.precompiled_charsmap = size.to_bytes(4, "little") + rng.randbytes(
+                    rng.choice((size, 16))
+                )
             else:
                 del model.pieces[rng.randrange(len(model.pieces)) :]
         changed: bytes = model.SerializeToString()

@@ -129,7 +129,11 @@ def _child(folder: Path, tasks: list[tuple[str, int]], seed: str, pipe: Connecti
                 ready[name] = target, own
                 resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData:") + _STOP, resource.RLIM_INFINITY))
             target, own = ready[name]
-            path = target.mutate(random.Random(f"{seed}/{name}/{number}"), own)
+            try:
+                path = target.mutate(random.Random(f"{seed}/{name}/{number}"), own)
+            except Exception:
+                pipe.send(("tracebacks", f"in mutate: {traceback.format_exc(limit=-4)}", 0.0, 0))
+                continue
             pipe.send(None)  # from here on the clock counts
             began = time.monotonic()
             with _peak() as taken:
@@ -233,7 +237,9 @@ class Run:
         lines = []
         for tally in self.tallies.values():
             lines += tally.failures[:_SHOWN]
-        lines.append("target".ljust(14) + "".join(f"{column:>13}" for column in (*_COLUMNS, "slowest", "most MiB")))
+        lines.append(
+            "target".ljust(14) + "".join(f"{column:>13}" for column in (*_COLUMNS, "slowest", "most MiB"))
+        )
         for name, tally in self.tallies.items():
             cells = [f"{tally.counts[column]:,}" for column in _COLUMNS]
             cells += [f"{tally.seconds:.2f} s", f"{tally.memory / MIB:.0f}"]

@@ -53,7 +53,7 @@ def read_config(folder: Path, *, max_seq_len: int, max_batch_size: int) -> tuple
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return args, config.get("tie_word_embeddings", False) is True
+    return args, bool(config.get("tie_word_embeddings"))
 
 
 def _refuse(config: dict[str, Any]) -> None:

@@ -32,8 +32,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
-# One input may take this much beyond what its process had before; more data than that cannot be had at all.
-_MEMORY, _STOP = 512 * MIB, 1024 * MIB
+# So much more data than an input may take cannot be had at all.
+_BEYOND = 512 * MIB
 _FAILURES = ("tracebacks", "hangs", "over memory", "crashes")
 _COLUMNS = ("inputs", "accepted", "refused", *_FAILURES)
 # Of each target, so many failures are printed in full.
@@ -113,7 +113,7 @@ def _read(target: Any, path: Path) -> tuple[str, str]:
         return "tracebacks", traceback.format_exc(limit=-8)
 
 
-def _child(folder: Path, tasks: list[tuple[str, int]], seed: str, pipe: Connection) -> None:
+def _child(folder: Path, tasks: list[tuple[str, int]], seed: str, memory: int, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     faulthandler.enable()
@@ -122,12 +122,17 @@ def _child(folder: Path, tasks: list[tuple[str, int]], seed: str, pipe: Connecti
         ready: dict[str, tuple[Any, Path]] = {}
         for name, number in tasks:
             if name not in ready:
-                target = importlib.import_module(f"fuzz_{name}").TARGET
                 own = Path(place) / name
                 own.mkdir()
-                target.prepare(own)
+                try:
+                    target = importlib.import_module(f"fuzz_{name}").TARGET
+                    target.prepare(own)
+                except Exception:
+                    pipe.send(("broken", traceback.format_exc(limit=-4), 0.0, 0))
+                    return
                 ready[name] = target, own
-                resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData:") + _STOP, resource.RLIM_INFINITY))
+                stop = _status("VmData:") + memory + _BEYOND
+                resource.setrlimit(resource.RLIMIT_DATA, (stop, resource.RLIM_INFINITY))
             target, own = ready[name]
             try:
                 path = target.mutate(random.Random(f"{seed}/{name}/{number}"), own)
@@ -138,7 +143,7 @@ def _child(folder: Path, tasks: list[tuple[str, int]], seed: str, pipe: Connecti
             began = time.monotonic()
             with _peak() as taken:
                 word, why = _read(target, path)
-            if taken[0] > _MEMORY and word not in _FAILURES:
+            if taken[0] > memory and word not in _FAILURES:
                 word, why = "over memory", f"{taken[0] / MIB:,.0f} MiB"
             pipe.send((word, why, time.monotonic() - began, taken[0]))
 
@@ -151,11 +156,12 @@ class Run:
 
     Args:
         seconds: wall clock for one input.
-        start: for a child to import, to prepare and to write an input.
+        memory: bytes that one input may take beyond what its process had before.
+        start: seconds for a child to import, to prepare and to write an input.
     """
 
-    def __init__(self, folder: Path, seed: str, seconds: float, start: float = 300.0) -> None:
-        self.folder, self.seed, self.seconds, self.start = folder, seed, seconds, start
+    def __init__(self, folder: Path, seed: str, seconds: float, memory: int, start: float = 300.0) -> None:
+        self.folder, self.seed, self.seconds, self.memory, self.start = folder, seed, seconds, memory, start
         self.tallies: dict[str, Tally] = {}
         self._context = multiprocessing.get_context("spawn")
 
@@ -182,7 +188,7 @@ class Run:
 
     def _launch(self, job: Job) -> None:
         mine, theirs = self._context.Pipe(duplex=False)
-        arguments = (self.folder, job.tasks[job.at :], self.seed, theirs)
+        arguments = (self.folder, job.tasks[job.at :], self.seed, self.memory, theirs)
         job.child = self._context.Process(target=_child, args=arguments, daemon=True)
         job.child.start()
         theirs.close()
@@ -202,6 +208,8 @@ class Run:
             job.deadline = time.monotonic() + self.seconds
             return
         word, why, seconds, memory = said
+        if word == "broken":
+            raise SystemExit(f"{job.tasks[job.at][0]} cannot be prepared:\n{why}")
         tally = self._count(job, word, why)
         tally.seconds, tally.memory = max(tally.seconds, seconds), max(tally.memory, memory)
         job.deadline = time.monotonic() + self.start
@@ -260,10 +268,11 @@ def main() -> int:
     parser.add_argument("--input", type=int, metavar="K", help="this input alone")
     parser.add_argument("--jobs", type=int, default=2, help="child processes")
     parser.add_argument("--seconds", type=float, default=20.0, help="for one input")
+    parser.add_argument("--memory", type=int, default=512, metavar="MIB", help="for one input")
     parser.add_argument("--targets", type=Path, default=HERE, help="the folder of the targets")
     options = parser.parse_args()
     numbers = range(options.number) if options.input is None else range(options.input, options.input + 1)
-    run = Run(options.targets.resolve(), options.seed, options.seconds)
+    run = Run(options.targets.resolve(), options.seed, options.seconds, options.memory * MIB)
     run.run(names(options.targets, options.only), numbers, options.jobs)
     print(run.report())
     return 1 if run.failed else 0

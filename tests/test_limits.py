@@ -34,7 +34,7 @@ from llama.tokenizer import Tokenizer
 
 MIB = 1 << 20
 # What each of these took before there were limits: seconds to hours, or gigabytes.
-HANGS, MEMORY = 60, 300 * MIB
+HANGS, MEMORY = 30, 300 * MIB
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -109,10 +109,10 @@ def hugging_face(tmp_path: Path) -> Path:
 
 
 def sparse(path: Path) -> None:
-    """A file of 16 GB that takes no room on the disk."""
+    """A file of 1 GB that takes no room on the disk."""
     path.unlink(missing_ok=True)
     path.touch()
-    os.truncate(path, 16 << 30)
+    os.truncate(path, 1 << 30)
 
 
 # ---- time and memory ---------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_extents_that_no_tensor_has(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["tokenizer.model", "params.json"])
 def test_a_sparse_file_of_metas_layout(meta: Path, name: str) -> None:
     sparse(meta / name)
-    refuse(build(meta), LlamaError, name, "17,179,869,184")
+    refuse(build(meta), LlamaError, name, "1,073,741,824")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "model.safetensors"])
@@ -166,7 +166,7 @@ def test_a_sparse_file_of_a_hugging_face_folder(hugging_face: Path, name: str) -
         (hugging_face / "model.safetensors").unlink()
     sparse(hugging_face / name)
     refuse(
-        build(hugging_face), CheckpointFormatError, name, "17179869184" if name.endswith("rs") else "17,179"
+        build(hugging_face), CheckpointFormatError, name, "not a safetensors file" if name.endswith("rs") else "1,073"
     )
 
 
@@ -174,7 +174,7 @@ def test_a_sparse_checklist(meta: Path) -> None:
     sparse(meta / "checklist.chk")
     finding = next(iter(verify(meta)))
     assert finding.status == "fail"
-    assert "17,179,869,184" in finding.why
+    assert "1,073,741,824" in finding.why
 
 
 @pytest.mark.parametrize("item", ['{"":{}}', "1.5"])

@@ -73,8 +73,8 @@ def test_a_page_is_still_called_one(tmp_path: Path, start: bytes) -> None:
     path = tmp_path / "model.safetensors"
     for text in (start, start[:6], start + b"x" * 100_000):
         path.write_bytes(text)
-        word = "web page" if text != b"versio" else "not a safetensors file"
-        with pytest.raises(CheckpointFormatError, match=word):
+        word = "a web page" if text != b"versio" else "not a safetensors file"
+        with pytest.raises(CheckpointFormatError, match=rf"^{path} is {word}"):
             open_safetensors(path)
 
 

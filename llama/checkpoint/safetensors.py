@@ -47,9 +47,9 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
         CheckpointFormatError: no safetensors file, a truncated one, or one that is not sound.
     """
     size = check_file(path)
+    raw = _header(path, size)
+    first = 8 + len(raw)
     try:
-        raw = _header(path, size)
-        first = 8 + len(raw)
         entries = _entries(raw, size - first)
         with path.open("rb") as file:
             # A private mapping: never written to, but torch warns of buffers that it could not write.
@@ -59,17 +59,20 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not sound: {error}; download it again") from error
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be mapped: {error.strerror or error}") from error
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
     return {name: _tensor(mapped, first, *entry) for name, entry in entries.items()}
 
 
 def _header(path: Path, size: int) -> bytes:
     """The header's bytes. Its length decides what the file is: text only ever explains a length that cannot be."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) == 8 and 2 <= length <= min(MOST_JSON, size - 8):
-            return file.read(length)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) == 8 and 2 <= length <= min(MOST_JSON, size - 8):
+                return file.read(length)
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
     if start.lstrip()[:1] == b"<" or start.startswith(b"version "):
         why = f"is a web page or a Git LFS pointer of {size} bytes, not weights; download it again"
     elif len(start) < 8 or length < 2:

@@ -1,8 +1,9 @@
 """safetensors files: opened as mapped tensors, and written one tensor at a time.
 
 A file is 8 bytes with the length of the header, the header (JSON: name -> dtype, shape, offsets), and the
-tensors' bytes without a gap. Source: the format's public description. Written here instead of taken from
-the package of that name, since that one can neither write a file bit by bit nor be left out of the core.
+tensors' bytes without a gap. Source: the format's public description. Read and written here instead of by the
+package of that name: a rank's slices take a quarter of its memory, and a file is written without holding it
+(docs/log.md). That package is the tests' oracle: what is accepted here it reads too, as the same tensors.
 """
 
 from __future__ import annotations

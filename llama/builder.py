@@ -12,7 +12,7 @@ from . import linear, native
 from .checkpoint import load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.info import shortened
 from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
-from .errors import ConfigError
+from .errors import ConfigError, shown
 from .memory import (
     GIB,
     CacheMemory,
@@ -58,7 +58,7 @@ def build(
     folder = Path(ckpt_dir)
     for name, limit in (("max_seq_len", max_seq_len), ("max_batch_size", max_batch_size)):
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigError(f"{name} is {limit!r}; it must be an integer of at least 1")
+            raise ConfigError(f"{name} is {shown(limit)}; it must be an integer of at least 1")
     check_cache_memory(cache_memory)
     target = choose_device(device)
     checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
@@ -100,7 +100,7 @@ def _size(model_parallel_size: int | None) -> int:
         or model_parallel_size < 1
     ):
         raise ConfigError(
-            f"model_parallel_size is {model_parallel_size!r}; it must be an integer of at least 1"
+            f"model_parallel_size is {shown(model_parallel_size)}; it must be an integer of at least 1"
         )
     return model_parallel_size
 

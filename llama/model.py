@@ -8,7 +8,6 @@ pairs (Su et al. 2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 from . import native
 from .cache import BatchCache, KVCache
 from .distributed import Parallel, host_parallel
-from .errors import ConfigError, ParallelismError
+from .errors import ConfigError, ParallelismError, shown
 from .fused import FusedLayers
 from .parallel import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
 from .reference import apply_rotary_emb, precompute_freqs_cis, repeat_kv
@@ -37,6 +36,21 @@ __all__ = [
     "repeat_kv",
     "valid_sizes",
 ]
+
+
+# Bounds on what a file of a few bytes may ask for, many times what any model has: names and shapes of
+# every layer are made before a weight is looked at.
+_MOST = {
+    "dim": 1 << 20,
+    "n_layers": 1 << 10,
+    "n_heads": 1 << 14,
+    "multiple_of": 1 << 20,
+    "max_batch_size": 1 << 31,
+    "max_seq_len": 1 << 31,
+}
+_MOST_FFN, _MOST_VOCAB = 1 << 24, 1 << 31
+# What the positions and the norms are computed in.
+_MOST_FLOAT = torch.finfo(torch.float32).max
 
 
 @dataclass
@@ -60,30 +74,40 @@ class ModelArgs:
     max_seq_len: int = 2048
 
     def __post_init__(self) -> None:
-        for name in ("dim", "n_layers", "n_heads", "multiple_of", "max_batch_size", "max_seq_len"):
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise ConfigError(f"{name} is {shown(value)}; it must be an integer from 1 to {most:,}")
         for name in ("norm_eps", "rope_theta", "ffn_dim_multiplier"):
             value = getattr(self, name)
             if value is None and name == "ffn_dim_multiplier":
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigError(f"{name} is {value!r}; it must be a positive number")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_FLOAT:
+                raise ConfigError(
+                    f"{name} is {shown(value)}; it must be a positive number of at most {_MOST_FLOAT:.3g}"
+                )
+            setattr(self, name, float(value))
         kv = self.n_kv_heads
         if kv is not None and (
             isinstance(kv, bool) or not isinstance(kv, int) or kv < 1 or self.n_heads % kv
         ):
             raise ConfigError(
-                f"n_kv_heads is {kv!r}; it must be an integer that divides n_heads {self.n_heads}"
+                f"n_kv_heads is {shown(kv)}; it must be an integer that divides n_heads {self.n_heads}"
             )
-        if not isinstance(self.vocab_size, int) or self.vocab_size < -1 or self.vocab_size == 0:
+        vocab = self.vocab_size
+        known = isinstance(vocab, int) and not isinstance(vocab, bool)
+        if not known or not (1 <= vocab <= _MOST_VOCAB or vocab == -1):
             raise ConfigError(
-                f"vocab_size is {self.vocab_size!r}; it must be at least 1, or -1 for the embedding's"
+                f"vocab_size is {shown(vocab)}; it must be from 1 to {_MOST_VOCAB:,}, or -1 for the embedding's"
             )
         if self.dim % (2 * self.n_heads):
             raise ConfigError(
                 f"dim {self.dim} cannot be split into {self.n_heads} heads of an even dimension"
+            )
+        if (self.ffn_dim_multiplier or 1) * 3 * self.dim > _MOST_FFN or not 1 <= self.ffn_dim <= _MOST_FFN:
+            raise ConfigError(
+                f"ffn_dim_multiplier {self.ffn_dim_multiplier} and multiple_of {self.multiple_of} give no feed-forward"
+                f" dimension from 1 to {_MOST_FFN:,} for dim {self.dim}"
             )
 
     @classmethod
@@ -96,8 +120,9 @@ class ModelArgs:
         known = {field.name for field in fields(cls)} - {"max_seq_len", "max_batch_size"}
         unknown = sorted(set(params) - known)
         if unknown:
+            named = ", ".join(map(str, unknown[:8]))[:400]
             raise ConfigError(
-                f"params.json has unknown keys {', '.join(unknown)}; this runtime knows {', '.join(sorted(known))},"
+                f"params.json has unknown keys {named}; this runtime knows {', '.join(sorted(known))},"
                 " and ignoring a key could change what the model computes"
             )
         missing = [name for name in ("dim", "n_layers", "n_heads") if name not in params]

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import operator
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from .errors import PromptError, TokenizerError
+from .errors import PromptError, TokenizerError, shown
 
 __all__ = ["SPACE_SYMBOL", "Tokenizer"]
 
@@ -32,6 +33,13 @@ SPACE_SYMBOL = "\u2581"
 # at the end of a model switch the dummy prefix off and leave all else as it is; no protobuf package is
 # needed for it. Source: sentencepiece_model.proto and protobuf's encoding of embedded messages.
 _WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+
+# Bytes of a tokenizer file. A vocabulary of 32,000 pieces has half a megabyte; SentencePiece makes up to 30 times
+# the bytes of a file of it.
+_MOST_BYTES = 4 << 20
+# Characters of a piece; SentencePiece trains with 16. Every cut of a piece is looked at in a conversion.
+_LONGEST_PIECE = 256
 
 
 class Tokenizer:
@@ -53,7 +61,8 @@ class Tokenizer:
         """Read the SentencePiece model in `model_path` (a file).
 
         Raises:
-            TokenizerError: there is no such file, it is no SentencePiece model, or it has no bos or eos.
+            TokenizerError: there is no such file, it is no SentencePiece model, it has no bos, eos or unk,
+                or a piece of it is no text.
         """
         proto = _read_model(Path(model_path))
         self.model_path = os.fspath(model_path)
@@ -65,11 +74,13 @@ class Tokenizer:
         self.eos_id: int = self.sp_model.eos_id()
         self.pad_id: int = self.sp_model.pad_id()
         self.unk_id: int = self.sp_model.unk_id()
-        if self.bos_id < 0 or self.eos_id < 0:
-            raise TokenizerError(
-                f"{self.model_path}: the vocabulary has no {'bos' if self.bos_id < 0 else 'eos'} piece,"
-                " so no prompt can be built with it; is it a Llama tokenizer.model?"
-            )
+        for name in ("bos", "eos", "unk"):
+            if getattr(self, f"{name}_id") < 0:
+                raise TokenizerError(
+                    f"{self.model_path}: the vocabulary has no {name} piece, so no prompt can be built with it;"
+                    " is it a Llama tokenizer.model?"
+                )
+        self._check_text()
         self.prefix_id = self._piece_id("▁<PRE>")
         self.suffix_id = self._piece_id("▁<SUF>")
         self.middle_id = self._piece_id("▁<MID>")
@@ -177,6 +188,25 @@ class Tokenizer:
             )
         return token_id
 
+    def _check_text(self) -> None:
+        """Whatever is decoded later is UTF-8, if every piece and what stands for unk is."""
+        try:
+            texts = [
+                *self.sp_model.id_to_piece(list(range(self.n_words))),
+                self._sp_plain.decode([self.unk_id]),
+            ]
+        except UnicodeDecodeError as error:
+            raise TokenizerError(
+                f"{self.model_path}: a piece of the vocabulary is no UTF-8 text ({shown(error.object)}); download the"
+                " file again"
+            ) from error
+        longest = max(texts, key=len)
+        if len(longest) > _LONGEST_PIECE:
+            raise TokenizerError(
+                f"{self.model_path}: a piece of the vocabulary has {len(longest):,} characters, more than the"
+                f" {_LONGEST_PIECE} that any has ({shown(longest)}); download the file again"
+            )
+
     def _piece_id(self, piece: str) -> int | None:
         # piece_to_id answers unk for a piece that is absent, so the answer is asked back.
         token_id: int = self.sp_model.piece_to_id(piece)
@@ -239,13 +269,25 @@ def _index(t: object) -> int:
 
 def _read_model(path: Path) -> bytes:
     try:
-        proto = path.read_bytes()
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
+            raise TokenizerError(f"{path}: the tokenizer file cannot be read: it is a folder, pipe or device")
+        if found.st_size > _MOST_BYTES:
+            raise TokenizerError(
+                f"{path}: a tokenizer file has at most {_MOST_BYTES:,} bytes, this one {found.st_size:,}; is it"
+                " the weights, or was it made to do harm?"
+            )
+        with path.open("rb") as file:
+            proto = file.read(found.st_size)
     except FileNotFoundError:
         raise TokenizerError(
             f"{path}: there is no tokenizer file here; a Code Llama checkpoint comes with tokenizer.model"
         ) from None
-    except OSError as error:
-        raise TokenizerError(f"{path}: the tokenizer file cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, TokenizerError):
+            raise
+        why = error.strerror if isinstance(error, OSError) else error
+        raise TokenizerError(f"{path}: the tokenizer file cannot be read: {why}") from error
     if not proto:
         raise TokenizerError(f"{path}: the tokenizer file is empty; download it again")
     return proto

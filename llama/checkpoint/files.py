@@ -1,35 +1,51 @@
-"""Files of a checkpoint as they are opened: one way to say what is wrong with a path, one way to read JSON."""
+"""Files of a checkpoint as they are opened: one way to say what is wrong with a path, one way to read JSON.
+
+They are a stranger's: a few bytes of them must not ask for much time or memory (docs/checkpoints.md, Limits)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointNotFoundError
+from ..errors import CheckpointFormatError, CheckpointNotFoundError, shown
 
-__all__ = ["Sink", "check_file", "check_folder", "raw_bytes", "read_json", "some", "strict_object"]
+__all__ = [
+    "MOST_JSON",
+    "Sink",
+    "check_file",
+    "check_folder",
+    "is_there",
+    "raw_bytes",
+    "read_json",
+    "read_small",
+    "some",
+    "strict_object",
+]
 
 _CHUNK = 8 << 20
-# Larger than any config or index of a model; a page or a weight file in its place is not read into memory.
-_MOST_JSON = 64 << 20
+# Larger than any config, index or header of a model (a 70B's index has 66 KB), small enough that the objects made of
+# it stay far below a model's memory: a byte of JSON can become 30 bytes of Python's.
+MOST_JSON = 4 << 20
 
 
 def check_folder(folder: Path) -> None:
     """Raise CheckpointNotFoundError, saying why, where `folder` is no folder."""
-    _check_path(folder)
-    if not folder.exists():
+    found = _look_at(folder)
+    if found is None:
         raise CheckpointNotFoundError(
             f"checkpoint folder {folder} does not exist; check the path, or download it"
         )
-    if not folder.is_dir():
+    if not stat.S_ISDIR(found.st_mode):
         raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds the checkpoint")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")
@@ -39,76 +55,123 @@ def check_file(path: Path, why: str = "download it again") -> int:
     """Size of a file in bytes.
 
     Raises:
-        CheckpointNotFoundError: there is none, or it is no file; the message ends with `why`.
+        CheckpointNotFoundError: there is none, or it is a folder, pipe or device; the message ends with `why`.
         CheckpointFormatError: it cannot be read.
     """
-    _check_path(path)
-    if not path.exists():
+    found = _look_at(path)
+    if found is None:
         raise CheckpointNotFoundError(f"{path} is missing; {why}")
-    if not path.is_file():
+    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
         raise CheckpointNotFoundError(f"{path} is not a file; {why}")
     try:
         with path.open("rb"):
-            return path.stat().st_size
+            return found.st_size
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror}") from error
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _check_path(path: Path) -> None:
+def is_there(path: Path) -> bool:
+    """Whether a folder has such an entry; a link that leads nowhere is one, and what opens it says what is wrong."""
+    return os.path.lexists(path)
+
+
+def _look_at(path: Path) -> os.stat_result | None:
+    """What is at a path, through links; None where there is nothing."""
     try:
-        path.lstat()
-    except FileNotFoundError:
-        return
-    except OSError as error:  # not searchable, a name too long, a file where a folder should be
-        raise CheckpointNotFoundError(
-            f"{path} cannot be looked at: {error.strerror}; check the path"
-        ) from error
-    # `exists` says no for a link that leads nowhere and for one that leads to itself.
-    if path.is_symlink() and not path.exists():
+        return path.stat()
+    except FileNotFoundError as error:
+        if not os.path.lexists(path):
+            return None
+        problem: OSError | ValueError = error
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # not searchable, a file where a folder should be, a NUL in the name
+        problem = error
+    if os.path.islink(path):
         raise CheckpointNotFoundError(
             f"{path} is a symbolic link that leads nowhere, or in a circle; point it to the real file"
+        ) from problem
+    why = problem.strerror if isinstance(problem, OSError) else problem
+    raise CheckpointNotFoundError(f"{path} cannot be looked at: {why}; check the path") from problem
+
+
+def read_small(path: Path, why: str, most: int = MOST_JSON) -> bytes:
+    """The content of a file that is no weights; one of more than `most` bytes is not read.
+
+    Raises:
+        CheckpointNotFoundError: no such file; the message ends with `why`.
+        CheckpointFormatError: too large, or it cannot be read.
+    """
+    size = check_file(path, why)
+    if size > most:
+        raise CheckpointFormatError(
+            f"{path} has {size:,} bytes, more than the {most:,} that a {path.name} is read with; {why}"
         )
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """The object in a JSON file of at most `MOST_JSON` bytes.
 
     Raises:
         CheckpointNotFoundError: no such file.
-        CheckpointFormatError: no JSON, no object, a key that occurs twice.
+        CheckpointFormatError: too large, no JSON, no object, a key that occurs twice.
     """
-    size = check_file(path, f"fetch the {path.name} that came with the weights")
-    if size > _MOST_JSON:
-        raise CheckpointFormatError(f"{path} has {size:,} bytes, which no {path.name} has; fetch it again")
+    text = read_small(path, f"fetch the {path.name} that came with the weights")
     try:
-        return strict_object(path.read_bytes())
+        return strict_object(text)
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not usable: {error}; fetch it again") from error
 
 
-def strict_object(text: bytes) -> dict[str, Any]:
-    """The JSON object in `text`; ValueError where it is none, or a key occurs twice in any object of it."""
+def strict_object(
+    text: bytes,
+    *,
+    parse_int: Callable[[str], Any] | None = None,
+    parse_constant: Callable[[str], Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON object in `text`.
 
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {twice!r} occurs twice")
-        return found
+    Args:
+        parse_int, parse_constant: as of `json.loads`.
 
+    Raises:
+        ValueError: it is none, a key occurs twice in any object of it, or a string is no text (a lone surrogate).
+    """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        value = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_int=parse_int,
+            parse_constant=parse_constant,
+        )
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (json.JSONDecodeError, UnicodeError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(value, Mapping):
         raise ValueError(f"it holds {type(value).__name__}, not an object")
     return dict(value)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shown(twice)} occurs twice")
+    return found
+
+
 def some(names: list[str]) -> str:
-    """A list for a message: the first three."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    """A list for a message: the first three, each cut where it is long."""
+    return ", ".join(name if len(name) <= 200 else shown(name) for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
 
 
 def raw_bytes(x: torch.Tensor) -> memoryview:

@@ -7,6 +7,7 @@ computation; both are here.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
 from ..model import ModelArgs
-from .files import check_folder, read_json, some
+from .files import check_folder, is_there, read_json, some
 
 __all__ = [
     "AXES",
@@ -188,7 +189,7 @@ def _what_is_there(folder: Path) -> str:
         path
         # In a cache of Hugging Face's hub, a snapshot is the folder of a model.
         for path in (*sorted(folder.iterdir()), *sorted(folder.glob("snapshots/*")))
-        if path.is_dir() and (any(path.glob("consolidated.*.pth")) or (path / "config.json").exists())
+        if os.path.isdir(path) and (any(path.glob("consolidated.*.pth")) or is_there(path / "config.json"))
     ]
     if inner:
         return f"there is one in the folder {inner[0].relative_to(folder)} inside it; pass {inner[0]}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
 from ..model import ModelArgs
 from ..tokenizer import Tokenizer
 from .files import read_json
@@ -18,6 +18,8 @@ __all__ = ["config_of", "generation_config_of", "params_of", "read_config", "tra
 
 # transformers' own defaults, for keys that a config.json leaves out.
 _NORM_EPS, _ROPE_THETA = 1e-6, 10000.0
+# Of a dimension or a number of layers: ModelArgs has the exact ones.
+_MOST = 1 << 24
 # Key -> the values with which a Llama is what this runtime computes.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
@@ -27,6 +29,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "sliding_window": (None,),
     "quantization_config": (None,),
     "partial_rotary_factor": (1, 1.0, None),
+    "tie_word_embeddings": (False, True, None),
 }
 
 
@@ -50,37 +53,65 @@ def read_config(folder: Path, *, max_seq_len: int, max_batch_size: int) -> tuple
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return args, config.get("tie_word_embeddings", False) is True
+    return args, bool(config.get("tie_word_embeddings"))
 
 
 def _refuse(config: dict[str, Any]) -> None:
     architectures = config.get("architectures") or ["LlamaForCausalLM"]
     if architectures != ["LlamaForCausalLM"]:
         raise ConfigError(
-            f"the architecture is {architectures}; this runtime computes LlamaForCausalLM, the Code Llama family"
+            f"the architecture is {shown(architectures)}; this runtime computes LlamaForCausalLM, the Code Llama family"
         )
     for key, values in _SUPPORTED.items():
         if key in config and config[key] not in values:
             raise ConfigError(
-                f"{key} is {config[key]!r}; this runtime computes {key} = {values[0]!r} only, and ignoring it would"
-                " give wrong results"
+                f"{key} is {shown(config[key])}; this runtime computes {key} = {values[0]!r} only, and ignoring it"
+                " would give wrong results"
             )
 
 
 def _rope_theta(config: dict[str, Any]) -> Any:
-    # transformers 4: rope_theta and rope_scaling; transformers 5: both within rope_parameters.
-    parameters = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or {}
-    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{key} is {value!r}; it must be an object or null")
-        kind = value.get("rope_type", value.get("type", "default"))
-        extra = sorted(set(value) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
-        if kind != "default" or extra or value.get("partial_rotary_factor", 1) != 1:
-            raise ConfigError(
-                f"{key} asks for rope scaling ({value}); this runtime computes plain rotary positions only"
-            )
-    return parameters.get("rope_theta", config.get("rope_theta", _ROPE_THETA))
+    """The base of the rotary frequencies, wherever config.json names it.
+
+    transformers 4 writes rope_theta, and rope_scaling where positions are scaled; transformers 5 writes
+    rope_parameters with both in it, but reads rope_scaling in its place where that is there and not empty. A
+    rope_theta in the one it reads comes before the one outside. Releases that know only the one outside
+    would compute another model from such a file, so values that differ are refused.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{key} is {shown(value)}; it must be an object or null")
+        if value:
+            _refuse_scaling(key, value)
+            found[key] = value
+    named = {
+        f"rope_theta in {key}": value["rope_theta"] for key, value in found.items() if "rope_theta" in value
+    }
+    # What transformers takes where the object that counts names none.
+    outside = config.get("rope_theta", _ROPE_THETA)
+    if "rope_theta" in config or (found and "rope_theta" not in next(iter(found.values()))):
+        named["rope_theta" if "rope_theta" in config else "rope_theta by default"] = outside
+    values = list(named.values()) or [outside]
+    if any(value != values[0] for value in values):
+        told = ", ".join(f"{name} is {shown(value)}" for name, value in named.items())
+        raise ConfigError(
+            f"{told}: releases of transformers differ in which one they take; leave only the one that the model was"
+            " trained with"
+        )
+    return values[0]
+
+
+def _refuse_scaling(key: str, value: dict[str, Any]) -> None:
+    """Raise ConfigError for anything in the object but rope_theta that changes the frequencies, or could."""
+    kind = value.get("rope_type", value.get("type", "default"))
+    factor = value.get("partial_rotary_factor", 1)
+    extra = sorted(set(value) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+    if kind != "default" or extra or isinstance(factor, bool) or factor != 1:
+        raise ConfigError(
+            f"{key} asks for rope scaling ({shown(value)}); this runtime computes plain rotary positions only"
+        )
 
 
 def _shape(config: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +122,12 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
     shape = {ours: config[theirs] for theirs, ours in names.items()}
     ffn = config["intermediate_size"]
     for name, value in (*shape.items(), ("intermediate_size", ffn)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+            raise ConfigError(f"{name} is {shown(value)}; it must be an integer from 1 to {_MOST:,}")
     head_dim = config.get("head_dim")
     if head_dim is not None and head_dim != shape["dim"] / shape["n_heads"]:
         raise ConfigError(
-            f"head_dim is {head_dim!r}, but hidden_size {shape['dim']} / {shape['n_heads']} heads ="
+            f"head_dim is {shown(head_dim)}, but hidden_size {shape['dim']} / {shape['n_heads']} heads ="
             f" {shape['dim'] / shape['n_heads']:g}; this runtime splits hidden_size evenly"
         )
     multiple_of, multiplier = _ffn_rule(shape["dim"], ffn)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
-from .files import read_json, some
+from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, shown
+from .files import is_there, read_json, some
 from .format import with_vocab
 from .hf_config import read_config
 from .pth import open_pth
@@ -77,12 +77,7 @@ def rotary_heads(name: str, n_heads: int, kv_heads: int) -> int:
 
 def is_hugging_face(folder: Path) -> bool:
     """Whether a folder looks like one of Hugging Face's."""
-    return any(_is_there(folder / name) for name in ("config.json", *_INDEXES))
-
-
-def _is_there(path: Path) -> bool:
-    # A link that leads nowhere is there as well: what opens it says what is wrong with it.
-    return path.exists() or path.is_symlink()
+    return any(is_there(folder / name) for name in ("config.json", *_INDEXES))
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -99,9 +94,9 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         (_INDEXES[1], "pytorch_model.bin", "pytorch_model*.bin"),
     ):
         # In this order, as transformers: it leaves an old index where it saves the model again as one file.
-        if _is_there(folder / single):
+        if is_there(folder / single):
             return [folder / single], None
-        if _is_there(folder / index):
+        if is_there(folder / index):
             where = _weight_map(folder / index)
             return [folder / name for name in sorted(set(where.values()))], where
         # "consolidated" is another vendor's copy of the same weights, in names of its own.
@@ -119,14 +114,14 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise CheckpointFormatError(f"{path} has no weight_map from tensors to files; fetch it again")
     for name in sorted(set(where.values())):
-        if name != Path(name).name or name in ("", ".", "..") or "\\" in name:
+        if name != Path(name).name or name in ("", ".", "..") or "\\" in name or "\0" in name:
             raise CheckpointFormatError(
-                f"{path} names the file {name!r}, which is not a plain file name: an index may only name files"
+                f"{path} names the file {shown(name)}, which is not a plain file name: an index may only name files"
                 " of its own folder. It was damaged, or made to do harm"
             )
-        if not (path.parent / name).exists():
+        if not is_there(path.parent / name):
             raise CheckpointNotFoundError(
-                f"{path.name} names {name}, but {path.parent} has no such file; download it"
+                f"{path.name} names {shown(name)}, but {path.parent} has no such file; download it"
             )
     return where
 
@@ -136,11 +131,14 @@ def _check_numbers(files: list[Path]) -> None:
     matches = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in files]
     numbers = {int(match[1]) for match in matches if match}
     totals = {int(match[2]) for match in matches if match}
-    missing = sorted(set(range(1, max(totals, default=0) + 1)) - numbers)
+    total = max(totals, default=0)
+    # A name may announce any number of files: no more are counted than show the first three that are missing.
+    counted = range(1, min(total, len(numbers) + 3) + 1)
+    missing = [str(number) for number in counted if number not in numbers]
     if missing:
         raise CheckpointNotFoundError(
-            f"{files[0].parent} has {len(files)} weight files, but number {some([str(n) for n in missing])} of"
-            f" {max(totals)} is missing; download it again"
+            f"{files[0].parent} has {len(files)} weight files, but number {', '.join(missing[:3])} of {total} is"
+            " missing; download it again"
         )
 
 

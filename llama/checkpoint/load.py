@@ -17,7 +17,7 @@ from .. import native, pages
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError
 from ..model import Transformer
 from ..tokenizer import Tokenizer
-from .files import check_folder
+from .files import check_folder, is_there
 from .format import read_params, shard_files
 from .hugging_face import HuggingFaceCheckpoint, is_hugging_face
 from .meta import MetaCheckpoint
@@ -46,7 +46,7 @@ def open_checkpoint(
     """
     folder = Path(folder)
     check_folder(folder)
-    meta = any(folder.glob("consolidated.*.pth")) and (folder / "params.json").exists()
+    meta = any(folder.glob("consolidated.*.pth")) and is_there(folder / "params.json")
     if is_hugging_face(folder) and not meta:
         return HuggingFaceCheckpoint(folder, max_seq_len, max_batch_size)
     shard_files(folder)
@@ -63,7 +63,7 @@ def tokenizer_of(checkpoint: Checkpoint, path: str | Path | None = None) -> Toke
         TokenizerError: it is no SentencePiece model.
     """
     found = checkpoint.folder / "tokenizer.model" if path is None else Path(path)
-    if path is None and not found.is_file():
+    if path is None and not is_there(found):
         raise CheckpointNotFoundError(
             f"{found} is missing; fetch the tokenizer.model that came with the weights, or pass its path"
             " (tokenizer_path of Llama.build, --tokenizer of the commands)"

@@ -1,13 +1,15 @@
 """safetensors files: opened as mapped tensors, and written one tensor at a time.
 
 A file is 8 bytes with the length of the header, the header (JSON: name -> dtype, shape, offsets), and the
-tensors' bytes without a gap. Source: the format's public description. Written here instead of taken from
-the package of that name, since that one can neither write a file bit by bit nor be left out of the core.
+tensors' bytes without a gap. Source: the format's public description. Read and written here instead of by the
+package of that name: a rank's slices take a quarter of its memory, and a file is written without holding it
+(docs/log.md). That package is the tests' oracle: what is accepted here it reads too, as the same tensors.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,8 +18,8 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError
-from .files import Sink, check_file, raw_bytes, strict_object
+from ..errors import CheckpointFormatError, shown
+from .files import MOST_JSON, Sink, check_file, raw_bytes, strict_object
 
 __all__ = ["SafetensorsWriter", "open_safetensors"]
 
@@ -34,8 +36,8 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# The header of a 70B takes 90 KB; a length beyond this is no header.
-_LONGEST_HEADER = 16 << 20
+# Dimensions of a tensor; its elements, and every other size: what torch can hold.
+_MOST_DIMENSIONS, _MOST_SIZE = 64, 2**63 - 1
 
 
 def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -46,39 +48,66 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
         CheckpointFormatError: no safetensors file, a truncated one, or one that is not sound.
     """
     size = check_file(path)
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if start.lstrip()[:1] == b"<" or start.startswith(b"version "):
-            raise CheckpointFormatError(
-                f"{path} is a web page or a Git LFS pointer of {size} bytes, not weights; download it again"
-            )
-        if size < 8 or length < 2:
-            raise CheckpointFormatError(f"{path} is not a safetensors file ({size} bytes); download it again")
-        if length > _LONGEST_HEADER:
-            raise CheckpointFormatError(
-                f"{path} announces a header of {length:,} bytes, more than the {_LONGEST_HEADER:,} that any"
-                " checkpoint needs; it is not a safetensors file, or was made to do harm"
-            )
-        if 8 + length > size:
-            raise CheckpointFormatError(
-                f"{path} is truncated: {size:,} bytes, but its header alone takes {8 + length:,};"
-                " download it again"
-            )
-        raw = file.read(length)
+    raw = _header(path, size)
+    first = 8 + len(raw)
     try:
-        header = strict_object(raw)
-        header.pop("__metadata__", None)
-        entries = {name: _entry(name, entry) for name, entry in header.items()}
-        _check_offsets(entries, size - 8 - length)
+        entries = _entries(raw, size - first)
+        with path.open("rb") as file:
+            # A private mapping: never written to, but torch warns of buffers that it could not write.
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
     except _UnknownDtypeError as error:
         raise CheckpointFormatError(f"{path}: {error}") from error
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not sound: {error}; download it again") from error
-    with path.open("rb") as file:
-        # A private mapping: never written to, but torch warns of buffers that it could not write.
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    return {name: _tensor(mapped, 8 + length, *entry) for name, entry in entries.items()}
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
+    return {name: _tensor(mapped, first, *entry) for name, entry in entries.items()}
+
+
+def _header(path: Path, size: int) -> bytes:
+    """The header's bytes. Its length decides what the file is: text only ever explains a length that cannot be."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) == 8 and 2 <= length <= min(MOST_JSON, size - 8):
+                return file.read(length)
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
+    if start.lstrip()[:1] == b"<" or start.startswith(b"version "):
+        why = f"is a web page or a Git LFS pointer of {size} bytes, not weights; download it again"
+    elif len(start) < 8 or length < 2:
+        why = f"is not a safetensors file ({size} bytes); download it again"
+    elif length > MOST_JSON:
+        why = (
+            f"announces a header of {length:,} bytes, more than the {MOST_JSON:,} that any checkpoint needs; it is"
+            " not a safetensors file, or was made to do harm"
+        )
+    else:
+        why = f"is truncated: {size:,} bytes, but its header alone takes {8 + length:,}; download it again"
+    raise CheckpointFormatError(f"{path} {why}")
+
+
+def _entries(raw: bytes, size: int) -> dict[str, _Entry]:
+    """The tensors that a header announces, for `size` bytes of data; ValueError where it is not sound."""
+    header = strict_object(raw, parse_int=_whole, parse_constant=_no_number)
+    told = header.pop("__metadata__", None)
+    if told is not None and not (
+        isinstance(told, dict) and all(isinstance(value, str) for value in told.values())
+    ):
+        raise ValueError("its __metadata__ is not an object of strings")
+    entries = {name: _entry(name, entry) for name, entry in header.items()}
+    _check_offsets(entries, size)
+    return entries
+
+
+def _whole(text: str) -> int | float:
+    # "-0" is an int in Python, and no unsigned number in the format.
+    return -0.0 if text == "-0" else int(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
 
 
 class _UnknownDtypeError(ValueError):
@@ -90,34 +119,50 @@ _Entry = tuple[torch.dtype, tuple[int, ...], tuple[int, int]]
 
 def _entry(name: str, entry: Any) -> _Entry:
     try:
-        dtype = _DTYPES.get(entry["dtype"])
-        shape, (start, stop) = tuple(entry["shape"]), entry["data_offsets"]
+        stored, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        dtype = _DTYPES.get(stored)
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"the entry of {name!r} lacks dtype, shape or data_offsets") from error
+        raise ValueError(f"the entry of {shown(name)} lacks dtype, shape or data_offsets") from error
     if dtype is None:
         raise _UnknownDtypeError(
-            f"{name!r} is stored as {entry['dtype']!r}, which this runtime does not read; known are"
+            f"{shown(name)} is stored as {shown(stored)}, which this runtime does not read; known are"
             f" {', '.join(_DTYPES)}. Convert it in the program that wrote it"
         )
-    numbers = (*shape, start, stop)
-    if not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in numbers):
-        raise ValueError(f"{name!r} has shape {list(shape)} and offsets {start} to {stop}")
-    count = 1
-    for extent in shape:
-        count *= extent
-    if stop - start != count * dtype.itemsize:
+    elements = _elements(shape)
+    if elements is None or not _is_size(start) or not _is_size(stop):
         raise ValueError(
-            f"{name!r} of shape {list(shape)} and {entry['dtype']} takes {count * dtype.itemsize:,} bytes, but its"
+            f"{shown(name)} has shape {shown(shape)} and offsets {shown(start)} to {shown(stop)}: no tensor has"
+        )
+    if stop - start != elements * dtype.itemsize:
+        raise ValueError(
+            f"{shown(name)} of shape {shown(shape)} and {stored} takes {elements * dtype.itemsize:,} bytes, but its"
             f" offsets {start:,} to {stop:,} hold {stop - start:,}"
         )
-    return dtype, shape, (start, stop)
+    return dtype, tuple(shape), (start, stop)
+
+
+def _elements(shape: Any) -> int | None:
+    """Of a shape that torch can hold; None for another."""
+    if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, shape)):
+        return None
+    # Zeros left out: torch computes strides of an empty tensor too.
+    elements = math.prod(max(1, extent) for extent in shape)
+    if elements > _MOST_SIZE:
+        return None
+    return 0 if 0 in shape else elements
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_SIZE
 
 
 def _check_offsets(entries: Mapping[str, _Entry], size: int) -> None:
     at = 0
     for name, (_, _, (start, stop)) in sorted(entries.items(), key=lambda item: item[1][2]):
         if start != at:
-            raise ValueError(f"{name!r} begins at byte {start:,} of the data, but {at:,} are taken before it")
+            raise ValueError(
+                f"{shown(name)} begins at byte {start:,} of the data, but {at:,} are taken before it"
+            )
         at = stop
     if at != size:
         kind = "truncated" if size < at else "longer than its header says"

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import LlamaError
+from ..errors import CheckpointError, LlamaError
 from ..prompts import infilling_prompt
 from ..tokenizer import Tokenizer
-from .files import some
+from .files import is_there, read_small, some
 from .format import axis_of
 from .load import open_checkpoint, tokenizer_of
 from .members import member_of
@@ -22,6 +22,8 @@ __all__ = ["Finding", "verify"]
 
 Told = Callable[[int], None]
 _CHUNK = 8 << 20
+# Bytes of a checklist.chk: it has a line for each file.
+_MOST_CHECKLIST = 1 << 20
 # The published ids of one infilling prompt, for the vocabulary of 32016 pieces (prefix-suffix-middle).
 _PREFIX, _SUFFIX = 'def remove_non_ascii(s: str) -> str:\n    """ ', "\n    return result\n"
 _GOLDEN = (
@@ -76,11 +78,12 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
     path = folder / "checklist.chk"
     if quick:
         return Finding(name, "skip", "--quick")
-    if not path.is_file():
+    if not is_there(path):
         return Finding(name, "skip", "there is no checklist.chk")
     wanted: dict[str, str] = {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        text = read_small(path, "fetch it again", _MOST_CHECKLIST).decode("utf-8")
+        for line in text.splitlines():
             match = re.fullmatch(r"([0-9a-fA-F]{32}) [ *](?:\./)?(\S.*)", line.strip())
             if line.strip() and (match is None or Path(match[2]).name != match[2]):
                 return Finding(
@@ -94,14 +97,17 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
                 problems.append(f"{each} is missing")
             elif _md5(folder / each, progress) != digest:
                 problems.append(f"{each} is not what checklist.chk says; download it again")
+    except CheckpointError as error:
+        return Finding(name, "fail", str(error))
     except (OSError, UnicodeDecodeError) as error:
-        return Finding(name, "fail", f"cannot be read: {error}")
+        why = error.strerror if isinstance(error, OSError) else error
+        return Finding(name, "fail", f"{path} cannot be read: {why}")
     unlisted = [p.name for p in folder.glob("consolidated.*.pth") if p.name not in wanted]
     problems += [f"{each} is not in checklist.chk" for each in sorted(unlisted)]
     if not wanted:
         problems.append("checklist.chk is empty")
     if problems:
-        return Finding(name, "fail", "; ".join(problems))
+        return Finding(name, "fail", some(problems))
     return Finding(name, "pass", f"{len(wanted)} files have the md5 in checklist.chk")
 
 

@@ -8,7 +8,6 @@ the package of that name, since that one can neither write a file bit by bit nor
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ import torch
 
 from ..errors import CheckpointFormatError
 from .files import Sink, check_file, raw_bytes, strict_object
+from .mapped import MappedFile, TensorFile
 
 __all__ = ["SafetensorsWriter", "open_safetensors"]
 
@@ -38,7 +38,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LONGEST_HEADER = 16 << 20
 
 
-def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def open_safetensors(path: Path) -> TensorFile:
     """The tensors of a file, mapped.
 
     Raises:
@@ -76,9 +76,12 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not sound: {error}; download it again") from error
     with path.open("rb") as file:
-        # A private mapping: never written to, but torch warns of buffers that it could not write.
-        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    return {name: _tensor(mapped, 8 + length, *entry) for name, entry in entries.items()}
+        mapped = MappedFile(path, file.fileno(), size)
+    tensors = {
+        name: mapped.tensor(dtype, 8 + length + start, shape)
+        for name, (dtype, shape, (start, _)) in entries.items()
+    }
+    return TensorFile(mapped, tensors)
 
 
 class _UnknownDtypeError(ValueError):
@@ -122,16 +125,6 @@ def _check_offsets(entries: Mapping[str, _Entry], size: int) -> None:
     if at != size:
         kind = "truncated" if size < at else "longer than its header says"
         raise ValueError(f"it is {kind}: {size:,} bytes of data, {at:,} announced")
-
-
-def _tensor(
-    mapped: mmap.mmap, first: int, dtype: torch.dtype, shape: tuple[int, ...], at: tuple[int, int]
-) -> torch.Tensor:
-    count = torch.Size(shape).numel()
-    if not count:
-        return torch.empty(shape, dtype=dtype)
-    # Wherever it begins: the format asks for no alignment, and copying needs none.
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=first + at[0]).view(shape)
 
 
 class SafetensorsWriter:

@@ -42,15 +42,26 @@ class MappedFile:
         """
         if 0 in shape:
             return torch.empty(shape, dtype=dtype)
-        if strides is None:
-            count = torch.Size(shape).numel()
-            return torch.frombuffer(self._map, dtype=dtype, count=count, offset=at).view(shape)
-        count = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=at).as_strided(shape, strides)
+        if strides is not None:
+            count = 1 + sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
+            found = torch.frombuffer(self._map, dtype=dtype, count=count, offset=at).as_strided(
+                shape, strides
+            )
+            if not found.is_contiguous():
+                return found
+        # The strides of extents of 1 mean nothing, but torch views no bytes of a tensor that has odd ones.
+        count = torch.Size(shape).numel()
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=at).view(shape)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Its addresses: of its first byte, and behind its last."""
+        return self._first, self._first + self.size
 
     def holds(self, x: torch.Tensor) -> bool:
         """Whether a tensor begins in this file."""
-        return self._first <= x.data_ptr() < self._first + self.size
+        first, last = self.span
+        return first <= x.data_ptr() < last
 
     def check(self) -> None:
         """Raise CheckpointFormatError where the file was cut since it was mapped."""

@@ -76,6 +76,13 @@ MUTANTS = [
         tests=("tests/test_pth.py::test_any_state_dict_is_read_as_torch_reads_it",),
     ),
     Mutant(
+        name="a contiguous tensor keeps strides that mean nothing",
+        file="llama/checkpoint/mapped.py",
+        old="            if not found.is_contiguous():\n                return found\n",
+        new="            return found\n",
+        tests=("tests/test_pth.py::test_strides_that_mean_nothing_do_no_harm",),
+    ),
+    Mutant(
         name="records may share bytes",
         file=ZIP,
         old="if entry.header < end:",

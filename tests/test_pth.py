@@ -188,11 +188,12 @@ def test_records_behind_4_gib(tmp_path: Path) -> None:
     full, length = 0xFFFFFFFF, 4 * count
     wide = struct.pack("<2H2Q", 1, 16, length, length)
     hole = Entry("a/data/0", b"", {"packed": full, "size": full, "crc": 7, "extra": wide})
-    hole.central = hole.local
     with path.open("wb") as file:
         file.write(header(first, 0, "local") + pickled)
         directory = header(first, 0, "central") + header(version, file.tell(), "central")
         file.write(header(version, 0, "local") + version.content)
+        third = struct.pack("<2H3Q", 1, 24, length, length, file.tell())  # all three of its numbers
+        hole.central = hole.local | {"offset": full, "extra": third}
         directory += header(hole, file.tell(), "central")
         file.write(header(hole, 0, "local"))
         file.seek(length, os.SEEK_CUR)

@@ -273,6 +273,14 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         state_dict({"w": tensor(stored=storage(kind="QUInt8Storage"))}),
         "QUInt8Storage",
     ),
+    "a storage of two dtypes": (
+        state_dict({"v": tensor(), "w": tensor(stored=storage(kind="IntStorage"))}),
+        "two dtypes",
+    ),
+    "a storage of two sizes": (
+        state_dict({"v": tensor(), "w": tensor((2,), (1,), stored=storage(count=9))}),
+        "sizes",
+    ),
     "a tensor as its own call": (b"\x80\2" + tensor() + b")R.", "no function"),
     "one that gets attributes": (b"\x80\2" + tensor() + b"}b.", "sets attributes of a tensor"),
     "a number instead of a tensor": (state_dict({"step": number(3)}), "holds int under 'step'"),

@@ -117,6 +117,7 @@ class _Machine:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []  # the stacks below a mark
         self._memo: dict[int, Any] = {}
+        self._storages: dict[str, Storage] = {}
         self.result: Any = None
 
     def run(self, name: str, argument: Any) -> None:
@@ -179,16 +180,20 @@ class _Machine:
         self._stack.append(_Global(name))
 
     def _persistent(self, _: None) -> None:
-        found = self._stack.pop()
-        if not isinstance(found, tuple) or len(found) != 5:
+        told = self._stack.pop()
+        if not isinstance(told, tuple) or len(told) != 5:
             raise ValueError("a storage that is none")
-        what, kind, key, place, count = found
+        what, kind, key, place, count = told
         dtype = _DTYPES.get(kind.name) if isinstance(kind, _Global) else None
         if what != "storage" or dtype is None or not isinstance(key, str) or not isinstance(place, str):
             raise ValueError("a storage that is none")
         if not _whole(count) or count < 0:
             raise ValueError("a storage of no size")
-        self._stack.append(Storage(key, dtype, count))
+        found = Storage(key, dtype, count)
+        # torch.save refuses to write one as two dtypes, and torch.load takes whichever comes first.
+        if self._storages.setdefault(key, found) != found:
+            raise ValueError(f"storage {quoted(key)} of two dtypes or sizes")
+        self._stack.append(found)
 
     def _reduce(self, _: None) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()

@@ -76,6 +76,13 @@ MUTANTS = [
         tests=("tests/test_pth.py::test_any_state_dict_is_read_as_torch_reads_it",),
     ),
     Mutant(
+        name="a storage may be of two dtypes",
+        file=WALK,
+        old="if self._storages.setdefault(key, found) != found:",
+        new="if self._storages.setdefault(key, found).count != count:",
+        tests=PICKLES,
+    ),
+    Mutant(
         name="a contiguous tensor keeps strides that mean nothing",
         file="llama/checkpoint/mapped.py",
         old="            if not found.is_contiguous():\n                return found\n",

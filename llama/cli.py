@@ -186,8 +186,10 @@ def _verify(options: argparse.Namespace) -> int:
     check_folder(folder)
     weights = [*folder.glob("*.pth"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
     nbytes = sum(path.stat().st_size for path in weights if path.is_file())
-    passes = 2 if (folder / "checklist.chk").is_file() else 1
-    progress = Progress(passes * nbytes, "verifying")
+    # Read for their values, and before that for checksums: all that a checklist names, else what holds its own.
+    summed = (folder / "checklist.chk").is_file()
+    again = [path for path in weights if summed or path.suffix in (".pth", ".bin")]
+    progress = Progress(nbytes + sum(path.stat().st_size for path in again if path.is_file()), "verifying")
     failed = 0
     for finding in verify(folder, tokenizer_path=options.tokenizer, quick=options.quick, progress=progress):
         failed += finding.status == "fail"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from llama import Llama
 from llama.checkpoint import members, open_checkpoint
 from llama.checkpoint import verify as verifying
 from llama.checkpoint.members import MEMBERS, Member, args_of
+from llama.checkpoint.pth import open_pth, records_of
 from llama.checkpoint.verify import Finding, verify
 from llama.cli import main
 from llama.errors import CheckpointMismatchError
@@ -166,6 +168,87 @@ def test_one_flipped_bit_of_a_weight(meta: Path, cli: Any) -> None:
     data[at] ^= 1
     path.write_bytes(data)
     fails_alone(meta, cli, "checksums", "consolidated.00.pth")
+
+
+def flip_in(path: Path, name: str) -> None:
+    """The last bit of one value: still finite, of the same shape, in the same place."""
+    stored = open_pth(path)[name].clone()
+    with path.open("r+b") as file:
+        at = file.read().index(stored.reshape(-1)[:8].view(torch.uint8).numpy().tobytes())
+        file.seek(at)
+        old = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([old ^ 1]))
+
+
+def test_without_a_checklist_the_crcs_in_a_pth_are_checked(meta: Path, cli: Any) -> None:
+    (meta / "checklist.chk").unlink()
+    found = rows(meta)["checksums"]
+    assert found.status == "pass"
+    assert "2 of 2 weight files have the CRCs" in found.why
+    flip_in(meta / "consolidated.01.pth", WQ)
+    key = list(torch.load(meta / "consolidated.01.pth", weights_only=True)).index(WQ)
+    fails_alone(meta, cli, "checksums", "consolidated.01.pth is damaged", f"consolidated.01/data/{key}'")
+    assert rows(meta, quick=True)["checksums"].status == "skip"
+
+
+def test_a_checklist_of_a_damaged_pth_does_not_hide_it(meta: Path, cli: Any) -> None:
+    flip_in(meta / "consolidated.00.pth", WQ)
+    write_checklist(meta)
+    fails_alone(meta, cli, "checksums", "consolidated.00.pth is damaged", "CRC")
+
+
+def test_a_pth_that_was_saved_without_crcs_is_sound(meta: Path) -> None:
+    (meta / "checklist.chk").unlink()
+    had = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        edit(meta, 0, lambda _: None)
+    finally:
+        torch.serialization.set_crc32_options(had)
+    found = rows(meta)["checksums"]
+    assert found.status == "pass"
+    assert "1 of 2 weight files have the CRCs" in found.why
+
+
+def test_the_crcs_in_a_bin_are_checked(hf: Path, cli: Any) -> None:
+    path = hf / "pytorch_model.bin"
+    torch.save(safetensors.torch.load_file(hf / "model.safetensors"), path)
+    (hf / "model.safetensors").unlink()
+    assert rows(hf)["checksums"].status == "pass"
+    flip_in(path, "model.layers.0.self_attn.q_proj.weight")
+    fails_alone(hf, cli, "checksums", "pytorch_model.bin is damaged")
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000, 1 << 20])
+def test_crcs_are_the_same_however_a_file_is_read(
+    meta: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Chunks end within records, between them, and in headers."""
+    monkeypatch.setattr(verifying, "_CHUNK", size)
+    (meta / "checklist.chk").unlink()
+    if size < 64:  # small files only: a byte at a time is slow
+        for i in range(2):
+            torch.save({"a": torch.arange(3), "b": torch.arange(2)}, meta / f"consolidated.{i:02d}.pth")
+    found = next(iter(verify(meta)))
+    assert found.status == "pass"
+    flipped = bytearray((meta / "consolidated.01.pth").read_bytes())
+    flipped[next(iter(records_of(meta / "consolidated.01.pth").values())).start] ^= 1
+    (meta / "consolidated.01.pth").write_bytes(flipped)
+    assert next(iter(verify(meta))).status == "fail"
+
+
+def test_a_file_that_is_cut_while_it_is_verified_fails_its_row(meta: Path) -> None:
+    (meta / "checklist.chk").unlink()
+    found = []
+    for row in verify(meta):
+        found.append(row)
+        if row.name == "tensors":
+            os.truncate(meta / "consolidated.01.pth", (meta / "consolidated.01.pth").stat().st_size - 1)
+    assert [each.name for each in found] == ROWS
+    for row in found[2:4]:
+        assert row.status == "fail"
+        assert "was cut from" in row.why
 
 
 def test_a_file_of_the_checklist_that_is_missing(meta: Path, cli: Any) -> None:
@@ -440,7 +523,7 @@ def test_quick_reads_neither_checksums_nor_values(
     def never(*_: object) -> Any:
         raise AssertionError("a file was hashed")
 
-    monkeypatch.setattr(verifying, "_md5", never)
+    monkeypatch.setattr(verifying, "_sums", never)
     counted: list[int] = []
     quick = rows(meta, quick=True, progress=counted.append)
     for row in ("checksums", "values"):

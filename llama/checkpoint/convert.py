@@ -31,7 +31,7 @@ from .load import tokenizer_of
 from .members import member_of
 from .pth import PthWriter
 from .safetensors import SafetensorsWriter
-from .source import Checkpoint, Range, dtype_name, windows
+from .source import Checkpoint, Range, dtype_name
 from .target import Target
 
 __all__ = ["Converted", "convert", "plan_files"]
@@ -249,7 +249,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
     parts = list(source.parts(piece.name, piece.rows, piece.columns))
     whole = parts[0].source
     if not heads and len(parts) == 1 and whole.dtype == dtype and whole.is_contiguous():
-        for _, window in windows(whole):
+        for _, window in source.windows(whole):
             yield window
         return
     height, width = piece.shape[0], piece.shape[1] if len(piece.shape) > 1 else 1

@@ -156,9 +156,11 @@ class HuggingFaceCheckpoint(Checkpoint):
         self.folder = folder
         args, tied = read_config(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
         self.files, where = weight_files(folder)
+        self.mapped = []
         self._tensors: dict[str, tuple[Path, torch.Tensor]] = {}
         for path in self.files:
             opened = open_safetensors(path) if path.suffix == ".safetensors" else open_pth(path)
+            self.mapped.append(opened.file)
             self._take(path, opened, where)
         shared = self._tensors.get(_WHOLE["tok_embeddings.weight"])
         if tied and shared is not None:

@@ -21,7 +21,7 @@ from .files import check_folder, is_there
 from .format import read_params, shard_files
 from .hugging_face import HuggingFaceCheckpoint, is_hugging_face
 from .meta import MetaCheckpoint
-from .source import Checkpoint, Range, windows
+from .source import Checkpoint, Range
 
 __all__ = ["load_weights", "open_checkpoint", "tokenizer_of"]
 
@@ -152,7 +152,7 @@ def _pack(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, packed
         for part, (row, column, step) in zip(parts, places, strict=True)
     ):
         for part, (row, column, _) in zip(parts, places, strict=True):
-            for first, window in windows(part.source, native.LANES):
+            for first, window in checkpoint.windows(part.source, native.LANES):
                 native.pack_block(window, packed, row + first, column)
         return
     step = max(1, _BLOCK // (width * packed.itemsize) // native.LANES) * native.LANES

@@ -35,6 +35,7 @@ class MetaCheckpoint(Checkpoint):
         self.folder = folder
         self.files = shard_files(folder)
         self._shards = [open_pth(path) for path in self.files]
+        self.mapped = [shard.file for shard in self._shards]
         self.args = with_vocab(args, self._vocab())
         self.dtype = checked_dtype(self._shards[0]["tok_embeddings.weight"].dtype, folder)
         self._check(agree)
@@ -90,13 +91,15 @@ class MetaCheckpoint(Checkpoint):
     def disagreements(self) -> list[str]:
         """Where shards hold different values of a weight of which each has all: they are of different models."""
         first, *others = self._shards
+        for file in self.mapped:
+            file.check()
         return [
             f"{name} has other values in {path.name} than in {self.files[0].name}"
             for name in self.shapes
             if axis_of(name) is None
             for path, shard in zip(self.files[1:], others, strict=True)
             # As bytes: a NaN is not equal to itself, and is for `verify` to find.
-            if not torch.equal(first[name].view(torch.uint8), shard[name].view(torch.uint8))
+            if not torch.equal(_raw(first[name]), _raw(shard[name]))
         ]
 
     def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
@@ -121,3 +124,8 @@ class MetaCheckpoint(Checkpoint):
         for path, shard in zip(self.files, self._shards, strict=True):
             for name in self.shapes:
                 yield name, path, shard[name]
+
+
+def _raw(x: torch.Tensor) -> torch.Tensor:
+    """The bytes of a small tensor."""
+    return x.contiguous().view(torch.uint8)

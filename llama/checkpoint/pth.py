@@ -3,6 +3,9 @@
 A .pth is a zip archive of stored (not compressed) records: data.pkl with names, shapes and dtypes, and
 data/N with the bytes of storage N, each beginning at a multiple of 64. Source: torch.save's format since
 torch 1.6, as described in torch's notes on serialization.
+
+`torch.load` is not used, not even with weights_only: it takes memory and time that the file asks for before
+anybody can look (docs/log.md). The tests hold both to the same tensors.
 """
 
 from __future__ import annotations
@@ -23,8 +26,12 @@ import torch
 from ..errors import CheckpointFormatError
 from .files import Sink, check_file, raw_bytes
 from .format import IGNORED
+from .mapped import MappedFile, TensorFile
+from .pickle_walk import walk
+from .stored_tensor import StoredTensor
+from .zip_directory import Record, quoted, read_directory
 
-__all__ = ["PthWriter", "open_pth"]
+__all__ = ["PthWriter", "open_pth", "records_of"]
 
 _STORAGES = {
     torch.bfloat16: torch.BFloat16Storage,
@@ -34,18 +41,58 @@ _STORAGES = {
 _ALIGNMENT = 64
 # zipfile puts these 20 bytes behind our padding, for sizes of 4 GB and more.
 _ZIP64_EXTRA = 20
+# That of a 70B in one file takes 120 KB.
+_LONGEST_PICKLE = 16 << 20
+# Tensors may share a storage, as tied embeddings do; all of them together are no more than so many files.
+_MOST_SHARED = 4
 
 
-def open_pth(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .pth, mapped. Nothing but tensors and plain containers is unpickled.
+def open_pth(path: Path) -> TensorFile:
+    """The tensors of a .pth, mapped; every byte of them lies within the file.
 
     Raises:
         CheckpointNotFoundError: no such file.
-        CheckpointFormatError: HTML, a bare pickle, a truncated file, objects other than tensors.
+        CheckpointFormatError: HTML, a bare pickle, a truncated file, objects other than tensors, tensors that
+            are not stored as plain bytes.
     """
-    size = check_file(path)
+    check_file(path)
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_head(path, file.read(512), size)
+            records = _records(path, file.fileno(), size)
+            stored = walk(_content(file.fileno(), records, "data.pkl", _LONGEST_PICKLE))
+            _check_order(file.fileno(), records)
+            places = _places(stored, records, size)
+            mapped = MappedFile(path, file.fileno(), size)
+    except OSError as error:
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        if isinstance(error, CheckpointFormatError):
+            raise
+        raise CheckpointFormatError(f"{path} {error}") from error
+    tensors = {
+        name: mapped.tensor(each.storage.dtype, places[name], each.shape, each.strides)
+        for name, each in stored.items()
+        if name not in IGNORED
+    }
+    return TensorFile(mapped, tensors)
+
+
+def records_of(path: Path) -> dict[str, Record]:
+    """The records of a .pth; none where it is no sound archive.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file:
-        head = file.read(512)
+        try:
+            return read_directory(file.fileno(), os.fstat(file.fileno()).st_size)
+        except ValueError:
+            return {}
+
+
+def _check_head(path: Path, head: bytes, size: int) -> None:
     if head.lstrip()[:1] == b"<":
         raise CheckpointFormatError(
             f"{path} is an HTML or XML page of {size} bytes, not weights; download it again"
@@ -55,71 +102,73 @@ def open_pth(path: Path) -> dict[str, torch.Tensor]:
             f"{path} is a bare pickle (torch's format before 1.6, or no checkpoint) and was not run;"
             " load it in torch with weights_only=True and torch.save it again"
         )
-    if not zipfile.is_zipfile(path):
-        kind = "is empty" if size == 0 else f"is not a complete torch file ({size} bytes; truncated?)"
-        raise CheckpointFormatError(f"{path} {kind}; download it again, and compare it with checklist.chk")
+    if not head:
+        raise CheckpointFormatError(f"{path} is empty; download it again, and compare it with checklist.chk")
+
+
+def _records(path: Path, file: int, size: int) -> dict[str, Record]:
+    """The records of a .pth by their names in it: torch.save puts all into one folder, named as it likes."""
     try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except pickle.UnpicklingError as error:
+        records = read_directory(file, size)
+    except ValueError as error:
         raise CheckpointFormatError(
-            f"{path} holds more than tensors and was not run: {str(error).splitlines()[0][:200]}."
-            " Only load checkpoints saved as a plain state dict"
+            f"{path} is not a complete torch file ({size} bytes): {error}; download it again, and compare it"
+            " with checklist.chk"
         ) from error
-    except UnicodeEncodeError as error:
+    folder = next(iter(records), "").partition("/")[0] + "/"
+    strays = [name for name in records if not name.startswith(folder)]
+    found = {name.removeprefix(folder): record for name, record in records.items()}
+    if strays or "data.pkl" not in found:
+        raise CheckpointFormatError(f"{path} is a zip archive, but none of torch.save: it has no data.pkl")
+    if "constants.pkl" in found:
         raise CheckpointFormatError(
-            f"{os.fsencode(path)!r} has a name that is not UTF-8, which torch cannot open; rename folder or file"
-        ) from error
-    except Exception as error:  # whatever a damaged pickle makes of its reader
-        raise CheckpointFormatError(
-            f"{path} cannot be read ({str(error).splitlines()[0][:200]}); download it again"
-        ) from error
-    if not isinstance(loaded, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in loaded.items()
-    ):
-        raise CheckpointFormatError(
-            f"{path} holds {type(loaded).__name__}, not a dictionary of named tensors"
+            f"{path} is a TorchScript program, not weights; torch.save the state dict of what it holds"
         )
-    _check_mapped(path, loaded)
-    return {name: value for name, value in loaded.items() if name not in IGNORED}
+    return found
 
 
-def _check_mapped(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuse tensors that are not the file's own bytes: what reads them gives their pages back (`windows`)."""
-    with zipfile.ZipFile(path) as archive:
-        orders = [name for name in archive.namelist() if name.endswith("/byteorder")]
-        if any(archive.read(name) == b"big" for name in orders):
-            raise CheckpointFormatError(
-                f"{path} was saved on a big-endian machine; load it in torch on this one and save it again"
+def _content(file: int, records: Mapping[str, Record], name: str, most: int) -> bytes:
+    record = records[name]
+    if record.size > most:
+        raise ValueError(
+            f"has a {name} of {record.size:,} bytes, more than the {most:,} that any checkpoint needs"
+        )
+    return os.pread(file, record.size, record.start)
+
+
+def _check_order(file: int, records: Mapping[str, Record]) -> None:
+    if "byteorder" in records and _content(file, records, "byteorder", 64) != b"little":
+        raise ValueError("was saved on a big-endian machine; load it in torch on this one and save it again")
+
+
+def _places(stored: Mapping[str, StoredTensor], records: Mapping[str, Record], size: int) -> dict[str, int]:
+    """The byte of the file at which each tensor begins.
+
+    Raises:
+        ValueError: a tensor is not within the record that it names.
+    """
+    found = {}
+    total = 0
+    for name, each in stored.items():
+        storage, itemsize = each.storage, each.storage.dtype.itemsize
+        record = records.get(f"data/{storage.key}")
+        if record is None:
+            raise ValueError(
+                f"lacks the record data/{storage.key[:100]!r} of {quoted(name)}; download it again"
             )
-    ranges = _mappings(path)
-    for name, value in tensors.items():
-        first = value.untyped_storage().data_ptr()
-        last = first + value.untyped_storage().nbytes()
-        if ranges is not None and value.numel() and not any(a <= first and last <= b for a, b in ranges):
-            raise CheckpointFormatError(
-                f"{path}: {name} is not stored as plain bytes; load the file in torch with weights_only=True and save"
-                " its tensors again"
+        if storage.count * itemsize > record.size:
+            raise ValueError(
+                f"says that {quoted(name)} lies in {storage.count * itemsize:,} bytes, but its record has"
+                f" {record.size:,}; download it again"
             )
-
-
-def _mappings(path: Path) -> list[tuple[int, int]] | None:
-    """Addresses at which a file is mapped; None where the system does not say."""
-    try:
-        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    inode = str(path.stat().st_ino)
-    found: list[tuple[int, int]] = []
-    for line in lines:
-        fields = line.split(maxsplit=5)
-        if len(fields) > 4 and fields[4] == inode:
-            first, last = (int(each, 16) for each in fields[0].split("-"))
-            # Neighbouring pieces of one mapping may be listed one by one.
-            if found and found[-1][1] == first:
-                found[-1] = (found[-1][0], last)
-            else:
-                found.append((first, last))
-    return found or None  # a layered file system may list another inode
+        total += torch.Size(each.shape).numel() * itemsize
+        found[name] = record.start + each.offset * itemsize
+    if total > _MOST_SHARED * size:
+        raise ValueError(
+            f"has {size:,} bytes, but its tensors take {total:,}: most of them are the same bytes under many names."
+            " No model of this family is stored so; it was made to do harm, or is of another kind"
+        )
+    return found
 
 
 class PthWriter:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ import torch
 
 from ..errors import CheckpointFormatError, shown
 from .files import MOST_JSON, Sink, check_file, raw_bytes, strict_object
+from .mapped import MappedFile, TensorFile
 
 __all__ = ["SafetensorsWriter", "open_safetensors"]
 
@@ -40,7 +40,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MOST_DIMENSIONS, _MOST_SIZE = 64, 2**63 - 1
 
 
-def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def open_safetensors(path: Path) -> TensorFile:
     """The tensors of a file, mapped.
 
     Raises:
@@ -53,15 +53,17 @@ def open_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         entries = _entries(raw, size - first)
         with path.open("rb") as file:
-            # A private mapping: never written to, but torch warns of buffers that it could not write.
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+            mapped = MappedFile(path, file.fileno(), size)
     except _UnknownDtypeError as error:
         raise CheckpointFormatError(f"{path}: {error}") from error
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not sound: {error}; download it again") from error
     except OSError as error:
         raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
-    return {name: _tensor(mapped, first, *entry) for name, entry in entries.items()}
+    tensors = {
+        name: mapped.tensor(dtype, first + at, shape) for name, (dtype, shape, (at, _)) in entries.items()
+    }
+    return TensorFile(mapped, tensors)
 
 
 def _header(path: Path, size: int) -> bytes:
@@ -167,16 +169,6 @@ def _check_offsets(entries: Mapping[str, _Entry], size: int) -> None:
     if at != size:
         kind = "truncated" if size < at else "longer than its header says"
         raise ValueError(f"it is {kind}: {size:,} bytes of data, {at:,} announced")
-
-
-def _tensor(
-    mapped: mmap.mmap, first: int, dtype: torch.dtype, shape: tuple[int, ...], at: tuple[int, int]
-) -> torch.Tensor:
-    count = torch.Size(shape).numel()
-    if not count:
-        return torch.empty(shape, dtype=dtype)
-    # Wherever it begins: the format asks for no alignment, and copying needs none.
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=first + at[0]).view(shape)
 
 
 class SafetensorsWriter:

@@ -18,6 +18,7 @@ from .. import pages
 from ..errors import CheckpointFormatError
 from ..model import ModelArgs
 from .format import axis_of, expected_shapes, wanted_range
+from .mapped import MappedFile
 
 __all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name", "windows"]
 
@@ -43,6 +44,7 @@ class Checkpoint(ABC):
         files: the weight files, in order.
         args: hyperparameters, with the vocabulary filled in.
         dtype: as stored.
+        mapped: `files`, mapped.
     """
 
     layout: str
@@ -50,6 +52,7 @@ class Checkpoint(ABC):
     files: list[Path]
     args: ModelArgs
     dtype: torch.dtype
+    mapped: list[MappedFile]
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -73,8 +76,23 @@ class Checkpoint(ABC):
         """Fill `out` with a window of a tensor, converting dtype and device."""
         for source, to_rows, to_columns in self.parts(name, rows, columns):
             target = out[to_rows] if to_columns is None else out[to_rows, to_columns]
-            for first, window in windows(source):
+            for first, window in self.windows(source):
                 target[first : first + len(window)].copy_(window)
+
+    def windows(self, source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+        """`windows` of one of this checkpoint's tensors.
+
+        Raises:
+            CheckpointFormatError: its file was cut meanwhile. What is gone may end the process before that, with
+                SIGBUS, or read as zeros; so the size is asked before each window and behind the last.
+        """
+        file = next((each for each in self.mapped if each.holds(source)), None)  # None: no elements
+        for window in windows(source, multiple):
+            if file is not None:
+                file.check()
+            yield window
+        if file is not None:
+            file.check()
 
     def slice_of(self, name: str, rank: int, size: int) -> tuple[Range, Range | None]:
         """The rows and columns of a tensor that rank `rank` of `size` holds."""

@@ -16,7 +16,9 @@ from .format import axis_of
 from .load import open_checkpoint, tokenizer_of
 from .members import member_of
 from .meta import MetaCheckpoint
-from .source import Checkpoint, dtype_name, windows
+from .pth import records_of
+from .source import Checkpoint, dtype_name
+from .zip_directory import CrcCheck, quoted
 
 __all__ = ["Finding", "verify"]
 
@@ -67,57 +69,90 @@ def verify(
         "pass",
         f"{count} tensors of {dtype_name(checkpoint.dtype)} in {where}, shapes as configured",
     )
-    yield _agreement(checkpoint)
-    yield _values(checkpoint, quick, progress)
+    yield _read("shard agreement", lambda: _agreement(checkpoint))
+    yield _read("values", lambda: _values(checkpoint, quick, progress))
     yield from _tokenizer(checkpoint, tokenizer_path)
     yield _rope_theta(checkpoint)
 
 
 def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
+    """The md5 of each file in checklist.chk, and the CRCs that torch.save writes into its files."""
     name = "checksums"
-    path = folder / "checklist.chk"
     if quick:
         return Finding(name, "skip", "--quick")
-    if not is_there(path):
+    listed = is_there(folder / "checklist.chk")
+    archives = sorted({*folder.glob("consolidated.*.pth"), *folder.glob("pytorch_model*.bin")})
+    if not listed and not archives:
         return Finding(name, "skip", "there is no checklist.chk")
-    wanted: dict[str, str] = {}
+    problems = []
+    checked = 0
     try:
-        text = read_small(path, "fetch it again", _MOST_CHECKLIST).decode("utf-8")
-        for line in text.splitlines():
-            match = re.fullmatch(r"([0-9a-fA-F]{32}) [ *](?:\./)?(\S.*)", line.strip())
-            if line.strip() and (match is None or Path(match[2]).name != match[2]):
-                return Finding(
-                    name, "fail", f"checklist.chk has the line {line[:80]!r}, not an md5 and a file name"
-                )
-            if match is not None:
-                wanted[match[2]] = match[1].lower()
-        problems = []
-        for each, digest in wanted.items():
+        wanted = _checklist(folder / "checklist.chk") if listed else {}
+        for each in [*wanted, *(path.name for path in archives if path.name not in wanted)]:
             if not (folder / each).is_file():
                 problems.append(f"{each} is missing")
-            elif _md5(folder / each, progress) != digest:
+                continue
+            digest, crcs = _sums(folder / each, progress)
+            checked += crcs.known
+            if wanted.get(each, digest) != digest:
                 problems.append(f"{each} is not what checklist.chk says; download it again")
-    except CheckpointError as error:
+            elif wrong := [quoted(record) for record in crcs.wrong()]:
+                problems.append(
+                    f"{each} is damaged: {some(wrong)} has not the CRC written with it; download it again"
+                )
+    except (_ChecklistError, CheckpointError) as error:
         return Finding(name, "fail", str(error))
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        return Finding(name, "fail", f"{path} cannot be read: {why}")
-    unlisted = [p.name for p in folder.glob("consolidated.*.pth") if p.name not in wanted]
-    problems += [f"{each} is not in checklist.chk" for each in sorted(unlisted)]
-    if not wanted:
-        problems.append("checklist.chk is empty")
+    except OSError as error:
+        return Finding(name, "fail", f"{error.filename} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return Finding(name, "fail", f"checklist.chk cannot be read: {error}")
+    if listed:
+        unlisted = [path.name for path in archives if path.suffix == ".pth" and path.name not in wanted]
+        problems += [f"{each} is not in checklist.chk" for each in unlisted]
+        if not wanted:
+            problems.append("checklist.chk is empty")
     if problems:
         return Finding(name, "fail", some(problems))
-    return Finding(name, "pass", f"{len(wanted)} files have the md5 in checklist.chk")
+    crc = f"{checked} of {len(archives)} weight files have the CRCs written in them" if archives else ""
+    if listed:
+        return Finding(name, "pass", f"{len(wanted)} files have the md5 in checklist.chk{crc and ', ' + crc}")
+    return Finding(name, "pass" if checked else "skip", f"there is no checklist.chk; {crc}")
 
 
-def _md5(path: Path, progress: Told) -> str:
+class _ChecklistError(Exception):
+    """A line of checklist.chk that is none."""
+
+
+def _checklist(path: Path) -> dict[str, str]:
+    """The md5 of each file."""
+    wanted: dict[str, str] = {}
+    for line in read_small(path, "fetch it again", _MOST_CHECKLIST).decode("utf-8").splitlines():
+        match = re.fullmatch(r"([0-9a-fA-F]{32}) [ *](?:\./)?(\S.*)", line.strip())
+        if line.strip() and (match is None or Path(match[2]).name != match[2]):
+            raise _ChecklistError(f"checklist.chk has the line {line[:80]!r}, not an md5 and a file name")
+        if match is not None:
+            wanted[match[2]] = match[1].lower()
+    return wanted
+
+
+def _sums(path: Path, progress: Told) -> tuple[str, CrcCheck]:
+    """A file's md5, and the CRCs of its records where it is a .pth; it is read once for both."""
     digest = hashlib.md5(usedforsecurity=False)
+    crcs = CrcCheck(records_of(path) if path.suffix in (".pth", ".bin") else {})
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            crcs.feed(chunk)
             progress(len(chunk))
-    return digest.hexdigest()
+    return digest.hexdigest(), crcs
+
+
+def _read(name: str, row: Callable[[], Finding]) -> Finding:
+    """A row that reads weights, whose file may be cut meanwhile."""
+    try:
+        return row()
+    except LlamaError as error:
+        return Finding(name, "fail", str(error))
 
 
 def _agreement(checkpoint: Checkpoint) -> Finding:
@@ -142,7 +177,7 @@ def _values(checkpoint: Checkpoint, quick: bool, progress: Told) -> Finding:
     for tensor, path, value in checkpoint.stored():
         total += value.numel()
         bad, zero = 0, True
-        for _, window in windows(value):
+        for _, window in checkpoint.windows(value):
             bad += window.numel() - int(window.isfinite().sum())
             zero = zero and not bool(window.any())
             progress(window.nbytes)

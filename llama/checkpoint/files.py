@@ -13,13 +13,38 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointNotFoundError
+from ..errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
 
-__all__ = ["Sink", "check_file", "check_folder", "raw_bytes", "read_json", "some", "strict_object"]
+__all__ = [
+    "Sink",
+    "as_path",
+    "check_file",
+    "check_folder",
+    "raw_bytes",
+    "read_json",
+    "some",
+    "strict_object",
+]
 
 _CHUNK = 8 << 20
 # Larger than any config or index of a model; a page or a weight file in its place is not read into memory.
 _MOST_JSON = 64 << 20
+
+
+def as_path(value: str | os.PathLike[str], name: str) -> Path:
+    """What a caller gave for a path, as one.
+
+    Raises:
+        ConfigError: it is of another type, or holds what no name of a file can; `name` says which value it is.
+    """
+    try:
+        path = Path(value)
+        os.fsencode(path)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is {value!r}; it must be a path, as text or an os.PathLike") from error
+    if "\0" in str(path):
+        raise ConfigError(f"{name} is {value!r}, but no name of a file holds NUL")
+    return path
 
 
 def check_folder(folder: Path) -> None:

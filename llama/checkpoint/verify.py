@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LlamaError
+from ..printable import reason
 from ..prompts import infilling_prompt
 from ..tokenizer import Tokenizer
 from .files import some
@@ -54,7 +55,7 @@ def verify(
     try:
         checkpoint = open_checkpoint(folder, agree=False)
     except LlamaError as error:
-        yield Finding("tensors", "fail", str(error))
+        yield Finding("tensors", "fail", reason(error))
         for name in ("shard agreement", "values", "tokenizer", "infilling ids", "rope_theta"):
             yield Finding(name, "skip", "the tensors cannot be opened")
         return
@@ -95,7 +96,7 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
             elif _md5(folder / each, progress) != digest:
                 problems.append(f"{each} is not what checklist.chk says; download it again")
     except (OSError, UnicodeDecodeError) as error:
-        return Finding(name, "fail", f"cannot be read: {error}")
+        return Finding(name, "fail", f"cannot be read: {reason(error)}")
     unlisted = [p.name for p in folder.glob("consolidated.*.pth") if p.name not in wanted]
     problems += [f"{each} is not in checklist.chk" for each in sorted(unlisted)]
     if not wanted:
@@ -153,7 +154,7 @@ def _tokenizer(checkpoint: Checkpoint, path: Path | None) -> Iterator[Finding]:
     try:
         tokenizer = tokenizer_of(checkpoint, path)
     except LlamaError as error:
-        yield Finding("tokenizer", "fail", str(error))
+        yield Finding("tokenizer", "fail", reason(error))
         yield Finding("infilling ids", "skip", "no tokenizer")
         return
     yield Finding("tokenizer", "pass", f"{tokenizer.n_words:,} pieces, as many as the embedding has rows")

@@ -278,8 +278,8 @@ def _add_convert(verbs: Any) -> None:
         "another layout, number of shards or dtype",
         """
         Write a checkpoint in another layout, number of shards or dtype. Memory stays small whatever the model's
-        size. DST appears when all of it is written and read back; a conversion that is stopped leaves nothing (one
-        that is killed leaves .DST.unfinished, which no loader takes for a checkpoint and the next run removes).
+        size. DST appears when all of it is written, read back and opened; a conversion that is stopped leaves nothing
+        (one that is killed leaves .DST.unfinished, which no loader takes for a checkpoint and the next run removes).
 
           codellama convert CodeLlama-13b/ CodeLlama-13b-mp1/ --to meta --mp 1
           codellama convert CodeLlama-7b/ CodeLlama-7b-hf/ --to hf
@@ -298,7 +298,9 @@ def _add_convert(verbs: Any) -> None:
         help="number of shards of Meta's layout (default: as in SRC; from Hugging Face's what Meta ships, or 1)",
     )
     verb.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored)")
-    verb.add_argument("--force", action="store_true", help="replace DST if it is a checkpoint folder")
+    verb.add_argument(
+        "--force", action="store_true", help="replace DST if it holds a checkpoint and nothing else"
+    )
     _tokenizer_flag(verb, "SRC")
 
 

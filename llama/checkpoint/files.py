@@ -20,6 +20,7 @@ __all__ = [
     "as_path",
     "check_file",
     "check_folder",
+    "create",
     "raw_bytes",
     "read_json",
     "some",
@@ -143,7 +144,8 @@ def raw_bytes(x: torch.Tensor) -> memoryview:
 
 
 class Sink:
-    """A file that is written in order; its checksums are taken beside the writing.
+    """A new file that is written in order; its checksums are taken beside the writing. Nothing is written through
+    a link, or into a file that is there.
 
     Attributes:
         md5: hex digits, where it was asked for; of what was given to `write`.
@@ -153,7 +155,7 @@ class Sink:
     def __init__(self, path: Path, md5: bool = False) -> None:
         self.path = path
         self.written = 0
-        self._file = path.open("wb")
+        self._file = path.open("xb")
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
         self._crc = 0
         self._hasher = ThreadPoolExecutor(1)
@@ -200,3 +202,20 @@ class Sink:
                 f"{self.path.name} does not read back as it was written ({self.written:,} bytes, read {size:,});"
                 " check the disk"
             )
+
+
+def create(path: Path, content: bytes) -> str:
+    """Write a new small file and read it back -> its md5 in hex digits.
+
+    Raises:
+        OSError: it is there, cannot be written, or is something else when it is read.
+    """
+    sink = Sink(path, md5=True)
+    try:
+        sink.write(content)
+    finally:
+        sink.close()
+    for _ in sink.read_back():
+        pass
+    assert sink.md5 is not None
+    return sink.md5

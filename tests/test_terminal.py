@@ -29,7 +29,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama, cli, distributed, progress
 from llama.checkpoint import convert as converting
-from llama.checkpoint import open_checkpoint, verify
+from llama.checkpoint import load, open_checkpoint, verify
 from llama.cli import main
 from llama.errors import CheckpointFormatError, ConfigError, LlamaError, TokenizerError
 from llama.printable import printable, reason, say, tell
@@ -313,7 +313,7 @@ def test_a_folder_that_fails_under_the_reader_is_a_named_error(
     def fail(*_: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(load, "shard_files", fail)
     with pytest.raises(CheckpointFormatError, match=f"cannot be read: {reason(error)}"):
         open_checkpoint(meta)
     findings = {each.name: each for each in verify.verify(meta, quick=True)}

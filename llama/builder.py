@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from . import linear, native
 from .checkpoint import load_weights, open_checkpoint, tokenizer_of
+from .checkpoint.files import as_path
 from .checkpoint.info import shortened
 from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
 from .errors import ConfigError, shown
@@ -28,6 +29,8 @@ from .tokenizer import Tokenizer
 
 __all__ = ["Built", "build", "choose_dtype"]
 
+# Tokens or sequences; beyond any machine, and within what a float holds when it is multiplied into bytes.
+_MOST = 10**12
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -43,8 +46,8 @@ class Built:
 
 
 def build(
-    ckpt_dir: str | Path,
-    tokenizer_path: str | Path | None,
+    ckpt_dir: str | os.PathLike[str],
+    tokenizer_path: str | os.PathLike[str] | None,
     max_seq_len: int,
     max_batch_size: int,
     model_parallel_size: int | None,
@@ -55,10 +58,12 @@ def build(
 ) -> Built:
     """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
     started = time.monotonic()
-    folder = Path(ckpt_dir)
+    folder = as_path(ckpt_dir, "ckpt_dir")
     for name, limit in (("max_seq_len", max_seq_len), ("max_batch_size", max_batch_size)):
         if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise ConfigError(f"{name} is {shown(limit)}; it must be an integer of at least 1")
+        if limit > _MOST:
+            raise ConfigError(f"{name} is larger than {_MOST:,}; no memory holds so many")
     check_cache_memory(cache_memory)
     target = choose_device(device)
     checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)

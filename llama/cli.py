@@ -1,22 +1,26 @@
 """The verbs of `python -m llama`, also installed as `codellama`.
 
 Each verb imports what it needs when it runs, so that `--help` is there at once. Results go to stdout,
-messages and progress to stderr. Exit codes: 0 done, 1 a named error or a failed check, 2 wrong usage,
-130 and 143 interrupted.
+messages and progress to stderr, all of it as printable lines. Exit codes, as shells have them: 0 done, 1 a named
+error or a failed check, 2 wrong usage, 128 and the number of the signal that ended it: 130 Ctrl-C, 143 SIGTERM,
+129 a closed terminal, 141 a reader of stdout that went away.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import CheckpointNotFoundError, ConfigError, LlamaError
+from .printable import printable, reason, say, tell
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _DTYPES = ("bfloat16", "float16", "float32")
+_DIGITS = 12  # of a number on the command line
 _FAMILY = ("7b", "13b", "34b", "70b")
 
 
@@ -36,44 +41,94 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Args:
         arguments: by default those of the process.
+
+    Raises:
+        SystemExit: help (0) or wrong usage (2), as of argparse.
     """
-    options = _parser().parse_args(arguments)
-    # A closed terminal ends a conversion as tidily as Ctrl-C.
-    ends = [each for each in (signal.SIGTERM, getattr(signal, "SIGHUP", None)) if each is not None]
-    before = [signal.signal(each, _terminated) for each in ends]
     try:
-        code: int = options.run(options)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        return code
+        with _endings():
+            options = _parser().parse_args(arguments)
+            code: int = options.run(options)
+            return code
     except LlamaError as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader, such as `head`, has what it wanted. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _refuse(reason(error))
+    except (KeyboardInterrupt, _TerminatedError) as end:
+        word, number = ("interrupted", signal.SIGINT) if isinstance(end, KeyboardInterrupt) else end.args
+        # What a conversion that was under way says of the state of its target.
+        tell(": ".join([word, *getattr(end, "__notes__", ())]))
+        return 128 + int(number)
+    except BrokenPipeError:  # the reader, such as `head`, has what it wanted
+        _drop_stdout()
+        return 128 + getattr(signal, "SIGPIPE", 13)
     except OSError as error:
-        return _refuse(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    finally:
-        for each, handler in zip(ends, before, strict=True):
-            signal.signal(each, handler)
+        _drop_stdout()
+        return _refuse(reason(error))
+    except MemoryError as error:
+        return _refuse(f"not enough memory ({reason(error)})")
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    tell(f"error: {message}")
     return 1
 
 
+def _out(line: str) -> None:
+    """A line of a result."""
+    say(line, sys.stdout)
+
+
+def _drop_stdout() -> None:
+    """What stdout could not take is not tried once more at exit, where Python would complain of it."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError):  # a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        pass
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM or SIGHUP came, as an exception, so that what is half done is cleaned up. Holds a word and the number."""
+
+
+@contextlib.contextmanager
+def _endings() -> Iterator[None]:
+    """Within it a closed terminal or SIGTERM ends a conversion as tidily as Ctrl-C."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers: list[signal.Signals] = [getattr(signal, name) for name in names]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # a host program's thread, which gets no signals
+    # Under nohup a closed terminal is to be ignored, and stays so.
+    numbers = [each for each in numbers if signal.getsignal(each) is not signal.SIG_IGN]
+    before = [signal.signal(each, _terminated) for each in numbers]
+    try:
+        yield
+    finally:
+        for each, handler in zip(numbers, before, strict=True):
+            signal.signal(each, handler)
+
+
 def _terminated(number: int, frame: object) -> NoReturn:
-    # As an exception, so that what is half done is cleaned up.
-    raise SystemExit(128 + number)
+    raise _TerminatedError("terminated", number)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's own, whose messages hold what the command line held, made printable."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        for line in message.splitlines():
+            if file is sys.stdout:
+                _out(line)
+            else:
+                tell(line)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="codellama",
         description="Checkpoints of the Code Llama family: what they are, whether they are sound, other layouts.",
     )
@@ -97,16 +152,31 @@ def _verb(verbs: Any, name: str, run: Callable[[Any], int], short: str, text: st
 def _tokenizer_flag(verb: argparse.ArgumentParser, folder: str = "DIR") -> None:
     verb.add_argument(
         "--tokenizer",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help=f"the SentencePiece model (default: tokenizer.model in {folder})",
     )
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    # Not isdigit alone: "²" is a digit, and int() takes no more than 4,300 of them.
+    if not (text.isascii() and text.isdigit()) or not text.strip("0"):
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    if len(text.lstrip("0")) > _DIGITS:
+        raise argparse.ArgumentTypeError(f"{text!r} has more than {_DIGITS} digits, which nothing here needs")
     return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text:  # as a Path it would be the current folder
+        raise argparse.ArgumentTypeError("the name is empty; is a variable of the shell not set?")
+    try:
+        os.lstat(text)
+    except OSError:
+        pass  # not there: the verb says so
+    except ValueError:  # NUL, or half a surrogate pair
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name that a file can have") from None
+    return Path(text)
 
 
 # ---- info ----------------------------------------------------------------------------------------------
@@ -126,7 +196,7 @@ def _add_info(verbs: Any) -> None:
           codellama info CodeLlama-7b/
         """,
     )
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout")
+    verb.add_argument("folder", type=_path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout")
     _tokenizer_flag(verb)
 
 
@@ -136,7 +206,7 @@ def _info(options: argparse.Namespace) -> int:
 
     checkpoint = open_checkpoint(options.folder)
     for label, text in describe(checkpoint, _tokenizer(checkpoint, options.tokenizer)):
-        print(f"{label:<14}  {text}")
+        _out(f"{label:<14}  {text}")
     return 0
 
 
@@ -172,7 +242,7 @@ def _add_verify(verbs: Any) -> None:
           rope_theta       what this member of the family was trained with
         """,
     )
-    verb.add_argument("folder", type=Path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout")
+    verb.add_argument("folder", type=_path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout")
     verb.add_argument("--quick", action="store_true", help="skip checksums and values, which read every byte")
     _tokenizer_flag(verb)
 
@@ -193,9 +263,9 @@ def _verify(options: argparse.Namespace) -> int:
     failed = 0
     for finding in verify(folder, tokenizer_path=options.tokenizer, quick=options.quick, progress=progress):
         failed += finding.status == "fail"
-        print(f"{finding.status:<4}  {finding.name:<15}  {finding.why}", flush=True)
+        _out(f"{finding.status:<4}  {finding.name:<15}  {finding.why}")
     if failed:
-        print(f"error: {failed} of the checks failed", file=sys.stderr)
+        tell(f"error: {failed} of the checks failed")
     return 1 if failed else 0
 
 
@@ -210,8 +280,8 @@ def _add_convert(verbs: Any) -> None:
         "another layout, number of shards or dtype",
         """
         Write a checkpoint in another layout, number of shards or dtype. Memory stays small whatever the model's
-        size. DST appears when all of it is written and read back; a conversion that is stopped leaves nothing (one
-        that is killed leaves .DST.unfinished, which no loader takes for a checkpoint and the next run removes).
+        size. DST appears when all of it is written, read back and opened; a conversion that is stopped leaves nothing
+        (one that is killed leaves .DST.unfinished, which no loader takes for a checkpoint and the next run removes).
 
           codellama convert CodeLlama-13b/ CodeLlama-13b-mp1/ --to meta --mp 1
           codellama convert CodeLlama-7b/ CodeLlama-7b-hf/ --to hf
@@ -220,8 +290,8 @@ def _add_convert(verbs: Any) -> None:
         (The runtime itself needs no conversion: it loads any of these folders on any number of ranks.)
         """,
     )
-    verb.add_argument("source", type=Path, metavar="SRC", help="a folder in Meta's or Hugging Face's layout")
-    verb.add_argument("target", type=Path, metavar="DST", help="the folder to make")
+    verb.add_argument("source", type=_path, metavar="SRC", help="a folder in Meta's or Hugging Face's layout")
+    verb.add_argument("target", type=_path, metavar="DST", help="the folder to make")
     verb.add_argument("--to", required=True, choices=("meta", "hf"), help="the layout of DST")
     verb.add_argument(
         "--mp",
@@ -230,7 +300,9 @@ def _add_convert(verbs: Any) -> None:
         help="number of shards of Meta's layout (default: as in SRC; from Hugging Face's what Meta ships, or 1)",
     )
     verb.add_argument("--dtype", choices=_DTYPES, help="of the weights (default: as stored)")
-    verb.add_argument("--force", action="store_true", help="replace DST if it is a checkpoint folder")
+    verb.add_argument(
+        "--force", action="store_true", help="replace DST if it holds a checkpoint and nothing else"
+    )
     _tokenizer_flag(verb, "SRC")
 
 
@@ -253,10 +325,9 @@ def _convert(options: argparse.Namespace) -> int:
         force=options.force,
         progress=Progress(parameter_count(source.args) * dtype.itemsize, "converting"),
     )
-    folder = os.fsencode(done.folder).decode(errors="backslashreplace")  # a name need not be text
-    print(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {dtype_name(done.dtype)} to {folder}:")
+    _out(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {dtype_name(done.dtype)} to {done.folder}:")
     for file in done.files:
-        print(f"  {file}")
+        _out(f"  {file}")
     return 0
 
 
@@ -317,7 +388,8 @@ def _estimate(options: argparse.Namespace) -> int:
     from .model import check_size
 
     if options.table:
-        print(table())
+        for line in table().splitlines():
+            _out(line)
         return 0
     if options.model is None:
         raise ConfigError(f"pass --model with one of {', '.join(_FAMILY)} or a checkpoint folder, or --table")
@@ -326,19 +398,19 @@ def _estimate(options: argparse.Namespace) -> int:
     check_size(args, options.mp)
     found = estimate(args, options.mp, options.seq, options.batch, dtype, options.quant)
     kind = options.quant or dtype_name(dtype)
-    print(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
-    print(f"  weights     {found.weights / GIB:8.2f}  {kind}")
-    print(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens")
-    print(f"  work space  {found.work / GIB:8.2f}")
-    print(f"  total       {found.total / GIB:8.2f}")
+    _out(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
+    _out(f"  weights     {found.weights / GIB:8.2f}  {kind}")
+    _out(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens")
+    _out(f"  work space  {found.work / GIB:8.2f}")
+    _out(f"  total       {found.total / GIB:8.2f}")
     present = devices()
     on_cpu = present[0][0] == "cpu"
     for name, free in present:
         # The ranks of one machine share its memory; GPUs have each their own.
         share = None if free is None else free // options.mp if on_cpu else free
-        print(_fit(name, share, args, dtype, options))
+        _out(_fit(name, share, args, dtype, options))
     if not on_cpu and len(present) < options.mp:
-        print(f"{options.mp} ranks need as many GPUs; this machine has {len(present)}")
+        _out(f"{options.mp} ranks need as many GPUs; this machine has {len(present)}")
     return 0
 
 

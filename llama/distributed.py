@@ -23,6 +23,7 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 from .errors import ConfigError, LlamaError, ParallelismError, RankError
+from .printable import tell
 from .shared import SharedMemory, meet
 
 __all__ = [
@@ -141,7 +142,7 @@ def is_first_rank() -> bool:
 def log(message: str) -> None:
     """One line on stderr, from rank 0 only: stdout belongs to the host program."""
     if is_first_rank():
-        print(message, file=sys.stderr, flush=True)
+        tell(message)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -162,7 +163,7 @@ def choose_device(device: str | torch.device) -> torch.device:
             device = "cpu"
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"device {device!r} is not known to torch; use auto, cuda, cuda:N, mps or cpu"
         ) from error

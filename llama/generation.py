@@ -139,8 +139,8 @@ class Llama:
             OutOfMemoryError: weights and cache do not fit.
         """
         built = builder.build(
-            os.fspath(ckpt_dir),
-            None if tokenizer_path is None else os.fspath(tokenizer_path),
+            ckpt_dir,
+            tokenizer_path,
             max_seq_len,
             max_batch_size,
             model_parallel_size,

@@ -28,7 +28,11 @@ class Progress:
         self._total, self._verb, self._clock = total, verb, clock
         self._done = 0
         self._started = self._shown = clock()
-        self._speaks = is_first_rank() and sys.stderr.isatty()
+        # A host program may have closed stderr, or have none.
+        self._stream = sys.stderr
+        self._speaks = (
+            is_first_rank() and self._stream is not None and not self._stream.closed and self._stream.isatty()
+        )
         self._lock = threading.Lock()
 
     def __call__(self, nbytes: int) -> None:
@@ -49,4 +53,7 @@ class Progress:
         bar = "#" * int(30 * share)
         line = f"\r{self._verb} [{bar:<30}] {self._done / GIB:.1f} of {self._total / GIB:.1f} GiB, {left:.0f} s left "
         end = "\r" + " " * len(line) + "\r" if self._done >= self._total else ""
-        print(line + end, end="", file=sys.stderr, flush=True)
+        try:
+            print(line + end, end="", file=self._stream, flush=True)
+        except (OSError, ValueError):  # the terminal is gone; the work is not
+            self._speaks = False

@@ -37,7 +37,7 @@ from tiny_tokenizers import public_tokenizer, tiny_model_path, tiny_tokenizer
 
 from llama import Llama
 from llama.checkpoint import convert as converting
-from llama.checkpoint import open_checkpoint, source
+from llama.checkpoint import exchange, open_checkpoint, source
 from llama.checkpoint.convert import Converted, convert, plan_files
 from llama.checkpoint.files import Sink
 from llama.checkpoint.format import expected_shapes
@@ -802,8 +802,9 @@ def test_a_failed_conversion_takes_the_folders_with_it_that_it_made(tmp_path: Pa
     assert left_in(tmp_path) == ["a", "mine"]
 
 
+@pytest.mark.parametrize("steps", ["one", "two"])
 def test_force_puts_the_old_folder_back_if_the_new_one_cannot_get_its_name(
-    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch, steps: str
 ) -> None:
     target, rename = meta_folder(tmp_path / "out" / "target", 4), Path.rename
     before = content(target)
@@ -814,6 +815,7 @@ def test_force_puts_the_old_folder_back_if_the_new_one_cannot_get_its_name(
         return rename(path, new)
 
     monkeypatch.setattr(Path, "rename", fails)
+    monkeypatch.setattr(exchange, "_exchange", fails if steps == "one" else lambda *_: False)
     with pytest.raises(CheckpointWriteError, match="was not written"):
         to("meta", meta, target, force=True)
     assert content(target) == before
@@ -839,13 +841,17 @@ def test_what_replaces_a_folder_is_on_the_disk_before(
     synced, fsync = [], os.fsync
 
     def counted(handle: int) -> None:
-        assert len(list(target.glob("consolidated.*.pth"))) == 4, "the old folder is gone already"
+        olds = [target, tmp_path / ".target.unfinished"]
+        assert 4 in [len(list(each.glob("consolidated.*.pth"))) for each in olds], (
+            "the old folder is gone already"
+        )
         synced.append(os.fstat(handle).st_ino)
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", counted)
     to("meta", meta, target, shards=1, force=True)
-    assert {path.stat().st_ino for path in (target, *target.iterdir())} <= set(synced)
+    assert {path.stat().st_ino for path in (target, *target.iterdir())} <= set(synced[:-1])
+    assert synced[-1] == tmp_path.stat().st_ino, "and its new name, before the old folder is removed"
 
 
 def test_a_failed_conversion_with_force_keeps_the_old_folder(tmp_path: Path) -> None:
@@ -1142,7 +1148,8 @@ def test_an_interrupted_conversion_leaves_nothing(
     _, err = process.communicate(timeout=HANGS)
     assert time.monotonic() - before < 30  # not only when it was done
     assert process.returncode == code
-    assert err == ("interrupted\n" if code == 130 else "")
+    word = "interrupted" if code == 130 else "terminated"
+    assert err == f"{word}: {tmp_path / 'out' / 'target'} was not written\n"
     assert left_in(tmp_path / "out") == []
     to(layout, meta, tmp_path / "out" / "target")
 
@@ -1174,7 +1181,7 @@ def test_a_killed_conversion_leaves_nothing_that_loads(
     assert_nothing_loads_then_convert(tmp_path / "out", meta, layout)
 
 
-@pytest.mark.parametrize(("layout", "where"), [("hf", "config_of"), ("meta", "_md5")])
+@pytest.mark.parametrize(("layout", "where"), [("hf", "config_of"), ("meta", "create")])
 def test_a_conversion_killed_behind_its_weights_leaves_nothing_that_loads(
     tmp_path: Path, meta: Path, layout: str, where: str
 ) -> None:
@@ -1186,10 +1193,10 @@ def test_a_conversion_killed_behind_its_weights_leaves_nothing_that_loads(
 def test_a_second_conversion_to_the_same_target_is_refused(tmp_path: Path, meta: Path) -> None:
     target = tmp_path / "out" / "target"
     with Target(target, 0, force=False, source=meta) as first:
-        (first.folder / "half").write_text("done")
+        (first.folder / "params.json").write_text("done")
         with pytest.raises(CheckpointWriteError, match="another conversion is writing"):
             to("meta", meta, target)
-        assert left_in(first.folder) == [".lock", "half"]
+        assert left_in(first.folder) == [".lock", "params.json"]
         to("meta", meta, tmp_path / "out" / "other")
     assert left_in(tmp_path / "out") == ["other"]
 

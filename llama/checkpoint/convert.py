@@ -2,7 +2,7 @@
 
 The plan of the files is made first, from shapes alone; their size is then known before a byte is
 written. The files are written into a folder beside the target, which takes the target's name when all is
-there and read back. A conversion that ends early, however, leaves no folder that looks whole.
+there, read back, and opened as a reader opens it. A conversion that ends early leaves no folder that looks whole.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +19,18 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import CheckpointWriteError, ConfigError, LlamaError
 from ..model import fits
+from ..printable import reason
 from ..tokenizer import Tokenizer
-from .files import read_json
+from .files import create, strict_object
 from .hf_config import config_of, generation_config_of, params_of, trained_context
-from .hf_tokenizer import write_tokenizer
-from .hugging_face import KEPT_FILES, HuggingFaceCheckpoint, hf_name, rotary_heads
-from .load import tokenizer_of
+from .hf_tokenizer import tokenizer_files
+from .hugging_face import HuggingFaceCheckpoint, hf_name, rotary_heads
+from .kept import kept_files
+from .load import open_checkpoint, tokenizer_of
 from .members import member_of
+from .names import CHECKLIST, CONFIG, GENERATION_CONFIG, INDEX, PARAMS, TOKENIZER, part_name, shard_name
 from .pth import PthWriter
 from .safetensors import SafetensorsWriter
 from .source import Checkpoint, Range, dtype_name
@@ -108,7 +110,9 @@ def convert(
         progress: is told bytes as they are written. Called from several threads.
 
     Raises:
-        CheckpointWriteError: the target exists, cannot be written, or its disk is full; nothing is left.
+        CheckpointWriteError: the target exists, cannot be written, or its disk is full, or what was written cannot
+            be opened; nothing is left.
+        CheckpointFormatError: a file that goes along is a link out of the source's folder, or not what its name says.
         CheckpointNotFoundError, CheckpointMismatchError, TokenizerError: no tokenizer, or a foreign one.
         ConfigError: a number of shards that the model's heads do not allow, a value that float16 has not.
     """
@@ -118,12 +122,15 @@ def convert(
     tokenizer = tokenizer_of(source, tokenizer_path)
     files = plan_files(source, layout, shards, dtype)
     total = sum(file.nbytes(dtype) for file in files)
+    # What its own files say of the model beyond its shape goes along: templates, ids that end an answer, context.
+    kept = kept_files(source.folder) if isinstance(source, HuggingFaceCheckpoint) and layout == "hf" else {}
     with Target(target, total, force=force, source=source.folder) as unfinished:
         hashes = _write_all(source, files, unfinished.folder, dtype, progress)
         if layout == "meta":
             _finish_meta(source, tokenizer, unfinished.folder, hashes)
         else:
-            _finish_hugging_face(source, tokenizer, unfinished.folder, files, dtype)
+            _finish_hugging_face(source, tokenizer, unfinished.folder, files, dtype, kept)
+        _check_opens(source, layout, dtype, unfinished.folder, unfinished.final)
         names = tuple(
             sorted(path.name for path in unfinished.folder.iterdir() if not path.name.startswith("."))
         )
@@ -162,7 +169,7 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
 
 def _meta_file(source: Checkpoint, shard: int, shards: int) -> File:
     pieces = [Piece(name, name, *source.slice_of(name, shard, shards)) for name in source.shapes]
-    return File(f"consolidated.{shard:02d}.pth", tuple(pieces))
+    return File(shard_name(shard), tuple(pieces))
 
 
 def _hugging_face_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> list[File]:
@@ -176,12 +183,7 @@ def _hugging_face_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) 
             size = 0
         groups[-1].append(piece)
         size += nbytes
-    if len(groups) == 1:
-        return [File("model.safetensors", tuple(groups[0]))]
-    return [
-        File(f"model-{i:05d}-of-{len(groups):05d}.safetensors", tuple(group))
-        for i, group in enumerate(groups, 1)
-    ]
+    return [File(part_name(i, len(groups)), tuple(group)) for i, group in enumerate(groups, 1)]
 
 
 def _write_all(
@@ -286,21 +288,16 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
 def _finish_meta(
     source: Checkpoint, tokenizer: Tokenizer, folder: Path, hashes: dict[str, str | None]
 ) -> None:
-    shutil.copyfile(tokenizer.model_path, folder / "tokenizer.model")
+    hashes[TOKENIZER] = create(folder / TOKENIZER, Path(tokenizer.model_path).read_bytes())
     if source.layout == "Meta":
-        params = (source.folder / "params.json").read_bytes()
+        params = (source.folder / PARAMS).read_bytes()
     else:
         params = (json.dumps(params_of(source.args)) + "\n").encode()
-    hashes["params.json"] = hashlib.md5(params, usedforsecurity=False).hexdigest()
-    hashes["tokenizer.model"] = _md5(folder / "tokenizer.model")
+    hashes[PARAMS] = hashlib.md5(params, usedforsecurity=False).hexdigest()
     lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
-    (folder / "checklist.chk").write_text("".join(lines))
+    create(folder / CHECKLIST, "".join(lines).encode())
     # Last: without it no loader takes the folder for a checkpoint.
-    (folder / "params.json").write_bytes(params)
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    create(folder / PARAMS, params)
 
 
 def _finish_hugging_face(
@@ -309,24 +306,55 @@ def _finish_hugging_face(
     folder: Path,
     files: list[File],
     dtype: torch.dtype,
+    kept: dict[str, bytes],
 ) -> None:
-    def write(name: str, content: dict[str, Any]) -> None:
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
+    contents = tokenizer_files(tokenizer, trained_context(source.args))
+    contents[GENERATION_CONFIG] = _json(generation_config_of(tokenizer))
     if len(files) > 1:
         total = sum(file.nbytes(dtype) for file in files)
         where = {piece.key: file.name for file in files for piece in file.pieces}
-        write("model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-    write_tokenizer(tokenizer, folder, trained_context(source.args))
-    write("generation_config.json", generation_config_of(tokenizer))
+        contents[INDEX] = _json({"metadata": {"total_size": total}, "weight_map": where})
     config = config_of(source.args, dtype, tokenizer)
-    if isinstance(source, HuggingFaceCheckpoint):
-        # What its own files say of the model beyond its shape goes along: templates, ids that end an answer, context.
-        for name in KEPT_FILES:
-            if (source.folder / name).is_file():
-                shutil.copyfile(source.folder / name, folder / name)
-        kept = read_json(source.folder / "config.json")
-        kept.pop("dtype", None)  # transformers 5's name for torch_dtype
-        config = kept | {key: config[key] for key in ("architectures", "tie_word_embeddings", "torch_dtype")}
+    if CONFIG in kept:
+        own = strict_object(kept.pop(CONFIG))
+        own.pop("dtype", None)  # transformers 5's name for torch_dtype
+        config = own | {key: config[key] for key in ("architectures", "tie_word_embeddings", "torch_dtype")}
+    for name, content in (contents | kept).items():
+        create(folder / name, content)
     # Last: without it no loader takes the folder for a checkpoint.
-    write("config.json", config)
+    create(folder / CONFIG, _json(config))
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _check_opens(source: Checkpoint, layout: str, dtype: torch.dtype, folder: Path, final: Path) -> None:
+    """Open what was written as any reader would, and hold it to what it was made of.
+
+    Raises:
+        CheckpointWriteError: it cannot be opened, or is another model.
+    """
+    try:
+        written = open_checkpoint(folder)
+        tokenizer_of(written)
+    except LlamaError as error:
+        raise CheckpointWriteError(
+            f"{final} was not written: what was to be it cannot be opened ({reason(error)}). Nothing was left behind"
+        ) from error
+    wanted = _identity(source, {"meta": "Meta", "hf": "Hugging Face"}[layout], dtype)
+    found = _identity(written, written.layout, written.dtype)
+    wrong = [
+        f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value
+    ]
+    if wrong:
+        raise CheckpointWriteError(
+            f"{final} was not written: in what was to be it {'; '.join(wrong)}. Nothing was left behind"
+        )
+
+
+def _identity(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What a conversion may not change, and what it was asked for. The names and shapes of tensors follow from it."""
+    args = checkpoint.args
+    names = ("dim", "n_layers", "n_heads", "kv_heads", "ffn_dim", "vocab_size", "norm_eps", "rope_theta")
+    return {"layout": layout, "dtype": dtype_name(dtype)} | {name: getattr(args, name) for name in names}

@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointNotFoundError, shown
+from ..errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, shown
 
 __all__ = [
     "MOST_JSON",
     "Sink",
+    "as_path",
     "check_file",
     "check_folder",
+    "create",
     "is_there",
     "raw_bytes",
     "read_json",
@@ -36,6 +38,22 @@ _CHUNK = 8 << 20
 # Larger than any config, index or header of a model (a 70B's index has 66 KB), small enough that the objects made of
 # it stay far below a model's memory: a byte of JSON can become 30 bytes of Python's.
 MOST_JSON = 4 << 20
+
+
+def as_path(value: str | os.PathLike[str], name: str) -> Path:
+    """What a caller gave for a path, as one.
+
+    Raises:
+        ConfigError: it is of another type, or holds what no name of a file can; `name` says which value it is.
+    """
+    try:
+        path = Path(value)
+        os.fsencode(path)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{name} is {value!r}; it must be a path, as text or an os.PathLike") from error
+    if "\0" in str(path):
+        raise ConfigError(f"{name} is {value!r}, but no name of a file holds NUL")
+    return path
 
 
 def check_folder(folder: Path) -> None:
@@ -181,7 +199,8 @@ def raw_bytes(x: torch.Tensor) -> memoryview:
 
 
 class Sink:
-    """A file that is written in order; its checksums are taken beside the writing.
+    """A new file that is written in order; its checksums are taken beside the writing. Nothing is written through
+    a link, or into a file that is there.
 
     Attributes:
         md5: hex digits, where it was asked for; of what was given to `write`.
@@ -191,7 +210,7 @@ class Sink:
     def __init__(self, path: Path, md5: bool = False) -> None:
         self.path = path
         self.written = 0
-        self._file = path.open("wb")
+        self._file = path.open("xb")
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
         self._crc = 0
         self._hasher = ThreadPoolExecutor(1)
@@ -238,3 +257,20 @@ class Sink:
                 f"{self.path.name} does not read back as it was written ({self.written:,} bytes, read {size:,});"
                 " check the disk"
             )
+
+
+def create(path: Path, content: bytes) -> str:
+    """Write a new small file and read it back -> its md5 in hex digits.
+
+    Raises:
+        OSError: it is there, cannot be written, or is something else when it is read.
+    """
+    sink = Sink(path, md5=True)
+    try:
+        sink.write(content)
+    finally:
+        sink.close()
+    for _ in sink.read_back():
+        pass
+    assert sink.md5 is not None
+    return sink.md5

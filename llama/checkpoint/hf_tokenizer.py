@@ -8,37 +8,39 @@ piece into two pieces, ordered by the score of what they make.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from ..tokenizer import SPACE_SYMBOL, Tokenizer
 
-__all__ = ["TOKENIZER_FILES", "write_tokenizer"]
+__all__ = ["TOKENIZER_FILES", "tokenizer_files"]
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _FILL = "<FILL_ME>"
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write `TOKENIZER_FILES` into `folder`, of which the first is a copy of the tokenizer's own file.
+def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
+    """The content of `TOKENIZER_FILES`, of which the first is the tokenizer's own file.
 
     Args:
         context: tokens that the model was trained for, for tokenizer_config.json.
 
     Raises:
-        OSError: the files cannot be written.
+        OSError: the tokenizer's file cannot be read any more.
     """
     named = _named_pieces(tokenizer)
-    shutil.copyfile(tokenizer.model_path, folder / "tokenizer.model")
-    _write(folder / "tokenizer.json", _tokenizer_json(tokenizer, named))
-    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, named, context))
     plain = {key: named[key] for key in ("bos_token", "eos_token", "unk_token")}
-    _write(folder / "special_tokens_map.json", plain)
+    contents = (
+        Path(tokenizer.model_path).read_bytes(),
+        _json(_tokenizer_json(tokenizer, named)),
+        _json(_tokenizer_config(tokenizer, named, context)),
+        _json(plain),
+    )
+    return dict(zip(TOKENIZER_FILES, contents, strict=True))
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+def _json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
 
 
 def _named_pieces(tokenizer: Tokenizer) -> dict[str, str]:

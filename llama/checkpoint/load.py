@@ -6,6 +6,7 @@ its own weights and a small window of the mapped files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 
 from .. import linear as kernels
 from .. import native, pages
-from ..errors import CheckpointMismatchError, CheckpointNotFoundError
+from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
 from ..model import Transformer
+from ..printable import reason
 from ..tokenizer import Tokenizer
-from .files import check_folder, is_there
+from .files import as_path, check_folder, is_there
 from .format import read_params, shard_files
 from .hugging_face import HuggingFaceCheckpoint, is_hugging_face
 from .meta import MetaCheckpoint
@@ -30,7 +32,7 @@ _BLOCK = 4 << 20
 
 
 def open_checkpoint(
-    folder: str | Path, *, max_seq_len: int = 2048, max_batch_size: int = 1, agree: bool = True
+    folder: str | os.PathLike[str], *, max_seq_len: int = 2048, max_batch_size: int = 1, agree: bool = True
 ) -> Checkpoint:
     """Open and check a folder in Meta's or Hugging Face's layout; no weight is read yet.
 
@@ -41,10 +43,19 @@ def open_checkpoint(
         agree: refuse shards that hold different values of a replicated weight.
 
     Raises:
-        CheckpointError: files missing, broken, or not fitting together.
-        ConfigError: hyperparameters missing, unknown or not supported.
+        CheckpointError: files missing, unreadable, broken, or not fitting together.
+        ConfigError: a folder that is no path; hyperparameters missing, unknown or not supported.
     """
-    folder = Path(folder)
+    folder = as_path(folder, "the checkpoint folder")
+    try:
+        return _open(folder, max_seq_len, max_batch_size, agree)
+    except OSError as error:  # a disk that fails, a file that goes away under the reader
+        raise CheckpointFormatError(
+            f"{folder} cannot be read: {reason(error)}; check the disk, and that nothing else changes the folder"
+        ) from error
+
+
+def _open(folder: Path, max_seq_len: int, max_batch_size: int, agree: bool) -> Checkpoint:
     check_folder(folder)
     meta = any(folder.glob("consolidated.*.pth")) and is_there(folder / "params.json")
     if is_hugging_face(folder) and not meta:
@@ -54,15 +65,16 @@ def open_checkpoint(
     return MetaCheckpoint(folder, args, agree=agree)
 
 
-def tokenizer_of(checkpoint: Checkpoint, path: str | Path | None = None) -> Tokenizer:
+def tokenizer_of(checkpoint: Checkpoint, path: str | os.PathLike[str] | None = None) -> Tokenizer:
     """The tokenizer of a checkpoint: `path`, by default tokenizer.model in its folder.
 
     Raises:
         CheckpointNotFoundError: there is none.
         CheckpointMismatchError: its pieces are not the rows of the embedding.
         TokenizerError: it is no SentencePiece model.
+        ConfigError: `path` is no path.
     """
-    found = checkpoint.folder / "tokenizer.model" if path is None else Path(path)
+    found = checkpoint.folder / "tokenizer.model" if path is None else as_path(path, "the tokenizer's path")
     if path is None and not is_there(found):
         raise CheckpointNotFoundError(
             f"{found} is missing; fetch the tokenizer.model that came with the weights, or pass its path"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import CheckpointWriteError
+from ..printable import reason
+from .exchange import take_name, uninterrupted
 from .files import some
+from .names import CONFIG, PARAMS, is_weights, is_written
 
 __all__ = ["Target"]
 
@@ -19,26 +21,23 @@ GB = 10**9
 # Room for the files beside the weights, and for the file system's own.
 _SPARE = 32 << 20
 _LOCK = ".lock"
-# What a checkpoint folder holds. --force removes nothing else.
-_OWN = re.compile(
-    r"(consolidated|model|pytorch_model)\b.*\.(pth|safetensors|bin|json)|params\.json|checklist\.chk|config\.json"
-    r"|generation_config\.json|tokenizer.*\.(model|json)|special_tokens_map\.json|added_tokens\.json"
-    r"|chat_template\.(json|jinja)|(README|LICENSE|MODEL_CARD|USE_POLICY)(\.(md|txt))?|\.gitattributes|\.DS_Store"
-    rf"|{re.escape(_LOCK)}"
-)
 
 
 class Target:
     """A folder under way: written beside its final place, renamed when `publish` says so.
 
     The folder beside it is `.NAME.unfinished`. One that a killed run left is removed by the next run; one
-    that another run is writing is left alone (that run holds its lock).
+    that another run is writing is left alone (that run holds its lock). Nothing is removed but files with the names
+    that a conversion writes (names.py), and nothing is written through a link.
 
     Args:
         final: the folder to make.
         nbytes: what will be written.
         force: replace `final` if it is a checkpoint folder.
         source: a folder that must not be replaced.
+
+    Attributes:
+        published: `final` is the new folder.
 
     Raises (on entering):
         CheckpointWriteError: `final` exists, its parent cannot be written, or the disk has too little room.
@@ -50,6 +49,7 @@ class Target:
             Path(os.path.realpath(final.parent)) / final.name if final.name else Path(os.path.realpath(final))
         )
         self.folder = self.final.parent / f".{self.final.name}.unfinished"
+        self.published = False
         self._nbytes, self._force, self._source = nbytes, force, source
         self._lock: int | None = None
         self._made: list[Path] = []  # parents that were not there, the innermost first
@@ -63,10 +63,9 @@ class Target:
                 raise CheckpointWriteError(f"{blocked} is a file, not a folder to put {self.final.name} into")
             self._made = [path for path in self.final.parents if not path.exists()]
             self.final.parent.mkdir(parents=True, exist_ok=True)
-            self._claim()
-            if self._old.exists() and not self.final.exists():
-                self._old.rename(self.final)  # a run was killed between its two renames
-                self._check_final()
+            with uninterrupted():
+                self._claim()
+            self._put_back()
             free = shutil.disk_usage(self.folder).free
             if free < self._nbytes + _SPARE:
                 raise CheckpointWriteError(
@@ -74,40 +73,60 @@ class Target:
                     " free; free some, or choose another place"
                 )
         except BaseException as error:
-            self._abandon()
-            if isinstance(error, OSError):
-                raise self._explained(error) from error
+            self._leave(error)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._abandon()
-        if isinstance(error, OSError):
-            raise self._explained(error) from error
+        self._leave(error)
 
     def publish(self) -> None:
-        """Give the folder its final name."""
+        """Give the folder its final name; what had that name is removed.
+
+        A signal that comes while it does so counts when it is done: the folder is then the new one.
+
+        Raises:
+            CheckpointWriteError: as on entering; and where something else got into the folder that was replaced.
+        """
         assert self._lock is not None
+        assert not _strange(self.folder), "names.py does not know what was written"
         self._check_final()
-        if self.final.exists():
-            _to_disk(self.folder)  # what it replaces is removed below
-            shutil.rmtree(self._old, ignore_errors=True)
-            self.final.rename(self._old)
-        try:
-            self.folder.rename(self.final)
-        except OSError:
-            if self._old.exists():
-                self._old.rename(self.final)
-            raise
-        # From here on a folder of that name is another run's. The lock goes with the folder until here: without it
-        # a second run would take the folder for one that a killed run left.
-        (self.final / _LOCK).unlink()
-        os.close(self._lock)
-        self._lock = None
-        self._made = []
-        shutil.rmtree(self._old, ignore_errors=True)
+        if not self.final.exists():
+            with uninterrupted():
+                self.folder.rename(self.final)
+                self._took_name(self.folder, None)
+            return
+        _to_disk(self.folder)  # what it replaces is removed below
+        with uninterrupted():
+            old = self._locked(self.final)
+            try:
+                replaced = take_name(self.folder, self.final, self._old)
+            except BaseException:
+                (self.final / _LOCK).unlink()
+                os.close(old)
+                raise
+            # From here on the old folder is the unfinished one, locked: until it is gone no other run takes it up.
+            self._took_name(replaced, old)
+            with contextlib.suppress(OSError):  # not every file system does this with a folder
+                _to_disk(self.final.parent, inside=False)
+            gone = self._abandon()
+        if not gone:
+            raise CheckpointWriteError(
+                f"{self.final} is written and whole; but in what it replaced, which is now {replaced}, is something"
+                " that is not a conversion's or cannot be removed. Take out what you need, and remove it"
+            )
+
+    def _took_name(self, folder: Path, lock: int | None) -> None:
+        """The new folder is in its place; `folder`, if `lock` holds it, is what is to be removed now."""
+        assert self._lock is not None
+        ours, self._lock = self._lock, lock
+        self.folder, self.published, self._made = folder, True, []
+        # It went with the folder until here: without it a second run would have taken it for one that was left.
+        with contextlib.suppress(OSError):
+            (self.final / _LOCK).unlink()
+        os.close(ours)
 
     def _check_final(self) -> None:
         final, source = self.final, Path(os.path.realpath(self._source))
@@ -124,70 +143,153 @@ class Target:
             raise CheckpointWriteError(
                 f"{final} holds {linked[0].name} of the source {source}, which is a link to it; choose another place"
             )
-        plain = final.is_dir() and not final.is_symlink()
-        names = {path.name for path in final.iterdir()} if plain else set()
-        strange = sorted(name for name in names if (final / name).is_dir() or not _OWN.fullmatch(name))
-        weights = any(name.endswith((".pth", ".safetensors", ".bin")) for name in names)
-        configured = names & {"params.json", "config.json"}
-        if not plain or strange or (names and not (weights and configured)):
-            why = f": it holds {some(strange)}" if strange else ""
-            why = ": it is a symbolic link" if final.is_symlink() else why
+        why = self._no_checkpoint()
+        if why:
             raise CheckpointWriteError(
-                f"{final} does not look like a checkpoint folder{why}, so --force does not replace it;"
+                f"{final} does not look like a checkpoint folder: {why}, so --force does not replace it;"
                 " remove it yourself"
             )
 
+    def _no_checkpoint(self) -> str:
+        """Why what is at the final place must not be removed; "" if it may."""
+        if self.final.is_symlink():
+            return "it is a symbolic link"
+        if not self.final.is_dir():
+            return "it is no folder"
+        strange = _strange(self.final)
+        if strange:
+            return f"it holds {some(strange)}, which no conversion writes"
+        names = {path.name for path in self.final.iterdir()} - {_LOCK}
+        if names and not (any(map(is_weights, names)) and names & {PARAMS, CONFIG}):
+            return "it lacks weights or their config"
+        return ""
+
     def _claim(self) -> None:
         """Make the unfinished folder this process's own."""
-        self.folder.mkdir(exist_ok=True)
-        if self.folder.is_symlink() or any(path.is_dir() for path in self.folder.iterdir()):
-            raise CheckpointWriteError(
-                f"{self.folder} is in the way, and no conversion made it; remove or rename it"
-            )
-        lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            plain = self.folder.is_dir() and not self.folder.is_symlink()
+            strange = _strange(self.folder) if plain else []
+            if not plain or strange:
+                holds = f": it holds {some(strange)}" if strange else ""
+                raise CheckpointWriteError(
+                    f"{self.folder} is in the way, and no conversion made it{holds}; remove or rename it"
+                ) from None
+            if hasattr(os, "geteuid") and self.folder.stat().st_uid != os.geteuid():
+                # Who owns a folder can put links into it at any time.
+                raise CheckpointWriteError(
+                    f"{self.folder} is in the way, and belongs to another user; have it removed"
+                ) from None
+        self._lock = self._locked(self.folder)
+        _empty(self.folder, but_lock=True)
+
+    def _locked(self, folder: Path) -> int:
+        """Lock a folder -> the open lock file. It goes with the folder when that is renamed."""
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Until a moment ago it may have been another run's, and have gone with the folder to its final name.
-            if not os.path.samestat(os.fstat(lock), os.stat(self.folder / _LOCK)):
+            if not os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK)):
                 raise BlockingIOError
         except ImportError:  # no such locks on this system
             pass
         except BlockingIOError:
             os.close(lock)
             raise CheckpointWriteError(
-                f"another conversion is writing {self.final} (it holds {self.folder}); wait for it, or stop it"
+                f"another conversion is writing {self.final} (it holds {folder}); wait for it, or stop it"
             ) from None
-        self._lock = lock
-        for path in self.folder.iterdir():
-            if path.name != _LOCK:
-                path.unlink()
+        return lock
 
-    def _abandon(self) -> None:
+    def _put_back(self) -> None:
+        """Undo what a run was killed in that had to replace a folder in two renames."""
+        if not os.path.lexists(self._old):
+            return
+        if os.path.lexists(self.final) or self._old.is_symlink() or not self._old.is_dir():
+            raise CheckpointWriteError(
+                f"{self._old} is in the way: a conversion that was killed may have left in it what"
+                f" {self.final.name} was before. Look into it, then remove or rename it"
+            )
+        self._old.rename(self.final)
+        self._check_final()
+
+    def _abandon(self) -> bool:
+        """Remove the folder that is locked -> whether it is gone."""
+        gone = False
         if self._lock is not None:
             # Removed under the lock: a run that waits for the name must not lose what it makes.
-            shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
-                os.close(self._lock)
+                _empty(self.folder)
+                self.folder.rmdir()
+                gone = True
+            os.close(self._lock)
             self._lock = None
         for path in self._made:
             with contextlib.suppress(OSError):  # somebody else put something there
                 path.rmdir()
+        return gone
+
+    def _leave(self, error: BaseException | None) -> None:
+        """Remove what is unfinished, also if a second signal comes; say of the error what it left."""
+        try:
+            with uninterrupted():
+                self._abandon()
+        except BaseException as end:
+            self._note(end)
+            raise
+        if isinstance(error, OSError):
+            raise self._explained(error) from error
+        if error is not None and not isinstance(error, Exception):
+            self._note(error)
+
+    def _note(self, end: BaseException) -> None:
+        """Whoever pressed Ctrl-C or sent a signal wants to know what there is now. As `add_note` of Python 3.11."""
+        notes: list[str] = [*getattr(end, "__notes__", ()), self._state()]
+        end.__notes__ = notes
+
+    def _state(self) -> str:
+        if self.published:
+            return f"{self.final} was written before, and is whole"
+        kept = "; what was there is as it was" if os.path.lexists(self.final) else ""
+        left = f"; {self.folder} is left" if os.path.lexists(self.folder) else ""
+        return f"{self.final} was not written{kept}{left}"
 
     def _explained(self, error: OSError) -> CheckpointWriteError:
+        if self.published:
+            return CheckpointWriteError(f"{self.final} is written and whole; but then: {reason(error)}")
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             why = f"the disk, or your share of it, is full ({self._nbytes / GB:.2f} GB are needed)"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             why = f"{error.filename or self.final.parent} may not be written"
         else:
-            why = f"{error.strerror or error} ({error.filename or self.folder})"
+            why = f"{error.strerror or reason(error)} ({error.filename or self.folder})"
         return CheckpointWriteError(f"{self.final} was not written: {why}. Nothing was left behind")
 
 
-def _to_disk(folder: Path) -> None:
-    """Wait until the files of a folder are on the disk."""
-    for path in (*folder.iterdir(), folder):
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    return entry.is_file(follow_symlinks=False) and (entry.name == _LOCK or is_written(entry.name))
+
+
+def _strange(folder: Path) -> list[str]:
+    """Names in a folder that are no files of a conversion's, links and folders among them, sorted."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not _is_own(entry))
+
+
+def _empty(folder: Path, but_lock: bool = False) -> None:
+    """Remove a conversion's files from a folder; what is not one stays. The lock goes last."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if _is_own(entry)]
+    for name in sorted(names, key=lambda each: each == _LOCK):
+        if not (but_lock and name == _LOCK):
+            (folder / name).unlink()
+
+
+def _to_disk(folder: Path, inside: bool = True) -> None:
+    """Wait until a folder, and the files in it, are on the disk."""
+    for path in (*(folder.iterdir() if inside else ()), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

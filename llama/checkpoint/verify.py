@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, LlamaError
+from ..printable import reason
 from ..prompts import infilling_prompt
 from ..tokenizer import Tokenizer
 from .files import is_there, read_small, some
@@ -58,7 +59,7 @@ def verify(
     try:
         checkpoint = open_checkpoint(folder, agree=False)
     except LlamaError as error:
-        yield Finding("tensors", "fail", str(error))
+        yield Finding("tensors", "fail", reason(error))
         for name in ("shard agreement", "values", "tokenizer", "infilling ids", "rope_theta"):
             yield Finding(name, "skip", "the tensors cannot be opened")
         return
@@ -103,7 +104,7 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
     except (_ChecklistError, CheckpointError) as error:
         return Finding(name, "fail", str(error))
     except OSError as error:
-        return Finding(name, "fail", f"{error.filename} cannot be read: {error.strerror}")
+        return Finding(name, "fail", f"{error.filename} cannot be read: {reason(error)}")
     except UnicodeDecodeError as error:
         return Finding(name, "fail", f"checklist.chk cannot be read: {error}")
     if listed:
@@ -194,7 +195,7 @@ def _tokenizer(checkpoint: Checkpoint, path: Path | None) -> Iterator[Finding]:
     try:
         tokenizer = tokenizer_of(checkpoint, path)
     except LlamaError as error:
-        yield Finding("tokenizer", "fail", str(error))
+        yield Finding("tokenizer", "fail", reason(error))
         yield Finding("infilling ids", "skip", "no tokenizer")
         return
     yield Finding("tokenizer", "pass", f"{tokenizer.n_words:,} pieces, as many as the embedding has rows")

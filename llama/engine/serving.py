@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ..errors import RankError
+from ..printable import tell
 from .channel import FollowerChannel, check_one_model, follow_channel
 from .engine import Engine
 from .front import AsyncEngine
@@ -133,7 +133,7 @@ def _deadline() -> Iterator[None]:
 
 
 def _exit(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)
+    tell(words)
     os._exit(_TERMINATED)
 
 

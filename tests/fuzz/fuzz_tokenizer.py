@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 from target import Target
 from tiny_tokenizers import tiny_model_path
 
-from llama.checkpoint.hf_tokenizer import write_tokenizer
+from llama.checkpoint.hf_tokenizer import tokenizer_files
 from llama.tokenizer import Tokenizer
 
 _TEXTS = ("def f(x):\n    return x", " <PRE> a <SUF> b <MID>", "☺ 漢 é\0\t", "", "    ", "<step>")
@@ -39,7 +39,6 @@ class _Tokenizer:
         self._sound: list[bytes] = []
 
     def prepare(self, folder: Path) -> None:
-        (folder / "converted").mkdir()
         self._sound = [tiny_model_path(kind).read_bytes() for kind in ("plain", "step")]
 
     def mutate(self, rng: random.Random, folder: Path) -> Path:
@@ -103,7 +102,7 @@ class _Tokenizer:
         tokenizer.decode(ids).encode("utf-8")
         for i in ids:
             tokenizer.token_bytes(i)
-        write_tokenizer(tokenizer, path.parent / "converted", 64)
+        tokenizer_files(tokenizer, 64)
         return "accepted"
 
 

@@ -340,7 +340,7 @@ def test_what_is_no_path_is_a_named_error(meta: Path, text: Any) -> None:
         {"dtype": object()},
         {"model_parallel_size": 10**400},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )
 def test_a_parameter_of_build_out_of_range_is_a_named_error(meta: Path, options: dict[str, Any]) -> None:
     with pytest.raises(LlamaError):

@@ -21,6 +21,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from .errors import PromptError, TokenizerError
+from .printable import reason
 
 __all__ = ["SPACE_SYMBOL", "Tokenizer"]
 
@@ -244,8 +245,9 @@ def _read_model(path: Path) -> bytes:
         raise TokenizerError(
             f"{path}: there is no tokenizer file here; a Code Llama checkpoint comes with tokenizer.model"
         ) from None
-    except OSError as error:
-        raise TokenizerError(f"{path}: the tokenizer file cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        why = getattr(error, "strerror", None) or reason(error)
+        raise TokenizerError(f"{path}: the tokenizer file cannot be read: {why}") from error
     if not proto:
         raise TokenizerError(f"{path}: the tokenizer file is empty; download it again")
     return proto

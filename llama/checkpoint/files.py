@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
+from ..printable import reason
 
 __all__ = [
     "Sink",
@@ -33,19 +34,15 @@ _MOST_JSON = 64 << 20
 
 
 def as_path(value: str | os.PathLike[str], name: str) -> Path:
-    """What a caller gave for a path, as one.
+    """What a caller gave for a path, as one; whether there is such a file is for what opens it to say.
 
     Raises:
-        ConfigError: it is of another type, or holds what no name of a file can; `name` says which value it is.
+        ConfigError: it is of another type; `name` says which value it is.
     """
     try:
-        path = Path(value)
-        os.fsencode(path)
-    except (TypeError, ValueError) as error:
+        return Path(value)
+    except TypeError as error:
         raise ConfigError(f"{name} is {value!r}; it must be a path, as text or an os.PathLike") from error
-    if "\0" in str(path):
-        raise ConfigError(f"{name} is {value!r}, but no name of a file holds NUL")
-    return path
 
 
 def check_folder(folder: Path) -> None:
@@ -85,9 +82,10 @@ def _check_path(path: Path) -> None:
         path.lstat()
     except FileNotFoundError:
         return
-    except OSError as error:  # not searchable, a name too long, a file where a folder should be
+    # Not searchable, a name too long, a file where a folder should be; NUL in it, or half a surrogate pair.
+    except (OSError, ValueError) as error:
         raise CheckpointNotFoundError(
-            f"{path} cannot be looked at: {error.strerror}; check the path"
+            f"{path} cannot be looked at: {getattr(error, 'strerror', None) or reason(error)}; check the path"
         ) from error
     # `exists` says no for a link that leads nowhere and for one that leads to itself.
     if path.is_symlink() and not path.exists():

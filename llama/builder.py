@@ -13,7 +13,7 @@ from .checkpoint import load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
 from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
-from .errors import ConfigError, shown
+from .errors import ConfigError
 from .memory import (
     GIB,
     CacheMemory,
@@ -24,6 +24,7 @@ from .memory import (
     weight_bytes,
 )
 from .model import Transformer, check_size
+from .printable import shown
 from .progress import Progress
 from .tokenizer import Tokenizer
 

@@ -28,7 +28,7 @@ characters, of bounded length, whatever the file or the call held that it tells 
 
 from __future__ import annotations
 
-import reprlib
+from .printable import printable
 
 __all__ = [
     "CheckpointError",
@@ -51,38 +51,17 @@ __all__ = [
     "TokenizerError",
     "UnsafeTagError",
     "UnsupportedError",
-    "shown",
 ]
 
-# Characters of a message. What is longer quotes a stranger's file; its beginning and its end are kept.
-_LONGEST, _TAIL = 2000, 600
-_BRIEF = reprlib.Repr()
-_BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 3, 8, 8, 8
-_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 100
-
-
-def shown(value: object) -> str:
-    """A value as a message names it: its repr, cut where it is long."""
-    try:
-        return _BRIEF.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return f"an {type(value).__name__} of more than 4,000 digits"
-
-
-def _line(text: str) -> str:
-    """One printable line: what a terminal would obey, or an output could not encode, is escaped."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST - _TAIL]} ... {text[-_TAIL:]}"
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+# Characters of a message. What is longer quotes a stranger's file.
+_LONGEST = 2000
 
 
 class LlamaError(Exception):
     """Base of every error that this package raises on purpose."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(_line(message))
+        super().__init__(printable(message, _LONGEST))
 
 
 class CheckpointError(LlamaError, ValueError):

@@ -19,9 +19,10 @@ from torch import nn
 from . import native
 from .cache import BatchCache, KVCache
 from .distributed import Parallel, host_parallel
-from .errors import ConfigError, ParallelismError, shown
+from .errors import ConfigError, ParallelismError
 from .fused import FusedLayers
 from .parallel import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+from .printable import shown
 from .reference import apply_rotary_emb, precompute_freqs_cis, repeat_kv
 
 __all__ = [

@@ -9,13 +9,17 @@ package prints goes through `say` or `tell`.
 from __future__ import annotations
 
 import contextlib
+import reprlib
 import sys
 from typing import TextIO
 
-__all__ = ["printable", "reason", "say", "tell"]
+__all__ = ["printable", "reason", "say", "shown", "tell"]
 
 # Characters of a line. The longest of our own have a few hundred.
 _LONGEST = 4000
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 3, 8, 8, 8
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 100
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
@@ -41,6 +45,14 @@ def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is no UTF-8, as Python carries it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def shown(value: object) -> str:
+    """A value as a message names it: its repr, cut where it is long."""
+    try:
+        return _BRIEF.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return f"an {type(value).__name__} of more than 4,000 digits"
 
 
 def reason(error: BaseException) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from .errors import PromptError, TokenizerError, shown
+from .errors import PromptError, TokenizerError
+from .printable import reason, shown
 
 __all__ = ["SPACE_SYMBOL", "Tokenizer"]
 
@@ -283,10 +284,10 @@ def _read_model(path: Path) -> bytes:
         raise TokenizerError(
             f"{path}: there is no tokenizer file here; a Code Llama checkpoint comes with tokenizer.model"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
         if isinstance(error, TokenizerError):
             raise
-        why = error.strerror if isinstance(error, OSError) else error
+        why = getattr(error, "strerror", None) or reason(error)
         raise TokenizerError(f"{path}: the tokenizer file cannot be read: {why}") from error
     if not proto:
         raise TokenizerError(f"{path}: the tokenizer file is empty; download it again")

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, shown
+from ..errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
+from ..printable import reason, shown
 
 __all__ = [
     "MOST_JSON",
@@ -41,19 +42,15 @@ MOST_JSON = 4 << 20
 
 
 def as_path(value: str | os.PathLike[str], name: str) -> Path:
-    """What a caller gave for a path, as one.
+    """What a caller gave for a path, as one; whether there is such a file is for what opens it to say.
 
     Raises:
-        ConfigError: it is of another type, or holds what no name of a file can; `name` says which value it is.
+        ConfigError: it is of another type; `name` says which value it is.
     """
     try:
-        path = Path(value)
-        os.fsencode(path)
-    except (TypeError, ValueError) as error:
+        return Path(value)
+    except TypeError as error:
         raise ConfigError(f"{name} is {value!r}; it must be a path, as text or an os.PathLike") from error
-    if "\0" in str(path):
-        raise ConfigError(f"{name} is {value!r}, but no name of a file holds NUL")
-    return path
 
 
 def check_folder(folder: Path) -> None:
@@ -85,7 +82,7 @@ def check_file(path: Path, why: str = "download it again") -> int:
         with path.open("rb"):
             return found.st_size
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}") from error
 
 
 def is_there(path: Path) -> bool:
@@ -130,7 +127,7 @@ def read_small(path: Path, why: str, most: int = MOST_JSON) -> bytes:
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

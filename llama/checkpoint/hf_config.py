@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError, shown
+from ..errors import ConfigError
 from ..model import ModelArgs
+from ..printable import shown
 from ..tokenizer import Tokenizer
 from .files import read_json
 from .members import member_of

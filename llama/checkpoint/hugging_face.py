@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError, shown
+from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
+from ..printable import shown
 from .files import is_there, read_json, some
 from .format import with_vocab
 from .hf_config import read_config

@@ -166,7 +166,10 @@ def test_a_sparse_file_of_a_hugging_face_folder(hugging_face: Path, name: str) -
         (hugging_face / "model.safetensors").unlink()
     sparse(hugging_face / name)
     refuse(
-        build(hugging_face), CheckpointFormatError, name, "not a safetensors file" if name.endswith("rs") else "1,073"
+        build(hugging_face),
+        CheckpointFormatError,
+        name,
+        "not a safetensors file" if name.endswith("rs") else "1,073",
     )
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_LIMITS, _SAFETENSORS, _ROPE = "tests/test_limits.py", "tests/test_safetensors.py", "tests/test_rope_config.py"
+_LIMITS, _SAFETENSORS, _ROPE = (
+    "tests/test_limits.py",
+    "tests/test_safetensors.py",
+    "tests/test_rope_config.py",
+)
 
 MUTANTS = [
     Mutant(

@@ -1,0 +1,131 @@
+"""What a model is: changes of it, the fused step, what is said of a checkpoint, and kernels that are not there."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+__all__ = ["MUTANTS"]
+
+WATCH, FUSED = ("tests/test_watch.py",), ("tests/test_fused.py",)
+
+MUTANTS = [
+    Mutant(
+        name="an edit in place leaves the prefixes",
+        file="llama/watch.py",
+        old="return 0 if tensor.is_inference() else tensor._version",
+        new="return 0",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a weight with other memory leaves the prefixes",
+        file="llama/watch.py",
+        old="return 0 if tensor.is_mkldnn else tensor.data_ptr()",
+        new="return 0",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a hook on one module leaves the prefixes",
+        file="llama/watch.py",
+        old="equal += [(*m._forward_pre_hooks, *m._forward_hooks) for m in modules]",
+        new="equal += [(*model._forward_pre_hooks, *model._forward_hooks)]",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a hook that came and went is not seen",
+        file="llama/watch.py",
+        old="if self._seen is not None and RemovableHandle.next_id != self._handles:",
+        new="if self._seen is None:",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="the watch keeps replaced weights in memory",
+        file="llama/watch.py",
+        old="*map(weakref.ref, tensors)",
+        new="*tensors",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="what runs when the model changes is retained",
+        file="llama/engine/room.py",
+        old="stale, sequence.stale = sequence.stale, False",
+        new="stale = sequence.stale = False",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="what was put back stays stale",
+        file="llama/engine/room.py",
+        old="stale, sequence.stale = sequence.stale, False",
+        new="stale = sequence.stale",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="samples of a stale prompt count as fresh",
+        file="llama/engine/engine.py",
+        old="            fork.stale = sequence.stale\n",
+        new="",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a request waits for a stale prefix",
+        file="llama/engine/room.py",
+        old="coming = leader.blocks and not leader.stale and",
+        new="coming = leader.blocks and",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="forget_prefixes forgets nothing",
+        file="llama/engine/engine.py",
+        old="        self._forgotten += 1\n",
+        new="        pass\n",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="weights loaded within inference_mode do not count edits",
+        file="llama/builder.py",
+        old="@torch.inference_mode(False)",
+        new="@torch.inference_mode(torch.is_inference_mode_enabled())",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="the fused step ignores hooks",
+        file="llama/fused.py",
+        old="            and not hooked(modules)\n",
+        new="",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step ignores hooks on all modules",
+        file="llama/watch.py",
+        old="if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:",
+        new="if torch_module._global_forward_hooks:",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step ignores modules of another kind",
+        file="llama/fused.py",
+        old="list(map(type, modules)) == self._kinds",
+        new="len(modules) == len(self._kinds)",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step ignores the order of the layers",
+        file="llama/fused.py",
+        old="all(attention.layer == layer for layer,",
+        new="all(attention.layer >= 0 for _,",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step takes weights of another size",
+        file="llama/fused.py",
+        old="[w.shape for w in weights] == self._sizes",
+        new="len(weights) == len(self._sizes)",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step keeps the rotation it began with",
+        file="llama/fused.py",
+        old="        if theta != self._theta:\n",
+        new="        if theta < 0:\n",
+        tests=FUSED,
+    ),
+]

@@ -42,6 +42,7 @@ class Built:
     retained_tokens: int
 
 
+@torch.inference_mode(False)  # a weight made within it would not count its edits; see watch.py
 def build(
     ckpt_dir: str | Path,
     tokenizer_path: str | Path | None,

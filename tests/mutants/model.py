@@ -128,4 +128,18 @@ MUTANTS = [
         new="        if theta < 0:\n",
         tests=FUSED,
     ),
+    Mutant(
+        name="info tells a training context from rope_theta alone",
+        file="llama/checkpoint/members.py",
+        old="    if member is None:\n        return None\n    if args.rope_theta == 1e6:\n        return 16384\n",
+        new="    if args.rope_theta == 1e6:\n        return 16384\n    if member is None:\n        return None\n",
+        tests=("tests/test_cli.py::test_info_of_the_bundled_model",),
+    ),
+    Mutant(
+        name="auto asks the first GPU",
+        file="llama/builder.py",
+        old="torch.cuda.get_device_capability(device)",
+        new="torch.cuda.get_device_capability(0)",
+        tests=("tests/test_memory.py::test_auto_asks_the_gpu_that_was_chosen",),
+    ),
 ]

@@ -304,7 +304,9 @@ def test_auto_asks_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> N
     """Of two kinds in one machine, whichever is the current one."""
     kinds = {0: (9, 0), 1: (7, 5)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: kinds[getattr(device, "index", device)])
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: kinds[getattr(device, "index", device)]
+    )
     for current in kinds:
         monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
         monkeypatch.setattr(

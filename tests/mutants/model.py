@@ -142,4 +142,11 @@ MUTANTS = [
         new="torch.cuda.get_device_capability(0)",
         tests=("tests/test_memory.py::test_auto_asks_the_gpu_that_was_chosen",),
     ),
+    Mutant(
+        name="the README leaves out a name that is gone",
+        file="README.md",
+        old="| `reshape_for_broadcast` | nothing; `apply_rotary_emb` does without |\n",
+        new="",
+        tests=("tests/test_reference_names.py::test_the_readme_says_what_differs",),
+    ),
 ]

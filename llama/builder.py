@@ -46,6 +46,7 @@ class Built:
     retained_tokens: int
 
 
+@torch.inference_mode(False)  # a weight made within it would not count its edits; see watch.py
 def build(
     ckpt_dir: str | os.PathLike[str],
     tokenizer_path: str | os.PathLike[str] | None,
@@ -128,13 +129,18 @@ def choose_dtype(
         return dtype, "" if dtype == stored else f", stored as {stored}"
     if stored not in _DTYPES.values():
         return torch.float32, f", since {stored} is not a dtype to compute in"
-    if device.type == "cuda" and stored == torch.bfloat16 and not torch.cuda.is_bf16_supported(False):
+    if device.type == "cuda" and stored == torch.bfloat16 and not _gpu_has_bfloat16(device):
         return torch.float16, ", since this GPU has no bfloat16"
     if device.type == "cpu" and stored == torch.float16:
         return torch.float32, ", since float16 is slow on a CPU"
     if device.type == "cpu" and stored == torch.bfloat16 and not _cpu_has_bfloat16():
         return torch.float32, ", since this CPU has no bfloat16 instructions"
     return stored, ""
+
+
+def _gpu_has_bfloat16(device: torch.device) -> bool:
+    """As torch.cuda.is_bf16_supported has it, which asks the current device: another may have been chosen."""
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -6,14 +6,17 @@ much as reading a small model's weights. Prompts take the way through the module
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from . import native
 from .cache import BatchCache
 from .native_layers import Layers, LayerShape
+from .watch import hooked
 
 if TYPE_CHECKING:
     from .model import Transformer
@@ -22,66 +25,85 @@ __all__ = ["FusedLayers"]
 
 # More rows are the work of matrix kernels for chunks, and of attention that shares what it reads among queries.
 _MOST_ROWS = 128
-_MODULES = (
-    "attention_norm",
-    "attention.wq",
-    "attention.wk",
-    "attention.wv",
-    "attention.wo",
-    "ffn_norm",
-    "feed_forward.w1",
-    "feed_forward.w3",
-    "feed_forward.w2",
-)
+# Modules with a weight in a layer, in the order of layer_t in csrc/bf16.c.
+_WEIGHTS = 9
 
 
 class FusedLayers:
-    """The layers of one model.
+    """The layers of one model, for as long as they are what the model was made of.
 
-    Weights are looked up once; `fits` notices where one was replaced since, or given other data.
+    `fits` looks at the modules that are there now. It declines where one of them has a hook or a forward of its
+    own, or is of another kind, so that a changed model computes the same however many rows a step has.
+
+    Args:
+        model: of known modules.
+        forwards: the kinds of its layers' modules, and the forward of each that this stands for.
     """
 
-    def __init__(self, model: Transformer) -> None:
+    def __init__(self, model: Transformer, forwards: Mapping[type[nn.Module], Callable[..., Any]]) -> None:
         args, size = model.params, model.parallel.size
         self._parallel = model.parallel
-        self._shape = LayerShape(
+        self._width = args.dim
+        self._shape = shape = LayerShape(
             args.n_heads // size, model.local_kv_heads, args.head_dim, args.ffn_dim // size, args.norm_eps
         )
-        self._layers = Layers(self._shape)
-        pair = torch.arange(0, args.head_dim, 2, dtype=torch.float32, device="cpu")
-        self._frequencies: np.ndarray[Any, np.dtype[np.float32]] = (
-            1.0 / args.rope_theta ** (pair / args.head_dim)
-        ).numpy()
-        modules = [layer.get_submodule(name) for layer in model.layers for name in _MODULES]
-        self._holders: list[dict[str, Any]] = [module._parameters for module in modules]
+        self._layers = Layers(shape)
+        self._forwards = list(forwards.items())
+        self._theta, self._frequencies = args.rope_theta, _frequencies(args.head_dim, args.rope_theta)
+        weights, around = _modules(model.layers)
+        self._kinds = [type(module) for module in (*weights, *around)]
+        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        norm, packed = (args.dim,), native.packed_shape
+        attention = (norm, packed(query, args.dim), *[packed(key, args.dim)] * 2, packed(args.dim, query))
+        feed_forward = (norm, *[packed(shape.hidden, args.dim)] * 2, packed(args.dim, shape.hidden))
+        self._sizes = [torch.Size(each) for each in (*attention, *feed_forward)] * len(model.layers)
         # What was looked up is held, so that its memory cannot become another weight's with the same address.
         self._held: list[torch.Tensor] = []
         self._found: list[int] = []
-        self._addresses = np.zeros((0, len(_MODULES)), dtype=np.int64)
+        self._addresses = np.zeros((0, _WEIGHTS), dtype=np.int64)
         self._possible = False
 
-    def fits(self, x_TC: torch.Tensor) -> bool:
-        """Whether `run` takes these rows with the weights that the model has now."""
-        if not 0 < x_TC.shape[0] <= _MOST_ROWS:
+    def fits(self, model: Transformer, x_TC: torch.Tensor) -> bool:
+        """Whether `run` takes these rows through the layers that the model has now."""
+        if not 0 < x_TC.shape[0] <= _MOST_ROWS or x_TC.shape[1] != self._width:
             return False
         if not native.fits(x_TC, 16):
             self._held, self._found = [], []
             return False
-        found = [holder["weight"].data_ptr() for holder in self._holders]
+        try:
+            weights, around = _modules(model.layers)
+            if not self._plain(weights, around):
+                return False
+            found = [module._parameters["weight"].data_ptr() for module in weights]
+        except (AttributeError, KeyError, RuntimeError):
+            return False  # no such module, or no weight with memory of its own
         if found != self._found:
-            self._look_up(found)
+            self._look_up([module.weight.detach() for module in weights], found)
+        theta = model.params.rope_theta
+        if theta != self._theta:
+            self._frequencies, self._theta = _frequencies(self._shape.head_dim, theta), theta
         return self._possible
 
-    def _look_up(self, found: list[int]) -> None:
-        weights = [holder["weight"].detach() for holder in self._holders]
+    def _plain(self, weights: list[Any], around: list[Any]) -> bool:
+        """Whether these modules are, and do, what those of the model did when it was made."""
+        modules = [*weights, *around]
+        return (
+            list(map(type, modules)) == self._kinds
+            and all(kind.forward is forward for kind, forward in self._forwards)
+            and not hooked(modules)
+            and all(norm.eps == self._shape.eps for norm in weights[::_WEIGHTS] + weights[5::_WEIGHTS])
+            and all(attention.layer == layer for layer, attention in enumerate(around[1::3]))
+        )
+
+    def _look_up(self, weights: list[torch.Tensor], found: list[int]) -> None:
         shape = self._shape
         # Norms have one dimension, packed matrices four.
         self._possible = (
             all(w.dtype == torch.bfloat16 and w.is_cpu and w.is_contiguous() for w in weights)
-            and all(w.dim() in (1, 4) for w in weights)
+            and [w.shape for w in weights] == self._sizes
             and shape.head_dim % 32 == shape.hidden % 16 == 0
         )
-        self._addresses = np.array(found, dtype=np.int64).reshape(-1, len(_MODULES))
+        self._addresses = np.array(found, dtype=np.int64).reshape(-1, _WEIGHTS)
         # Last: from here on another thread takes the addresses for these weights.
         self._held, self._found = weights, found
 
@@ -108,3 +130,24 @@ class FusedLayers:
         np.cos(angle, out=table[:, 0::2])
         np.sin(angle, out=table[:, 1::2])
         return table
+
+
+def _modules(layers: nn.ModuleList) -> tuple[list[Any], list[Any]]:
+    """(modules with weights in the order of layer_t, the blocks, attentions and feed-forwards around them)."""
+    weights: list[Any] = []
+    around: list[Any] = []
+    for layer in layers:
+        parts = layer._modules
+        attention: Any = parts["attention"]
+        feed_forward: Any = parts["feed_forward"]
+        a, f = attention._modules, feed_forward._modules
+        weights += (parts["attention_norm"], a["wq"], a["wk"], a["wv"], a["wo"])
+        weights += (parts["ffn_norm"], f["w1"], f["w3"], f["w2"])
+        around += (layer, attention, feed_forward)
+    return weights, around
+
+
+def _frequencies(head_dim: int, theta: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    pair = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
+    frequencies: np.ndarray[Any, np.dtype[np.float32]] = (1.0 / theta ** (pair / head_dim)).numpy()
+    return frequencies

@@ -433,6 +433,14 @@ class Llama:
         """
         return await serve(self.engine, main)
 
+    def forget_prefixes(self) -> None:
+        """Let no call from now on use keys and values that were computed before.
+
+        Needed only after a change of the model that the engine does not see, such as a write to `weight.data`
+        (docs/engine.md, "A changed model"). On several ranks one of them is enough.
+        """
+        self.engine.forget_prefixes()
+
     def _scored(self, result: Any, output: Output, call: Options) -> Any:
         """The result with tokens and scores, where the call asked for them."""
         if call.scored:

@@ -8,7 +8,7 @@ pairs (Su et al. 2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -257,6 +257,17 @@ class TransformerBlock(nn.Module):
         return out
 
 
+# What the fused step stands for.
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
+    TransformerBlock: TransformerBlock.forward,
+    Attention: Attention.forward,
+    FeedForward: FeedForward.forward,
+    RMSNorm: RMSNorm.forward,
+    ColumnParallelLinear: ColumnParallelLinear.forward,
+    RowParallelLinear: RowParallelLinear.forward,
+}
+
+
 class Transformer(nn.Module):
     """The model of one rank. Inference only: no parameter asks for a gradient.
 
@@ -289,7 +300,7 @@ class Transformer(nn.Module):
             params.dim, params.vocab_size, parallel=parallel, gather_output=True
         )
         self._own_caches: list[KVCache] = []
-        self._fused = FusedLayers(self)
+        self._fused = FusedLayers(self, _FORWARDS)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -318,7 +329,7 @@ class Transformer(nn.Module):
         # The dtypes are the model's own, also where the host program runs within autocast.
         with torch.autocast(self.device.type, enabled=False):
             x_TC = self.tok_embeddings(tokens_T)
-            if self._fused.fits(x_TC):
+            if self._fused.fits(self, x_TC):
                 x_TC = self._fused.run(x_TC, cache)
             else:
                 positions = torch.tensor(cache.positions(), device=tokens_T.device)

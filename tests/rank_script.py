@@ -27,6 +27,7 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("RANK", "0"))
 SHARDS = (1, 2, 4)
 PROMPTS = ["def return self value", "é 漢字 <PRE> x", "for i in range(10):", "class", "import list index"]
+LONG = "def return self value list for i in range(10): import " * 2
 NAN_ID = 300
 # Seconds at the end of which nobody looks any more: who waits for the others at its end for so long hangs.
 NEVER = 3600
@@ -109,6 +110,30 @@ def nan(folder: Path) -> Any:
             stream = llama.stream(["x", bad, "y"], temperature=0, max_gen_len=6)
             found[name]["stream"] = raised(lambda stream=stream: list(stream))
     return found
+
+
+def changed(folder: Path) -> Any:
+    """A weight that one rank edits alone, once seen and once told by that rank: the others forget with it."""
+    found: dict[str, Any] = {}
+    with build(folder, WORLD) as llama:
+        fresh = Llama(llama.model, llama.tokenizer, prefix_reuse=False)
+
+        def scores(of: Llama) -> list[float]:
+            result = of.text_completion([LONG], temperature=0, max_gen_len=6, logprobs=True)
+            return result[0]["logprobs"]
+
+        found["before"] = scores(llama)
+        wo = llama.model.layers[0].attention.wo
+        if RANK == WORLD - 1:
+            with torch.no_grad():
+                wo.weight.mul_(5)
+        found["seen"] = [scores(llama), scores(fresh)]
+        if RANK == WORLD - 1:
+            wo.weight.data.mul_(torch.tensor(0.1))
+            llama.forget_prefixes()
+        found["told"] = [scores(llama), scores(fresh)]
+        reused = [d.counts.reused for d in llama.stream([LONG], temperature=0, max_gen_len=2) if d.counts]
+    return found | {"reused": reused}
 
 
 def refusals(folder: Path) -> Any:

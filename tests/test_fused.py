@@ -12,7 +12,7 @@ from tiny_models import random_weights
 
 from llama import fused, native
 from llama.cache import BatchCache, KVCache
-from llama.model import ModelArgs, Transformer
+from llama.model import FeedForward, ModelArgs, Transformer
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels for this CPU")
 PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
@@ -175,6 +175,146 @@ def test_weights_of_another_dtype_take_the_modules() -> None:
     hidden = model.hidden(ids, BatchCache([model.new_cache()], [1]))
     exact = made(PARAMS, dtype=torch.float32)
     assert torch.equal(hidden, exact.hidden(ids, BatchCache([exact.new_cache()], [1])))
+
+
+def taken_as_modules(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A step of few rows as the model takes it, and as its modules do, both behind what its modules computed."""
+    ids = torch.tensor([5, 6, 7])
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_MOST_ROWS", 0)
+        (begun,) = caches(model, [9])
+        wanted = model.hidden(ids, BatchCache([begun.fork()], [3]))
+    return model.hidden(ids, BatchCache([begun], [3])), wanted
+
+
+HOOKED = [
+    "",
+    ".attention",
+    ".feed_forward",
+    ".attention_norm",
+    ".ffn_norm",
+    ".attention.wk",
+    ".feed_forward.w2",
+]
+
+
+@pytest.mark.parametrize("name", HOOKED)
+@pytest.mark.parametrize("kind", ["after", "before", "own forward"])
+def test_a_step_of_few_rows_honours_hooks(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    first, _ = taken_as_modules(model, monkeypatch)
+    module: Any = model.get_submodule(f"layers.1{name}")
+    if kind == "after":
+        handle = module.register_forward_hook(lambda module, args, output: 2 * output)
+    elif kind == "before":
+        handle = module.register_forward_pre_hook(lambda module, args: (args[0].flip(-1), *args[1:]))
+    else:
+        module.forward = lambda *args: 2 * type(module).forward(module, *args)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
+    assert not torch.equal(few, first)
+    if kind == "own forward":
+        del module.forward
+    else:
+        handle.remove()
+    assert torch.equal(taken_as_modules(model, monkeypatch)[0], first)
+
+
+def test_a_step_of_few_rows_honours_hooks_on_all_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    seen: list[torch.nn.Module] = []
+    for register in (
+        lambda: torch.nn.modules.module.register_module_forward_hook(lambda m, args, out: seen.append(m)),
+        lambda: torch.nn.modules.module.register_module_forward_pre_hook(lambda m, args: seen.append(m)),
+    ):
+        seen.clear()
+        handle = register()
+        try:
+            model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
+        finally:
+            handle.remove()
+        assert all(layer in seen for layer in model.layers)
+
+
+class Negative(FeedForward):
+    """Of another kind, though its modules are the same."""
+
+    def forward(self, x_TC: torch.Tensor) -> torch.Tensor:
+        return -super().forward(x_TC)
+
+
+def other_kind(model: Transformer) -> None:
+    old: Any = model.layers[1].feed_forward
+    old.__class__ = Negative
+
+
+def other_leaf(model: Transformer) -> None:
+    model.layers[1].feed_forward.w3 = torch.nn.Linear(256, model.params.ffn_dim, dtype=torch.bfloat16)
+
+
+def other_order(model: Transformer) -> None:
+    model.layers = torch.nn.ModuleList([model.layers[2], model.layers[0], model.layers[1]])
+
+
+def fewer(model: Transformer) -> None:
+    model.layers = model.layers[:2]
+
+
+def smaller(model: Transformer) -> None:
+    """A kernel that took it for one of the usual size would read what is behind its weights."""
+    old: Any = model.layers[1].feed_forward
+    new: Any = FeedForward(model.params.dim, 16, model.parallel)
+    for name in ("w1", "w2", "w3"):
+        plain = old.get_submodule(name).state_dict()["weight"]
+        new.get_submodule(name).assign(plain[:, :16] if name == "w2" else plain[:16])
+    model.layers[1].feed_forward = new
+
+
+def eps(model: Transformer) -> None:
+    model.layers[1].ffn_norm.eps = 4.0
+
+
+def theta(model: Transformer) -> None:
+    model.params.rope_theta = 3.0
+
+
+@pytest.mark.parametrize("change", [other_kind, other_leaf, other_order, fewer, smaller, eps])
+def test_a_step_of_few_rows_is_of_the_modules_that_are_there(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(PARAMS)
+    first, _ = taken_as_modules(model, monkeypatch)
+    change(model)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
+    assert not torch.equal(few, first)
+
+
+def test_a_step_of_few_rows_honours_a_patched_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = made(PARAMS), FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: -plain(self, x))
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
+
+
+def test_a_step_of_few_rows_has_the_rotation_that_is_asked_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    first, _ = taken_as_modules(model, monkeypatch)
+    theta(model)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert rms(few - wanted) < 0.1 * rms(few - first)
+
+
+def test_a_module_in_the_place_of_another_is_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same kind and size, it is taken by the fused step too."""
+    model, other = made(PARAMS, 0), made(PARAMS, 1)
+    taken_as_modules(model, monkeypatch)
+    for i in range(PARAMS["n_layers"]):
+        model.layers[i] = other.layers[i]
+    model.tok_embeddings, model.norm = other.tok_embeddings, other.norm
+    assert torch.equal(*(taken_as_modules(each, monkeypatch)[0] for each in (model, other)))
 
 
 def test_what_is_not_finite_stays_so() -> None:

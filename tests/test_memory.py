@@ -288,7 +288,8 @@ def test_auto_takes_the_stored_dtype_where_the_device_computes_well_in_it(
     cuda = torch.device("cuda", 0)
     for has in (True, False):
         monkeypatch.setattr("llama.builder._cpu_has_bfloat16", lambda has=has: has)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, has=has, **__: has)
+        capability = (9, 0) if has else (7, 5)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, has=capability: has)
         assert choose_dtype("auto", torch.float32, CPU) == (torch.float32, "")
         assert choose_dtype("auto", torch.float16, CPU)[0] == torch.float32
         assert choose_dtype("auto", torch.bfloat16, CPU)[0] == (torch.bfloat16 if has else torch.float32)
@@ -297,6 +298,22 @@ def test_auto_takes_the_stored_dtype_where_the_device_computes_well_in_it(
         assert choose_dtype("auto", torch.float64, CPU)[0] == torch.float32
     # A choice that is not the stored one says why.
     assert "bfloat16" in choose_dtype("auto", torch.bfloat16, CPU)[1]
+
+
+def test_auto_asks_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two kinds in one machine, whichever is the current one."""
+    kinds = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: kinds[getattr(device, "index", device)]
+    )
+    for current in kinds:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda *_, current=current: kinds[current] >= (8, 0)
+        )
+        chosen = [choose_dtype("auto", torch.bfloat16, torch.device("cuda", i))[0] for i in kinds]
+        assert chosen == [torch.bfloat16, torch.float16]
 
 
 @pytest.fixture

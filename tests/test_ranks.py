@@ -25,7 +25,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.distributed import threads_per_rank
 
-SCENARIOS = ("shards", "sizes", "replicas", "nan", "refusals", "threads", "host", "examples")
+SCENARIOS = ("shards", "sizes", "replicas", "nan", "changed", "refusals", "threads", "host", "examples")
 # Below the 30 s after which torchrun kills what has not ended by itself, far above what an end takes.
 SOON = 28.0
 
@@ -167,6 +167,16 @@ def test_logits_that_are_not_finite_raise_on_every_rank_of_every_replica(world: 
             assert found[size]["stream"]["type"] == "NumericsError"
             assert found[size]["afterwards"] == results[0]["whole"]["afterwards"]
     assert all(results[0]["whole"]["afterwards"])
+
+
+def test_a_weight_that_one_rank_changes_alone_is_forgotten_on_all(world: World) -> None:
+    for found in world.of("changed"):
+        last = found["before"]
+        for scores, fresh in (found["seen"], found["told"]):
+            assert scores != pytest.approx(last, abs=1e-2)
+            assert scores == pytest.approx(fresh, abs=1e-4)
+            last = scores
+        assert found["reused"] > [0]
 
 
 def test_sizes_that_do_not_fit_are_refused_on_every_rank(world: World) -> None:

@@ -141,6 +141,10 @@ class ThreadRank:
             each.put(x.clone())
         return x
 
+    def on_any(self, flag, device):
+        """Nobody changes a model here."""
+        return flag
+
     def give_up(self):
         """The others have their patience."""
 

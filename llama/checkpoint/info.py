@@ -9,8 +9,7 @@ import torch
 from ..memory import GIB, cache_bytes_per_token, parameter_count, weight_bytes
 from ..model import ModelArgs, fits
 from ..tokenizer import Tokenizer
-from .hf_config import trained_context
-from .members import member_of
+from .members import context_of, member_of
 from .source import Checkpoint, dtype_name
 
 __all__ = ["describe", "guess", "shortened"]
@@ -64,7 +63,7 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
         f"dim {args.dim}, {args.n_layers} layers, {args.n_heads} heads, {args.kv_heads} key/value heads,"
         f" feed-forward {args.ffn_dim}",
     )
-    yield "context", f"{trained_context(args):,} tokens in training, by rope_theta {args.rope_theta:,.0f}"
+    yield "context", _context(args)
     if tokenizer is None:
         yield (
             "vocabulary",
@@ -78,6 +77,14 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
         )
         yield "chat format", "Source: / Destination: / <step>" if tokenizer.step_id is not None else "[INST]"
     yield from _memory(args, dtype)
+
+
+def _context(args: ModelArgs) -> str:
+    """What shapes and rope_theta tell of the training, and no more: no file of a checkpoint has its length."""
+    length, theta = context_of(args), f"rope_theta {args.rope_theta:,.0f}"
+    if length is None:
+        return f"not known: {theta} does not tell it; see the model's card"
+    return f"{length:,} tokens in training, if it is that member ({theta})"
 
 
 def _memory(args: ModelArgs, dtype: torch.dtype) -> Iterator[tuple[str, str]]:

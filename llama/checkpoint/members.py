@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..model import ModelArgs
 
-__all__ = ["MEMBERS", "Member", "member_of"]
+__all__ = ["MEMBERS", "Member", "context_of", "member_of"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,20 @@ def member_of(args: ModelArgs) -> Member | None:
         if shape == (member.dim, member.n_layers, member.n_heads, member.kv_heads, member.ffn_dim):
             return member
     return None
+
+
+def context_of(args: ModelArgs) -> int | None:
+    """Tokens of a sequence in a member's training, where shapes and rope_theta are those of one; else None.
+
+    By Meta's model cards. rope_theta alone tells nothing: any model may have any.
+    """
+    member = member_of(args)
+    if member is None:
+        return None
+    if args.rope_theta == 1e6:
+        return 16384
+    # Of the 70B that is Instruct, or Llama 2, whose training had the same.
+    return 4096 if args.rope_theta == 1e4 and member.name == "70B" else None
 
 
 def args_of(member: Member) -> ModelArgs:

@@ -17,6 +17,7 @@ from ..errors import PromptError, PromptTooLongError, RequestError
 from ..model import ModelArgs, Transformer
 from ..sampling import SamplingParams
 from ..tokenizer import Tokenizer
+from ..watch import Watch
 from .blocks import BLOCK, Blocks
 from .prefixes import Prefixes
 from .request import Delta, FinishReason, Plan, Request, Sequence, Times
@@ -110,7 +111,11 @@ class Engine:
             self.blocks,
             Prefixes(block, retained) if prefix_reuse else None,
             self._sequence,
+            self._changed,
         )
+        self._watch = Watch(model)
+        self._forgotten = 0
+        self._known = 0
         self._next_id = 0
         self._ended: list[Delta] = []
         self._planned: frozenset[int] = frozenset()
@@ -180,6 +185,14 @@ class Engine:
         """Go on with a paused request; it gets what it would have got without the pause."""
         self.scheduler.resume(request_id)
 
+    def forget_prefixes(self) -> None:
+        """Let no request that begins from now on use what was computed before. From any thread.
+
+        For changes of the model that the engine does not see; see docs/engine.md. The memory is free when the
+        next request begins.
+        """
+        self._forgotten += 1
+
     @property
     def cache_tokens(self) -> int:
         """Positions that all caches may hold together."""
@@ -213,6 +226,8 @@ class Engine:
         ended, self._ended = self._ended, []
         try:
             self._planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
+            if self.scheduler.prefixes is not None:
+                self._watch.glance()
             plan = self.scheduler.plan()
             self._planned = frozenset(sequence.request_id for sequence, _ in plan)
             if not plan:
@@ -258,6 +273,14 @@ class Engine:
             raise
         return turns
 
+    def _changed(self) -> bool:
+        """Whether the model is another one than when this was last asked, on any of its ranks."""
+        self._watch.look()
+        count = self._watch.changes + self._forgotten
+        changed = self.model.parallel.on_any(count != self._known, self.model.device)
+        self._known = count
+        return changed
+
     def _sequence(self, request_id: int, request: Request, queued: float, sample: int = 0) -> Sequence:
         detokenizer = Detokenizer(self.tokenizer, start_of_text=request.start_of_text, stop=request.stop)
         tokens, cache = list(request.prompt), self.model.new_cache()
@@ -275,6 +298,7 @@ class Engine:
             fork.computed = sequence.computed + count
             fork.prompt_scores = list(sequence.prompt_scores)
             fork.forked, fork.reused, fork.times.begun = True, sequence.reused, sequence.times.begun
+            fork.stale = sequence.stale
             forks.append(fork)
         return forks
 

@@ -75,6 +75,11 @@ class Prefixes:
         """The least recently used first."""
         return list(self._retained)
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Those that run."""
+        return [holder for holder in self._paths if isinstance(holder, Sequence)]
+
     def follow(self, holder: Sequence | Retained) -> None:
         """Enter a holder, or the blocks that its tokens have gained."""
         path = self._paths.get(holder)

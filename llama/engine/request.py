@@ -147,7 +147,8 @@ class Sequence:
     Until the prompt is prefilled, sample 0 stands for all n of them (`forked` is false) and takes their
     places and their memory. blocks: what each of them holds; 0 while it does not run. draft: what the
     step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
-    `shared` tokens of this one, which waits for them.
+    `shared` tokens of this one, which waits for them. stale: the model was changed since it began, so that what is
+    in its cache is for nobody else.
     """
 
     request_id: int
@@ -169,6 +170,7 @@ class Sequence:
     draft: list[int] = field(default_factory=list)
     leader: Sequence | None = None
     shared: int = 0
+    stale: bool = False
 
     def __post_init__(self) -> None:
         self.forked = self.forked or self.request.n == 1

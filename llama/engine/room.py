@@ -26,11 +26,18 @@ class Room:
         blocks: the account.
         prefixes: what can be reused; None switches reuse off.
         awake: whether a sequence is not paused, so that others may wait for what it computes.
+        changed: whether the model is another one than at the last call.
     """
 
-    def __init__(self, blocks: Blocks, prefixes: Prefixes | None, awake: Callable[[Sequence], bool]) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        prefixes: Prefixes | None,
+        awake: Callable[[Sequence], bool],
+        changed: Callable[[], bool],
+    ) -> None:
         self.blocks, self.prefixes = blocks, prefixes
-        self._awake = awake
+        self._awake, self._changed = awake, changed
 
     @property
     def available(self) -> int:
@@ -46,10 +53,23 @@ class Room:
         self.blocks.give(entry.blocks)
         return True
 
+    def renew(self) -> None:
+        """Let nothing be reused any more that was computed with another model; before a sequence begins."""
+        prefixes = self.prefixes
+        if prefixes is None or not self._changed():
+            return
+        while self.evict():
+            pass
+        for sequence in prefixes.sequences:
+            if sequence.computed:
+                sequence.stale = True
+                prefixes.forget(sequence)
+
     def leave(self, sequence: Sequence) -> None:
         """Take a sequence's memory; what it computed is retained, where that is wanted and not there yet."""
         self.blocks.give((sequence.places - 1) * sequence.blocks)
         held, sequence.blocks = sequence.blocks, 0
+        stale, sequence.stale = sequence.stale, False
         sequence.leader, sequence.draft = None, []
         cache = sequence.cache.take()
         prefixes = self.prefixes
@@ -58,7 +78,7 @@ class Room:
             return
         prefixes.forget(sequence)
         tokens = sequence.tokens[: sequence.computed]
-        if held > prefixes.limit or prefixes.covered(tokens):
+        if stale or held > prefixes.limit or prefixes.covered(tokens):
             self.blocks.give(held)
             return
         cache.truncate(len(tokens))
@@ -68,7 +88,7 @@ class Room:
 
     def grown(self, sequence: Sequence) -> None:
         """A running sequence has more tokens, which others may come to share."""
-        if self.prefixes is not None:
+        if self.prefixes is not None and not sequence.stale:
             self.prefixes.follow(sequence)
 
     def begin(self, sequence: Sequence, blocks: int) -> None:
@@ -167,6 +187,7 @@ class Room:
         leader = sequence.leader
         if leader is None:
             return False
-        if leader.blocks and self._awake(leader) and leader.computed < sequence.shared:
+        coming = leader.blocks and not leader.stale and leader.computed < sequence.shared
+        if coming and self._awake(leader):
             return True
         return not self._copy(sequence)

@@ -58,6 +58,7 @@ class Scheduler:
         blocks: the account of the memory of all caches.
         prefixes: what can be reused; None switches reuse off.
         new_sequence: (request id, request, time of arrival) -> sample 0.
+        changed: see `Room`. Asked at most once a step, and only where a sequence begins.
     """
 
     def __init__(
@@ -66,9 +67,11 @@ class Scheduler:
         blocks: Blocks,
         prefixes: Prefixes | None,
         new_sequence: Callable[[int, Request, float], Sequence],
+        changed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.limits, self.blocks, self.prefixes = limits, blocks, prefixes
-        self.room = Room(blocks, prefixes, self._awake)
+        self.room = Room(blocks, prefixes, self._awake, changed)
+        self._renewed = False
         self.running: list[Sequence] = []  # the oldest first
         self.preemptions = 0
         self._new_sequence = new_sequence
@@ -164,6 +167,7 @@ class Scheduler:
 
     def plan(self) -> Plan:
         """The sequences of the next step and their numbers of tokens: decodes first, then prefill chunks."""
+        self._renewed = False
         while (head := self._head()) is not None and self._begin(head):
             pass
         left = self.limits.step_tokens
@@ -234,6 +238,9 @@ class Scheduler:
                 return False
             taken -= paused[-1].places
             self._put_back(paused.pop())
+        if not self._renewed:  # before anything is entered, for it asks the other ranks, and may fail
+            self.room.renew()
+            self._renewed = True
         self._returned.remove(sequence)
         bisect.insort(self.running, sequence, key=_age)
         self.room.begin(sequence, need // sequence.places)

@@ -1,0 +1,152 @@
+"""What a model is: changes of it, the fused step, what is said of a checkpoint, and kernels that are not there."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+__all__ = ["MUTANTS"]
+
+WATCH, FUSED = ("tests/test_watch.py",), ("tests/test_fused.py",)
+
+MUTANTS = [
+    Mutant(
+        name="an edit in place leaves the prefixes",
+        file="llama/watch.py",
+        old="return 0 if tensor.is_inference() else tensor._version",
+        new="return 0",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a weight with other memory leaves the prefixes",
+        file="llama/watch.py",
+        old="return 0 if tensor.is_mkldnn else tensor.data_ptr()",
+        new="return 0",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a hook on one module leaves the prefixes",
+        file="llama/watch.py",
+        old="equal += [(*m._forward_pre_hooks, *m._forward_hooks) for m in modules]",
+        new="equal += [(*model._forward_pre_hooks, *model._forward_hooks)]",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a hook that came and went is not seen",
+        file="llama/watch.py",
+        old="if self._seen is not None and RemovableHandle.next_id != self._handles:",
+        new="if self._seen is None:",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="the watch keeps replaced weights in memory",
+        file="llama/watch.py",
+        old="*map(weakref.ref, tensors)",
+        new="*tensors",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="what runs when the model changes is retained",
+        file="llama/engine/room.py",
+        old="stale, sequence.stale = sequence.stale, False",
+        new="stale = sequence.stale = False",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="what was put back stays stale",
+        file="llama/engine/room.py",
+        old="stale, sequence.stale = sequence.stale, False",
+        new="stale = sequence.stale",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="samples of a stale prompt count as fresh",
+        file="llama/engine/engine.py",
+        old="            fork.stale = sequence.stale\n",
+        new="",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="a request waits for a stale prefix",
+        file="llama/engine/room.py",
+        old="coming = leader.blocks and not leader.stale and",
+        new="coming = leader.blocks and",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="forget_prefixes forgets nothing",
+        file="llama/engine/engine.py",
+        old="        self._forgotten += 1\n",
+        new="        pass\n",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="weights loaded within inference_mode do not count edits",
+        file="llama/builder.py",
+        old="@torch.inference_mode(False)",
+        new="@torch.inference_mode(torch.is_inference_mode_enabled())",
+        tests=WATCH,
+    ),
+    Mutant(
+        name="the fused step ignores hooks",
+        file="llama/fused.py",
+        old="            and not hooked(modules)\n",
+        new="",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step ignores hooks on all modules",
+        file="llama/watch.py",
+        old="if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:",
+        new="if torch_module._global_forward_hooks:",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step ignores modules of another kind",
+        file="llama/fused.py",
+        old="list(map(type, modules)) == self._kinds",
+        new="len(modules) == len(self._kinds)",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step ignores the order of the layers",
+        file="llama/fused.py",
+        old="all(attention.layer == layer for layer,",
+        new="all(attention.layer >= 0 for _,",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step takes weights of another size",
+        file="llama/fused.py",
+        old="[w.shape for w in weights] == self._sizes",
+        new="len(weights) == len(self._sizes)",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="the fused step keeps the rotation it began with",
+        file="llama/fused.py",
+        old="        if theta != self._theta:\n",
+        new="        if theta < 0:\n",
+        tests=FUSED,
+    ),
+    Mutant(
+        name="info tells a training context from rope_theta alone",
+        file="llama/checkpoint/members.py",
+        old="    if member is None:\n        return None\n    if args.rope_theta == 1e6:\n        return 16384\n",
+        new="    if args.rope_theta == 1e6:\n        return 16384\n    if member is None:\n        return None\n",
+        tests=("tests/test_cli.py::test_info_of_the_bundled_model",),
+    ),
+    Mutant(
+        name="auto asks the first GPU",
+        file="llama/builder.py",
+        old="torch.cuda.get_device_capability(device)",
+        new="torch.cuda.get_device_capability(0)",
+        tests=("tests/test_memory.py::test_auto_asks_the_gpu_that_was_chosen",),
+    ),
+    Mutant(
+        name="the README leaves out a name that is gone",
+        file="README.md",
+        old="| `reshape_for_broadcast` | nothing; `apply_rotary_emb` does without |\n",
+        new="",
+        tests=("tests/test_reference_names.py::test_the_readme_says_what_differs",),
+    ),
+]

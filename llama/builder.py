@@ -25,6 +25,7 @@ from .memory import (
 from .model import Transformer, check_size
 from .progress import Progress
 from .tokenizer import Tokenizer
+from .values import integer, shown
 
 __all__ = ["Built", "build", "choose_dtype"]
 
@@ -56,9 +57,8 @@ def build(
     """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
     started = time.monotonic()
     folder = Path(ckpt_dir)
-    for name, limit in (("max_seq_len", max_seq_len), ("max_batch_size", max_batch_size)):
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigError(f"{name} is {limit!r}; it must be an integer of at least 1")
+    max_seq_len = _at_least_1("max_seq_len", max_seq_len)
+    max_batch_size = _at_least_1("max_batch_size", max_batch_size)
     check_cache_memory(cache_memory)
     target = choose_device(device)
     checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
@@ -92,17 +92,18 @@ def build(
 
 
 def _size(model_parallel_size: int | None) -> int:
-    if model_parallel_size is None:
-        return world_size()
-    if (
-        isinstance(model_parallel_size, bool)
-        or not isinstance(model_parallel_size, int)
-        or model_parallel_size < 1
-    ):
-        raise ConfigError(
-            f"model_parallel_size is {model_parallel_size!r}; it must be an integer of at least 1"
-        )
-    return model_parallel_size
+    return (
+        world_size()
+        if model_parallel_size is None
+        else _at_least_1("model_parallel_size", model_parallel_size)
+    )
+
+
+def _at_least_1(name: str, value: object) -> int:
+    number = integer(value)
+    if number is None or number < 1:
+        raise ConfigError(f"{name} is {shown(value)}; it must be an integer of at least 1")
+    return number
 
 
 def choose_dtype(

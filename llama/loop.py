@@ -51,7 +51,7 @@ class Calls:
         if not prompts:
             raise RequestError("the batch is empty; give at least one prompt")
         params = self.engine.model.params
-        seeds = self.seeds.of(call.seed, len(prompts))
+        seeds = self.seeds.of(call, len(prompts))
         predictions = call.predictions(len(prompts))
         made: list[tuple[int, Request]] = []
         asked = zip(rows or range(len(prompts)), prompts, seeds, predictions, strict=True)

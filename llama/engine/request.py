@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
+from ..values import integer, rows, shown
 
 if TYPE_CHECKING:
     from ..cache import KVCache
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "Delta", "FinishReason", "Plan", "Request", "Sequence", "Times", "TokenScore"]
 
+# Of a request, and the least that each may be.
+_INTEGERS = {"max_new_tokens": 0, "n": 1, "top": 0, "seed": 0, "first_sample": 0}
 # Random numbers of a sequence are made this many at a time.
 _DRAWS = 16
 
@@ -57,7 +60,7 @@ class Request:
     in its call, for errors. speculate: whether tokens may be drafted and verified several at a time;
     the result is the same. prediction: ids that the output is likely to repeat, to draft from. live:
     somebody reads its tokens as they come, so that while it decodes prompts are prefilled in small
-    chunks.
+    chunks. Integers and ids of other types, as numpy's, become Python's own.
     """
 
     prompt: tuple[int, ...]
@@ -76,16 +79,30 @@ class Request:
     prediction: tuple[int, ...] = ()
     live: bool = True
 
+    def __post_init__(self) -> None:
+        # What is no number or no id stays as it is, for `check` to refuse.
+        for name in (*_INTEGERS, "row"):
+            number = integer(getattr(self, name))
+            if number is not None:
+                object.__setattr__(self, name, number)
+        for name, kind in (("prompt", tuple), ("prediction", tuple), ("stop_ids", frozenset)):
+            ids = getattr(self, name)
+            if not isinstance(ids, kind) or set(map(type, ids)) - {int}:
+                found = list(ids) if isinstance(ids, set | frozenset) else rows(ids)
+                if found is not None:
+                    plain = [token if (index := integer(token)) is None else index for token in found]
+                    object.__setattr__(self, name, kind(plain))
+
     def check(self) -> None:
         """Refuse values that no step could run.
 
         Raises:
             RequestError: a number out of its range, ids that are no integers, stop strings that are empty.
         """
-        for name, least in (("max_new_tokens", 0), ("n", 1), ("top", 0), ("seed", 0), ("first_sample", 0)):
+        for name, least in _INTEGERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RequestError(f"{name} is {value!r}; it must be an integer of at least {least}")
+                raise RequestError(f"{name} is {shown(value)}; it must be an integer of at least {least}")
         for name in ("prompt", "prediction", "stop_ids", "stop"):
             value = getattr(self, name)
             if isinstance(value, str | bytes) or not isinstance(value, Collection):

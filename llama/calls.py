@@ -306,21 +306,18 @@ class Options:
             )
         return texts or [""] * prompts
 
-    def requests(
+    def request(
         self,
         row: int,
         prompt: Prompt,
         seed: int,
         prediction: tuple[int, ...],
         max_seq_len: int,
-        max_batch_size: int,
-        fitting: Callable[[int], int],
         live: bool = True,
-    ) -> Iterator[Request]:
-        """The requests for the n samples of a prompt: one, unless batch or cache cannot hold all at once.
+    ) -> Request:
+        """The request for the n samples of a prompt.
 
-        prediction: ids that the output is likely to repeat. fitting: sequences of so many positions that the
-            cache holds together. live: see `Request`.
+        prediction: ids that the output is likely to repeat. live: see `Request`.
         """
         length = len(prompt.tokens)
         room = max_seq_len - length
@@ -330,25 +327,22 @@ class Options:
                 f"the prompt has {length} tokens, but max_seq_len is {max_seq_len} for prompt and generation together;"
                 " shorten it, or build with a larger max_seq_len"
             )
-        together = max(1, min(max_batch_size, fitting(length + wanted)))
-        for first in range(0, self.n, together):
-            yield Request(
-                prompt=prompt.tokens,
-                max_new_tokens=wanted,
-                sampling=self.sampling,
-                stop_ids=prompt.stop_ids | frozenset(self.stop_ids),
-                stop=tuple(self.stop),
-                start_of_text=prompt.start_of_text,
-                seed=seed,
-                n=min(together, self.n - first),
-                first_sample=first,
-                top=self.top,
-                score_prompt=self.echo and self.scored,
-                row=row,
-                speculate=self.speculate,
-                prediction=prediction,
-                live=live,
-            )
+        return Request(
+            prompt=prompt.tokens,
+            max_new_tokens=wanted,
+            sampling=self.sampling,
+            stop_ids=prompt.stop_ids | frozenset(self.stop_ids),
+            stop=tuple(self.stop),
+            start_of_text=prompt.start_of_text,
+            seed=seed,
+            n=self.n,
+            top=self.top,
+            score_prompt=self.echo and self.scored,
+            row=row,
+            speculate=self.speculate,
+            prediction=prediction,
+            live=live,
+        )
 
     def tokens(self, output: Output) -> list[int]:
         """The ids to return."""

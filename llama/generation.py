@@ -422,7 +422,10 @@ class Llama:
         max_gen_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
-        """What `stream` asks of the engine, checked: for the front of `serve`. `row` is a prompt's place."""
+        """What `stream` asks of the engine, checked: for the front of `serve`.
+
+        Returns: one request for each prompt, of whatever n; `row` is the prompt's place.
+        """
         made = numbered(
             lambda each: each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, each),
             listed("prompts", prompts, "strings or Prompts"),

@@ -42,11 +42,14 @@ def texts(llama: Llama) -> dict[str, Any]:
     greedy = llama.text_completion(PROMPTS, temperature=0, max_gen_len=12, logprobs=2)
     sampled = llama.text_completion(PROMPTS, temperature=0.9, top_p=0.95, max_gen_len=12, seed=7, n=2)
     scored = llama.text_completion(PROMPTS[:3], temperature=0, max_gen_len=0, logprobs=True, echo=True)
+    # More than run at the same time: replicas share them out.
+    many = llama.text_completion(PROMPTS[:2], 1.2, 1.0, 8, seed=8, n=11)
     unseeded, drawn = without_seed(llama)
     return {
         "greedy": greedy,
         "sampled": [each["generation"] for each in sampled],
         "scored": scored,
+        "many": [each["generation"] for each in many],
         "unseeded": unseeded,
         "drawn": drawn,
     }

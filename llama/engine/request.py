@@ -53,14 +53,14 @@ class Request:
     """One prompt and how to continue it.
 
     prompt: ids, at least one. max_new_tokens: may be 0, to score the prompt only. stop_ids end a
-    sequence and are not part of it; stop strings likewise, in its text. n: samples that share one
-    prefill; sample j draws from the generator of (seed, first_sample + j). start_of_text: the text
-    begins at its first token, so that one's dummy space is dropped. top: alternatives wanted with
-    each score. score_prompt: whether scores of the prompt's tokens are wanted. row: the prompt's place
-    in its call, for errors. speculate: whether tokens may be drafted and verified several at a time;
-    the result is the same. prediction: ids that the output is likely to repeat, to draft from. live:
-    somebody reads its tokens as they come, so that while it decodes prompts are prefilled in small
-    chunks. Integers and ids of other types, as numpy's, become Python's own.
+    sequence and are not part of it; stop strings likewise, in its text. n: samples; as many as batch and
+    cache hold together share one prefill, the others follow; sample j draws from the generator of
+    (seed, first_sample + j). start_of_text: the text begins at its first token, so that one's dummy space
+    is dropped. top: alternatives wanted with each score. score_prompt: whether scores of the prompt's
+    tokens are wanted. row: the prompt's place in its call, for errors. speculate: whether tokens may be
+    drafted and verified several at a time; the result is the same. prediction: ids that the output is
+    likely to repeat, to draft from. live: somebody reads its tokens as they come, so that while it decodes
+    prompts are prefilled in small chunks. Integers and ids of other types, as numpy's, become Python's own.
     """
 
     prompt: tuple[int, ...]
@@ -161,9 +161,10 @@ class Times:
 class Sequence:
     """One sample of a request under way: `tokens[:computed]` are in its cache.
 
-    Until the prompt is prefilled, sample 0 stands for all n of them (`forked` is false) and takes their
-    places and their memory. blocks: what each of them holds; 0 while it does not run. draft: what the
-    step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
+    places: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for all
+    of them and takes their places and their memory; afterwards each has its own. rest: further samples of the
+    request, which wait until these have begun. blocks: what each place holds; 0 while it does not run. draft: what
+    the step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
     `shared` tokens of this one, which waits for them.
     """
 
@@ -180,7 +181,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     times: Times = field(default_factory=Times)
     reused: int = 0
-    forked: bool = False
+    places: int = 1
+    rest: int = 0
     blocks: int = 0
     drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
@@ -188,7 +190,6 @@ class Sequence:
     shared: int = 0
 
     def __post_init__(self) -> None:
-        self.forked = self.forked or self.request.n == 1
         self._generator: np.random.Generator | None = None
         self._uniforms: list[float] = []
 
@@ -201,11 +202,6 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not seen yet: one in decode, more in prefill."""
         return len(self.tokens) - self.computed
-
-    @property
-    def places(self) -> int:
-        """Of the batch: one for itself, or one for each sample it stands for."""
-        return 1 if self.forked else self.request.n
 
     @property
     def output(self) -> list[int]:

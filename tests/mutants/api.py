@@ -75,6 +75,38 @@ MUTANTS = [
         tests=(f"{_CALLS}::test_an_error_names_the_place_of_a_dialog_behind_refused_ones",),
     ),
     Mutant(
+        name="who begins a second time brings its followers a second time",
+        file="llama/engine/scheduler.py",
+        old="            sequence.rest = 0\n",
+        new="            pass\n",
+        tests=("tests/test_scheduler.py::test_who_is_put_back_and_begins_again_brings_no_sample_twice",),
+    ),
+    Mutant(
+        name="samples that follow are numbered from 0 again",
+        file="llama/engine/scheduler.py",
+        old="following = self._wave(sequence.request_id, request, queued, request.n - sequence.rest)",
+        new="following = self._wave(sequence.request_id, request, queued, 0)",
+        tests=(
+            "tests/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
+        ),
+    ),
+    Mutant(
+        name="more samples than the batch holds wait for ever",
+        file="llama/engine/scheduler.py",
+        old="return min(request.n, self.limits.max_batch_size, fitting)",
+        new="return min(request.n, fitting)",
+        tests=(
+            "tests/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
+        ),
+    ),
+    Mutant(
+        name="replicas that share a prompt's samples all make the first ones",
+        file="llama/engine/engine.py",
+        old="first_sample=request.first_sample + first)",
+        new="first_sample=request.first_sample)",
+        tests=("tests/test_engine.py::test_samples_go_on_where_an_earlier_request_stopped",),
+    ),
+    Mutant(
         name="only Python's own integers are integers",
         file="llama/values.py",
         old="        return operator.index(value)  # type: ignore[arg-type]",

@@ -39,7 +39,7 @@ def main(
         ckpt_dir: folder with consolidated.NN.pth and params.json.
         tokenizer_path: by default tokenizer.model in ckpt_dir.
         temperature: 0 is greedy.
-        top_p: nucleus, in (0, 1].
+        top_p: nucleus, in [0, 1].
         max_seq_len: limit of prompt and generation together, in tokens.
         max_batch_size: prompts that run at the same time.
         max_gen_len: limit of generated tokens.

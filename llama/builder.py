@@ -27,6 +27,7 @@ from .model import Transformer, check_size
 from .printable import shown
 from .progress import Progress
 from .tokenizer import Tokenizer
+from .values import integer
 
 __all__ = ["Built", "build", "choose_dtype"]
 
@@ -61,11 +62,8 @@ def build(
     """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
     started = time.monotonic()
     folder = as_path(ckpt_dir, "ckpt_dir")
-    for name, limit in (("max_seq_len", max_seq_len), ("max_batch_size", max_batch_size)):
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ConfigError(f"{name} is {shown(limit)}; it must be an integer of at least 1")
-        if limit > _MOST:
-            raise ConfigError(f"{name} is larger than {_MOST:,}; no memory holds so many")
+    max_seq_len = _count("max_seq_len", max_seq_len)
+    max_batch_size = _count("max_batch_size", max_batch_size)
     check_cache_memory(cache_memory)
     target = choose_device(device)
     checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
@@ -99,17 +97,16 @@ def build(
 
 
 def _size(model_parallel_size: int | None) -> int:
-    if model_parallel_size is None:
-        return world_size()
-    if (
-        isinstance(model_parallel_size, bool)
-        or not isinstance(model_parallel_size, int)
-        or model_parallel_size < 1
-    ):
-        raise ConfigError(
-            f"model_parallel_size is {shown(model_parallel_size)}; it must be an integer of at least 1"
-        )
-    return model_parallel_size
+    return world_size() if model_parallel_size is None else _count("model_parallel_size", model_parallel_size)
+
+
+def _count(name: str, value: object) -> int:
+    number = integer(value)
+    if number is None or number < 1:
+        raise ConfigError(f"{name} is {shown(value)}; it must be an integer of at least 1")
+    if number > _MOST:
+        raise ConfigError(f"{name} is larger than {_MOST:,}; no memory holds so many")
+    return number
 
 
 def choose_dtype(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
+import torch
 
+from .distributed import Parallel
 from .engine import Counts, Delta, Request, Times, TokenScore
 from .errors import LlamaError, PromptError, PromptTooLongError, RequestError, SamplingError
+from .printable import shown
 from .prompts import Message, Prompt
 from .sampling import SamplingParams
 from .tokenizer import Tokenizer
+from .values import flag, integer, rows
 
 __all__ = [
     "NOTHING",
@@ -29,7 +32,9 @@ __all__ = [
     "StreamDelta",
     "alternatives",
     "check_integer",
+    "check_seed",
     "id_lists",
+    "listed",
     "naming",
     "numbered",
     "text_list",
@@ -37,6 +42,9 @@ __all__ = [
 
 Logprobs = bool | int
 TopLogprobs = list[dict[str, float]]
+# No count is larger, nor any id. A seed may be a hash or a UUID.
+_MOST = 2**63 - 1
+_MOST_SEED = 2**256 - 1
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
@@ -103,35 +111,56 @@ class Output:
         )
 
 
-def text_list(name: str, texts: Sequence[str]) -> list[str]:
-    """The texts as a list.
+def listed(name: str, items: object, of: str) -> list[Any]:
+    """Whatever can be walked, in its order: a list, an array, a generator.
+
+    of: what the items are, in the plural.
+
+    Raises:
+        PromptError: one string, a set, a mapping, or nothing that can be walked.
+    """
+    found = rows(items)
+    if found is None:
+        hint = ""
+        if isinstance(items, str) and "strings" in of:
+            hint = "; put it in brackets"
+        elif isinstance(items, set | frozenset):
+            hint = "; a set has no order: make a list of it"
+        raise PromptError(f"{name} must be a list of {of}, not {type(items).__name__}{hint}")
+    return found
+
+
+def text_list(name: str, texts: Iterable[str]) -> list[str]:
+    """The texts as a list of Python's own strings.
 
     Raises:
         PromptError: a lone string, or an entry that is none, naming its position.
     """
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise PromptError(f"{name} must be a list of strings, not {type(texts).__name__}; put it in brackets")
-    for i, text in enumerate(texts):
+    found = listed(name, texts, "strings")
+    for i, text in enumerate(found):
         if not isinstance(text, str):
             raise PromptError(f"{name}[{i}] is {type(text).__name__}, not a string")
-    return list(texts)
+    return [str(text) for text in found]
 
 
 def id_lists(name: str, lists: object) -> list[tuple[int, ...]]:
-    """Lists of ids as tuples.
+    """Lists of ids, of any integer type, as tuples of Python's own.
 
     Raises:
         PromptError: not a list of lists, or an entry that is no integer, naming its position.
     """
-    if not isinstance(lists, Sequence) or isinstance(lists, str | bytes):
-        raise PromptError(f"{name} must be a list of lists of ids, not {type(lists).__name__}")
-    for i, ids in enumerate(lists):
-        if not isinstance(ids, Sequence) or isinstance(ids, str | bytes):
+    made = []
+    for i, ids in enumerate(listed(name, lists, "lists of ids")):
+        found = rows(ids)
+        if found is None:
             raise PromptError(f"{name}[{i}] is {type(ids).__name__}, not a list of ids")
-        for token in ids:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise PromptError(f"{name}[{i}] holds {token!r}, which is no id")
-    return [tuple(ids) for ids in lists]
+        for at, token in enumerate(found):
+            if type(token) is not int:
+                found[at] = integer(token)
+                if found[at] is None:
+                    raise PromptError(f"{name}[{i}] holds {shown(token)}, which is no id")
+        made.append(tuple(found))
+    return made
 
 
 def alternatives(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> TopLogprobs:
@@ -142,7 +171,7 @@ def alternatives(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> TopLogpr
 NOTHING = Output((), [], "", [], [], "error")
 
 
-def numbered(make: Callable[[_Item], _Made], items: Sequence[_Item]) -> list[_Made]:
+def numbered(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
     """make(item) of each item; an error names the item's place in the call."""
     made = []
     for row, item in enumerate(items):
@@ -166,17 +195,19 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
-    stop: str | Sequence[str]
-    stop_ids: Sequence[int]
-    seed: int | Sequence[int] | None
+    stop: str | Iterable[str]
+    stop_ids: Iterable[int]
+    seed: int | Iterable[int] | None
     n: int
-    prediction: str | Sequence[str]
+    prediction: str | Iterable[str]
     speculate: bool
 
 
 @dataclass
 class Options:
     """The parameters that all calls share. See `Llama.text_completion` for their meaning.
+
+    Numbers may be of any integer or real type, lists anything that is walked in order: here they become Python's own.
 
     Raises:
         SamplingError: a value out of its range.
@@ -190,11 +221,11 @@ class Options:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    stop: str | Sequence[str] = ()
-    stop_ids: Sequence[int] = ()
-    seed: int | Sequence[int] | None = None
+    stop: str | Iterable[str] = ()
+    stop_ids: Iterable[int] = ()
+    seed: int | Iterable[int] | None = None
     n: int = 1
-    prediction: str | Sequence[str] = ()
+    prediction: str | Iterable[str] = ()
     speculate: bool = True
     sampling: SamplingParams = field(init=False)
 
@@ -203,21 +234,25 @@ class Options:
             self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty
         )
         if self.max_gen_len is not None:
-            check_integer("max_gen_len", self.max_gen_len, 0)
-        check_integer("n", self.n, 1)
-        if not isinstance(self.logprobs, bool):
-            check_integer("logprobs", self.logprobs, 0)
-        for name in ("stop", "stop_ids"):
-            if not isinstance(getattr(self, name), Iterable):
-                raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be a list")
-        self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        self.stop_ids = tuple(self.stop_ids)
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise SamplingError(f"stop is {self.stop!r}; it must hold strings that are not empty")
-        for token in self.stop_ids:
-            check_integer("stop_ids", token, 0)
-        if not isinstance(self.speculate, bool):
-            raise SamplingError(f"speculate is {self.speculate!r}; it must be True or False")
+            self.max_gen_len = check_integer("max_gen_len", self.max_gen_len, 0)
+        self.n = check_integer("n", self.n, 1)
+        scored = flag(self.logprobs)
+        self.logprobs = check_integer("logprobs", self.logprobs, 0) if scored is None else scored
+        stop = [self.stop] if isinstance(self.stop, str) else rows(self.stop)
+        if stop is None or not all(isinstance(text, str) and text for text in stop):
+            raise SamplingError(
+                f"stop is {shown(self.stop if stop is None else stop)}; it must be a string or a list of strings,"
+                " none of them empty"
+            )
+        self.stop = tuple(str(text) for text in stop)
+        ids = rows(self.stop_ids)
+        if ids is None:
+            raise SamplingError(f"stop_ids is {shown(self.stop_ids)}; it must be a list")
+        self.stop_ids = tuple(check_integer("stop_ids", token, 0) for token in ids)
+        speculate = flag(self.speculate)
+        if speculate is None:
+            raise SamplingError(f"speculate is {shown(self.speculate)}; it must be True or False")
+        self.speculate = speculate
         if not isinstance(self.prediction, str):
             self.prediction = text_list("prediction", self.prediction)
 
@@ -243,6 +278,11 @@ class Options:
         return cls(temperature, top_p, max_gen_len, logprobs, echo, **options)
 
     @property
+    def samples(self) -> bool:
+        """Whether random numbers decide anything."""
+        return not self.sampling.greedy and self.max_gen_len != 0
+
+    @property
     def scored(self) -> bool:
         """Whether log-probabilities were asked for; 0 is off, as in the reference."""
         return bool(self.logprobs)
@@ -260,27 +300,25 @@ class Options:
         """
         if isinstance(self.prediction, str):
             return [self.prediction] * prompts
-        if len(self.prediction) not in (0, prompts):
+        texts = list(self.prediction)
+        if len(texts) not in (0, prompts):
             raise SamplingError(
-                f"prediction has {len(self.prediction)} texts for {prompts} prompts; give one text, or one for each"
+                f"prediction has {len(texts)} texts for {prompts} prompts; give one text, or one for each"
             )
-        return list(self.prediction) or [""] * prompts
+        return texts or [""] * prompts
 
-    def requests(
+    def request(
         self,
         row: int,
         prompt: Prompt,
         seed: int,
         prediction: tuple[int, ...],
         max_seq_len: int,
-        max_batch_size: int,
-        fitting: Callable[[int], int],
         live: bool = True,
-    ) -> Iterator[Request]:
-        """The requests for the n samples of a prompt: one, unless batch or cache cannot hold all at once.
+    ) -> Request:
+        """The request for the n samples of a prompt.
 
-        prediction: ids that the output is likely to repeat. fitting: sequences of so many positions that the
-            cache holds together. live: see `Request`.
+        prediction: ids that the output is likely to repeat. live: see `Request`.
         """
         length = len(prompt.tokens)
         room = max_seq_len - length
@@ -290,25 +328,22 @@ class Options:
                 f"the prompt has {length} tokens, but max_seq_len is {max_seq_len} for prompt and generation together;"
                 " shorten it, or build with a larger max_seq_len"
             )
-        together = max(1, min(max_batch_size, fitting(length + wanted)))
-        for first in range(0, self.n, together):
-            yield Request(
-                prompt=prompt.tokens,
-                max_new_tokens=wanted,
-                sampling=self.sampling,
-                stop_ids=prompt.stop_ids | frozenset(self.stop_ids),
-                stop=tuple(self.stop),
-                start_of_text=prompt.start_of_text,
-                seed=seed,
-                n=min(together, self.n - first),
-                first_sample=first,
-                top=self.top,
-                score_prompt=self.echo and self.scored,
-                row=row,
-                speculate=self.speculate,
-                prediction=prediction,
-                live=live,
-            )
+        return Request(
+            prompt=prompt.tokens,
+            max_new_tokens=wanted,
+            sampling=self.sampling,
+            stop_ids=prompt.stop_ids | frozenset(self.stop_ids),
+            stop=tuple(self.stop),
+            start_of_text=prompt.start_of_text,
+            seed=seed,
+            n=self.n,
+            top=self.top,
+            score_prompt=self.echo and self.scored,
+            row=row,
+            speculate=self.speculate,
+            prediction=prediction,
+            live=live,
+        )
 
     def tokens(self, output: Output) -> list[int]:
         """The ids to return."""
@@ -325,10 +360,23 @@ class Options:
         return [score.logprob for score in self.scores(output)]
 
 
-def check_integer(name: str, value: object, least: int) -> None:
-    """Raise SamplingError unless the value is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SamplingError(f"{name} is {value!r}; it must be an integer of at least {least}")
+def check_integer(name: str, value: object, least: int, most: int = _MOST) -> int:
+    """A value of any integer type as Python's own.
+
+    Raises:
+        SamplingError: it is none, or not from `least` to `most`.
+    """
+    number = integer(value)
+    if number is None or number < least:
+        raise SamplingError(f"{name} is {shown(value)}; it must be an integer of at least {least}")
+    if number > most:
+        raise SamplingError(f"{name} is {shown(value)}; it must be an integer below 2**{most.bit_length()}")
+    return number
+
+
+def check_seed(value: object) -> int:
+    """A seed as Python's own integer. Raises as `check_integer`."""
+    return check_integer("seed", value, 0, _MOST_SEED)
 
 
 class Seeds:
@@ -336,32 +384,49 @@ class Seeds:
 
     A call's own seed goes to each of its prompts as it is, so that a result does not depend on what
     else is in the batch. Without one, prompts get different seeds: drawn from `base` and the number of
-    the call where there is a base, else from the system's entropy. The host's generators are not touched.
+    the call where there is a base, else from torch's CPU generator. That advances by one draw on every rank
+    in a call that samples, and by none in any other; where the ranks' generators differ, what the first one
+    drew counts on all.
+
+    Args:
+        base: of `Llama.build`.
+        parallel: the ranks that make the same calls.
+
+    Raises:
+        SamplingError: base is no non-negative integer.
     """
 
-    def __init__(self, base: int | None) -> None:
-        if base is not None:
-            check_integer("seed", base, 0)
-        self._base = base
+    def __init__(self, base: int | None, parallel: Parallel) -> None:
+        self._base = None if base is None else check_seed(base)
+        self._parallel = parallel
         self._calls = 0
 
-    def of(self, seed: int | Sequence[int] | None, count: int) -> list[int]:
+    def of(self, call: Options, count: int) -> list[int]:
         """`count` seeds for a call.
 
         Raises:
             RequestError: a list of another length. SamplingError: no non-negative integers.
         """
+        seed = call.seed
         if seed is None:
             self._calls += 1
-            entropy = secrets.randbits(63) if self._base is None else [self._base, self._calls]
+            entropy = self._drawn(call) if self._base is None else [self._base, self._calls]
             return [int(each) for each in np.random.SeedSequence(entropy).generate_state(count, np.uint64)]
-        if not isinstance(seed, Sequence):
-            check_integer("seed", seed, 0)
-            return [seed] * count
-        if len(seed) != count:
+        seeds = rows(seed)
+        if seeds is None:
+            return [check_seed(seed)] * count
+        if len(seeds) != count:
             raise RequestError(
-                f"{len(seed)} seeds for {count} prompts; give one integer, or one for each prompt"
+                f"{len(seeds)} seeds for {count} prompts; give one integer, or one for each prompt"
             )
-        for each in seed:
-            check_integer("seed", each, 0)
-        return list(seed)
+        return [check_seed(each) for each in seeds]
+
+    def _drawn(self, call: Options) -> int:
+        """A number from the host's generator, the same on all ranks that decide anything."""
+        if not call.samples:
+            return 0
+        # All is said: the host may have another default device or dtype.
+        drawn = torch.randint(_MOST, (), generator=torch.default_generator, device="cpu", dtype=torch.int64)
+        # Of a model's ranks the first one decides each token; the first ones of all replicas must agree.
+        first: int = self._parallel.gather_replicas(int(drawn))[0]
+        return first

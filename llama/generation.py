@@ -7,7 +7,7 @@ the reference's dictionaries. Every rank makes the same call and gets the same r
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -26,7 +26,9 @@ from .calls import (
     StreamDelta,
     alternatives,
     check_integer,
+    check_seed,
     id_lists,
+    listed,
     numbered,
     text_list,
 )
@@ -94,7 +96,8 @@ class Llama:
             many as the two limits allow.
         retained_tokens: positions of these that may be kept for reuse; None for a quarter, and at least
             max_seq_len.
-        seed: makes calls without a seed of their own repeat from one run of the program to the next.
+        seed: makes calls without a seed of their own repeat from one run of the program to the next; None draws
+            theirs from torch's CPU generator.
     """
 
     @staticmethod
@@ -123,7 +126,8 @@ class Llama:
                 the launch holds several replicas that share out a call's prompts.
             device: auto (cuda, then mps, then cpu) or a device's name.
             dtype: auto (as stored, where the device computes well in it), bfloat16, float16, float32.
-            seed: for sampling in calls that have no seed of their own.
+            seed: for sampling in calls that have no seed of their own. None: each of them that samples draws one
+                from torch's CPU generator, so that a program repeats under `torch.manual_seed`.
             cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of
                 what is free beside the weights (a float in (0, 1], or "50%"). By default what the two
                 limits allow, and at most a quarter of what is free for prefixes to use again.
@@ -138,6 +142,8 @@ class Llama:
             SamplingError: seed is no non-negative integer.
             OutOfMemoryError: weights and cache do not fit.
         """
+        if seed is not None:
+            seed = check_seed(seed)  # before minutes of loading
         built = builder.build(
             ckpt_dir,
             tokenizer_path,
@@ -178,7 +184,7 @@ class Llama:
             retained_tokens=retained_tokens,
             prefix_reuse=prefix_reuse,
         )
-        self._calls = Calls(self.engine, Seeds(seed))
+        self._calls = Calls(self.engine, Seeds(seed, model.parallel))
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:
@@ -202,7 +208,7 @@ class Llama:
 
     def generate(
         self,
-        prompt_tokens: Sequence[Sequence[int]],
+        prompt_tokens: Iterable[Iterable[int]],
         max_gen_len: int | None,
         temperature: float = 0.6,
         top_p: float = 0.9,
@@ -224,8 +230,7 @@ class Llama:
             first), else None. With n > 1, a prompt's samples stand one behind the other.
         """
         last = self.tokenizer.eos_id if stop_token is None else stop_token
-        check_integer("stop_token", last, 0)
-        stops = frozenset({last})
+        stops = frozenset({check_integer("stop_token", last, 0)})
         prompts = [
             Prompt(ids, stops, start_of_text=False) for ids in id_lists("prompt_tokens", prompt_tokens)
         ]
@@ -236,7 +241,7 @@ class Llama:
 
     def text_completion(
         self,
-        prompts: Sequence[str],
+        prompts: Iterable[str],
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
@@ -249,16 +254,18 @@ class Llama:
         """Continue texts. `prompt + generation` is the true text: its first space is kept.
 
         Args:
-            prompts: any texts; control pieces written out in them are text, unless `allow_control`.
+            prompts: any texts, in a list, an array, a generator; control pieces written out in them are text, unless
+                `allow_control`. Numbers, here and below, may be numpy's.
             temperature: 0 is greedy.
-            top_p: nucleus, in (0, 1].
+            top_p: nucleus, in [0, 1]; 0 is greedy.
             max_gen_len: tokens to add at most; None for as many as max_seq_len leaves room for.
             logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
             echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
             options: top_k, min_p, repetition_penalty (see `SamplingParams`); stop, a string or several
                 that end the text and are cut off; stop_ids, further ids that end it; seed, an integer,
-                or one for each prompt; n, samples for each prompt, one behind the other in the result;
-                prediction, text that the output is likely to repeat (the file before an edit), or one for
+                or one for each prompt (without it, and without one of `build`, torch's CPU generator gives one: one
+                draw a call, none where nothing is sampled); n, samples for each prompt, one behind the other in the
+                result; prediction, text that the output is likely to repeat (the file before an edit), or one for
                 each prompt: it makes the call faster where it is right and never changes the result;
                 speculate=False switches that and lookup in the prompt off.
 
@@ -287,8 +294,8 @@ class Llama:
 
     def text_infilling(
         self,
-        prefixes: Sequence[str],
-        suffixes: Sequence[str] | None = None,
+        prefixes: Iterable[str],
+        suffixes: Iterable[str] | None = None,
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
@@ -331,7 +338,7 @@ class Llama:
 
     def chat_completion(
         self,
-        dialogs: Sequence[Dialog],
+        dialogs: Iterable[Dialog],
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
@@ -348,8 +355,7 @@ class Llama:
         Raises:
             DialogError: roles, or an order, that the format does not know. Else as `text_completion`.
         """
-        if isinstance(dialogs, str | dict) or not isinstance(dialogs, Sequence):
-            raise RequestError("dialogs must be a list of lists of messages")
+        asked = listed("dialogs", dialogs, "lists of messages")
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
 
         def made(dialog: Dialog) -> Prompt | UnsafeTagError:
@@ -358,10 +364,10 @@ class Llama:
             except UnsafeTagError as error:
                 return error
 
-        prompts = numbered(made, dialogs)
+        prompts = numbered(made, asked)
         if prompts:
             # A seed and a prediction for each dialog, whether or not the dialog is refused.
-            seeds, texts = self._calls.seeds.of(call.seed, len(prompts)), call.predictions(len(prompts))
+            seeds, texts = self._calls.seeds.of(call, len(prompts)), call.predictions(len(prompts))
             kept = [i for i, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
             call.seed, call.prediction = [seeds[i] for i in kept], [texts[i] for i in kept]
         safe = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
@@ -393,7 +399,7 @@ class Llama:
 
     def stream(
         self,
-        prompts: Sequence[str | Prompt],
+        prompts: Iterable[str | Prompt],
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
@@ -410,18 +416,19 @@ class Llama:
 
     def requests(
         self,
-        prompts: Sequence[str | Prompt],
+        prompts: Iterable[str | Prompt],
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
-        """What `stream` asks of the engine, checked: for the front of `serve`. `row` is a prompt's place."""
-        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-            raise RequestError("prompts must be a list of strings or Prompts")
+        """What `stream` asks of the engine, checked: for the front of `serve`.
+
+        Returns: one request for each prompt, of whatever n; `row` is the prompt's place.
+        """
         made = numbered(
             lambda each: each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, each),
-            prompts,
+            listed("prompts", prompts, "strings or Prompts"),
         )
         call = Options.of(temperature, top_p, max_gen_len, False, False, options)
         return [request for _, request in self._calls.requests(made, call)]

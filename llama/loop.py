@@ -43,26 +43,33 @@ class Calls:
         *,
         live: bool = True,
     ) -> list[tuple[int, Request]]:
-        """(row of the prompt, request) for a call, all checked before any is run.
+        """(row of the prompt, its request) for a call, all checked before any is run.
 
         rows: the prompts' places in the call, where some of it is not run. live: its tokens are read as
         they come.
         """
         if not prompts:
             raise RequestError("the batch is empty; give at least one prompt")
-        params = self.engine.model.params
-        seeds = self.seeds.of(call.seed, len(prompts))
+        max_seq_len = self.engine.model.params.max_seq_len
+        seeds = self.seeds.of(call, len(prompts))
         predictions = call.predictions(len(prompts))
         made: list[tuple[int, Request]] = []
         asked = zip(rows or range(len(prompts)), prompts, seeds, predictions, strict=True)
         for row, prompt, seed, text in asked:
             with naming(row):
                 likely = self._predicted(prompt, text)
-                limits = (params.max_seq_len, params.max_batch_size, self.engine.fitting)
-                for request in call.requests(row, prompt, seed, likely, *limits, live):
-                    self.engine.check(request)
-                    made.append((row, request))
+                request = call.request(row, prompt, seed, likely, max_seq_len, live)
+                self.engine.check(request)
+                made.append((row, request))
         return made
+
+    def _mine(self, requests: Sequence[tuple[int, Request]]) -> list[tuple[int, Request]]:
+        """This replica's share: prompts in turn, and one's samples too where they do not run together anyway."""
+        parallel = self.engine.model.parallel
+        if parallel.replicas == 1:
+            return list(requests)
+        parts = [(row, part) for row, request in requests for part in self.engine.waves(request)]
+        return parts[parallel.replica :: parallel.replicas]
 
     def _predicted(self, prompt: Prompt, text: str) -> tuple[int, ...]:
         """A predicted output as ids, encoded as the output itself would begin."""
@@ -134,7 +141,7 @@ class Calls:
         """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
         parallel = self.engine.model.parallel
         made = self.requests(prompts, call, rows, live=False)
-        mine = made[parallel.replica :: parallel.replicas]
+        mine = self._mine(made)
         outputs: list[tuple[tuple[int, int], Output]] = []
         failure: LlamaError | None = None
         try:
@@ -151,7 +158,7 @@ class Calls:
 
     def stream(self, requests: Sequence[tuple[int, Request]]) -> Iterator[StreamDelta]:
         parallel = self.engine.model.parallel
-        steps = self._steps(requests[parallel.replica :: parallel.replicas])
+        steps = self._steps(self._mine(requests))
         try:
             while True:
                 failure: LlamaError | None = None

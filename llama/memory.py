@@ -14,6 +14,8 @@ from .checkpoint.format import axis_of, expected_shapes, wanted_range
 from .distributed import Parallel, local_ranks
 from .errors import ConfigError, OutOfMemoryError
 from .model import ModelArgs
+from .printable import shown
+from .values import integer, real
 
 __all__ = [
     "GIB",
@@ -131,11 +133,13 @@ def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
         else:
             value = math.nan
     else:
-        value = math.nan if isinstance(wanted, bool) else wanted
+        number = integer(wanted)
+        value = None if wanted is None else real(wanted) if number is None else number
+        value = math.nan if value is None and wanted is not None else value
     good = value is None or (isinstance(value, int) and 0 < value < _MOST)
     if not good and not (isinstance(value, float) and 0 < value <= 1):
         raise ConfigError(
-            f"cache_memory is {wanted!r}; give bytes as a positive integer or as '4GiB', or the share of the free"
+            f"cache_memory is {shown(wanted)}; give bytes as a positive integer or as '4GiB', or the share of the free"
             " memory as a float in (0, 1] or as '50%'"
         )
     return value

@@ -14,12 +14,13 @@ Which chat format is meant, and whether infilling is there, is read off the toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from .errors import DialogError, PromptError, UnsafeTagError, UnsupportedError
 from .tokenizer import Tokenizer
+from .values import rows
 
 __all__ = [
     "B_INST",
@@ -72,8 +73,9 @@ class Prompt:
     """What a model continues, with the rule that ends its answer.
 
     tokens: ids, bos first. stop_ids: ids that end the answer and are no part of it. start_of_text: the
-    answer begins a text of its own, so the dummy space in front of it is no part of it (chat); otherwise it
-    continues the prompt's text and its first space counts (completion, infilling).
+    answer begins a text of its own, so the dummy space in front of it is no part of it (chat, and where nothing
+    stands before it: an empty text or, in the SPM order, an empty prefix); otherwise it continues the prompt's
+    text and its first space counts (completion, infilling).
     """
 
     tokens: tuple[int, ...]
@@ -124,7 +126,10 @@ def infilling_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_f
         tokens = [tokenizer.bos_id, pre, suf, *after, mid, *before]
     else:
         tokens = [tokenizer.bos_id, pre, *before, suf, *after, mid]
-    return Prompt(tuple(tokens), frozenset({eot, tokenizer.eos_id}), start_of_text=False)
+    # In training, prefix and middle were one text in the SPM order: without a prefix the middle has its dummy space.
+    # In the PSM order a middle has none, whatever is before it.
+    alone = suffix_first and not before
+    return Prompt(tuple(tokens), frozenset({eot, tokenizer.eos_id}), start_of_text=alone)
 
 
 def split_fill(text: str) -> tuple[str, str]:
@@ -145,7 +150,7 @@ def split_fill(text: str) -> tuple[str, str]:
     return prefix, suffix
 
 
-def chat_prompt(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Prompt:
+def chat_prompt(tokenizer: Tokenizer, dialog: Iterable[Message]) -> Prompt:
     """A dialog, to be answered, in the chat format of the tokenizer's pieces: `<step>` or [INST].
 
     A dialog is a list of messages: at most one of the system, first; then user and assistant in turn,
@@ -156,11 +161,14 @@ def chat_prompt(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Prompt:
         UnsafeTagError: a message holds a tag of the format.
         PromptError: a message holds a lone surrogate.
     """
+    messages = rows(dialog)
+    if messages is None:
+        raise DialogError(f"a dialog must be a list of messages, got {type(dialog).__name__}")
     if tokenizer.step_id is not None:
-        _check_dialog(dialog, _STEP_TAGS, with_destination=True)
-        return _step_prompt(tokenizer, tokenizer.step_id, dialog)
-    _check_dialog(dialog, _INST_TAGS, with_destination=False)
-    return _inst_prompt(tokenizer, dialog)
+        _check_dialog(messages, _STEP_TAGS, with_destination=True)
+        return _step_prompt(tokenizer, tokenizer.step_id, messages)
+    _check_dialog(messages, _INST_TAGS, with_destination=False)
+    return _inst_prompt(tokenizer, messages)
 
 
 def render_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
@@ -233,8 +241,6 @@ def _header(role: str, destination: str | None) -> str:
 
 def _check_dialog(dialog: Sequence[Message], tags: tuple[str, ...], *, with_destination: bool) -> None:
     """Types first, then the order of the roles, then the tags, so that the first error is the cause."""
-    if isinstance(dialog, (str, bytes, Mapping)) or not isinstance(dialog, Sequence):
-        raise DialogError(f"a dialog must be a list of messages, got {type(dialog).__name__}")
     if not dialog:
         raise DialogError("the dialog is empty; it needs at least one message with role 'user'")
     for index, message in enumerate(dialog):

@@ -9,7 +9,7 @@ boundary by the same tiny amount, and never swaps two candidates.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 
 from . import native
 from .errors import NumericsError, SamplingError
+from .printable import shown
+from .values import integer, real
 
 __all__ = [
     "GREEDY",
@@ -44,13 +46,16 @@ class SamplingParams:
     """How one token is chosen.
 
     temperature: 0 takes the most probable id; otherwise logits are divided by it.
-    top_p: the smallest set of most probable ids whose mass exceeds top_p, in (0, 1].
+    top_p: the smallest set of most probable ids whose mass exceeds top_p, in [0, 1]: with 0 the best one alone.
     top_k: only the k most probable ids; 0 for all.
     min_p: only ids at least min_p times as probable as the best one, in [0, 1].
     repetition_penalty: > 1 makes ids of prompt and output less likely (Keskar et al. 2019); 1 is off.
 
+    Numbers of other types (numpy's, a tensor without an axis, a fraction) become Python's own.
+
     Raises:
-        SamplingError: a value out of its range, NaN, or of the wrong type.
+        SamplingError: a value out of its range, NaN, or of the wrong type. A negative temperature, which the
+            reference takes for 0, is one: divided by it, the least probable id would be the best.
     """
 
     temperature: float = 0.6
@@ -60,30 +65,32 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        self._check(
-            "temperature", 0 <= self._number("temperature") < math.inf, "a finite number of at least 0"
+        self._take(
+            "temperature",
+            lambda x: 0 <= x < math.inf,
+            "a finite number of at least 0; for the most probable id, which the reference takes below 0 too, pass 0",
         )
-        self._check("top_p", 0 < self._number("top_p") <= 1, "in (0, 1]")
-        self._check("min_p", 0 <= self._number("min_p") <= 1, "in [0, 1]")
-        self._check(
-            "repetition_penalty", 0 < self._number("repetition_penalty") < math.inf, "a positive number"
-        )
-        integer = isinstance(self.top_k, int) and not isinstance(self.top_k, bool)
-        self._check("top_k", integer and self.top_k >= 0, "an integer of at least 0 (0 is off)")
+        self._take("top_p", lambda x: 0 <= x <= 1, "in [0, 1]; 0 takes the most probable id, 1 is off")
+        self._take("min_p", lambda x: 0 <= x <= 1, "in [0, 1]")
+        self._take("repetition_penalty", lambda x: 0 < x < math.inf, "a positive finite number")
+        top_k = integer(self.top_k)
+        if top_k is None or top_k < 0:
+            raise SamplingError(
+                f"top_k is {shown(self.top_k)}; it must be an integer of at least 0 (0 is off)"
+            )
+        object.__setattr__(self, "top_k", top_k)
 
-    def _number(self, name: str) -> float:
-        value = getattr(self, name)
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return float(value) if number else math.nan
-
-    def _check(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be {expected}")
+    def _take(self, name: str, good: Callable[[float], bool], expected: str) -> None:
+        given = getattr(self, name)
+        value = real(given)
+        if value is None or not good(value):
+            raise SamplingError(f"{name} is {shown(given)}; it must be {expected}")
+        object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
         """Whether no randomness is involved."""
-        return self.temperature == 0
+        return self.temperature == 0 or self.top_p == 0
 
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -162,7 +169,13 @@ def _draw_compiled(
     """As `_draw_on_cpu`, greedy rows included, on all threads: csrc/rows.c."""
     vocab = logits_RV.shape[1]
     rows = [
-        (param.temperature, param.top_p, min(param.top_k or vocab, vocab), param.min_p, uniform)
+        (
+            0.0 if param.greedy else param.temperature,
+            param.top_p,
+            min(param.top_k or vocab, vocab),
+            param.min_p,
+            uniform,
+        )
         for param, uniform in zip(params, uniforms, strict=True)
     ]
     return native.draw(logits_RV, np.array(rows, dtype=np.float64))

@@ -43,7 +43,30 @@ def texts(llama: Llama) -> dict[str, Any]:
     greedy = llama.text_completion(PROMPTS, temperature=0, max_gen_len=12, logprobs=2)
     sampled = llama.text_completion(PROMPTS, temperature=0.9, top_p=0.95, max_gen_len=12, seed=7, n=2)
     scored = llama.text_completion(PROMPTS[:3], temperature=0, max_gen_len=0, logprobs=True, echo=True)
-    return {"greedy": greedy, "sampled": [each["generation"] for each in sampled], "scored": scored}
+    # More than run at the same time: replicas share them out.
+    many = llama.text_completion(PROMPTS[:2], 1.2, 1.0, 8, seed=8, n=11)
+    unseeded, drawn = without_seed(llama)
+    return {
+        "greedy": greedy,
+        "sampled": [each["generation"] for each in sampled],
+        "scored": scored,
+        "many": [each["generation"] for each in many],
+        "unseeded": unseeded,
+        "drawn": drawn,
+    }
+
+
+def without_seed(llama: Llama) -> tuple[list[str], bool]:
+    """Samples where the host seeded torch, in another way on each rank, and whether each call drew once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1 + 100 * RANK)
+        results = [llama.text_completion(PROMPTS, 0.9, 0.95, 12, n=2) for _ in range(2)]
+        texts = [each["generation"] for call in results for each in call]
+        after = torch.get_rng_state()
+        torch.manual_seed(1 + 100 * RANK)
+        for _ in results:
+            torch.randint(2**63 - 1, ())
+        return texts, torch.equal(after, torch.get_rng_state())
 
 
 def raised(action: Callable[[], Any]) -> dict[str, str] | None:

@@ -197,12 +197,19 @@ def test_samples_share_one_prefill(monkeypatch):
 
 
 def test_samples_go_on_where_an_earlier_request_stopped():
-    """Sample 2 of four is sample 0 of a request that begins at 2: so a call may be cut at max_batch_size."""
-    whole = run(Engine(model(4), TOKENIZER), [ask(9, 6, SAMPLED, n=4, seed=3)])
-    parts = run(
-        Engine(model(2), TOKENIZER), [ask(9, 6, SAMPLED, n=2, seed=3, first_sample=first) for first in (0, 2)]
-    )
-    assert [r.whole for r in whole.values()] == [parts[i, j].whole for i in (0, 1) for j in (0, 1)]
+    """Sample 2 of four is sample 0 of a request that begins at 2: so replicas may share out a prompt's samples."""
+    request = ask(9, 6, SAMPLED, n=5, seed=3)
+    whole = run(Engine(model(8), TOKENIZER), [request])
+    small = Engine(model(2), TOKENIZER)
+    waves = small.waves(request)
+    assert [(wave.first_sample, wave.n) for wave in waves] == [(0, 2), (2, 2), (4, 1)]
+    parts = run(small, waves)
+    places = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+    assert [r.whole for r in whole.values()] == [parts[place].whole for place in places]
+    # And one request gives all of them, numbered on, whatever the batch.
+    assert [(key, r.whole) for key, r in run(small, [request]).items()] == [
+        (key, r.whole) for key, r in whole.items()
+    ]
 
 
 def test_memory_goes_with_the_sequence():
@@ -377,8 +384,8 @@ def test_bad_requests_are_refused_with_the_numbers():
             engine.add(ask((1, bad), 1))
     with pytest.raises(PromptTooLongError, match=r"60 tokens and 5 more .* max_seq_len is 64"):
         engine.add(ask(60, 5))
-    with pytest.raises(RequestError, match="n is 3, but max_batch_size is 2"):
-        engine.add(ask(5, 5, n=3))
+    with pytest.raises(RequestError, match="n is 0; it must be an integer of at least 1"):
+        engine.add(ask(5, 5, n=0))
     assert not engine.unfinished
     engine.add(ask(60, 4))
 

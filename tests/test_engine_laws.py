@@ -98,7 +98,7 @@ requests = st.builds(
     stop_ids=st.sampled_from([frozenset(), frozenset({2}), frozenset(range(0, 430, 9))]),
     stop=st.sampled_from([(), ("e",), (" a", "re", "ab"), ("\n",)]),
     seed=st.integers(0, 3),
-    n=st.integers(1, 3),
+    n=st.sampled_from([1, 1, 2, 3]),
     top=st.integers(0, 2),
     score_prompt=st.booleans(),
     live=st.booleans(),
@@ -141,12 +141,12 @@ def with_guess(request, wrong):
     return dataclasses.replace(request, prediction=tuple(guess))
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(rows, st.integers(1, 4), setups)
 def test_any_interleaving_is_each_request_alone(rows, batch, setup):
     engine = build(batch, setup)
-    rows = [(a, with_guess(r, g), c, p) for a, r, c, p, g in rows if r.n <= batch]
-    rows = [row for row in rows if row[1].n * engine.blocks.of(row[1].longest) <= engine.blocks.total]
+    rows = [(a, with_guess(r, g), c, p) for a, r, c, p, g in rows]
+    rows = [row for row in rows if engine.blocks.of(row[1].longest) <= engine.blocks.total]
     numbers, cancelled, results, paused = {}, set(), {}, set()
     for step in range(3000):
         for i, (arrival, request, cancel, pause) in enumerate(rows):
@@ -194,7 +194,7 @@ def test_a_failed_step_is_as_if_it_had_not_been(wanted, setup, failing):
     """The n-th forward or the n-th logits fail; the step is taken again."""
     made = model(4)
     engine = build(4, setup)
-    wanted = [r for r in wanted if r.n * engine.blocks.of(r.longest) <= engine.blocks.total]
+    wanted = [r for r in wanted if engine.blocks.of(r.longest) <= engine.blocks.total]
     for request in wanted:
         engine.add(request)
     calls, results, failed = 0, {}, False

@@ -246,8 +246,8 @@ def test_a_bad_request_raises_at_the_call_and_queues_nothing():
         async with AsyncEngine(engine) as front:
             with pytest.raises(PromptError, match="no tokens"):
                 front.stream(ask((), 5))
-            with pytest.raises(RequestError, match="n is 5, but max_batch_size is 4"):
-                front.stream(ask(5, 5, n=5))
+            with pytest.raises(RequestError, match="n is 0"):
+                front.stream(ask(5, 5, n=0))
             assert not front._streams
             assert await collect(front, ask(6, 4)) == alone(ask(6, 4))
 
@@ -763,6 +763,26 @@ def test_a_llama_serves_texts(llama):
 
     assert run(llama.serve(main)) == expected
     assert len(set(expected)) == 3
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_a_prompt_is_one_request_whatever_its_samples(llama, n):
+    """More than the batch holds: numbered on, each ended once, and the same as in a blocking call."""
+    options = {"temperature": 1.5, "top_p": 1.0, "max_gen_len": 12, "n": n, "seed": 5}
+    expected = [each["generation"] for each in llama.text_completion(["def return"], **options)]
+
+    async def main(front):
+        (request,) = llama.requests(["def return"], **options)
+        texts, ended = [""] * n, []
+        async for delta in front.stream(request):
+            texts[delta.sample] += delta.text
+            ended += [delta.sample] * (delta.finish_reason is not None)
+        assert sorted(ended) == list(range(n))
+        assert texts == [each.text for each in await front.complete(request)]
+        return texts
+
+    assert run(llama.serve(main)) == expected
+    assert len(set(expected)) == n
 
 
 def test_serve_raises_what_main_raises_and_closes():

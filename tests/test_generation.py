@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import copy
+import decimal
+import fractions
 import functools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from llama import Llama
 from llama.errors import (
+    ConfigError,
     DialogError,
     NumericsError,
     PromptError,
@@ -26,6 +32,7 @@ from llama.errors import (
 )
 from llama.generation import UNSAFE_ERROR
 from llama.prompts import Prompt, chat_prompt, completion_prompt, infilling_prompt
+from llama.values import shown
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [
@@ -258,6 +265,11 @@ def test_a_leading_space_is_part_of_a_continuation_and_of_no_answer(llama, monke
     only(llama, monkeypatch, [piece])
     assert llama.text_completion(["a"], 0, max_gen_len=2)[0]["generation"] == " def def"
     assert llama.text_infilling(["a"], ["b"], 0, max_gen_len=2)[0]["full_text"] == "a def defb"
+    # Nothing before it: it begins the text, but for the PSM order, in which no middle has a dummy space.
+    assert llama.text_completion([""], 0, max_gen_len=2)[0]["generation"] == "def def"
+    for suffix_first, wanted in ((True, "def defb"), (False, " def defb")):
+        (filled,) = llama.text_infilling([""], ["b"], 0, max_gen_len=2, suffix_first=suffix_first)
+        assert filled["full_text"] == wanted
     (chat,) = llama.chat_completion([[{"role": "user", "content": "a"}]], 0, max_gen_len=2)
     assert chat["generation"]["content"] == "def def"
 
@@ -276,11 +288,13 @@ def test_control_ids_give_no_text(llama, monkeypatch):
 
 @pytest.mark.parametrize("stop", ["eos_id", "eot_id"])
 def test_which_control_ids_end_what(llama, monkeypatch, stop):
-    """Infilling stops at EOT and at eos; completion and [INST] chat at eos only."""
+    """Infilling stops at EOT and at eos, written by hand too; completion and [INST] chat at eos only."""
     only(llama, monkeypatch, [getattr(TOKENIZER, stop)])
     both = "stop" if stop == "eos_id" else "length"
     assert llama.text_infilling(["a"], ["b"], 0, max_gen_len=4)[0]["finish_reason"] == "stop"
     assert llama.text_completion(["a"], 0, max_gen_len=4)[0]["finish_reason"] == both
+    (by_hand,) = llama.text_completion([" <PRE> a <SUF> b <MID>"], 0, max_gen_len=4, allow_control=True)
+    assert by_hand == {"generation": "", "finish_reason": "stop"}
     (chat,) = llama.chat_completion([[{"role": "user", "content": "a"}]], 0, max_gen_len=4)
     assert chat["finish_reason"] == both
 
@@ -392,6 +406,16 @@ def test_a_refused_dialog_leaves_the_others_their_places(llama):
         flag for flag in (True, False, True, False, False, True) for _ in range(2)
     ]
     assert [result for result in got if result["finish_reason"] != "error"] == wanted
+
+
+def test_an_error_names_the_place_of_a_dialog_behind_refused_ones(llama, monkeypatch):
+    bad = [{"role": "user", "content": "[INST]"}]
+    with pytest.raises(PromptTooLongError, match=r"^prompt 2: "):
+        llama.chat_completion([bad, bad, [{"role": "user", "content": "a " * 200}]], max_gen_len=3)
+    plain = llama.model.logits
+    monkeypatch.setattr(llama.model, "logits", lambda hidden: plain(hidden) * math.inf)
+    with pytest.raises(NumericsError, match=r"^row 1, sample 0, step 0: "):
+        llama.chat_completion([bad, DIALOGS[0], bad, DIALOGS[1]], max_gen_len=3)
 
 
 def test_a_list_of_seeds_is_one_for_each_dialog_refused_or_not(llama):
@@ -554,11 +578,21 @@ BAD_CALLS = {
     "one list of ids": (lambda m: m.generate([1, 2], 5), RequestError, r"prompt_tokens\[0\] is int"),
     "text for ids": (lambda m: m.generate("abc", 5), RequestError, "list of lists"),
     "texts for ids": (lambda m: m.generate(["abc"], 5), RequestError, r"prompt_tokens\[0\] is str"),
+    "truth for ids": (
+        lambda m: m.generate(torch.tensor([[True]]), 5),
+        PromptError,
+        r"prompt_tokens\[0\] holds True",
+    ),
+    "fractions for ids": (lambda m: m.generate(np.ones((1, 2)), 5), PromptError, r"holds 1\.0"),
     "a lone text": (
         lambda m: m.text_completion("abc"),
         PromptError,
-        "prompts must be a list of strings, not str",
+        "prompts must be a list of strings, not str; put it in brackets",
     ),
+    "a set": (lambda m: m.text_completion({"a"}), PromptError, "not set; a set has no order"),
+    "a mapping": (lambda m: m.text_completion({"a": 1}), PromptError, "list of strings, not dict$"),
+    "a number": (lambda m: m.text_completion(5), PromptError, "list of strings, not int$"),
+    "an array of one text": (lambda m: m.text_completion(np.array("a")), PromptError, "not ndarray$"),
     "no text": (lambda m: m.text_completion(["a", 5]), PromptError, r"prompts\[1\] is int"),
     "none": (lambda m: m.text_completion(None), PromptError, "NoneType"),
     "bytes": (lambda m: m.text_completion([b"a"]), PromptError, r"prompts\[0\] is bytes"),
@@ -621,7 +655,9 @@ def test_bad_input_is_named(llama, monkeypatch, name):
         ("temperature", math.nan, SamplingError),
         ("temperature", math.inf, SamplingError),
         ("temperature", "0", SamplingError),
-        ("top_p", 0, SamplingError),
+        ("temperature", 10**400, SamplingError),
+        ("temperature", np.True_, SamplingError),
+        ("top_p", -0.1, SamplingError),
         ("top_p", 1.1, SamplingError),
         ("top_p", math.nan, SamplingError),
         ("top_k", -1, SamplingError),
@@ -629,6 +665,7 @@ def test_bad_input_is_named(llama, monkeypatch, name):
         ("repetition_penalty", 0, SamplingError),
         ("max_gen_len", -1, SamplingError),
         ("max_gen_len", 2.0, SamplingError),
+        ("max_gen_len", np.float32(2), SamplingError),
         ("n", 0, SamplingError),
         ("n", True, SamplingError),
         ("logprobs", -1, SamplingError),
@@ -673,10 +710,152 @@ def test_bad_options_are_named(llama, call, option, value, error):
     elif option == "stop_ids" and isinstance(value, list):
         assert f"stop_ids is {value[0]!r}" in str(caught.value)
     elif option != "stop" and value != 437:
-        assert f"{option} is {value!r}" in str(caught.value)
+        assert f"{option} is {shown(value)}" in str(caught.value)
+        assert len(str(caught.value)) < 300
     else:
         assert option in str(caught.value) or "437" in str(caught.value)
     assert not llama.engine.unfinished
+
+
+NUMBERS = {
+    "numpy": (np.int64, np.float32),
+    "small numpy": (np.uint8, np.float16),
+    "arrays": (np.array, np.array),
+    "tensors": (torch.tensor, torch.tensor),
+    "fractions": (int, fractions.Fraction),
+    "decimals": (int, lambda value: decimal.Decimal(str(value))),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_any_type_are_taken(llama, kind):
+    whole, part = NUMBERS[kind]
+
+    def call(whole, part):
+        return llama.text_completion(
+            ["a", "b"],
+            part(0.75),
+            part(0.875),
+            whole(6),
+            logprobs=whole(2),
+            top_k=whole(50),
+            min_p=part(0.0),
+            repetition_penalty=part(1.25),
+            stop_ids=[whole(5)],
+            seed=whole(7),
+            n=whole(2),
+        ), llama.generate([[whole(1), whole(9)]], whole(4), part(0.0), stop_token=whole(3))
+
+    assert call(whole, part) == call(int, float)
+    assert llama.requests(["a"], part(0.75), seed=whole(7)) == llama.requests(["a"], 0.75, seed=7)
+
+
+LISTS = {
+    "a generator": lambda items: (each for each in items),
+    "map": lambda items: map(copy.copy, items),
+    "a tuple": tuple,
+    "keys": lambda items: dict.fromkeys(items).keys(),
+    "an array": np.array,
+    "an array of objects": lambda items: np.array(items, dtype=object),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_any_kind_are_taken(llama, kind):
+    """And gone through once."""
+    made = LISTS[kind]
+
+    def calls(made):
+        options = {"temperature": 0.8, "max_gen_len": 5}
+        texts = ["a", "def b"]
+        return [
+            llama.text_completion(
+                made(texts), stop=made(["zz", "yy"]), stop_ids=made([5, 6]), seed=made([1, 2]), **options
+            ),
+            llama.text_completion(made(texts), prediction=made(["x", "y"]), seed=3, **options),
+            llama.text_infilling(made(texts), made(["c", "d"]), seed=3, **options),
+            [(delta.text, delta.index) for delta in llama.stream(made(texts), seed=3, **options)],
+        ]
+
+    assert calls(made) == calls(list)
+
+
+@pytest.mark.parametrize("made", [tuple, iter, lambda dialogs: map(iter, dialogs)])
+def test_dialogs_in_lists_of_any_kind_are_taken(llama, made):
+    assert llama.chat_completion(made(DIALOGS), 0, max_gen_len=5) == llama.chat_completion(
+        DIALOGS, 0, max_gen_len=5
+    )
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        np.array,
+        torch.tensor,
+        lambda ids: [np.array(row, dtype=np.int32) for row in ids],
+        lambda ids: [torch.tensor(row) for row in ids],
+        lambda ids: (range(row[0], row[-1] + 1) for row in ids),
+        lambda ids: [array.array("l", row) for row in ids],
+        lambda ids: [map(np.uint16, row) for row in ids],
+    ],
+)
+def test_ids_of_any_integer_type_are_taken(llama, made):
+    ids = [[10, 11, 12], [40, 41, 42]]
+    assert llama.generate(made(ids), 4, 0, echo=True) == llama.generate(ids, 4, 0, echo=True)
+
+
+def test_sizes_of_a_build_may_be_numpys(tiny_checkpoint):
+    sizes = {"max_seq_len": np.int64(64), "max_batch_size": np.int16(2), "model_parallel_size": np.uint8(1)}
+    with Llama.build(tiny_checkpoint, device="cpu", seed=np.int64(3), cache_memory=2**20, **sizes) as made:
+        assert (made.model.params.max_seq_len, made.model.params.max_batch_size) == (64, 2)
+        cache_tokens = made.engine.cache_tokens
+        got = made.text_completion(["a"], max_gen_len=4)
+    with Llama.build(
+        tiny_checkpoint, None, 64, 2, device="cpu", seed=3, cache_memory=np.int64(2**20)
+    ) as made:
+        assert made.engine.cache_tokens == cache_tokens
+        assert made.text_completion(["a"], max_gen_len=4) == got
+    for name, value in {
+        "max_seq_len": np.float64(64),
+        "max_batch_size": True,
+        "model_parallel_size": 0,
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(f"{name} is {value!r}")):
+            Llama.build(tiny_checkpoint, device="cpu", **{name: value})
+
+
+def test_an_array_with_an_axis_is_no_number(llama):
+    for value in (np.ones(1), torch.ones(1), np.ones((1, 1)), torch.ones(2)):
+        with pytest.raises(SamplingError, match="temperature is "):
+            llama.text_completion(["a"], temperature=value)
+        with pytest.raises(SamplingError, match="n is "):
+            llama.text_completion(
+                ["a"], n=value.astype(int) if isinstance(value, np.ndarray) else value.int()
+            )
+
+
+def test_numbers_too_long_to_write_out_are_refused_by_their_size(llama):
+    for option in ("n", "seed", "top_k", "max_gen_len", "logprobs", "temperature"):
+        for value in (10**5000, -(10**5000)):
+            if option == "top_k" and value > 0:
+                continue  # all of the vocabulary
+            with pytest.raises(SamplingError, match=f"{option} is an integer of 16610 bits"):
+                llama.text_completion(["a"], **{option: value})
+
+
+def test_a_bad_seed_is_refused_before_anything_is_loaded(tmp_path):
+    with pytest.raises(SamplingError, match="seed is -1"):
+        Llama.build(tmp_path / "nowhere", seed=-1)
+
+
+def test_the_negative_temperature_of_the_reference_is_explained(llama):
+    with pytest.raises(SamplingError, match="the reference takes below 0 too, pass 0"):
+        llama.text_completion(["a"], temperature=-1)
+
+
+def test_top_p_0_is_greedy_as_in_the_reference(llama):
+    greedy = llama.text_completion(PROMPTS, 0, max_gen_len=8)
+    assert llama.text_completion(PROMPTS, 0.8, 0, 8) == llama.text_completion(PROMPTS, 5.0, -0.0, 8) == greedy
 
 
 def test_an_unknown_option_is_a_type_error(llama):

@@ -191,12 +191,55 @@ def test_generators_of_the_host_do_not_steer_a_seeded_result(tiny_checkpoint, ex
         alike(calls(llama), expected)
 
 
-def test_without_a_seed_equal_generators_of_the_host_give_different_results(tiny_checkpoint):
-    llama = build(tiny_checkpoint)
-    texts = []
-    for _ in range(3):
-        torch.manual_seed(0)
-        np.random.seed(0)
-        random.seed(0)
-        texts.append(llama.text_completion(["a"], 1.5, 1.0, 20)[0]["generation"])
-    assert len(set(texts)) == 3
+BAD = [{"role": "user", "content": "[INST]"}]
+UNSEEDED = {
+    "two prompts, two samples": lambda llama: llama.text_completion(["a", "b"], 1.5, 1.0, 9, n=2),
+    "ids": lambda llama: llama.generate([[1, 5]], 9, 1.5, 1.0),
+    "infilling": lambda llama: llama.text_infilling(["a"], ["b"], 1.5, 1.0, 9),
+    "chat, one refused": lambda llama: llama.chat_completion([BAD, DIALOG], 1.5, 1.0, 9),
+    "stream": lambda llama: [(delta.text, delta.finish_reason) for delta in llama.stream(["a"], 1.5, 1.0, 9)],
+    "requests": lambda llama: llama.requests(["a", "b"], 1.5, 1.0, 9),
+}
+NOTHING_DRAWN = {
+    "greedy": lambda llama: llama.text_completion(["a"], 0, max_gen_len=3),
+    "top_p 0": lambda llama: llama.text_completion(["a"], 0.8, 0.0, 3),
+    "scores": lambda llama: llama.text_completion(["a b"], max_gen_len=0, echo=True, logprobs=True),
+    "seeded": lambda llama: llama.text_completion(["a"], 0.8, max_gen_len=3, seed=5),
+}
+
+
+@pytest.mark.parametrize("call", UNSEEDED)
+@pytest.mark.parametrize("host", ["float64 default", "meta context", "inference"])
+def test_without_a_seed_a_call_draws_once_from_torch_and_repeats_with_it(call, host):
+    llama = tiny_llama()
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            before = state()
+            with HOSTS[host]():
+                results.append(UNSEEDED[call](llama))
+                again = UNSEEDED[call](llama)
+            after = state()
+            torch.manual_seed(seed)
+            for _ in range(2):
+                torch.randint(2**63 - 1, ())
+            before["torch generator"] = state()["torch generator"]
+            assert after == before
+            assert again != results[-1]
+    assert results[0] == results[1] != results[2]
+
+
+@pytest.mark.parametrize("call", NOTHING_DRAWN)
+def test_where_nothing_is_sampled_nothing_is_drawn(llama, call):
+    before = state()
+    NOTHING_DRAWN[call](llama)
+    assert state() == before
+
+
+def test_with_a_seed_of_build_nothing_is_drawn():
+    llama = tiny_llama(seed=3)
+    before = state()
+    for call in UNSEEDED.values():
+        call(llama)
+    assert state() == before

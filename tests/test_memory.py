@@ -19,6 +19,7 @@ from llama.distributed import Parallel, choose_device
 from llama.errors import ConfigError, LlamaError, OutOfMemoryError, ParallelismError
 from llama.memory import cache_bytes_per_token, free_memory, plan_cache, weight_bytes
 from llama.model import ModelArgs, Transformer
+from llama.values import shown
 
 MIB = 1 << 20
 CPU = torch.device("cpu")
@@ -209,7 +210,7 @@ _NO_TEXT = ["", "much", "9" * 300 + "GiB", "0", "0%", "150%", "-1GiB", "4 gigs",
 def test_cache_memory_that_is_none_is_refused(wanted: Any, folder: Path) -> None:
     with pytest.raises(ConfigError, match="cache_memory") as caught:
         build(folder, None, 32, 1, None, "cpu", "auto", cache_memory=wanted)
-    assert repr(wanted) in str(caught.value)
+    assert shown(wanted) in str(caught.value)
 
 
 def test_cache_memory_is_held_against_limits_and_machine() -> None:

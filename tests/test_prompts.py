@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import sentencepiece
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import public_tokenizer, tiny_tokenizer
 
+from llama.detokenizer import Detokenizer
 from llama.errors import DialogError, PromptError, UnsafeTagError, UnsupportedError
 from llama.prompts import (
     B_INST,
@@ -17,6 +18,7 @@ from llama.prompts import (
     E_INST,
     E_SYS,
     SPECIAL_TAGS,
+    Prompt,
     chat_prompt,
     completion_prompt,
     infilling_prompt,
@@ -63,7 +65,18 @@ def test_completion_is_bos_and_text_and_stops_at_eos():
     prompt = completion_prompt(tokenizer, "return x")
     assert prompt.tokens == (tokenizer.bos_id, *raw(tokenizer)("return x"))
     assert (prompt.stop_ids, prompt.start_of_text) == ({tokenizer.eos_id}, False)
-    assert completion_prompt(tokenizer, "").tokens == (tokenizer.bos_id,)
+    empty = completion_prompt(tokenizer, "")
+    assert (empty.tokens, empty.start_of_text) == ((tokenizer.bos_id,), True)
+
+
+@pytest.mark.parametrize("kind", ["plain", "infilling", "step"])
+def test_a_prompt_written_by_hand_stops_where_its_format_does(kind: str):
+    """Infilling at EOT, a 70B chat at <step>; who allows no control pieces stops at eos alone."""
+    t = tiny_tokenizer(kind)
+    ends = {t.eos_id, t.eot_id, t.step_id} - {None}
+    assert len(ends) == {"plain": 1, "infilling": 2, "step": 3}[kind]
+    assert completion_prompt(t, " <PRE> a <SUF> b <MID>", allow_control=True).stop_ids == ends
+    assert completion_prompt(t, " <PRE> a <SUF> b <MID>").stop_ids == {t.eos_id}
 
 
 def test_control_pieces_written_as_text_count_only_when_allowed():
@@ -104,6 +117,28 @@ def test_infilling_has_its_four_marks_once_and_both_parts_come_back(make, prefix
     assert t.decode(psm[2:suf]) == prefix
     assert t.decode_infilling(psm[suf + 1 : mid]) == suffix
     assert spm == [*psm[:2], *psm[suf:], *psm[2:suf]]
+
+
+def text_of(t: Tokenizer, prompt: Prompt, ids: list[int]) -> str:
+    decoder = Detokenizer(t, start_of_text=prompt.start_of_text)
+    return "".join([*map(decoder.push, ids), decoder.finish()])
+
+
+@pytest.mark.parametrize("make", both("infilling", "codellama"))
+@LAW
+@given(text=CODE, cut=st.integers(0, 4), suffix=CODE)
+def test_a_middle_as_in_training_comes_back(make, text: str, cut: int, suffix: str):
+    """In the SPM order prefix and middle were one text, in the PSM order the middle was one that goes on."""
+    t = make()
+    ids = t.encode(text, bos=False, eos=False)
+    prefix = t.decode(ids[:cut])
+    assume(t.encode(prefix, bos=False, eos=False) == ids[:cut] and text.startswith(prefix))
+    middle = text[len(prefix) :]
+    spm = infilling_prompt(t, prefix, suffix, suffix_first=True)
+    assert spm.tokens[len(spm.tokens) - len(ids[:cut]) :] == tuple(ids[:cut])
+    assert text_of(t, spm, ids[cut:]) == middle
+    psm = infilling_prompt(t, prefix, suffix)
+    assert text_of(t, psm, t.encode_infilling(middle)) == middle
 
 
 def test_infilling_names_the_pieces_that_are_absent():

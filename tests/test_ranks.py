@@ -82,6 +82,10 @@ def world(worlds: Any, request: pytest.FixtureRequest) -> World:
 def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Texts, tokens and reasons are equal; log-probabilities are close."""
     assert found["sampled"] == expected["sampled"]
+    assert found["many"] == expected["many"]
+    # Of the first rank's generator, whatever those of the others hold.
+    assert found["unseeded"] == expected["unseeded"]
+    assert found["drawn"]
     for name in ("greedy", "scored"):
         assert len(found[name]) == len(expected[name])
         for ours, theirs in zip(found[name], expected[name], strict=True):
@@ -98,6 +102,8 @@ def test_the_oracle_is_not_trivial(one: dict[str, Any]) -> None:
     greedy = [each["generation"] for each in one["greedy"]]
     assert len(set(greedy)) == len(PROMPTS)
     assert len(set(one["sampled"])) == 2 * len(PROMPTS)
+    assert len(set(one["many"])) > 11
+    assert len(set(one["unseeded"])) == 4 * len(PROMPTS)
     assert sum(len(each["tokens"]) for each in one["greedy"]) > 40
 
 

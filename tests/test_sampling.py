@@ -23,15 +23,17 @@ from llama.sampling import (
 )
 
 
-@pytest.fixture(autouse=True, params=["compiled", "numpy"], scope="module")
+@pytest.fixture(autouse=True, params=["compiled", "numpy", "torch"], scope="module")
 def way(request):
-    """Every law holds for csrc/rows.c and for what stands in where it was not built."""
+    """Every law holds for csrc/rows.c, for what stands in where it was not built, and for other devices' way."""
     if request.param == "compiled" and not native.available():
         pytest.skip("the kernels were not built, or this CPU cannot run them")
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "numpy":
+        if request.param != "compiled":
             patch.setattr(native, "fits_rows", lambda logits: False)
-        yield
+        if request.param == "torch":
+            patch.setattr(sampling, "_draw_on_cpu", sampling._draw)
+        yield request.param
 
 
 GRID = 4000
@@ -135,11 +137,16 @@ def test_temperature_zero_is_the_argmax_and_ignores_all_else():
         GREEDY,
         SamplingParams(temperature=0),
         SamplingParams(temperature=0.0, top_p=0.1, top_k=7),
+        SamplingParams(temperature=0.8, top_p=0),
+        SamplingParams(temperature=2.0, top_p=-0.0, top_k=7, min_p=0.1),
     ):
         assert params.greedy
         got = sample(logits, [params] * 50, [0.999] * 50)
         assert torch.equal(got, logits.argmax(dim=-1))
     assert sample(torch.tensor([[1.0, 2.0, 2.0]]), [GREEDY], [0.9]).tolist() == [1]
+    beside = sample(logits, [plain(top_p=0), plain()] * 25, [0.999] * 50)
+    assert torch.equal(beside[::2], logits.argmax(dim=-1)[::2])
+    assert not torch.equal(beside[1::2], logits.argmax(dim=-1)[1::2])
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-40, 1e-300, 5e-324])
@@ -317,7 +324,7 @@ def test_finite_logits_whose_sum_is_not_are_fine():
     ("name", "value"),
     [
         *[("temperature", value) for value in (-1, -1e-9, math.nan, math.inf, "1", None, True, [1.0])],
-        *[("top_p", value) for value in (0, 0.0, -0.1, 1.0001, math.nan, math.inf, "0.9", None, True)],
+        *[("top_p", value) for value in (-0.1, 1.0001, math.nan, math.inf, "0.9", None, True)],
         *[("top_k", value) for value in (-1, 1.0, math.nan, "3", None, True)],
         *[("min_p", value) for value in (-0.1, 1.1, math.nan, "0", None, False)],
         *[("repetition_penalty", value) for value in (0, -1.0, math.nan, math.inf, "1", None, True)],
@@ -330,7 +337,7 @@ def test_bad_parameters_are_named_with_their_value(name, value):
 
 
 def test_the_borders_of_the_parameters_are_allowed():
-    SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, repetition_penalty=5e-324)
+    SamplingParams(temperature=0, top_p=0, top_k=0, min_p=0, repetition_penalty=5e-324)
     SamplingParams(temperature=5e-324, top_p=5e-324, top_k=10**9, min_p=1, repetition_penalty=1e300)
 
 
@@ -349,8 +356,10 @@ def test_parameters_are_frozen():
     st.sampled_from([0.0, 0.01, 0.3]),
     st.sampled_from([0.5, 3.0, 12.0]),
 )
-def test_a_cpu_draws_what_other_devices_draw(seed, vocab, temperature, top_p, top_k, min_p, spread):
+def test_a_cpu_draws_what_other_devices_draw(way, seed, vocab, temperature, top_p, top_k, min_p, spread):
     """csrc/rows.c or numpy on a CPU, torch elsewhere: the same ids, but where the number lies on a boundary."""
+    if way == "torch":
+        pytest.skip("that is the other")
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(16, vocab, generator=generator)
     uniforms = torch.rand(16, generator=generator, dtype=torch.float64).tolist()

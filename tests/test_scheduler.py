@@ -15,7 +15,7 @@ from llama.engine.blocks import Blocks
 from llama.engine.prefixes import Prefixes
 from llama.engine.request import FinishReason, Request, Sequence, TokenScore
 from llama.engine.scheduler import Limits, Scheduler
-from llama.errors import OutOfMemoryError, RequestError
+from llama.errors import OutOfMemoryError
 from llama.sampling import GREEDY
 
 _IMPORT_WITHOUT_TORCH = """
@@ -89,10 +89,11 @@ class Loop:
             if sequence.pending:
                 continue
             forks = [
-                self.sequence(sequence.request_id, sequence.request, 0, j) for j in range(1, sequence.places)
+                self.sequence(sequence.request_id, sequence.request, 0, sequence.sample + j)
+                for j in range(1, sequence.places)
             ]
             for fork in forks:
-                fork.computed, fork.forked, fork.cache = sequence.computed, True, Cache(sequence.computed)
+                fork.computed, fork.cache = sequence.computed, Cache(sequence.computed)
             if forks:
                 scheduler.fork(sequence, forks)
             for sample in (sequence, *forks):
@@ -104,7 +105,7 @@ class Loop:
                     scheduler.retire(sample)
         return [(sequence.request_id, sequence.sample, count) for sequence, count in plan]
 
-    def sequence(self, request_id, request, queued, sample=0):
+    def sequence(self, request_id, request, queued, sample):
         return Sequence(request_id, request, sample, Cache(), None, list(request.prompt))
 
     def check(self, plan):
@@ -154,9 +155,9 @@ def test_every_request_finishes_in_its_turn_within_the_limits(
     scheduler, blocks = loop.scheduler, loop.blocks
     for step in range(2000):
         for i, (arrival, each, cancel) in enumerate(rows):
-            if arrival == step and (each.n > batch or each.n * blocks.of(each.longest) > blocks.total):
+            if arrival == step and blocks.of(each.longest) > blocks.total:
                 refused.add(i)
-                with pytest.raises((RequestError, OutOfMemoryError)):
+                with pytest.raises(OutOfMemoryError):
                     scheduler.add(i, each)
             elif arrival == step:
                 scheduler.add(i, each)
@@ -282,12 +283,57 @@ def test_samples_do_not_wait_for_the_prefill_of_later_requests():
 
 def test_what_can_never_fit_is_refused_with_the_numbers():
     scheduler = Loop(2, 50, 10).scheduler
-    with pytest.raises(RequestError, match="n is 3, but max_batch_size is 2"):
-        scheduler.add(0, request(n=3))
-    with pytest.raises(OutOfMemoryError, match=r"grow to 52 tokens.* room for 50"):
-        scheduler.add(0, request(prompt=20, new=6, n=2))
-    scheduler.add(0, request(prompt=20, new=5, n=2))
+    with pytest.raises(OutOfMemoryError, match=r"grow to 51 tokens.* room for 50"):
+        scheduler.add(0, request(prompt=45, new=6))
+    scheduler.add(0, request(prompt=45, new=5, n=2))
     assert scheduler.plan()
+
+
+@pytest.mark.parametrize(("batch", "room", "together"), [(2, 1000, 2), (3, 1000, 3), (9, 26, 2), (9, 15, 1)])
+def test_samples_that_do_not_run_together_follow_one_another_before_the_next_request(batch, room, together):
+    """As many as batch and cache hold; whoever came later waits for the last of them to begin."""
+    loop = Loop(batch, room, reuse=False)
+    assert loop.scheduler.together(request(8, 4, n=7)) == together
+    loop.scheduler.add(0, request(8, 4, n=7))
+    loop.scheduler.add(1, request(8, 4))
+    plans = []
+    while loop.scheduler.active:
+        plans.append(loop.step())
+        assert len(plans) < 100
+    first = [(number, sample) for plan in plans for number, sample, count in plan if count == 8]
+    assert first == [*((0, sample) for sample in range(0, 7, together)), (1, 0)]
+    assert sorted(loop.finished) == [*((0, sample) for sample in range(7)), (1, 0)]
+    assert max(len(plan) for plan in plans) <= together
+
+
+def test_who_is_put_back_and_begins_again_brings_no_sample_twice():
+    loop = Loop(2, 1000, 4, reuse=False)
+    loop.scheduler.add(0, request(8, 2, n=3))
+    loop.step()
+    loop.scheduler.pause(0)
+    loop.scheduler.add(1, request(8, 2, n=2))
+    loop.step()
+    assert [sequence.request_id for sequence in loop.scheduler.running] == [1]
+    loop.scheduler.resume(0)
+    while loop.scheduler.active:
+        loop.step()
+    assert loop.finished == [(1, 0), (1, 1), (0, 0), (0, 1), (0, 2)]
+
+
+def test_samples_that_wait_for_others_of_their_request_can_be_paused_and_cancelled():
+    loop = Loop(2, 1000, reuse=False)
+    loop.scheduler.add(0, request(8, 4, n=5))
+    loop.step()
+    loop.scheduler.pause(0)
+    assert not loop.scheduler.active
+    loop.scheduler.resume(0)
+    while not loop.finished:
+        loop.step()
+    loop.step()
+    gone = loop.scheduler.cancel(0)
+    assert [sequence.sample for sequence in gone] == [4, 2, 3]
+    assert not loop.scheduler.active
+    assert loop.scheduler.waiting == loop.blocks.used == 0
 
 
 def test_cancel_of_the_unknown_is_fine():

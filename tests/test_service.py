@@ -236,8 +236,8 @@ def test_a_request_that_add_refuses_is_refused_on_all_ranks(monkeypatch):
     async def main():
         async with AsyncEngine(engines[0]) as front:
             monkeypatch.undo()
-            with pytest.raises(RequestError, match="n is 9"):
-                await front.complete(Request((1,), 3, GREEDY, n=9))
+            with pytest.raises(RequestError, match="max_new_tokens is -3"):
+                await front.complete(Request((1,), -3, GREEDY))
             assert await collect(front, ask(5, 6)) == alone(ask(5, 6))
 
     monkeypatch.setattr(AsyncEngine, "stream", lambda self, request: self._read(request))

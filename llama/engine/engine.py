@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -126,7 +126,7 @@ class Engine:
         """Raise what `add` would raise, without queueing anything.
 
         Raises:
-            RequestError, OutOfMemoryError: see `Scheduler.check`.
+            OutOfMemoryError: see `Scheduler.check`.
             PromptError: an empty prompt, or ids outside the vocabulary, there or in the prediction.
             PromptTooLongError: a prompt that leaves no room below max_seq_len.
             RequestError: more alternatives than the vocabulary has ids.
@@ -198,9 +198,13 @@ class Engine:
         """Positions that all caches may hold together."""
         return self.blocks.total * self.blocks.size
 
-    def fitting(self, positions: int) -> int:
-        """Sequences of so many positions that the cache holds at once."""
-        return self.blocks.total // self.blocks.of(max(1, positions))
+    def waves(self, request: Request) -> list[Request]:
+        """A request as requests of no more samples than run at the same time, which give the same samples."""
+        together = self.scheduler.together(request)
+        return [
+            replace(request, n=min(together, request.n - first), first_sample=request.first_sample + first)
+            for first in range(0, request.n, together)
+        ]
 
     @property
     def unfinished(self) -> bool:
@@ -290,14 +294,14 @@ class Engine:
         return sequence
 
     def _forks(self, sequence: Sequence, count: int) -> list[Sequence]:
-        """The further samples of a request whose prefill ends with these tokens; none later on."""
+        """The further samples of a wave whose prefill ends with these tokens; none later on."""
         forks = []
-        for sample in range(1, sequence.places):
+        for sample in range(sequence.sample + 1, sequence.sample + sequence.places):
             fork = self._sequence(sequence.request_id, sequence.request, sequence.times.queued, sample)
             fork.cache = sequence.cache.fork()
             fork.computed = sequence.computed + count
             fork.prompt_scores = list(sequence.prompt_scores)
-            fork.forked, fork.reused, fork.times.begun = True, sequence.reused, sequence.times.begun
+            fork.reused, fork.times.begun = sequence.reused, sequence.times.begun
             fork.stale = sequence.stale
             forks.append(fork)
         return forks

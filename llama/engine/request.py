@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import RequestError
+from ..printable import shown
+from ..values import integer, rows
 
 if TYPE_CHECKING:
     from ..cache import KVCache
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Counts", "Delta", "FinishReason", "Plan", "Request", "Sequence", "Times", "TokenScore"]
 
+# Of a request, and the least that each may be.
+_INTEGERS = {"max_new_tokens": 0, "n": 1, "top": 0, "seed": 0, "first_sample": 0}
 # Random numbers of a sequence are made this many at a time.
 _DRAWS = 16
 
@@ -50,14 +54,14 @@ class Request:
     """One prompt and how to continue it.
 
     prompt: ids, at least one. max_new_tokens: may be 0, to score the prompt only. stop_ids end a
-    sequence and are not part of it; stop strings likewise, in its text. n: samples that share one
-    prefill; sample j draws from the generator of (seed, first_sample + j). start_of_text: the text
-    begins at its first token, so that one's dummy space is dropped. top: alternatives wanted with
-    each score. score_prompt: whether scores of the prompt's tokens are wanted. row: the prompt's place
-    in its call, for errors. speculate: whether tokens may be drafted and verified several at a time;
-    the result is the same. prediction: ids that the output is likely to repeat, to draft from. live:
-    somebody reads its tokens as they come, so that while it decodes prompts are prefilled in small
-    chunks.
+    sequence and are not part of it; stop strings likewise, in its text. n: samples; as many as batch and
+    cache hold together share one prefill, the others follow; sample j draws from the generator of
+    (seed, first_sample + j). start_of_text: the text begins at its first token, so that one's dummy space
+    is dropped. top: alternatives wanted with each score. score_prompt: whether scores of the prompt's
+    tokens are wanted. row: the prompt's place in its call, for errors. speculate: whether tokens may be
+    drafted and verified several at a time; the result is the same. prediction: ids that the output is
+    likely to repeat, to draft from. live: somebody reads its tokens as they come, so that while it decodes
+    prompts are prefilled in small chunks. Integers and ids of other types, as numpy's, become Python's own.
     """
 
     prompt: tuple[int, ...]
@@ -76,16 +80,30 @@ class Request:
     prediction: tuple[int, ...] = ()
     live: bool = True
 
+    def __post_init__(self) -> None:
+        # What is no number or no id stays as it is, for `check` to refuse.
+        for name in (*_INTEGERS, "row"):
+            number = integer(getattr(self, name))
+            if number is not None:
+                object.__setattr__(self, name, number)
+        for name, kind in (("prompt", tuple), ("prediction", tuple), ("stop_ids", frozenset)):
+            ids = getattr(self, name)
+            if not isinstance(ids, kind) or set(map(type, ids)) - {int}:
+                found = list(ids) if isinstance(ids, set | frozenset) else rows(ids)
+                if found is not None:
+                    plain = [token if (index := integer(token)) is None else index for token in found]
+                    object.__setattr__(self, name, kind(plain))
+
     def check(self) -> None:
         """Refuse values that no step could run.
 
         Raises:
             RequestError: a number out of its range, ids that are no integers, stop strings that are empty.
         """
-        for name, least in (("max_new_tokens", 0), ("n", 1), ("top", 0), ("seed", 0), ("first_sample", 0)):
+        for name, least in _INTEGERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise RequestError(f"{name} is {value!r}; it must be an integer of at least {least}")
+                raise RequestError(f"{name} is {shown(value)}; it must be an integer of at least {least}")
         for name in ("prompt", "prediction", "stop_ids", "stop"):
             value = getattr(self, name)
             if isinstance(value, str | bytes) or not isinstance(value, Collection):
@@ -144,9 +162,10 @@ class Times:
 class Sequence:
     """One sample of a request under way: `tokens[:computed]` are in its cache.
 
-    Until the prompt is prefilled, sample 0 stands for all n of them (`forked` is false) and takes their
-    places and their memory. blocks: what each of them holds; 0 while it does not run. draft: what the
-    step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
+    places: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for all
+    of them and takes their places and their memory; afterwards each has its own. rest: further samples of the
+    request, which wait until these have begun. blocks: what each place holds; 0 while it does not run. draft: what
+    the step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
     `shared` tokens of this one, which waits for them. stale: the model was changed since it began, so that what is
     in its cache is for nobody else.
     """
@@ -164,7 +183,8 @@ class Sequence:
     finish_reason: FinishReason | None = None
     times: Times = field(default_factory=Times)
     reused: int = 0
-    forked: bool = False
+    places: int = 1
+    rest: int = 0
     blocks: int = 0
     drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
@@ -173,7 +193,6 @@ class Sequence:
     stale: bool = False
 
     def __post_init__(self) -> None:
-        self.forked = self.forked or self.request.n == 1
         self._generator: np.random.Generator | None = None
         self._uniforms: list[float] = []
 
@@ -186,11 +205,6 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not seen yet: one in decode, more in prefill."""
         return len(self.tokens) - self.computed
-
-    @property
-    def places(self) -> int:
-        """Of the batch: one for itself, or one for each sample it stands for."""
-        return 1 if self.forked else self.request.n
 
     @property
     def output(self) -> list[int]:

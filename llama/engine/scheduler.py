@@ -3,7 +3,8 @@
 First come, first served: of two requests the one with the smaller id is the older. A request begins when
 places and memory are there for its prompt; memory for what it generates is taken as it grows. Where none
 is free, retained prefixes go first, then paused sequences, then the youngest: it is put back to where it
-stood in the queue. The oldest never gives way, and alone it always fits: so there is no deadlock.
+stood in the queue. A request of more samples than run together begins with as many as do; the others wait where
+it stood. The oldest never gives way, and alone it always fits: so there is no deadlock.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..errors import OutOfMemoryError, RequestError
+from ..errors import OutOfMemoryError
 from .blocks import Blocks
 from .prefixes import Prefixes
 from .request import Plan, Request, Sequence
@@ -57,7 +58,7 @@ class Scheduler:
         limits: see there.
         blocks: the account of the memory of all caches.
         prefixes: what can be reused; None switches reuse off.
-        new_sequence: (request id, request, time of arrival) -> sample 0.
+        new_sequence: (request id, request, time of arrival, number of the sample) -> a sample by itself.
         changed: see `Room`. Asked at most once a step, and only where a sequence begins.
     """
 
@@ -66,7 +67,7 @@ class Scheduler:
         limits: Limits,
         blocks: Blocks,
         prefixes: Prefixes | None,
-        new_sequence: Callable[[int, Request, float], Sequence],
+        new_sequence: Callable[[int, Request, float, int], Sequence],
         changed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.limits, self.blocks, self.prefixes = limits, blocks, prefixes
@@ -88,17 +89,18 @@ class Scheduler:
         """Refuse what can never run.
 
         Raises:
-            RequestError: more samples than max_batch_size.
-            OutOfMemoryError: more positions than the cache could hold if it were alone.
+            OutOfMemoryError: a sample of more positions than the cache could hold if it were alone.
         """
-        if request.n > self.limits.max_batch_size:
-            raise RequestError(f"n is {request.n}, but max_batch_size is {self.limits.max_batch_size}")
-        if request.n * self.blocks.of(request.longest) > self.blocks.total:
+        if self.blocks.of(request.longest) > self.blocks.total:
             raise OutOfMemoryError(
-                f"the request can grow to {request.n * request.longest} tokens, but the cache has room for"
-                f" {self.blocks.total * self.blocks.size}; ask for fewer samples or a smaller max_gen_len, or free"
-                " memory"
+                f"the request can grow to {request.longest} tokens, but the cache has room for"
+                f" {self.blocks.total * self.blocks.size}; ask for a smaller max_gen_len, or free memory"
             )
+
+    def together(self, request: Request) -> int:
+        """Samples of a request that may run at the same time: as many as batch and cache hold."""
+        fitting = self.blocks.total // self.blocks.of(request.longest)
+        return min(request.n, self.limits.max_batch_size, fitting)
 
     def add(self, request_id: int, request: Request, queued: float = 0.0) -> None:
         """Queue a request. Raises what `check` raises."""
@@ -144,7 +146,9 @@ class Scheduler:
         self._paused.discard(request_id)
         arrival = self._parked_arrivals.pop(request_id, None)
         if arrival is not None:
-            bisect.insort(self._returned, self._begun(request_id, arrival), key=_age)
+            bisect.insort(
+                self._returned, self._wave(request_id, arrival.request, arrival.queued, 0), key=_age
+            )
         for sequence in [s for s in self._parked if s.request_id == request_id]:
             self._parked.remove(sequence)
             bisect.insort(self._returned, sequence, key=_age)
@@ -157,7 +161,7 @@ class Scheduler:
     def fork(self, sequence: Sequence, forks: list[Sequence]) -> None:
         """A prefilled sequence stands for itself from now on; its forks take places and memory it held."""
         assert sequence.places == 1 + len(forks)
-        sequence.forked = True
+        sequence.places = 1
         for fork in forks:
             fork.blocks = sequence.blocks
             bisect.insort(self.running, fork, key=_age)
@@ -201,7 +205,7 @@ class Scheduler:
             return plan
         most = min(MOST, self.limits.draft_tokens // len(decodes) - 1)
         for i, sequence in enumerate(decodes):
-            if sequence.drafter is None or not sequence.forked:
+            if sequence.drafter is None or sequence.places > 1:
                 continue
             request = sequence.request
             count = min(most, left, request.max_new_tokens - sequence.generated - 1)
@@ -219,13 +223,18 @@ class Scheduler:
         if first is None:
             return None
         # Made once it is looked at, so that a long queue is nothing but its requests.
-        sequence = self._begun(first, self._arrived[first])
+        sequence = self._wave(first, self._arrived[first].request, self._arrived[first].queued, 0)
         del self._arrived[first]
         self._returned.insert(0, sequence)
         return sequence
 
-    def _begun(self, request_id: int, arrival: _Arrival) -> Sequence:
-        return self._new_sequence(request_id, arrival.request, arrival.queued)
+    def _wave(self, request_id: int, request: Request, queued: float, first: int) -> Sequence:
+        """The next samples of a request that run together, as the first of them."""
+        sequence = self._new_sequence(request_id, request, queued, first)
+        left = request.n - first
+        sequence.places = min(left, self.together(request))
+        sequence.rest = left - sequence.places
+        return sequence
 
     def _begin(self, sequence: Sequence) -> bool:
         """Give the head of the queue its places and memory, if they are there, and what it can reuse."""
@@ -244,6 +253,12 @@ class Scheduler:
         self._returned.remove(sequence)
         bisect.insort(self.running, sequence, key=_age)
         self.room.begin(sequence, need // sequence.places)
+        if sequence.rest:
+            request, queued = sequence.request, sequence.times.queued
+            following = self._wave(sequence.request_id, request, queued, request.n - sequence.rest)
+            # Once: who is put back begins a second time.
+            sequence.rest = 0
+            bisect.insort(self._returned, following, key=_age)
         return True
 
     # ---- memory ----------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ importlib.import_module(sys.argv[2])
 """
 
 
-_TORCH_FREE = ["errors", "tokenizer", "detokenizer", "prompts"]
+_TORCH_FREE = ["errors", "values", "tokenizer", "detokenizer", "prompts"]
 _TORCH_FREE += [
     f"engine.{name}" for name in ("request", "scheduler", "blocks", "prefixes", "room", "speculation")
 ]

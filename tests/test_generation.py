@@ -31,8 +31,8 @@ from llama.errors import (
     UnsupportedError,
 )
 from llama.generation import UNSAFE_ERROR
+from llama.printable import shown
 from llama.prompts import Prompt, chat_prompt, completion_prompt, infilling_prompt
-from llama.values import shown
 
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [

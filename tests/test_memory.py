@@ -19,7 +19,7 @@ from llama.distributed import Parallel, choose_device
 from llama.errors import ConfigError, LlamaError, OutOfMemoryError, ParallelismError
 from llama.memory import cache_bytes_per_token, free_memory, plan_cache, weight_bytes
 from llama.model import ModelArgs, Transformer
-from llama.values import shown
+from llama.printable import shown
 
 MIB = 1 << 20
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from typing import TypedDict, TypeVar
 import numpy as np
 
 from .engine import Counts, Delta, Request, Times, TokenScore
+from .engine.request import stop_problem
 from .errors import LlamaError, PromptError, PromptTooLongError, RequestError, SamplingError
 from .prompts import Message, Prompt
 from .sampling import SamplingParams
@@ -29,11 +30,15 @@ __all__ = [
     "StreamDelta",
     "alternatives",
     "check_integer",
+    "check_length",
     "id_lists",
     "naming",
     "numbered",
     "text_list",
 ]
+
+# Samples of a prompt in one call.
+MOST_SAMPLES = 4096
 
 Logprobs = bool | int
 TopLogprobs = list[dict[str, float]]
@@ -142,6 +147,21 @@ def alternatives(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> TopLogpr
 NOTHING = Output((), [], "", [], [], "error")
 
 
+def check_length(tokenizer: Tokenizer, max_seq_len: int, *texts: object) -> None:
+    """Refuse texts whose ids can never fit, by their length alone: encoding a long text takes long.
+
+    Raises:
+        PromptTooLongError: with the numbers.
+    """
+    characters = sum(len(text) for text in texts if isinstance(text, str))
+    least = tokenizer.fewest_ids(characters)
+    if least > max_seq_len:
+        raise PromptTooLongError(
+            f"the text has {characters:,} characters, which make at least {least:,} tokens, but max_seq_len is"
+            f" {max_seq_len:,} for prompt and generation together; shorten it, or build with a larger max_seq_len"
+        )
+
+
 def numbered(make: Callable[[_Item], _Made], items: Sequence[_Item]) -> list[_Made]:
     """make(item) of each item; an error names the item's place in the call."""
     made = []
@@ -205,6 +225,11 @@ class Options:
         if self.max_gen_len is not None:
             check_integer("max_gen_len", self.max_gen_len, 0)
         check_integer("n", self.n, 1)
+        if self.n > MOST_SAMPLES:
+            raise SamplingError(
+                f"n is {self.n}; {MOST_SAMPLES} samples of a prompt are the most, since a call keeps all of them until"
+                " it returns; ask in several calls, each with a seed of its own"
+            )
         if not isinstance(self.logprobs, bool):
             check_integer("logprobs", self.logprobs, 0)
         for name in ("stop", "stop_ids"):
@@ -212,8 +237,8 @@ class Options:
                 raise SamplingError(f"{name} is {getattr(self, name)!r}; it must be a list")
         self.stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         self.stop_ids = tuple(self.stop_ids)
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise SamplingError(f"stop is {self.stop!r}; it must hold strings that are not empty")
+        if problem := stop_problem(self.stop):
+            raise SamplingError(problem)
         for token in self.stop_ids:
             check_integer("stop_ids", token, 0)
         if not isinstance(self.speculate, bool):

@@ -72,12 +72,18 @@ class Scheduler:
         self.running: list[Sequence] = []  # the oldest first
         self.preemptions = 0
         self._new_sequence = new_sequence
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all requests, running ones and what is retained included, in whatever state they are."""
+        self.running = []
         self._arrived: OrderedDict[int, _Arrival] = OrderedDict()
         # Put back, and waiting like the arrivals; and what waits for its caller to resume it.
         self._returned: list[Sequence] = []
         self._parked: list[Sequence] = []
         self._parked_arrivals: dict[int, _Arrival] = {}
         self._paused: set[int] = set()
+        self.room.clear()
 
     # ---- requests come and go --------------------------------------------------------------------
 
@@ -101,6 +107,10 @@ class Scheduler:
         """Queue a request. Raises what `check` raises."""
         self.check(request)
         self._arrived[request_id] = _Arrival(request, queued)
+
+    def add_begun(self, sequence: Sequence) -> None:
+        """Queue a sequence that has begun, with nothing computed."""
+        bisect.insort(self._returned, sequence, key=_age)
 
     @property
     def waiting(self) -> int:

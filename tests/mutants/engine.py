@@ -67,7 +67,9 @@ MUTANTS = [
         name="strangers are heard one after the other",
         file="llama/engine/greeting.py",
         old="        line.setblocking(False)\n        if len(self.callers)",
-        new="        line.settimeout(5.0)\n        line.recv(36, socket.MSG_PEEK | socket.MSG_WAITALL)\n        if len(self.callers)",
+        new="        line.settimeout(5.0)\n"
+        "        line.recv(36, socket.MSG_PEEK | socket.MSG_WAITALL)\n"
+        "        if len(self.callers)",
         tests=(f"{_SERVICE}::test_strangers_keep_no_rank_waiting",),
     ),
     Mutant(

@@ -393,7 +393,7 @@ def test_more_alternatives_than_ids_are_refused(alternatives):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_that_are_not_finite_are_named_and_the_engine_lives_on(dtype):
     made = tiny_model(dtype=dtype)
-    engine = Engine(made, TOKENIZER)
+    engine = Engine(made, TOKENIZER, block=4)
     first = engine.add(ask(8, 10))
     engine.step()
     second = engine.add(ask(9, 10))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_llama import tiny_model
+from tiny_llama import tiny_llama, tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
 import llama
@@ -34,6 +34,7 @@ FILES = {
             for each in (
                 "blocks",
                 "engine",
+                "enter",
                 "live",
                 "prefixes",
                 "request",
@@ -195,3 +196,31 @@ def test_an_interrupt_anywhere_in_one_call_takes_nothing_from_another(call, stri
     # The law says little if nothing was ever struck in the middle of a change, or nobody had to give way.
     assert len(settled) > 5
     assert made.engine.scheduler.preemptions > 0 or call is left_early
+
+
+def test_what_was_entered_just_before_an_interrupt_is_read(monkeypatch):
+    """It strikes behind the last text of a stream that another call steps, before anybody was told of it."""
+    made = tiny_llama()
+    options = {"temperature": 0, "max_gen_len": 2, "stop_ids": []}
+    expected = texts(made.stream(["def return"], **options))
+    stream, found = made.stream(["def return"], **options), {}
+    texts(itertools.islice(stream, 1), found)
+
+    def struck(sequence):
+        assert sequence.finish_reason is not None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made.engine.scheduler, "retire", struck)
+        with pytest.raises(KeyboardInterrupt):
+            made.text_completion(["class"], temperature=0, max_gen_len=30)
+    steps = counted(made.engine.scheduler, "plan")
+
+    def plan():
+        assert len(steps) < HANGS, "the stream never ends"
+        return counting()
+
+    counting = made.engine.scheduler.plan
+    made.engine.scheduler.plan = plan
+    assert texts(stream, found) == expected
+    clean(made.engine)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import time
 import weakref
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from ..detokenizer import Detokenizer
-from ..errors import NumericsError, PromptError, PromptTooLongError, RequestError
+from ..errors import NumericsError
 from ..model import ModelArgs, Transformer
-from ..sampling import SamplingParams
 from ..tokenizer import Tokenizer
 from .blocks import BLOCK, Blocks
+from .checks import check_request
+from .enter import end, enter
 from .live import Feed, Live
 from .prefixes import Prefixes
 from .request import Delta, Entry, FinishReason, Plan, Request, Sequence, Times
@@ -134,45 +135,8 @@ class Engine:
             RequestError: more alternatives or stop ids than the vocabulary has ids, a prediction longer than
                 max_seq_len.
         """
-        self._check_sizes(request)
-        request.check()
-        if not isinstance(request.sampling, SamplingParams):
-            raise RequestError(f"sampling is {request.sampling!r}; it must be SamplingParams")
-        length, limit, vocab = len(request.prompt), self.model.params.max_seq_len, self.model.vocab_size
-        if length == 0:
-            raise PromptError("the prompt has no tokens; begin it with bos, as the prompt functions do")
-        for name, ids in (("prompt", request.prompt), ("prediction", request.prediction)):
-            if ids and not 0 <= min(ids) <= max(ids) < vocab:
-                outside = next(token for token in ids if not 0 <= token < vocab)
-                raise PromptError(
-                    f"the {name} holds id {outside}, but the vocabulary has ids 0 to {vocab - 1}"
-                )
-        if request.top > vocab:
-            raise RequestError(
-                f"{request.top} alternatives were asked for, but the vocabulary has {vocab} ids"
-            )
-        if length + request.max_new_tokens > limit:
-            raise PromptTooLongError(
-                f"the prompt has {length} tokens and {request.max_new_tokens} more were asked for, but max_seq_len"
-                f" is {limit}; shorten it, or build with a larger max_seq_len"
-            )
+        check_request(request, self.model.params.max_seq_len, self.model.vocab_size)
         self.scheduler.check(request)
-
-    def _check_sizes(self, request: Request) -> None:
-        """Refuse what is too large to be looked at one by one, here and on other ranks."""
-        limit, vocab = self.model.params.max_seq_len, self.model.vocab_size
-        if isinstance(request.prompt, Sized) and len(request.prompt) > limit:
-            raise PromptTooLongError(
-                f"the prompt has {len(request.prompt):,} tokens, but max_seq_len is {limit:,}; shorten it, or build"
-                " with a larger max_seq_len"
-            )
-        if isinstance(request.prediction, Sized) and len(request.prediction) > limit:
-            raise RequestError(
-                f"the prediction has {len(request.prediction):,} tokens, but max_seq_len is {limit:,}; give the part"
-                " that the output is likely to repeat"
-            )
-        if isinstance(request.stop_ids, Sized) and len(request.stop_ids) > vocab:
-            raise RequestError(f"{len(request.stop_ids):,} stop ids, but the vocabulary has {vocab:,} ids")
 
     def add(self, request: Request, feed: Feed | None = None) -> int:
         """Queue a request -> its id. Raises what `check` raises.
@@ -192,7 +156,7 @@ class Engine:
             live.begin()
             live.samples = [self._sequence(live, sample) for sample in range(request.n)]
             for sample in live.samples:
-                self._end(sample, "", len(sample.tokens), FinishReason.LENGTH, live.queued)
+                end(sample, "", len(sample.tokens), FinishReason.LENGTH, live.queued)
             live.tell()
             return request_id
         self._torn = True
@@ -365,66 +329,16 @@ class Engine:
             self.scheduler.fork(sequence, turn.samples[1:])
         feed, ended = live.feed(), False
         for each, drawn in zip(turn.samples, turn.drawn, strict=True):
-            ended |= self._advance(each, drawn, now)
+            if enter(each, drawn, now):
+                ended = True
+                # The record outlives the step, its memory does not, or only as a prefix for others.
+                self.scheduler.retire(each)
+            else:
+                self.scheduler.room.grown(each)
             if feed is not None:
                 feed.news.append(each)
         if ended and all(each.finish_reason is not None for each in live.samples):
             del self._live[live.request_id]
-
-    def _advance(self, sequence: Sequence, drawn: list[Drawn], now: float) -> bool:
-        """Append what was decided, up to the first token that is not as drafted, or to the end -> whether that."""
-        draft, sequence.draft = sequence.draft, []
-        text, accepted = "", 0
-        kept, reason = len(sequence.tokens), None if drawn else FinishReason.LENGTH
-        for i, each in enumerate(drawn):
-            piece, kept, reason = self._append(sequence, each)
-            text += piece
-            if reason is not None or i == len(draft) or each.token != draft[i]:
-                break
-            accepted += 1
-        if drawn and sequence.times.first_token is None:
-            sequence.times.first_token = now
-        if accepted < len(draft):
-            sequence.computed -= len(draft) - accepted
-            sequence.cache.truncate(sequence.computed)
-        if sequence.drafter is not None:
-            sequence.drafter.judge(len(draft), accepted)
-        if reason is not None:
-            self._end(sequence, text, kept, reason, now)
-            return True
-        sequence.entered.append(Entry(text, kept))
-        self.scheduler.room.grown(sequence)
-        return False
-
-    def _append(self, sequence: Sequence, drawn: Drawn) -> tuple[str, int, FinishReason | None]:
-        """Append a token -> the text it makes safe to show, the tokens that count, and whether it was the last."""
-        request, detokenizer = sequence.request, sequence.detokenizer
-        text = ""
-        reason: FinishReason | None = None
-        if drawn.token in request.stop_ids:
-            reason = FinishReason.STOP
-        else:
-            sequence.tokens.append(drawn.token)
-            sequence.scores.append(drawn.score.best(request.top))
-            text = detokenizer.push(drawn.token)
-            if sequence.generated == request.max_new_tokens:
-                reason = FinishReason.LENGTH
-        if reason is not None and detokenizer.stopped is None:
-            text += detokenizer.finish()
-        if detokenizer.stopped is not None:
-            return text, len(request.prompt) + detokenizer.kept_tokens, FinishReason.STOP_SEQUENCE
-        return text, len(sequence.tokens), reason
-
-    def _end(self, sequence: Sequence, text: str, kept: int, reason: FinishReason, now: float) -> None:
-        sequence.times.ended = now
-        sequence.entered.append(Entry(text, kept, reason))
-        # Cut only now: what was entered before this step may have to be found again.
-        del sequence.tokens[kept:], sequence.scores[kept - len(sequence.request.prompt) :]
-        sequence.finish_reason = reason
-        sequence.drafter = None  # its index is larger than the record
-        if sequence.blocks:
-            # The record outlives the step, its memory does not, or only as a prefix for others.
-            self.scheduler.retire(sequence)
 
     # ---- what was interrupted or failed ----------------------------------------------------------
 

@@ -30,7 +30,7 @@ MUTANTS = [
         file="llama/engine/engine.py",
         old="            live.tell()\n            left = False\n",
         new="            left = False\n",
-        tests=_INTERRUPTS,
+        tests=("tests/test_interrupts.py::test_what_was_entered_just_before_an_interrupt_is_read",),
     ),
     Mutant(
         name="an interrupt leaves the turn taken",

@@ -12,6 +12,7 @@ import torch
 
 from .distributed import Parallel
 from .engine import Counts, Delta, Request, Times, TokenScore
+from .engine.request import MOST_SAMPLES, stop_problem
 from .errors import LlamaError, PromptError, PromptTooLongError, RequestError, SamplingError
 from .printable import shown
 from .prompts import Message, Prompt
@@ -32,6 +33,7 @@ __all__ = [
     "StreamDelta",
     "alternatives",
     "check_integer",
+    "check_length",
     "check_seed",
     "id_lists",
     "listed",
@@ -171,6 +173,21 @@ def alternatives(tokenizer: Tokenizer, scores: Sequence[TokenScore]) -> TopLogpr
 NOTHING = Output((), [], "", [], [], "error")
 
 
+def check_length(tokenizer: Tokenizer, max_seq_len: int, *texts: object) -> None:
+    """Refuse texts whose ids can never fit, by their length alone: encoding a long text takes long.
+
+    Raises:
+        PromptTooLongError: with the numbers.
+    """
+    characters = sum(len(text) for text in texts if isinstance(text, str))
+    least = tokenizer.fewest_ids(characters)
+    if least > max_seq_len:
+        raise PromptTooLongError(
+            f"the text has {characters:,} characters, which make at least {least:,} tokens, but max_seq_len is"
+            f" {max_seq_len:,} for prompt and generation together; shorten it, or build with a larger max_seq_len"
+        )
+
+
 def numbered(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
     """make(item) of each item; an error names the item's place in the call."""
     made = []
@@ -236,14 +253,18 @@ class Options:
         if self.max_gen_len is not None:
             self.max_gen_len = check_integer("max_gen_len", self.max_gen_len, 0)
         self.n = check_integer("n", self.n, 1)
+        if self.n > MOST_SAMPLES:
+            raise SamplingError(
+                f"n is {self.n}; {MOST_SAMPLES} samples of a prompt are the most, since a call keeps all of them until"
+                " it returns; ask in several calls, each with a seed of its own"
+            )
         scored = flag(self.logprobs)
         self.logprobs = check_integer("logprobs", self.logprobs, 0) if scored is None else scored
         stop = [self.stop] if isinstance(self.stop, str) else rows(self.stop)
-        if stop is None or not all(isinstance(text, str) and text for text in stop):
-            raise SamplingError(
-                f"stop is {shown(self.stop if stop is None else stop)}; it must be a string or a list of strings,"
-                " none of them empty"
-            )
+        if stop is None:
+            raise SamplingError(f"stop is {shown(self.stop)}; it must be a string or a list of strings")
+        if problem := stop_problem(stop):
+            raise SamplingError(problem)
         self.stop = tuple(str(text) for text in stop)
         ids = rows(self.stop_ids)
         if ids is None:

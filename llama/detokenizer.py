@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from .errors import SamplingError, TokenizerError
 from .tokenizer import Tokenizer
 
-__all__ = ["Detokenizer"]
+__all__ = ["Detokenizer", "Stops"]
 
 REPLACEMENT = "\ufffd"
 
@@ -32,23 +32,20 @@ class Detokenizer:
         tokenizer: the vocabulary.
         start_of_text: the ids begin a text, so the dummy space in front of it is dropped; otherwise they
             continue one and their first space is kept.
-        stop: strings that end the text; they are no part of it.
+        stop: strings that end the text; they are no part of it. `Stops` where several texts share them.
 
     Raises:
         SamplingError: `stop` is no sequence of non-empty strings.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, start_of_text: bool = False, stop: Sequence[str] = ()
+        self, tokenizer: Tokenizer, *, start_of_text: bool = False, stop: Sequence[str] | Stops = ()
     ) -> None:
-        if isinstance(stop, str) or not all(isinstance(s, str) for s in stop):
-            raise SamplingError(f"stop must be a sequence of strings, got {stop!r}")
-        if "" in stop:
-            raise SamplingError("a stop string is empty; it would match everywhere")
+        stops = stop if isinstance(stop, Stops) else Stops(stop)
         self._tokenizer = tokenizer
         self._drop_space = start_of_text and tokenizer.has_dummy_prefix
         self._bytes = b""  # the beginning of a character, one byte per token
-        self._matcher = _Matcher(stop) if stop else None
+        self._matcher = _Matcher(stops) if stops.texts else None
         self._held = ""  # decoded, but perhaps the beginning of a stop string
         self._decoded = 0  # characters decoded, shown and held
         self._ends: deque[int] = deque()  # where the text of each token that is not settled ends
@@ -149,15 +146,30 @@ class Detokenizer:
             self._kept += 1
 
 
+class Stops:
+    """Stop strings and the tables for them, which never change: made once for all texts that they may end.
+
+    Raises:
+        SamplingError: no sequence of non-empty strings.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        if isinstance(texts, str) or not all(isinstance(s, str) for s in texts):
+            raise SamplingError(f"stop must be a sequence of strings, got {texts!r}")
+        if "" in texts:
+            raise SamplingError("a stop string is empty; it would match everywhere")
+        self.texts = tuple(dict.fromkeys(texts))
+        self.borders = [_borders(s) for s in self.texts]
+
+
 class _Matcher:
     """Finds the first of several strings in a text that comes in parts (Knuth, Morris, Pratt 1977).
 
     Each string keeps how much of its beginning the text ends with: that is at once what must be held back.
     """
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = tuple(dict.fromkeys(stop))
-        self._borders = [_borders(s) for s in self._stop]
+    def __init__(self, stops: Stops) -> None:
+        self._stop, self._borders = stops.texts, stops.borders
         self._reached = [0] * len(self._stop)
         self._length = 0
         self._start = -1

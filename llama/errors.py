@@ -143,7 +143,12 @@ class UnsupportedError(RequestError):
 
 
 class NumericsError(LlamaError, ArithmeticError):
-    """Logits that are not finite; the message names row, step and dtype."""
+    """Logits that are not finite; the message names row, step and dtype.
+
+    request_id: the engine's id of the request that they belong to, if it is known.
+    """
+
+    request_id: int | None = None
 
 
 class EngineClosedError(LlamaError, RuntimeError):

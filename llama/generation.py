@@ -26,6 +26,7 @@ from .calls import (
     StreamDelta,
     alternatives,
     check_integer,
+    check_length,
     check_seed,
     id_lists,
     listed,
@@ -262,10 +263,11 @@ class Llama:
             logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
             echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
             options: top_k, min_p, repetition_penalty (see `SamplingParams`); stop, a string or several
-                that end the text and are cut off; stop_ids, further ids that end it; seed, an integer,
-                or one for each prompt (without it, and without one of `build`, torch's CPU generator gives one: one
-                draw a call, none where nothing is sampled); n, samples for each prompt, one behind the other in the
-                result; prediction, text that the output is likely to repeat (the file before an edit), or one for
+                that end the text and are cut off (at most 64, of 8,192 characters together); stop_ids, further ids
+                that end it; seed, an integer, or one for each prompt (without it, and without one of `build`, torch's
+                CPU generator gives one: one draw a call, none where nothing is sampled); n, samples for each prompt,
+                at most 4,096, one behind the other in the result;
+                prediction, text that the output is likely to repeat (the file before an edit), or one for
                 each prompt: it makes the call faster where it is right and never changes the result;
                 speculate=False switches that and lookup in the prompt off.
 
@@ -279,7 +281,8 @@ class Llama:
         texts = text_list("prompts", prompts)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         prompts_made = numbered(
-            lambda text: completion_prompt(self.tokenizer, text, allow_control=allow_control), texts
+            lambda text: completion_prompt(self.tokenizer, *self._short(text), allow_control=allow_control),
+            texts,
         )
         outputs = self._calls.run(prompts_made, call)
         results: list[CompletionPrediction] = []
@@ -323,7 +326,8 @@ class Llama:
             pairs = list(zip(before, after, strict=True))
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
         prompts = numbered(
-            lambda pair: infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first), pairs
+            lambda pair: infilling_prompt(self.tokenizer, *self._short(*pair), suffix_first=suffix_first),
+            pairs,
         )
         results: list[InfillingPrediction] = []
         for i, output in enumerate(self._calls.run(prompts, call)):
@@ -360,6 +364,8 @@ class Llama:
 
         def made(dialog: Dialog) -> Prompt | UnsafeTagError:
             try:
+                if isinstance(dialog, list | tuple):
+                    self._short(*(each.get("content") for each in dialog if isinstance(each, dict)))
                 return chat_prompt(self.tokenizer, dialog)
             except UnsafeTagError as error:
                 return error
@@ -390,6 +396,11 @@ class Llama:
                 }
                 results.append(self._scored(result, output, call))
         return results
+
+    def _short(self, *texts: Any) -> Any:
+        """The texts of a prompt, which together may still fit."""
+        check_length(self.tokenizer, self.model.params.max_seq_len, *texts)
+        return texts
 
     def _answer(self, content: str) -> Message:
         """The message that the chat format expects back: the 70B one says to whom it goes."""
@@ -427,7 +438,9 @@ class Llama:
         Returns: one request for each prompt, of whatever n; `row` is the prompt's place.
         """
         made = numbered(
-            lambda each: each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, each),
+            lambda each: (
+                each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, *self._short(each))
+            ),
             listed("prompts", prompts, "strings or Prompts"),
         )
         call = Options.of(temperature, top_p, max_gen_len, False, False, options)

@@ -10,7 +10,7 @@ from typing import Any
 
 from .calls import Options, Output, Seeds, StreamDelta, naming
 from .distributed import rank_threads
-from .engine import Delta, Engine, Request
+from .engine import Delta, Engine, Feed, Request
 from .errors import LlamaError, RequestError
 from .prompts import Prompt
 
@@ -31,9 +31,6 @@ class Calls:
     def __init__(self, engine: Engine, seeds: Seeds) -> None:
         self.engine = engine
         self.seeds = seeds
-        self._inboxes: dict[int, list[Delta]] = {}
-        # Ids whose call is over, for whoever has the turn.
-        self._over: list[int] = []
 
     def requests(
         self,
@@ -75,6 +72,12 @@ class Calls:
         """A predicted output as ids, encoded as the output itself would begin."""
         if not text:
             return ()
+        least, most = self.engine.tokenizer.fewest_ids(len(text)), self.engine.model.params.max_seq_len
+        if least > most:
+            raise RequestError(
+                f"the prediction has {len(text):,} characters, which make at least {least:,} tokens, but max_seq_len is"
+                f" {most:,}; give the part that the output is likely to repeat"
+            )
         if prompt.start_of_text:
             return tuple(self.engine.tokenizer.encode(text, bos=False, eos=False))
         return tuple(self.engine.tokenizer.encode_infilling(text))
@@ -83,28 +86,35 @@ class Calls:
         """Run requests on this rank's replica; each item is what one step yielded for them.
 
         Several of these may be under way, as when a stream is open during another call: each step
-        advances the requests of all, and what is another's waits in its inbox.
+        advances the requests of all, and what is another's waits in its feed. However this ends, also by an interrupt
+        anywhere, its feed is dropped with it, and the engine cancels what nobody reads.
+
+        Raises:
+            NumericsError: of one of these requests; those of other calls go on.
         """
+        engine = self.engine
         index_of: dict[int, int] = {}
-        inbox: list[Delta] = []
+        feed = Feed()
         left = sum(request.n for _, request in requests)
         try:
             for index, request in requests:
-                with self.engine.turn:
+                with engine.turn:
                     self._check_free()
-                    request_id = self.engine.add(request)
-                    index_of[request_id] = index
-                    self._inboxes[request_id] = inbox
+                    request_id = engine.add(request, feed)
+                index_of[request_id] = index
             while left:
-                with self.engine.turn:
-                    if not inbox:
+                with engine.turn:
+                    if not feed.news:
                         self._step()
-                    mine, inbox[:] = list(inbox), []
+                    mine = engine.read(feed)
                 self._tidy()
+                for delta in mine:
+                    if delta.sequence.error is not None:
+                        raise delta.sequence.error
                 left -= sum(delta.finish_reason is not None for delta in mine)
                 yield [(index_of[delta.key[0]], delta) for delta in mine]
         finally:
-            self._over += index_of
+            del feed
             self._tidy()
 
     def _check_free(self) -> None:
@@ -114,26 +124,14 @@ class Calls:
     def _step(self) -> None:
         self._check_free()
         with rank_threads(self.engine.model.device):
-            deltas = self.engine.step()
-        for delta in deltas:
-            box = self._inboxes.get(delta.key[0])
-            if box is not None:  # else the host's own request
-                box.append(delta)
+            self.engine.advance()
 
     def _tidy(self) -> None:
-        """Drop what is left of calls that are over, or leave it to whoever has the turn.
+        """Clear away calls that are over, or leave it to whoever has the turn, or to the next step.
 
         A stream that nobody holds any more may be cleared away in the middle of a step, by the garbage collector.
         """
-        while self._over and self.engine.turn.take():
-            try:
-                while self._over:
-                    request_id = self._over.pop()
-                    if not self.engine.front:  # else it began with nothing of ours in the engine
-                        self.engine.cancel(request_id)
-                    del self._inboxes[request_id]
-            finally:
-                self.engine.turn.give()
+        self.engine.turn.if_free(self.engine.tidy)
 
     def run(
         self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None

@@ -29,6 +29,10 @@ __all__ = ["SPACE_SYMBOL", "Tokenizer"]
 # SentencePiece writes a space inside a piece as this character (U+2581).
 SPACE_SYMBOL = "\u2581"
 
+# Comes back from a vocabulary that neither normalizes text nor lacks a character: spaces, what Unicode's normal forms
+# change, and what no vocabulary has a piece for.
+_PROBE = "  x  \ufb01 e\u0301 \u2460\U0010ffff\U0010ffff  "
+
 # Serialized protobuf: field 3 of ModelProto (normalizer_spec), 2 bytes long, with its field 3
 # (add_dummy_prefix) = false. A message that occurs twice is merged field by field, so these four bytes
 # at the end of a model switch the dummy prefix off and leave all else as it is; no protobuf package is
@@ -97,6 +101,11 @@ class Tokenizer:
         # Whether decoding drops the space that encoding put in front of the text.
         self.has_dummy_prefix: bool = self.sp_model.decode(self._sp_plain.encode(" x")) != " x"
         self._as_text = {i: self._spell(i) for i in ordinary}
+        # Characters of the longest piece. None where a piece, or a normalizer, may stand for any number of them.
+        faithful = self.sp_model.decode(self.sp_model.encode(_PROBE)) == _PROBE
+        self._longest: int | None = None
+        if faithful:
+            self._longest = max(map(len, self.sp_model.id_to_piece(list(range(self.n_words)))))
 
     def encode(self, s: str, bos: bool, eos: bool, *, allow_control: bool = False) -> list[int]:
         """Ids of `s`, with SentencePiece's dummy space in front of it.
@@ -116,6 +125,10 @@ class Tokenizer:
         """
         ids = self._encode(self.sp_model, s, allow_control)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def fewest_ids(self, characters: int) -> int:
+        """Ids that a text of so many characters has at least; 0 where the vocabulary says nothing about that."""
+        return 0 if self._longest is None else -(-characters // self._longest)
 
     def encode_infilling(self, s: str) -> list[int]:
         """Ids of `s` without the implicit leading space: for text that follows other text.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import replace
 
 import pytest
@@ -399,18 +400,23 @@ def test_more_alternatives_than_ids_are_refused(alternatives):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_logits_that_are_not_finite_are_named_and_the_engine_lives_on(dtype):
     made = tiny_model(dtype=dtype)
-    engine = Engine(made, TOKENIZER)
+    engine = Engine(made, TOKENIZER, block=4)
     first = engine.add(ask(8, 10))
     engine.step()
     second = engine.add(ask(9, 10))
     good = made.norm.weight.detach().clone()
     made.norm.assign(good * torch.nan)
-    with pytest.raises(NumericsError, match=f"^row 0, sample 0, step 1: .* 436 logits .* {dtype}"):
-        engine.step()
+    for number, step in ((first, 1), (second, 0)):
+        (delta,) = engine.step()
+        assert (delta.key, delta.text, delta.finish_reason) == ((number, 0), "", FinishReason.ERROR)
+        assert isinstance(delta.sequence.error, NumericsError)
+        assert re.search(
+            f"^row 0, sample 0, step {step}: .* 436 logits .* {dtype}", str(delta.sequence.error)
+        )
     made.norm.assign(good)
-    engine.cancel(first)
-    engine.cancel(second)
     assert not engine.unfinished
+    # Nothing that may be wrong is used again.
+    assert engine.blocks.used == 0
     after = run(engine, [ask(8, 10)])
     assert after[0, 0].whole == run(Engine(made, TOKENIZER), [ask(8, 10)])[0, 0].whole
 
@@ -418,8 +424,9 @@ def test_logits_that_are_not_finite_are_named_and_the_engine_lives_on(dtype):
 def test_the_row_that_is_not_finite_is_the_one_that_is_named(monkeypatch):
     made = tiny_model()
     engine = Engine(made, TOKENIZER)
-    for row in range(3):
-        engine.add(ask(5 + row, 5, row=row))
+    wanted = [ask(5 + row, 5, row=row) for row in range(3)]
+    for request in wanted:
+        engine.add(request)
     plain_logits = type(made).logits
 
     def logits(self, hidden):
@@ -428,8 +435,18 @@ def test_the_row_that_is_not_finite_is_the_one_that_is_named(monkeypatch):
         return found
 
     monkeypatch.setattr(type(made), "logits", logits)
-    with pytest.raises(NumericsError, match=r"^row 1, sample 0, step 0: 1 of 436 logits"):
-        engine.step()
+    (delta,) = engine.step()
+    monkeypatch.undo()
+    assert (delta.key, delta.finish_reason) == ((1, 0), FinishReason.ERROR)
+    assert re.search(r"^row 1, sample 0, step 0: 1 of 436 logits", str(delta.sequence.error))
+    # The others are as before the step.
+    results = {}
+    while engine.unfinished:
+        for each in engine.step():
+            results.setdefault(each.key, Result()).take(each)
+    assert sorted(results) == [(0, 0), (2, 0)]
+    for (number, _), result in results.items():
+        same_as_alone(result, wanted[number], 0)
 
 
 def test_a_prompt_that_is_scored_names_its_token():
@@ -437,14 +454,14 @@ def test_a_prompt_that_is_scored_names_its_token():
     made.norm.assign(made.norm.weight * torch.nan)
     engine = Engine(made, TOKENIZER)
     engine.add(ask(5, 0, score_prompt=True))
-    with pytest.raises(NumericsError, match=r"row 0, sample 0, step 0, prompt token 1: .*torch.float32"):
-        engine.step()
+    (delta,) = engine.step()
+    assert re.search(r"row 0, sample 0, step 0, prompt token 1: .*torch.float32", str(delta.sequence.error))
 
 
 @pytest.mark.parametrize("step_tokens", [5, 1024])
 @pytest.mark.parametrize("failing", range(12))
 def test_a_failed_step_is_as_if_it_had_not_been(monkeypatch, failing, step_tokens):
-    """The n-th time that logits are made they are no numbers: while a prompt is scored, after its samples
+    """The n-th time that logits are made that fails: while a prompt is scored, after its samples
     were forked, or in decode. The step is taken again, and nothing shows of the first try."""
     made = model(4)
     wanted = [ask(9, 6, SAMPLED, n=2, seed=3, top=1, score_prompt=True), ask(12, 4, PENALIZED, seed=1)]
@@ -456,13 +473,15 @@ def test_a_failed_step_is_as_if_it_had_not_been(monkeypatch, failing, step_token
     def logits(hidden_NC):
         nonlocal calls
         calls += 1
-        return plain(hidden_NC) * (torch.nan if calls == failing + 1 else 1)
+        if calls == failing + 1:
+            raise MemoryError
+        return plain(hidden_NC)
 
     monkeypatch.setattr(made, "logits", logits)
     while engine.unfinished:
         try:
             deltas = engine.step()
-        except NumericsError:
+        except MemoryError:
             failures += 1
             continue
         for delta in deltas:

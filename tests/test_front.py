@@ -22,6 +22,7 @@ from tiny_llama import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
 from llama.engine import AsyncEngine, Engine, FinishReason, Request, TextDelta, serve
+from llama.engine.events import Pause, Resume
 from llama.errors import EngineClosedError, NumericsError, ParallelismError, PromptError, RequestError
 from llama.sampling import GREEDY, SamplingParams
 
@@ -423,6 +424,31 @@ def test_a_caller_that_reads_now_and_then_gets_all_of_it():
 
     for unread in (1, 2, 5):
         assert run(main(unread)) == [[text for text, _, _ in alone(request)] for request in requests]
+
+
+@pytest.mark.parametrize("unread", [3, 7, 8])
+def test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read(unread):
+    async def main():
+        async with AsyncEngine(gated(), unread=unread) as front:
+            put, seen = front._inbox.put, []
+
+            def noting(event):
+                if isinstance(event, Pause | Resume):
+                    (stream,) = front._streams.values()
+                    seen.append((type(event), stream.unread))
+                put(event)
+
+            front._inbox.put = noting
+            stream = front.stream(ask(4, 50))
+            await anext(stream)
+            for turn in range(2):
+                await until(lambda turn=turn: len(seen) == 2 * turn + 1)
+                while len(seen) == 2 * turn + 1:
+                    await anext(stream)
+            await stream.aclose()
+            return seen[:4]
+
+    assert run(main()) == 2 * [(Pause, unread), (Resume, unread // 2)]
 
 
 # ---- failures ------------------------------------------------------------------------------------------

@@ -966,8 +966,8 @@ def test_a_right_prediction_saves_steps() -> None:
     """With the bundled model: the text of random weights does not encode to the ids that it was."""
     steps: list[int] = []
     with Llama.build(ROOT / "CodeLlama-tiny", max_seq_len=256, dtype="float32") as llama:
-        step = llama.engine.step
-        llama.engine.step = lambda: (steps.append(1), step())[1]
+        advance = llama.engine.advance
+        llama.engine.advance = lambda: (steps.append(1), advance())[1]
         options = {"temperature": 0, "max_gen_len": 60}
         text = llama.text_completion(["class Stack:\n"], speculate=False, **options)[0]["generation"]
         plain = len(steps)

@@ -11,9 +11,11 @@ import threading
 import time
 
 import pytest
+import torch
 from tiny_llama import tiny_llama
 
-from llama.errors import RequestError
+from llama.engine.turn import Turn
+from llama.errors import NumericsError, RequestError
 
 PROMPTS = ["def return", "for i in", "class", "import list", "x = "]
 LIMIT = 60.0
@@ -26,8 +28,8 @@ def made():
     engine = made.engine
     assert not engine.unfinished
     assert not engine.scheduler.running
-    assert not made._calls._inboxes
-    assert not made._calls._over
+    assert not engine._live
+    assert not engine._unread
     prefixes = engine.scheduler.prefixes
     assert engine.blocks.used == prefixes.blocks
     # Who is in the tree is retained: nothing else holds memory there.
@@ -64,16 +66,16 @@ def test_calls_may_come_from_several_threads(made, monkeypatch):
 
 def test_a_call_does_not_wait_for_the_end_of_another(made, monkeypatch):
     """Steps take a while, and the thread that has just done one is the first to ask for the next."""
-    step, begun = made.engine.step, threading.Event()
+    advance, begun = made.engine.advance, threading.Event()
 
     def slow_step():
         begun.set()
         end = time.thread_time() + 0.005
         while time.thread_time() < end:
             pass
-        return step()
+        return advance()
 
-    monkeypatch.setattr(made.engine, "step", slow_step)
+    monkeypatch.setattr(made.engine, "advance", slow_step)
     ended = []
 
     def work(name, new):
@@ -119,3 +121,96 @@ def test_a_call_beside_a_service_is_refused(made):
 
     served = asyncio.run(made.serve(main))
     assert served == asyncio.run(made.serve(main)) == text(made, PROMPTS[0])
+
+
+# ---- failures -----------------------------------------------------------------------------------------
+
+
+def poisoned(made, monkeypatch, prompt):
+    """Logits of the sequences with this prompt are no numbers."""
+    bad = tuple(made.tokenizer.encode(prompt, bos=True, eos=False))
+    draw = made.engine.runner.draw
+
+    def drawn(asks, hidden_TC):
+        rows = [row for sequence, row, _ in asks if sequence.request.prompt == bad]
+        hidden_TC = hidden_TC.clone()
+        hidden_TC[rows] = torch.nan
+        return draw(asks, hidden_TC)
+
+    monkeypatch.setattr(made.engine.runner, "draw", drawn)
+
+
+def rest(stream, begun):
+    return begun.text + "".join(delta.text for delta in stream)
+
+
+def test_logits_that_are_not_finite_end_the_call_that_they_belong_to(made, monkeypatch):
+    """Whoever steps: the call that finds them in its own step, and the one whose step another one takes."""
+    expected = [text(made, prompt) for prompt in PROMPTS]
+    stream = made.stream(PROMPTS[:1], temperature=0, max_gen_len=20)
+    begun = next(stream)
+    with monkeypatch.context() as patch:
+        poisoned(made, patch, PROMPTS[2])
+        with pytest.raises(NumericsError, match=r"^row 1, sample 0, step 0: "):
+            made.text_completion(PROMPTS[1:3], temperature=0, max_gen_len=20)
+    assert rest(stream, begun) == expected[0]
+
+    stream = made.stream(PROMPTS[:1], temperature=0, max_gen_len=20)
+    next(stream)
+    with monkeypatch.context() as patch:
+        poisoned(made, patch, PROMPTS[0])
+        assert [text(made, prompt) for prompt in PROMPTS[1:]] == expected[1:]
+    with pytest.raises(NumericsError, match=r"^row 0, sample 0, step 1: "):
+        next(stream)
+
+
+def test_an_error_that_names_nobody_ends_the_call_that_stepped(made, monkeypatch):
+    expected = text(made, PROMPTS[0])
+    stream = made.stream(PROMPTS[:1], temperature=0, max_gen_len=20)
+    begun = next(stream)
+
+    def forward(plan):
+        assert len(plan) > 1
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made.engine.runner, "forward", forward)
+        with pytest.raises(MemoryError, match="no room"):
+            made.text_completion(PROMPTS[1:3], temperature=0, max_gen_len=20)
+    assert rest(stream, begun) == expected
+
+
+# ---- turns --------------------------------------------------------------------------------------------
+
+
+def test_the_turn_goes_to_whoever_waits_and_not_to_whoever_had_it():
+    turn = Turn()
+    for _ in range(20):
+        order = []
+
+        def other(order=order):
+            with turn:
+                order.append("other")
+
+        thread = threading.Thread(target=other, daemon=True)
+        with turn:
+            thread.start()
+            # Until it stands in line; a guard, for a turn that has no line.
+            end = time.monotonic() + 0.2
+            while not turn._queue.locked() and time.monotonic() < end:
+                time.sleep(0.001)
+        with turn:
+            order.append("same")
+        thread.join(LIMIT)
+        assert order == ["other", "same"]
+
+
+def test_a_turn_is_taken_only_where_it_is_free():
+    turn, done = Turn(), []
+    turn.if_free(lambda: done.append("free"))
+    with turn:
+        turn.if_free(lambda: done.append("taken"))
+    with pytest.raises(ValueError, match="in it"), turn:
+        raise ValueError("in it")
+    turn.if_free(lambda: done.append("free again"))
+    assert done == ["free", "free again"]

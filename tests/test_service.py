@@ -29,7 +29,7 @@ from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path
 
 from llama.distributed import Parallel
-from llama.engine import AsyncEngine, Engine, FinishReason, Request, channel, follow
+from llama.engine import AsyncEngine, Engine, FinishReason, Request, channel, follow, greeting
 from llama.engine.events import Add, Cancel, Pause, Resume, Stop, decode, encode
 from llama.engine.service import Inbox, lead
 from llama.errors import RankError, RequestError
@@ -365,28 +365,123 @@ def test_a_follower_can_hang_up_and_can_wait_for_a_while():
             leader.check()
 
 
-def test_a_stranger_is_sent_away(monkeypatch):
-    """Somebody else who finds the port gets nothing, and the ranks still meet."""
-    made, strangers = [], []
+def silent(port):
+    return socket.create_connection(port)
+
+
+def one_byte(port):
+    line = socket.create_connection(port)
+    line.sendall(b"x")
+    return line
+
+
+def wrong_proof(port):
+    line = socket.create_connection(port)
+    line.sendall(bytes(36))
+    line.settimeout(LIMIT)
+    assert line.recv(64)
+    line.sendall(bytes(32))
+    return line
+
+
+@pytest.mark.parametrize("strangers", [[silent] * 4, [one_byte], [wrong_proof], [silent] * 150], ids=len)
+def test_strangers_keep_no_rank_waiting(monkeypatch, strangers):
+    """Whoever finds the port may say nothing, too little or the wrong thing; the ranks meet all the same."""
+    made, called = [], []
     create = socket.create_server
 
     def noticed(*args, **kwargs):
-        server = create(*args, **kwargs)
-        stranger = socket.create_connection(server.getsockname())
-        stranger.sendall(bytes(36))
-        strangers.append(stranger)
-        made.append(server)
-        return server
+        made.append(create(*args, **kwargs))
+        return made[0]
 
+    def with_strangers(line, *more):
+        if not called:
+            called.extend(stranger(made[0].getsockname()) for stranger in strangers)
+        return introduce(line, *more)
+
+    introduce = channel.introduce
     monkeypatch.setattr(socket, "create_server", noticed)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with connected() as (leader, follower):
-        assert list(leader.peers) == [1]
+    monkeypatch.setattr(channel, "introduce", with_strangers)
+    # A stranger's time never ends, the ranks' soon does: none of them may wait for him.
+    monkeypatch.setattr(greeting, "_SECONDS", 10 * LIMIT)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with connected(3) as (leader, *followers):
+        assert list(leader.peers) == [1, 2]
+        leader.send(b"x")
+        assert [follower.receive() for follower in followers] == [b"x"] * 2
+        # He gets nothing but a number and a proof that is worth nothing elsewhere.
+        for line in called:
+            line.settimeout(LIMIT)
+            with contextlib.suppress(ConnectionError):
+                assert line.recv(65) == b""
+            line.close()
+
+
+def test_strangers_hold_only_so_many_lines():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        door = greeting._Door(server)
+        lines = []
+        for _ in range(100):
+            lines.append(socket.create_connection(server.getsockname()))
+            door.wait(time.monotonic() + LIMIT)
+        assert len(door.callers) == 64
+        # The oldest were sent away.
+        assert [line.recv(1) for line in lines[:36]] == [b""] * 36
+        for line in (*lines, *(caller.line for caller in door.callers)):
+            line.close()
+        door.selector.close()
+
+
+def test_a_stranger_has_his_time_and_no_longer(monkeypatch):
+    """One that drips bytes is sent away as one that is silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server, silent(server.getsockname()) as line:
+        door = greeting._Door(server)
+        assert door.wait(time.monotonic() + LIMIT) == []
+        (caller,) = door.callers
+        until = caller.until
+        for _ in range(5):
+            line.sendall(b"x")
+            assert door.wait(time.monotonic() + LIMIT) == [caller]
+            assert not caller.hear(b"secret")
+        assert caller.until == until
+        line.sendall(b"x")
+        monkeypatch.setattr(greeting.time, "monotonic", lambda: until)
+        assert door.wait(until + LIMIT) == []
+        assert not door.callers
+        door.selector.close()
+
+
+@pytest.mark.parametrize("answer", [b"", b"!", bytes(64), bytes(1000)], ids=len)
+def test_a_rank_tells_a_stranger_nothing(monkeypatch, answer):
+    """Something else that listens at the address of rank 0 learns neither the secret nor a proof."""
+    monkeypatch.setattr(greeting, "_SECONDS", 0.1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(answer)
+        with contextlib.suppress(OSError):
+            assert not greeting.introduce(ours, b"secret", 1)
+        assert len(theirs.recv(1000)) == 36
+        ours.close()
+        with contextlib.suppress(ConnectionResetError):
+            assert theirs.recv(1000) == b""
+
+
+def test_a_rank_that_was_sent_away_calls_again(monkeypatch):
+    tries = []
+    introduce = channel.introduce
+
+    def dropped(line, *more):
+        tries.append(line)
+        if len(tries) < 3:
+            raise ConnectionResetError
+        return introduce(line, *more)
+
+    monkeypatch.setattr(channel, "introduce", dropped)
+    with connected(2) as (leader, follower):
         leader.send(b"x")
         assert follower.receive() == b"x"
-        with contextlib.suppress(ConnectionError):
-            assert strangers[0].recv(1) == b""
-    strangers[0].close()
+    assert len(tries) == 3
 
 
 def test_a_rank_that_does_not_come_is_named(monkeypatch):

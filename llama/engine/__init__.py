@@ -2,6 +2,7 @@
 
 from .engine import Engine
 from .front import AsyncEngine, TextDelta
+from .live import Feed
 from .request import Counts, Delta, FinishReason, Request, Sequence, Times, TokenScore
 from .service import follow
 from .serving import serve
@@ -11,6 +12,7 @@ __all__ = [
     "Counts",
     "Delta",
     "Engine",
+    "Feed",
     "FinishReason",
     "Request",
     "Sequence",

@@ -9,7 +9,6 @@ either process. Addresses and a secret travel through the model's own group, onc
 from __future__ import annotations
 
 import contextlib
-import hmac
 import json
 import os
 import secrets
@@ -22,6 +21,7 @@ import torch
 
 from ..distributed import Parallel, local_ranks
 from ..errors import ParallelismError, RankError
+from .greeting import greet, introduce
 
 __all__ = [
     "REASON_SECONDS",
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 _LENGTH = struct.Struct("!I")
-_HELLO = struct.Struct("!32sI")
 _CARD_BYTES = 1024
 _CONNECT_SECONDS = 60.0
+_AGAIN_SECONDS = 0.05
 # How long a rank whose step failed looks for another rank's reason before it gives its own.
 REASON_SECONDS = 1.0
 
@@ -167,24 +167,16 @@ def lead_channel(parallel: Parallel, device: torch.device) -> LeaderChannel:
         hosts = ["127.0.0.1"] if here else [name for name in names if name]
         card = {"hosts": hosts, "port": server.getsockname()[1], "secret": secret.hex()}
         _share(parallel, device, json.dumps(card).encode())
-        peers: dict[int, socket.socket] = {}
-        end = time.monotonic() + _CONNECT_SECONDS
-        while len(peers) < parallel.size - 1:
-            server.settimeout(max(0.01, end - time.monotonic()))
-            try:
-                peer, _ = server.accept()
-            except TimeoutError:
-                missing = sorted(set(range(1, parallel.size)) - set(peers))
-                raise RankError(
-                    f"rank(s) {missing} did not reach rank 0 at {' or '.join(hosts)} port {card['port']} within"
-                    f" {_CONNECT_SECONDS:.0f} s; check that every rank serves, and the machines' firewall"
-                ) from None
-            rank = _greeted(peer, secret)
-            if rank is None:
-                peer.close()
-            else:
-                peers[rank] = _tuned(peer)
-    return LeaderChannel(dict(sorted(peers.items())))
+        ranks = set(range(1, parallel.size))
+        peers = greet(server, secret, ranks, _CONNECT_SECONDS)
+    channel = LeaderChannel({rank: _tuned(peers[rank]) for rank in sorted(peers)})
+    if missing := sorted(ranks - set(peers)):
+        channel.close()
+        raise RankError(
+            f"rank(s) {missing} did not reach rank 0 at {' or '.join(hosts)} port {card['port']} within"
+            f" {_CONNECT_SECONDS:.0f} s; check that every rank serves, and the machines' firewall"
+        )
+    return channel
 
 
 def follow_channel(parallel: Parallel, device: torch.device) -> FollowerChannel:
@@ -195,18 +187,25 @@ def follow_channel(parallel: Parallel, device: torch.device) -> FollowerChannel:
     """
     card = json.loads(_share(parallel, device, b""))
     failure: OSError | None = None
-    for host in card["hosts"]:
-        try:
-            leader = socket.create_connection((host, card["port"]), timeout=_CONNECT_SECONDS / 4)
-        except OSError as error:
-            failure = error
-            continue
-        leader.sendall(_HELLO.pack(bytes.fromhex(card["secret"]), parallel.rank))
-        with contextlib.suppress(OSError):
-            # An answer says that this was rank 0, not something else with that port on this machine.
-            if leader.recv(1) == b"!":
-                return FollowerChannel(_tuned(leader))
-        leader.close()
+    secret, end, answered = bytes.fromhex(card["secret"]), time.monotonic() + _CONNECT_SECONDS, True
+    while answered and time.monotonic() < end:
+        # Again where somebody answered: rank 0 sends callers away when there are too many of them.
+        answered = False
+        for host in card["hosts"]:
+            try:
+                leader = socket.create_connection((host, card["port"]), timeout=_CONNECT_SECONDS / 4)
+            except OSError as error:
+                failure = error
+                continue
+            answered = True
+            try:
+                if introduce(leader, secret, parallel.rank):
+                    return FollowerChannel(_tuned(leader))
+                failure = ConnectionError("something else answers there")
+            except OSError as error:
+                failure = error
+            leader.close()
+        time.sleep(_AGAIN_SECONDS)
     raise RankError(
         f"rank {parallel.rank} cannot reach rank 0 at {' or '.join(card['hosts'])} port {card['port']}"
         f" ({failure}); check the machines' names and firewall"
@@ -217,19 +216,6 @@ def _share(parallel: Parallel, device: torch.device, card: bytes) -> bytes:
     """The first rank's card, on every rank, through the group of the model."""
     rows = torch.tensor(list(card.ljust(_CARD_BYTES)), dtype=torch.uint8, device=device)
     return bytes(parallel.broadcast(rows).tolist()).strip()
-
-
-def _greeted(peer: socket.socket, secret: bytes) -> int | None:
-    """The rank that called; None for a stranger."""
-    try:
-        peer.settimeout(5.0)
-        given, rank = _HELLO.unpack(_exactly(peer, _HELLO.size))
-        if not hmac.compare_digest(given, secret):
-            return None
-        peer.sendall(b"!")
-    except OSError:
-        return None
-    return int(rank)
 
 
 def _tuned(connection: socket.socket) -> socket.socket:

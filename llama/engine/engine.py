@@ -6,21 +6,25 @@ decisions, so ranks need no messages but the tokens that the runner broadcasts.
 
 from __future__ import annotations
 
+import functools
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..detokenizer import Detokenizer
-from ..errors import PromptError, PromptTooLongError, RequestError
+from ..errors import NumericsError
 from ..model import ModelArgs, Transformer
-from ..sampling import SamplingParams
 from ..tokenizer import Tokenizer
 from ..watch import Watch
 from .blocks import BLOCK, Blocks
+from .checks import check_request
+from .enter import end, enter
+from .live import Feed, Live
 from .prefixes import Prefixes
-from .request import Delta, FinishReason, Plan, Request, Sequence, Times
+from .request import Delta, Entry, FinishReason, Plan, Request, Sequence, Times
 from .runner import Ask, Drawn, Runner
 from .scheduler import Limits, Scheduler
 from .speculation import Drafter
@@ -110,14 +114,18 @@ class Engine:
             Limits(params.max_batch_size, step_tokens, prefill_tokens, _reach(params)),
             self.blocks,
             Prefixes(block, retained) if prefix_reuse else None,
-            self._sequence,
+            self._sequence_of,
             self._changed,
         )
         self._watch = Watch(model)
         self._forgotten = 0
         self._known = 0
         self._next_id = 0
-        self._ended: list[Delta] = []
+        self.feed = Feed()  # of requests that were added without one
+        self._live: dict[int, Live] = {}
+        self._unread: dict[int, object] = {}  # ids of requests whose reader is gone
+        # Raised while the scheduler and what it knows change: an interrupt leaves it up, and `_settle` finds it so.
+        self._torn = False
         self._planned: frozenset[int] = frozenset()
 
     # ---- requests come and go --------------------------------------------------------------------
@@ -129,61 +137,67 @@ class Engine:
             OutOfMemoryError: see `Scheduler.check`.
             PromptError: an empty prompt, or ids outside the vocabulary, there or in the prediction.
             PromptTooLongError: a prompt that leaves no room below max_seq_len.
-            RequestError: more alternatives than the vocabulary has ids.
+            RequestError: more alternatives or stop ids than the vocabulary has ids, a prediction longer than
+                max_seq_len.
         """
-        request.check()
-        if not isinstance(request.sampling, SamplingParams):
-            raise RequestError(f"sampling is {request.sampling!r}; it must be SamplingParams")
-        length, limit, vocab = len(request.prompt), self.model.params.max_seq_len, self.model.vocab_size
-        if length == 0:
-            raise PromptError("the prompt has no tokens; begin it with bos, as the prompt functions do")
-        for name, ids in (("prompt", request.prompt), ("prediction", request.prediction)):
-            if ids and not 0 <= min(ids) <= max(ids) < vocab:
-                outside = next(token for token in ids if not 0 <= token < vocab)
-                raise PromptError(
-                    f"the {name} holds id {outside}, but the vocabulary has ids 0 to {vocab - 1}"
-                )
-        if request.top > vocab:
-            raise RequestError(
-                f"{request.top} alternatives were asked for, but the vocabulary has {vocab} ids"
-            )
-        if length + request.max_new_tokens > limit:
-            raise PromptTooLongError(
-                f"the prompt has {length} tokens and {request.max_new_tokens} more were asked for, but max_seq_len"
-                f" is {limit}; shorten it, or build with a larger max_seq_len"
-            )
+        check_request(request, self.model.params.max_seq_len, self.model.vocab_size)
         self.scheduler.check(request)
 
-    def add(self, request: Request) -> int:
-        """Queue a request -> its id. Raises what `check` raises."""
+    def add(self, request: Request, feed: Feed | None = None) -> int:
+        """Queue a request -> its id. Raises what `check` raises.
+
+        Args:
+            feed: who reads it, with `read`; when that is dropped, the request is cancelled. By default what `step`
+                returns.
+        """
         self.check(request)
+        self._settle()
         request_id = self._next_id
         self._next_id += 1
-        now = self.clock()
+        # `setdefault` is one call into C: no interrupt can lose the news.
+        gone = functools.partial(self._unread.setdefault, request_id)
+        live = Live(request_id, request, self.clock(), weakref.ref(feed or self.feed, gone))
         if request.max_new_tokens == 0 and not request.score_prompt:
-            samples = [self._sequence(request_id, request, now, sample) for sample in range(request.n)]
-            self._ended += [self._end(sample, "", FinishReason.LENGTH, now) for sample in samples]
-        else:
-            self.scheduler.add(request_id, request, now)
+            live.begin()
+            live.samples = [self._sequence(live, sample) for sample in range(request.n)]
+            for sample in live.samples:
+                end(sample, "", len(sample.tokens), FinishReason.LENGTH, live.queued)
+            live.tell()
+            return request_id
+        self._torn = True
+        self._live[request_id] = live
+        self.scheduler.add(request_id, request, live.queued)
+        self._torn = False
         return request_id
+
+    def read(self, feed: Feed) -> list[Delta]:
+        """What the requests of a reader gained since it last read."""
+        self._settle()
+        return feed.read()
 
     def cancel(self, request_id: int) -> None:
         """Drop a request, and free its memory, at once; unknown or finished ids are fine. No delta follows."""
-        now = self.clock()
-        for sequence in self.scheduler.cancel(request_id):
-            sequence.finish_reason, sequence.times.ended = FinishReason.CANCELLED, now
-        self._ended = [delta for delta in self._ended if delta.key[0] != request_id]
+        self._settle()
+        self.feed.forget(request_id)
+        if request_id in self._live:
+            self._drop(request_id, FinishReason.CANCELLED)
+
+    def tidy(self) -> None:
+        """Cancel what nobody reads any more."""
+        for request_id in list(self._unread):
+            self.cancel(request_id)
+            del self._unread[request_id]
 
     def pause(self, request_id: int) -> None:
         """Let a request wait, as for a consumer that reads no more; unknown or finished ids are fine.
 
         It keeps what it has computed until somebody else needs the memory or the place.
         """
-        self.scheduler.pause(request_id)
+        self._pause(request_id, True)
 
     def resume(self, request_id: int) -> None:
         """Go on with a paused request; it gets what it would have got without the pause."""
-        self.scheduler.resume(request_id)
+        self._pause(request_id, False)
 
     def forget_prefixes(self) -> None:
         """Let no request that begins from now on use what was computed before. From any thread.
@@ -209,7 +223,8 @@ class Engine:
     @property
     def unfinished(self) -> bool:
         """Whether a further step would do anything; paused requests alone give it nothing to do."""
-        return bool(self._ended or self.scheduler.active)
+        self._settle()
+        return bool(self.feed.news or self.scheduler.active)
 
     @property
     def planned(self) -> frozenset[int]:
@@ -218,34 +233,48 @@ class Engine:
 
     # ---- a step ----------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def step(self) -> list[Delta]:
-        """Advance what can advance -> what each sequence gained.
+        """Advance what can advance -> what each sequence gained, of those that have no reader of their own.
+
+        Raises: as `advance`.
+        """
+        self.advance()
+        return self.feed.read()
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Advance what can advance; what each sequence gained is there for its reader.
+
+        A request whose logits are not finite ends with FinishReason.ERROR and the NumericsError that says so.
 
         Raises:
-            NumericsError: logits that are not finite.
-            Anything else that the model's forward raises. In either case all requests stay as they were
-                before the step; the caller cancels its own, or those in `planned`, or tries again.
+            Whatever else the model's forward raises, and interrupts. All requests stay as they were before the step,
+                or, where it was over for some of them, as after it; the caller cancels its own, or those in
+                `planned`, or tries again.
         """
-        ended, self._ended = self._ended, []
-        try:
-            self._planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
-            if self.scheduler.prefixes is not None:
-                self._watch.glance()
-            plan = self.scheduler.plan()
-            self._planned = frozenset(sequence.request_id for sequence, _ in plan)
-            if not plan:
-                return ended
-            now = self.clock()
-            for sequence, _ in plan:
-                if sequence.times.begun is None:
-                    sequence.times.begun = now
-            turns = self._compute(plan)
-        except BaseException:
-            self._ended = ended
-            raise
+        self._settle()
+        self.tidy()
+        self._planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
+        if self.scheduler.prefixes is not None:
+            self._watch.glance()
+        self._torn = True
+        plan = self.scheduler.plan()
+        self._planned = frozenset(sequence.request_id for sequence, _ in plan)
         now = self.clock()
-        return ended + [delta for turn in turns for delta in self._take(turn, now)]
+        for sequence, _ in plan:
+            if sequence.times.begun is None:
+                sequence.times.begun = now
+        try:
+            turns = self._compute(plan) if plan else []
+        except NumericsError as error:
+            if error.request_id is None:
+                raise
+            self._fail(error.request_id, error)
+            return
+        now = self.clock()
+        for turn in turns:
+            self._take(turn, now)
+        self._torn = False
 
     def _compute(self, plan: Plan) -> list[_Turn]:
         """All of a step that can fail: what it changes is taken back if it does."""
@@ -274,6 +303,7 @@ class Engine:
         except BaseException:
             for sequence, computed, scored in before:
                 sequence.rewind(computed, scored)
+            self._torn = False
             raise
         return turns
 
@@ -285,19 +315,33 @@ class Engine:
         self._known = count
         return changed
 
-    def _sequence(self, request_id: int, request: Request, queued: float, sample: int = 0) -> Sequence:
-        detokenizer = Detokenizer(self.tokenizer, start_of_text=request.start_of_text, stop=request.stop)
-        tokens, cache = list(request.prompt), self.model.new_cache()
-        sequence = Sequence(request_id, request, sample, cache, detokenizer, tokens, times=Times(queued))
-        if self._speculate and request.speculate and request.max_new_tokens > 1:
-            sequence.drafter = Drafter(tokens, len(tokens), request.prediction)
+    def _sequence_of(self, request_id: int, request: Request, queued: float, sample: int) -> Sequence:
+        """The first of the samples of a request that begin together; it stands for all of them at first."""
+        live = self._live[request_id]
+        if not live.samples:
+            live.begin()
+        sequence = self._sequence(live, sample)
+        live.samples = [*live.samples, sequence]
         return sequence
+
+    def _sequence(self, live: Live, sample: int) -> Sequence:
+        request = live.request
+        tokens, cache = list(request.prompt), self.model.new_cache()
+        sequence = Sequence(
+            live.request_id, request, sample, cache, self._detokenizer(live), tokens, times=Times(live.queued)
+        )
+        if self._speculate and request.speculate and request.max_new_tokens > 1:
+            sequence.drafter = Drafter(tokens, len(tokens), live.prediction, live.prompt)
+        return sequence
+
+    def _detokenizer(self, live: Live) -> Detokenizer:
+        return Detokenizer(self.tokenizer, start_of_text=live.request.start_of_text, stop=live.stops)
 
     def _forks(self, sequence: Sequence, count: int) -> list[Sequence]:
         """The further samples of a wave whose prefill ends with these tokens; none later on."""
         forks = []
         for sample in range(sequence.sample + 1, sequence.sample + sequence.places):
-            fork = self._sequence(sequence.request_id, sequence.request, sequence.times.queued, sample)
+            fork = self._sequence(self._live[sequence.request_id], sample)
             fork.cache = sequence.cache.fork()
             fork.computed = sequence.computed + count
             fork.prompt_scores = list(sequence.prompt_scores)
@@ -306,63 +350,81 @@ class Engine:
             forks.append(fork)
         return forks
 
-    def _take(self, turn: _Turn, now: float) -> list[Delta]:
-        """Enter what a step computed; nothing in here can fail."""
-        sequence = turn.sequence
+    def _take(self, turn: _Turn, now: float) -> None:
+        """Enter what a step computed; nothing in here can fail but by an interrupt, after which `_settle` goes on."""
+        sequence, live = turn.sequence, self._live[turn.sequence.request_id]
         sequence.computed += turn.count
         if len(turn.samples) > 1:
+            live.samples = sorted({*live.samples, *turn.samples}, key=lambda each: each.sample)
             self.scheduler.fork(sequence, turn.samples[1:])
-        return [self._advance(s, drawn, now) for s, drawn in zip(turn.samples, turn.drawn, strict=True)]
+        feed, ended = live.feed(), False
+        for each, drawn in zip(turn.samples, turn.drawn, strict=True):
+            if enter(each, drawn, now):
+                ended = True
+                # The record outlives the step, its memory does not, or only as a prefix for others.
+                self.scheduler.retire(each)
+            else:
+                self.scheduler.room.grown(each)
+            if feed is not None:
+                feed.news.append(each)
+        if ended and all(each.finish_reason is not None for each in live.samples):
+            del self._live[live.request_id]
 
-    def _advance(self, sequence: Sequence, drawn: list[Drawn], now: float) -> Delta:
-        """Append what was decided, up to the first token that is not as drafted, or to the end."""
-        draft, sequence.draft = sequence.draft, []
-        text, accepted = "", 0
-        reason = None if drawn else FinishReason.LENGTH
-        for i, each in enumerate(drawn):
-            piece, reason = self._append(sequence, each)
-            text += piece
-            if reason is not None or i == len(draft) or each.token != draft[i]:
-                break
-            accepted += 1
-        if drawn and sequence.times.first_token is None:
-            sequence.times.first_token = now
-        if accepted < len(draft):
-            sequence.computed -= len(draft) - accepted
-            sequence.cache.truncate(sequence.computed)
-        if sequence.drafter is not None:
-            sequence.drafter.judge(len(draft), accepted)
-        if reason is not None:
-            return self._end(sequence, text, reason, now)
-        self.scheduler.room.grown(sequence)
-        sequence.text.append(text)
-        return Delta(sequence, text)
+    # ---- what was interrupted or failed ----------------------------------------------------------
 
-    def _append(self, sequence: Sequence, drawn: Drawn) -> tuple[str, FinishReason | None]:
-        request, detokenizer = sequence.request, sequence.detokenizer
-        text = ""
-        reason: FinishReason | None = None
-        if drawn.token in request.stop_ids:
-            reason = FinishReason.STOP
-        else:
-            sequence.tokens.append(drawn.token)
-            sequence.scores.append(drawn.score.best(request.top))
-            text = detokenizer.push(drawn.token)
-            if sequence.generated == request.max_new_tokens:
-                reason = FinishReason.LENGTH
-        if reason is not None and detokenizer.stopped is None:
-            text += detokenizer.finish()
-        if detokenizer.stopped is not None:
-            reason = FinishReason.STOP_SEQUENCE
-            del sequence.tokens[len(request.prompt) + detokenizer.kept_tokens :]
-            del sequence.scores[detokenizer.kept_tokens :]
-        return text, reason
+    def _settle(self) -> None:
+        """Make everything again from what is certain, if an interrupt struck in the middle of a change.
 
-    def _end(self, sequence: Sequence, text: str, reason: FinishReason, now: float) -> Delta:
-        sequence.text.append(text)
-        sequence.finish_reason, sequence.times.ended = reason, now
-        sequence.drafter = None  # its index is larger than the record
-        if sequence.blocks:
-            # The record outlives the step, its memory does not, or only as a prefix for others.
-            self.scheduler.retire(sequence)
-        return Delta(sequence, text, reason)
+        Sequences begin again as after a preemption: what was entered stays, what was computed is computed again.
+        Struck itself, it starts once more.
+        """
+        if not self._torn:
+            return
+        self.scheduler.clear()
+        for live in list(self._live.values()):
+            live.tell()
+            left = False
+            self.scheduler.place(live.request, live.samples)
+            for sequence in live.samples:
+                sequence.restore(self.model.new_cache(), self._detokenizer(live))
+                if sequence.finish_reason is None:
+                    self.scheduler.add_begun(sequence)
+                    left = True
+            if not live.samples:
+                self.scheduler.add(live.request_id, live.request, live.queued)
+            elif not left:
+                del self._live[live.request_id]
+            if live.paused:
+                self.scheduler.pause(live.request_id)
+        self._torn = False
+
+    def _pause(self, request_id: int, paused: bool) -> None:
+        self._settle()
+        live = self._live.get(request_id)
+        if live is not None:
+            self._torn = True
+            live.paused = paused
+            (self.scheduler.pause if paused else self.scheduler.resume)(request_id)
+            self._torn = False
+
+    def _fail(self, request_id: int, error: NumericsError) -> None:
+        """End one request of a step that failed, and tell its reader why; all others are as before the step."""
+        live = self._live[request_id]
+        self._torn = True
+        for sequence in live.samples:
+            if sequence.finish_reason is None:
+                sequence.error = error.with_traceback(None)  # which holds the step's tensors
+                sequence.entered.append(Entry("", len(sequence.tokens), FinishReason.ERROR))
+                sequence.computed = 0  # nobody is to use what it computed
+        live.tell()
+        self._drop(request_id, FinishReason.ERROR)
+
+    def _drop(self, request_id: int, reason: FinishReason) -> None:
+        """Let a request go that is under way."""
+        self._torn = True
+        live, now = self._live.pop(request_id), self.clock()
+        for sequence in live.samples:
+            if sequence.finish_reason is None:
+                sequence.finish_reason, sequence.times.ended = reason, now
+        self.scheduler.cancel(request_id)
+        self._torn = False

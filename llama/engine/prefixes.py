@@ -70,6 +70,12 @@ class Prefixes:
         self._paths: dict[Sequence | Retained, list[_Node]] = {}
         self._retained: OrderedDict[Retained, None] = OrderedDict()
 
+    def clear(self) -> None:
+        """Nobody holds anything any more."""
+        self.blocks = 0
+        self._root = _Node(None, ())
+        self._paths, self._retained = {}, OrderedDict()
+
     @property
     def retained(self) -> list[Retained]:
         """The least recently used first."""

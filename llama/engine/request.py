@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,11 +19,28 @@ if TYPE_CHECKING:
     from ..sampling import SamplingParams
     from .speculation import Drafter
 
-__all__ = ["Counts", "Delta", "FinishReason", "Plan", "Request", "Sequence", "Times", "TokenScore"]
+__all__ = [
+    "MOST_SAMPLES",
+    "Counts",
+    "Delta",
+    "Entry",
+    "FinishReason",
+    "Plan",
+    "Request",
+    "Sequence",
+    "Times",
+    "TokenScore",
+]
 
 # Of a request, and the least that each may be.
 _INTEGERS = {"max_new_tokens": 0, "n": 1, "top": 0, "seed": 0, "first_sample": 0}
-# Random numbers of a sequence are made this many at a time.
+# Samples of a prompt: whoever asks keeps all of them.
+MOST_SAMPLES = 4096
+# Stop strings: each character of a text is compared with every string, and their tables are made within a step, which
+# at these limits takes a few milliseconds.
+_MOST_STOPS = 64
+_MOST_STOP_CHARACTERS = 8192
+# Random numbers of a sequence: so many at first.
 _DRAWS = 16
 
 
@@ -35,6 +52,18 @@ class FinishReason(str, Enum):
     STOP_SEQUENCE = "stop_sequence"
     CANCELLED = "cancelled"
     ERROR = "error"
+
+
+def stop_problem(stop: Collection[object]) -> str | None:
+    """What is wrong with stop strings, if anything is; their number and length is looked at first."""
+    if len(stop) > _MOST_STOPS:
+        return f"there are {len(stop)} stop strings; {_MOST_STOPS} are the most"
+    if not all(isinstance(text, str) and text for text in stop):
+        return f"stop is {stop!r}; it must hold strings that are not empty"
+    characters = sum(len(str(text)) for text in stop)
+    if characters > _MOST_STOP_CHARACTERS:
+        return f"the stop strings have {characters:,} characters together; {_MOST_STOP_CHARACTERS:,} are the most"
+    return None
 
 
 @dataclass(frozen=True)
@@ -54,14 +83,15 @@ class Request:
     """One prompt and how to continue it.
 
     prompt: ids, at least one. max_new_tokens: may be 0, to score the prompt only. stop_ids end a
-    sequence and are not part of it; stop strings likewise, in its text. n: samples; as many as batch and
-    cache hold together share one prefill, the others follow; sample j draws from the generator of
-    (seed, first_sample + j). start_of_text: the text begins at its first token, so that one's dummy space
-    is dropped. top: alternatives wanted with each score. score_prompt: whether scores of the prompt's
-    tokens are wanted. row: the prompt's place in its call, for errors. speculate: whether tokens may be
-    drafted and verified several at a time; the result is the same. prediction: ids that the output is
-    likely to repeat, to draft from. live: somebody reads its tokens as they come, so that while it decodes
-    prompts are prefilled in small chunks. Integers and ids of other types, as numpy's, become Python's own.
+    sequence and are not part of it; stop strings likewise, in its text: at most 64, of 8,192 characters
+    together. n: samples, at most 4,096; as many as batch and cache hold together share one prefill, the
+    others follow; sample j draws from the generator of (seed, first_sample + j). start_of_text: the text
+    begins at its first token, so that one's dummy space is dropped. top: alternatives wanted with each
+    score. score_prompt: whether scores of the prompt's tokens are wanted. row: the prompt's place in its
+    call, for errors. speculate: whether tokens may be drafted and verified several at a time; the result
+    is the same. prediction: ids that the output is likely to repeat, to draft from. live: somebody reads
+    its tokens as they come, so that while it decodes prompts are prefilled in small chunks. Integers and
+    ids of other types, as numpy's, become Python's own.
     """
 
     prompt: tuple[int, ...]
@@ -98,12 +128,15 @@ class Request:
         """Refuse values that no step could run.
 
         Raises:
-            RequestError: a number out of its range, ids that are no integers, stop strings that are empty.
+            RequestError: a number out of its range, ids that are no integers, stop strings that are empty, too many
+                or too long.
         """
         for name, least in _INTEGERS.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise RequestError(f"{name} is {shown(value)}; it must be an integer of at least {least}")
+        if self.n > MOST_SAMPLES:
+            raise RequestError(f"n is {self.n}; {MOST_SAMPLES} samples of a prompt are the most")
         for name in ("prompt", "prediction", "stop_ids", "stop"):
             value = getattr(self, name)
             if isinstance(value, str | bytes) or not isinstance(value, Collection):
@@ -112,8 +145,8 @@ class Request:
             bad = [token for token in getattr(self, name) if type(token) is not int]
             if bad:
                 raise RequestError(f"{name} holds {bad[0]!r}, which is no id")
-        if not all(isinstance(text, str) and text for text in self.stop):
-            raise RequestError(f"stop is {self.stop!r}; it must hold strings that are not empty")
+        if problem := stop_problem(self.stop):
+            raise RequestError(problem)
 
     @property
     def longest(self) -> int:
@@ -128,6 +161,14 @@ class Counts:
     prompt: int
     reused: int
     generated: int
+
+
+class Entry(NamedTuple):
+    """What one step entered for a sequence: text, how many tokens it has since, prompt included, and why it ended."""
+
+    text: str
+    tokens: int
+    reason: FinishReason | None = None
 
 
 @dataclass
@@ -168,6 +209,10 @@ class Sequence:
     the step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
     `shared` tokens of this one, which waits for them. stale: the model was changed since it began, so that what is
     in its cache is for nobody else.
+
+    entered: the truth about it. One append makes a step count, and whatever else is here follows from it and from the
+    request: what an interrupt left half done is made again (`restore`). read: entries that its reader has had.
+    error: what ended it, where something failed.
     """
 
     request_id: int
@@ -179,7 +224,9 @@ class Sequence:
     computed: int = 0
     scores: list[TokenScore] = field(default_factory=list)
     prompt_scores: list[TokenScore] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
+    entered: list[Entry] = field(default_factory=list)
+    read: int = 0
+    error: Exception | None = None
     finish_reason: FinishReason | None = None
     times: Times = field(default_factory=Times)
     reused: int = 0
@@ -193,7 +240,6 @@ class Sequence:
     stale: bool = False
 
     def __post_init__(self) -> None:
-        self._generator: np.random.Generator | None = None
         self._uniforms: list[float] = []
 
     @property
@@ -205,6 +251,11 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that the model has not seen yet: one in decode, more in prefill."""
         return len(self.tokens) - self.computed
+
+    @property
+    def text(self) -> list[str]:
+        """What its steps gave, to be joined."""
+        return [entry.text for entry in self.entered]
 
     @property
     def output(self) -> list[int]:
@@ -232,11 +283,14 @@ class Sequence:
         It belongs to seed, sample and index alone: whatever is drafted, put back or tried again, a token
         is drawn with the same number.
         """
-        while len(self._uniforms) <= index:
-            if self._generator is None:
-                entropy = [self.request.seed, self.request.first_sample + self.sample]
-                self._generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-            self._uniforms += self._generator.random(_DRAWS).tolist()
+        count = len(self._uniforms)
+        if index >= count:
+            while index >= count:
+                count = 2 * count or _DRAWS
+            entropy = [self.request.seed, self.request.first_sample + self.sample]
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+            # From the first again, and set at once: a generator that is kept could be interrupted between its numbers.
+            self._uniforms = generator.random(count).tolist()
         return self._uniforms[index]
 
     def rewind(self, computed: int, scored: int) -> None:
@@ -246,12 +300,26 @@ class Sequence:
         self.draft = []
         del self.prompt_scores[scored:]
 
+    def restore(self, cache: KVCache, detokenizer: Detokenizer) -> None:
+        """Back to what was entered, with nothing computed and no memory; both arguments are new ones."""
+        last = self.entered[-1] if self.entered else Entry("", len(self.request.prompt))
+        del self.tokens[last.tokens :]
+        del self.scores[last.tokens - len(self.request.prompt) :]
+        if self.finish_reason is None:
+            self.finish_reason = last.reason
+        self.computed, self.blocks, self.draft, self.leader, self.shared = 0, 0, [], None, 0
+        self.cache = cache
+        for token in self.output:
+            detokenizer.push(token)
+        self.detokenizer = detokenizer
+
 
 @dataclass(frozen=True)
 class Delta:
     """What one step added to a sequence: the text may be empty, and the last one has a finish reason.
 
-    The sequence carries `counts` and `times`, which are final with the last delta.
+    The sequence carries `counts` and `times`, which are final with the last delta; where the reason is ERROR,
+    `sequence.error` says what happened.
     """
 
     sequence: Sequence

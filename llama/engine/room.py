@@ -86,6 +86,12 @@ class Room:
         while prefixes.blocks > prefixes.limit:
             self.evict()
 
+    def clear(self) -> None:
+        """Nobody holds memory any more, and nothing is retained."""
+        self.blocks.used = 0
+        if self.prefixes is not None:
+            self.prefixes.clear()
+
     def grown(self, sequence: Sequence) -> None:
         """A running sequence has more tokens, which others may come to share."""
         if self.prefixes is not None and not sequence.stale:

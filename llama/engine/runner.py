@@ -28,7 +28,8 @@ from .request import Plan, Sequence, TokenScore
 __all__ = ["Ask", "Drawn", "Runner"]
 
 _Choose = Callable[[torch.Tensor], torch.Tensor]
-_Name = Callable[[int], str]
+# A row of logits -> whose it is, and what an error calls it.
+_Name = Callable[[int], tuple[Sequence, str]]
 # A sequence whose token is wanted, the row it is decided from, and the drafted tokens before it.
 Ask = tuple[Sequence, int, int]
 # Rows of logits that exist at once while a prompt is scored: 128 x 32016 float32 are 16 MB.
@@ -68,8 +69,10 @@ class Runner:
                     rows = targets[a : a + _SCORED_ROWS]
                     logits = self.model.logits(hidden_TC[row + a : row + a + len(rows)])
 
-                    def name(i: int, sequence: Sequence = sequence, begin: int = first + a) -> str:
-                        return f"{sequence.name()}, prompt token {begin + i}"
+                    def name(
+                        i: int, sequence: Sequence = sequence, begin: int = first + a
+                    ) -> tuple[Sequence, str]:
+                        return sequence, f"{sequence.name()}, prompt token {begin + i}"
 
                     drawn = self._decide(logits, name, sequence.request.top, _given(rows))
                     sequence.prompt_scores += [each.score for each in drawn]
@@ -98,7 +101,12 @@ class Runner:
         rows = [row for _, row, _ in asks]
         hidden_NC = hidden_TC if rows == list(range(len(hidden_TC))) else hidden_TC[rows]
         top = max(sequence.request.top for sequence, _, _ in asks)
-        return self._decide(self.model.logits(hidden_NC), lambda i: asks[i][0].name(asks[i][2]), top, choose)
+
+        def name(i: int) -> tuple[Sequence, str]:
+            sequence, _, ahead = asks[i]
+            return sequence, sequence.name(ahead)
+
+        return self._decide(self.model.logits(hidden_NC), name, top, choose)
 
     @torch.inference_mode()
     def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[Drawn]:
@@ -119,7 +127,10 @@ class Runner:
         rows = parallel.broadcast(packet).tolist()
         for i, row in enumerate(rows):
             if math.isnan(row[0]):
-                raise not_finite(name(i), int(row[1]), self.model.vocab_size, self.model.dtype)
+                sequence, called = name(i)
+                error = not_finite(called, int(row[1]), self.model.vocab_size, self.model.dtype)
+                error.request_id = sequence.request_id
+                raise error
         return [
             Drawn(
                 int(row[0]),

@@ -76,12 +76,18 @@ class Scheduler:
         self.running: list[Sequence] = []  # the oldest first
         self.preemptions = 0
         self._new_sequence = new_sequence
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all requests, running ones and what is retained included, in whatever state they are."""
+        self.running = []
         self._arrived: OrderedDict[int, _Arrival] = OrderedDict()
         # Put back, and waiting like the arrivals; and what waits for its caller to resume it.
         self._returned: list[Sequence] = []
         self._parked: list[Sequence] = []
         self._parked_arrivals: dict[int, _Arrival] = {}
         self._paused: set[int] = set()
+        self.room.clear()
 
     # ---- requests come and go --------------------------------------------------------------------
 
@@ -106,6 +112,20 @@ class Scheduler:
         """Queue a request. Raises what `check` raises."""
         self.check(request)
         self._arrived[request_id] = _Arrival(request, queued)
+
+    def add_begun(self, sequence: Sequence) -> None:
+        """Queue a sequence that has begun, with nothing computed."""
+        bisect.insort(self._returned, sequence, key=_age)
+
+    def place(self, request: Request, samples: list[Sequence]) -> None:
+        """Say anew for how many samples each sequence of a request stands; `samples` are all there are, in order."""
+        ends = [sequence.sample for sequence in samples[1:]]
+        for sequence, end in zip(samples, ends, strict=False):
+            sequence.places, sequence.rest = end - sequence.sample, 0
+        if samples:
+            left = request.n - samples[-1].sample
+            samples[-1].places = min(left, self.together(request))
+            samples[-1].rest = left - samples[-1].places
 
     @property
     def waiting(self) -> int:

@@ -83,7 +83,8 @@ class Replica:
         return refused
 
     def step(self) -> list[Result]:
-        """Run a step -> what its requests gained, or the error that ended those of this batch.
+        """Run a step -> what its requests gained, or what ended them: logits of their own that are not finite, or an
+        error that names no request and ends all of this batch.
 
         Raises:
             Exception: with several ranks, an error that may not have struck all of them.
@@ -92,15 +93,18 @@ class Replica:
             with rank_threads(self.engine.model.device):
                 deltas = self.engine.step()
         except Exception as error:
-            if self.engine.model.parallel.size > 1 and not isinstance(error, LlamaError):
+            if self.engine.model.parallel.size > 1:
                 raise
             return [(ticket, error) for ticket in self._fail()]
         results: list[Result] = []
         for delta in deltas:
             ticket = self._ticket_of.get(delta.key[0])
             if ticket is not None:
-                results.append((ticket, delta))
-                if delta.finish_reason is not None:
+                failure = delta.sequence.error
+                results.append((ticket, failure or delta))
+                if failure is not None:
+                    self._forget(ticket)  # with all samples
+                elif delta.finish_reason is not None:
                     self._live[ticket].samples -= 1
                     if not self._live[ticket].samples:
                         self._forget(ticket)

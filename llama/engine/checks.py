@@ -1,0 +1,49 @@
+"""Whether a request is one that a model can run: its sizes first, so that nothing large is looked at one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+
+from ..errors import PromptError, PromptTooLongError, RequestError
+from ..sampling import SamplingParams
+from .request import Request
+
+__all__ = ["check_request"]
+
+
+def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
+    """Raise what `Engine.check` says, for a model of `vocab` ids and sequences of `max_seq_len` tokens."""
+    _check_sizes(request, max_seq_len, vocab)
+    request.check()
+    if not isinstance(request.sampling, SamplingParams):
+        raise RequestError(f"sampling is {request.sampling!r}; it must be SamplingParams")
+    length = len(request.prompt)
+    if length == 0:
+        raise PromptError("the prompt has no tokens; begin it with bos, as the prompt functions do")
+    for name, ids in (("prompt", request.prompt), ("prediction", request.prediction)):
+        if ids and not 0 <= min(ids) <= max(ids) < vocab:
+            outside = next(token for token in ids if not 0 <= token < vocab)
+            raise PromptError(f"the {name} holds id {outside}, but the vocabulary has ids 0 to {vocab - 1}")
+    if request.top > vocab:
+        raise RequestError(f"{request.top} alternatives were asked for, but the vocabulary has {vocab} ids")
+    if length + request.max_new_tokens > max_seq_len:
+        raise PromptTooLongError(
+            f"the prompt has {length} tokens and {request.max_new_tokens} more were asked for, but max_seq_len"
+            f" is {max_seq_len}; shorten it, or build with a larger max_seq_len"
+        )
+
+
+def _check_sizes(request: Request, max_seq_len: int, vocab: int) -> None:
+    """Refuse what is too large to be looked at, here and on other ranks."""
+    if isinstance(request.prompt, Sized) and len(request.prompt) > max_seq_len:
+        raise PromptTooLongError(
+            f"the prompt has {len(request.prompt):,} tokens, but max_seq_len is {max_seq_len:,}; shorten it, or build"
+            " with a larger max_seq_len"
+        )
+    if isinstance(request.prediction, Sized) and len(request.prediction) > max_seq_len:
+        raise RequestError(
+            f"the prediction has {len(request.prediction):,} tokens, but max_seq_len is {max_seq_len:,}; give the part"
+            " that the output is likely to repeat"
+        )
+    if isinstance(request.stop_ids, Sized) and len(request.stop_ids) > vocab:
+        raise RequestError(f"{len(request.stop_ids):,} stop ids, but the vocabulary has {vocab:,} ids")

@@ -1,0 +1,146 @@
+"""Mutations of the engine, of the calls' way through it, and of how its ranks meet."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+_INTERRUPTS = ("tests/test_interrupts.py",)
+_LOOP = "tests/test_loop.py"
+_LAWS = "tests/test_engine_laws.py"
+_LIMITS = "tests/test_request_limits.py"
+_SERVICE = "tests/test_service.py"
+
+MUTANTS = [
+    Mutant(
+        name="an interrupt in a plan is forgotten",
+        file="llama/engine/engine.py",
+        old="        self._torn = True\n        plan = self.scheduler.plan()\n",
+        new="        plan = self.scheduler.plan()\n",
+        tests=_INTERRUPTS,
+    ),
+    Mutant(
+        name="a step counts before its tokens are cut to what was entered",
+        file="llama/engine/request.py",
+        old="        del self.tokens[last.tokens :]\n",
+        new="",
+        tests=_INTERRUPTS,
+    ),
+    Mutant(
+        name="after an interrupt a reader is not told of what it has not read",
+        file="llama/engine/engine.py",
+        old="            live.tell()\n            left = False\n",
+        new="            left = False\n",
+        tests=("tests/test_interrupts.py::test_what_was_entered_just_before_an_interrupt_is_read",),
+    ),
+    Mutant(
+        name="an interrupt leaves the turn taken",
+        file="llama/engine/turn.py",
+        old="            if had:\n                self._lock.release()\n            raise\n",
+        new="            raise\n",
+        tests=_INTERRUPTS,
+    ),
+    Mutant(
+        name="a request whose reader is gone runs on",
+        file="llama/engine/engine.py",
+        old="        self._settle()\n        self.tidy()\n",
+        new="        self._settle()\n",
+        tests=(
+            f"{_LOOP}::test_a_stream_that_is_cleared_away_in_the_middle_of_a_step_leaves_nothing",
+            *_INTERRUPTS,
+        ),
+    ),
+    Mutant(
+        name="logits that are not finite end whoever stepped",
+        file="llama/engine/runner.py",
+        old="                error.request_id = sequence.request_id\n",
+        new="",
+        tests=(f"{_LOOP}::test_logits_that_are_not_finite_end_the_call_that_they_belong_to",),
+    ),
+    Mutant(
+        name="what a broken request computed is used again",
+        file="llama/engine/engine.py",
+        old="                sequence.computed = 0  # nobody is to use what it computed\n",
+        new="",
+        tests=("tests/test_engine.py::test_logits_that_are_not_finite_are_named_and_the_engine_lives_on",),
+    ),
+    Mutant(
+        name="strangers are heard one after the other",
+        file="llama/engine/greeting.py",
+        old="        line.setblocking(False)\n        if len(self.callers)",
+        new="        line.settimeout(5.0)\n"
+        "        line.recv(36, socket.MSG_PEEK | socket.MSG_WAITALL)\n"
+        "        if len(self.callers)",
+        tests=(f"{_SERVICE}::test_strangers_keep_no_rank_waiting",),
+    ),
+    Mutant(
+        name="a rank proves itself to whoever answers",
+        file="llama/engine/greeting.py",
+        old="    if not hmac.compare_digest(answer[_ONCE:], leader):\n        return False\n",
+        new="",
+        tests=(f"{_SERVICE}::test_a_rank_tells_a_stranger_nothing",),
+    ),
+    Mutant(
+        name="a stranger's wrong proof is taken",
+        file="llama/engine/greeting.py",
+        old="            if not hmac.compare_digest(self.said, self.proof):\n"
+        '                raise ConnectionError("does not know the secret")\n',
+        new="",
+        tests=(f"{_SERVICE}::test_strangers_keep_no_rank_waiting",),
+    ),
+    Mutant(
+        name="stop strings are as long as anybody likes",
+        file="llama/engine/request.py",
+        old="    if characters > _MOST_STOP_CHARACTERS:\n",
+        new="    if False:\n",
+        tests=(f"{_LIMITS}::test_stop_strings_have_a_limit",),
+    ),
+    Mutant(
+        name="each sample makes its own index of the prompt",
+        file="llama/engine/engine.py",
+        old="Drafter(tokens, len(tokens), live.prediction, live.prompt)",
+        new="Drafter(tokens, len(tokens), live.prediction)",
+        tests=(f"{_LIMITS}::test_the_samples_of_a_request_share_what_they_look_up",),
+    ),
+    Mutant(
+        name="a text is encoded before its length is looked at",
+        file="llama/calls.py",
+        old="    if least > max_seq_len:\n",
+        new="    if False:\n",
+        tests=(f"{_LIMITS}::test_a_text_that_can_never_fit_is_not_encoded",),
+    ),
+    Mutant(
+        name="the turn goes to whoever just had it",
+        file="llama/engine/turn.py",
+        old="            with self._queue:\n                had",
+        new="            if True:\n                had",
+        tests=(f"{_LOOP}::test_the_turn_goes_to_whoever_waits_and_not_to_whoever_had_it",),
+    ),
+    Mutant(
+        name="a paused stream goes on when all of it is read",
+        file="llama/engine/front.py",
+        old="stream.unread <= self._unread // 2",
+        new="stream.unread <= 0",
+        tests=("tests/test_front.py::test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read",),
+    ),
+    Mutant(
+        name="what was just used is evicted first",
+        file="llama/engine/prefixes.py",
+        old="        return next((entry for entry in self._retained if entry is not keep), None)",
+        new="        return next((entry for entry in reversed(self._retained) if entry is not keep), None)",
+        tests=(f"{_LAWS}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
+    ),
+    Mutant(
+        name="a use does not count for eviction",
+        file="llama/engine/prefixes.py",
+        old="        self._retained.move_to_end(entry)\n",
+        new="        pass\n",
+        tests=(f"{_LAWS}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
+    ),
+    Mutant(
+        name="a prefix that another one computes is computed too",
+        file="llama/engine/room.py",
+        old="        if leader is None:\n            return False\n",
+        new="        return False\n",
+        tests=(f"{_LAWS}::test_a_prefix_that_several_begin_with_is_computed_once",),
+    ),
+]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_engine import GREEDY, PENALIZED, SAMPLED, TOKENIZER, Result, ask, ids, model, run, same_scores
 
 from llama.cache import KVCache
-from llama.engine import Engine, FinishReason, Request
+from llama.engine import Engine, Feed, FinishReason, Request
 
 
 def plain(**more):
@@ -641,3 +641,24 @@ def test_what_was_not_used_for_the_longest_time_is_evicted_first(again):
     left = [entry.tokens[:12] for entry in prefixes.retained]
     assert list(first) in left
     assert list(second) not in left
+
+
+def test_a_request_that_nobody_reads_any_more_is_cancelled_at_the_next_step():
+    engine = build(4, {"ahead": 64})
+    read, dropped = Feed(), Feed()
+    wanted = ask(6, 12)
+    kept = engine.add(wanted, read)
+    for _ in range(2):
+        engine.add(ask(7, 30), dropped)
+    engine.advance()
+    assert len(engine.scheduler.running) == 3
+    del dropped
+    engine.advance()
+    assert [sequence.request_id for sequence in engine.scheduler.running] == [kept]
+    result = Result()
+    while engine.unfinished:
+        engine.advance()
+    for delta in engine.read(read):
+        result.take(delta)
+    same_as_alone(result, wanted, 0)
+    assert engine.step() == []

@@ -20,6 +20,7 @@ from tiny_llama import tiny_llama, tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
 import llama
+from llama.engine.turn import Turn
 from llama.generation import Llama
 
 ROOM = Path(llama.__file__).parent
@@ -224,3 +225,17 @@ def test_what_was_entered_just_before_an_interrupt_is_read(monkeypatch):
     made.engine.scheduler.plan = plan
     assert texts(stream, found) == expected
     clean(made.engine)
+
+
+def test_an_interrupt_leaves_no_turn_taken():
+    for number in itertools.count():
+        turn, passed, done = Turn(), [], []
+        with contextlib.suppress(KeyboardInterrupt), struck_at(number, passed):
+            with turn:
+                done.append(1)
+            turn.if_free(done.clear)
+        assert not turn._lock.locked(), passed
+        assert not turn._queue.locked(), passed
+        if len(passed) <= number:
+            break
+    assert number > 5

@@ -37,17 +37,14 @@ MUTANTS = [
         file="llama/engine/turn.py",
         old="            if had:\n                self._lock.release()\n            raise\n",
         new="            raise\n",
-        tests=_INTERRUPTS,
+        tests=("tests/test_interrupts.py::test_an_interrupt_leaves_no_turn_taken",),
     ),
     Mutant(
         name="a request whose reader is gone runs on",
         file="llama/engine/engine.py",
         old="        self._settle()\n        self.tidy()\n",
         new="        self._settle()\n",
-        tests=(
-            f"{_LOOP}::test_a_stream_that_is_cleared_away_in_the_middle_of_a_step_leaves_nothing",
-            *_INTERRUPTS,
-        ),
+        tests=(f"{_LAWS}::test_a_request_that_nobody_reads_any_more_is_cancelled_at_the_next_step",),
     ),
     Mutant(
         name="logits that are not finite end whoever stepped",

@@ -149,4 +149,11 @@ MUTANTS = [
         new="",
         tests=("tests/test_reference_names.py::test_the_readme_says_what_differs",),
     ),
+    Mutant(
+        name="oneDNN compiles for every number of rows",
+        file="llama/linear.py",
+        old="    taken = _rows_taken(rows)\n",
+        new="    taken = rows and max(_FEWEST_ROWS, rows)\n",
+        tests=("tests/test_linear.py::test_onednn_is_given_few_numbers_of_rows",),
+    ),
 ]

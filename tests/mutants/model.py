@@ -156,4 +156,18 @@ MUTANTS = [
         new="    taken = rows and max(_FEWEST_ROWS, rows)\n",
         tests=("tests/test_linear.py::test_onednn_is_given_few_numbers_of_rows",),
     ),
+    Mutant(
+        name="a kernel that was not compiled is not spoken of",
+        file="llama/builder.py",
+        old="        _tell_missing(missing)\n",
+        new="        pass\n",
+        tests=("tests/test_missing_kernels.py::test_it_is_said_once",),
+    ),
+    Mutant(
+        name="a compiler's failure leaves no reason",
+        file="setup.py",
+        old='    cmdclass={"build_ext": BuildKernels},\n',
+        new="",
+        tests=("tests/test_missing_kernels.py::test_a_compiler_that_fails_leaves_its_reason",),
+    ),
 ]

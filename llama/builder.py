@@ -100,7 +100,7 @@ def build(
 def _tell_missing(why: str) -> None:
     log(
         f"The compiled kernels for this CPU (bfloat16, AVX512-BF16) are not there, so it is slower than it could"
-        f" be: {why}. With a C compiler at hand, install the package again; `pip install -v` shows what the compiler says"
+        f" be: {why}. With a C compiler at hand, install the package again; `pip install -v` shows what it says"
     )
 
 

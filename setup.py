@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 
@@ -33,6 +34,27 @@ def kernels() -> list[Extension]:
     ]
 
 
+class BuildKernels(build_ext):
+    """Leaves the reason beside the package where the kernels were not compiled; llama/native.py tells it.
+
+    pip shows nobody what an optional extension had to say.
+    """
+
+    def build_extension(self, ext: Extension) -> None:
+        folders = [Path(self.get_ext_fullpath(ext.name)).parent]
+        folders += [HERE / "llama"] if self.editable_mode or "--inplace" in sys.argv else []
+        notes = [folder / "_bf16.failed.txt" for folder in folders]
+        for note in notes:
+            note.unlink(missing_ok=True)
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            for note in notes:
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(f"{error}\n", encoding="utf-8")
+            raise  # setuptools goes on: the extension is optional
+
+
 setup(
     name="codellama-runtime",
     version="0.1.0",
@@ -42,6 +64,7 @@ setup(
     packages=find_packages(include=["llama", "llama.*"]),
     package_data={"llama": ["py.typed", "csrc/*.[ch]"]},
     ext_modules=kernels(),
+    cmdclass={"build_ext": BuildKernels},
     python_requires=">=3.10",
     install_requires=requirements(),
     entry_points={"console_scripts": ["codellama = llama.cli:main"]},

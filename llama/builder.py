@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -82,6 +83,9 @@ def build(
     except BaseException as error:
         leave(parallel, error)
         raise
+    missing = native.why_missing() if target.type == "cpu" else None
+    if missing is not None:
+        _tell_missing(missing)
     seconds = time.monotonic() - started
     size_gib = weight_bytes(checkpoint.args, size, chosen) / GIB
     replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
@@ -94,6 +98,14 @@ def build(
         f" {cache.retained:,} of them for reuse"
     )
     return Built(model.eval(), tokenizer, parallel, cache.tokens, cache.retained)
+
+
+@cache  # once a process
+def _tell_missing(why: str) -> None:
+    log(
+        f"The compiled kernels for this CPU (bfloat16, AVX512-BF16) are not there, so it is slower than it could"
+        f" be: {why}. With a C compiler at hand, install the package again; `pip install -v` shows what it says"
+    )
 
 
 def _size(model_parallel_size: int | None) -> int:

@@ -35,10 +35,13 @@ __all__ = [
     "rms_norm",
     "rotate_",
     "unpack",
+    "why_missing",
 ]
 
 # Of csrc/bf16.c and its neighbours. Goes up there and here with every change of a signature or layout.
 _ABI = 6
+# What setup.py writes where a compiler failed.
+_NOTE = Path(__file__).with_name("_bf16.failed.txt")
 # Outputs of one group of a packed weight.
 LANES = 16
 _TYPES = {
@@ -106,6 +109,26 @@ def kernels() -> ctypes.CDLL | None:
 def available() -> bool:
     """Whether the bfloat16 kernels are there."""
     return kernels() is not None
+
+
+def why_missing() -> str | None:
+    """Why this CPU, which could run the kernels, does without; None where it runs them, or cannot."""
+    if _loaded() is not None or not _could_run():
+        return None
+    if any(_NOTE.with_name("_bf16" + suffix).is_file() for suffix in EXTENSION_SUFFIXES):
+        return "what was compiled is for another version of the source, or of torch"
+    try:
+        return _NOTE.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "nothing was compiled when the package was installed"
+
+
+def _could_run() -> bool:
+    """Whether this CPU has the instructions, by what Linux says: the kernels that know better are not there."""
+    try:
+        return " avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:

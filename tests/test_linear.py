@@ -57,6 +57,21 @@ def test_against_float64(dtype, shape):
         check(lin.linear(x, prepared, weight.shape[0]), x, weight)
 
 
+def test_onednn_is_given_few_numbers_of_rows(monkeypatch):
+    """It keeps a kernel for each of them for good."""
+    weight = lin.prepare(make(16, 32, dtype=torch.float32))
+    seen, multiply = [], lin._multiply
+    monkeypatch.setattr(lin, "_multiply", lambda x, w: (seen.append(x.numel() // 32), multiply(x, w))[1])
+    x = make(1024, 32, dtype=torch.float32)
+    plain = x @ lin.unpack(weight, 16).T
+    for rows in range(1, 1025):
+        torch.testing.assert_close(lin.linear(x[:rows], weight, 16), plain[:rows])
+        assert rows <= seen[-1] <= max(4, rows + 1, rows * 9 // 8)
+    assert len(set(seen)) == 69
+    assert len({lin._rows_taken(rows) for rows in range(1, 100_001)}) < 69 + 7 * 32
+    assert lin._rows_taken(0) == 0
+
+
 def test_one_row_does_not_see_the_rows_beside_it():
     # Neither the padding nor a neighbour that overflows may leak into a row.
     prepared = lin.prepare(make(64, 96, dtype=torch.bfloat16))

@@ -149,4 +149,25 @@ MUTANTS = [
         new="",
         tests=("tests/test_reference_names.py::test_the_readme_says_what_differs",),
     ),
+    Mutant(
+        name="oneDNN compiles for every number of rows",
+        file="llama/linear.py",
+        old="    taken = _rows_taken(rows)\n",
+        new="    taken = rows and max(_FEWEST_ROWS, rows)\n",
+        tests=("tests/test_linear.py::test_onednn_is_given_few_numbers_of_rows",),
+    ),
+    Mutant(
+        name="a kernel that was not compiled is not spoken of",
+        file="llama/builder.py",
+        old="        _tell_missing(missing)\n",
+        new="        pass\n",
+        tests=("tests/test_missing_kernels.py::test_it_is_said_once",),
+    ),
+    Mutant(
+        name="a compiler's failure leaves no reason",
+        file="setup.py",
+        old='    cmdclass={"build_ext": BuildKernels},\n',
+        new="",
+        tests=("tests/test_missing_kernels.py::test_a_compiler_that_fails_leaves_its_reason",),
+    ),
 ]

@@ -11,7 +11,7 @@ import torch
 from . import linear, native
 from .checkpoint import load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.info import shortened
-from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
+from .distributed import Parallel, choose_device, log, rank_threads, world_size
 from .errors import ConfigError
 from .memory import (
     GIB,
@@ -25,6 +25,7 @@ from .memory import (
 from .model import Transformer, check_size
 from .progress import Progress
 from .tokenizer import Tokenizer
+from .world import join, leave
 
 __all__ = ["Built", "build", "choose_dtype"]
 

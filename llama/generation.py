@@ -30,7 +30,6 @@ from .calls import (
     numbered,
     text_list,
 )
-from .distributed import leave
 from .engine import AsyncEngine, Engine, Request, serve
 from .errors import RequestError, UnsafeTagError
 from .loop import Calls
@@ -54,6 +53,7 @@ from .prompts import (
 )
 from .reference import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
 from .tokenizer import Tokenizer
+from .world import leave
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -268,6 +268,7 @@ class Llama:
         Raises:
             RequestError: parameters or prompts out of range; nothing was generated.
             NumericsError: logits that are not finite.
+            RankError: with several ranks, one that failed, is gone, or does not make the same call.
         """
         texts = text_list("prompts", prompts)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 # Of csrc/bf16.c and its neighbours. Goes up there and here with every change of a signature or layout.
-_ABI = 6
+_ABI = 7
 # Outputs of one group of a packed weight.
 LANES = 16
 _TYPES = {
@@ -48,7 +48,7 @@ _TYPES = {
     "f": ctypes.c_float,
     "i": ctypes.c_int,
 }
-_RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnupnni", "gather": "pnnnuppni"}
+_RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnuuuupnni", "gather": "pnnnuuuuppni"}
 _ROWS_SIGNATURES = {"space": "n", "draw": "ppppnni", "logs": "ppppnni"}
 _SIGNATURES = {
     "pack": "ppnnnni",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..detokenizer import Detokenizer
-from ..errors import PromptError, PromptTooLongError, RequestError
+from ..errors import NumericsError, PromptError, PromptTooLongError, RequestError
 from ..model import ModelArgs, Transformer
 from ..sampling import SamplingParams
 from ..tokenizer import Tokenizer
@@ -207,8 +207,10 @@ class Engine:
 
         Raises:
             NumericsError: logits that are not finite.
-            Anything else that the model's forward raises. In either case all requests stay as they were
-                before the step; the caller cancels its own, or those in `planned`, or tries again.
+            RankError: another rank of the model failed, is gone, or runs another step.
+            Anything else that the model's forward raises. In each case all requests stay as they were
+                before the step; the caller cancels its own, or those in `planned`, or tries again. On several
+                ranks only NumericsError strikes all alike: after any other error the model cannot be used any more.
         """
         ended, self._ended = self._ended, []
         try:
@@ -222,8 +224,11 @@ class Engine:
                 if sequence.times.begun is None:
                     sequence.times.begun = now
             turns = self._compute(plan)
-        except BaseException:
+        except BaseException as error:
             self._ended = ended
+            # That comes with the decided tokens, so it strikes all ranks of the model alike.
+            if not isinstance(error, NumericsError):
+                self.model.parallel.failed(error)
             raise
         now = self.clock()
         return ended + [delta for turn in turns for delta in self._take(turn, now)]

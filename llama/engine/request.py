@@ -146,8 +146,9 @@ class Sequence:
 
     Until the prompt is prefilled, sample 0 stands for all n of them (`forked` is false) and takes their
     places and their memory. blocks: what each of them holds; 0 while it does not run. draft: what the
-    step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
-    `shared` tokens of this one, which waits for them.
+    step verifies behind `tokens`. digest: of its request, once ranks had to compare it (plans.py).
+    leader, shared: an older sequence that is about to compute the first `shared` tokens of this one,
+    which waits for them.
     """
 
     request_id: int
@@ -167,6 +168,7 @@ class Sequence:
     blocks: int = 0
     drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
+    digest: int | None = None
     leader: Sequence | None = None
     shared: int = 0
 

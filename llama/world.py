@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
+from . import launcher
 from .agreement import FailureNotes, Health
 from .distributed import Parallel, environment_number, local_ranks, world_size
 from .errors import LlamaError, ParallelismError, RankError
@@ -45,7 +46,20 @@ class _World:
         self.store: Any = None
         self.meeting: Any = None
         self.users = 0
+        self.watching = 0
         self.splits: dict[tuple[int, str], Parallel] = {}
+
+    def watch(self) -> None:
+        """Look after the launcher, unless the world is the host program's, whose end is its own affair."""
+        if self.made_default or not dist.is_initialized():
+            self.watching += 1
+            launcher.watch()
+
+    def unwatch(self) -> None:
+        """Take a `watch` back."""
+        if self.watching:
+            self.watching -= 1
+            launcher.unwatch()
 
     def start(self, device: torch.device) -> None:
         """Join the launcher's world, if no process group is there yet."""
@@ -197,12 +211,17 @@ def join(size: int, device: torch.device) -> Parallel:
             f"{world} ranks cannot be shared out among models of {size} ranks;"
             f" launch a multiple of {size}, e.g. torchrun --nproc_per_node {size}"
         )
+    _WORLD.watch()
     if world == 1:
         return Parallel()
-    parallel = host_parallel()
-    if parallel.size != size or parallel.size * parallel.replicas != world:
-        _WORLD.start(device)
-        parallel = _WORLD.split(size, device)
+    try:
+        parallel = host_parallel()
+        if parallel.size != size or parallel.size * parallel.replicas != world:
+            _WORLD.start(device)
+            parallel = _WORLD.split(size, device)
+    except BaseException:
+        _WORLD.unwatch()
+        raise
     _WORLD.users += 1
     return parallel
 
@@ -213,6 +232,7 @@ def leave(parallel: Parallel, error: BaseException | None = None) -> None:
     Args:
         error: what made this rank leave, if anything did.
     """
+    _WORLD.unwatch()
     if parallel.size * parallel.replicas == 1:
         return
     _WORLD.users -= 1

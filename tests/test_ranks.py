@@ -278,3 +278,22 @@ def test_a_launch_that_is_stopped_ends_soon_and_whole(folder: Path, way: str) ->
     assert finished.code != 0
     if way == "ctrl-c":
         assert all(path.exists() for path in ended), "nobody had to be killed"
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(folder: Path, tmp_path: Path) -> None:
+    """One that idles has nothing else that would tell it."""
+    (tmp_path / "s2").symlink_to(folder / "s2")
+    environment = {"OMP_NUM_THREADS": "1"}
+    with launched("service_script.py", tmp_path, "sleeping", ranks=2, environment=environment) as launch:
+        launch.wait_for((tmp_path / "ready").exists)
+        assert len(launch.alive()) == 3
+        launch.process.kill()
+        launch.process.wait()
+        end = time.monotonic() + SOON
+        while launch.alive() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not launch.alive(), "ranks outlived their launcher"
+        words = launch.errors()
+    for rank in range(2):
+        assert f"rank {rank}: the launcher (process {launch.process.pid}) has ended; ending too" in words
+        assert (tmp_path / f"{rank}.over").exists(), "the service was not ended in order"

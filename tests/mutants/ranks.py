@@ -84,4 +84,11 @@ MUTANTS = [
         new="getattr(errors, name, None)",
         tests=(_APART + "test_no_name_that_arrives_is_looked_up_but_those_of_errors",),
     ),
+    Mutant(
+        name="ranks do not look whether their launcher lives",
+        file="llama/launcher.py",
+        old="        if os.getppid() != parent:",
+        new="        if os.getppid() == 0:",
+        tests=("tests/test_ranks.py::test_ranks_end_with_a_launcher_that_is_killed",),
+    ),
 ]

@@ -281,7 +281,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
 
     from llama.checkpoint import load_weights
     from llama.checkpoint.source import Checkpoint
-    from llama.distributed import join, leave
+    from llama.world import join, leave
 
     torch.set_num_threads(threads)
     args = SHAPES[shape]

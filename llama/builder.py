@@ -13,7 +13,7 @@ from . import linear, native
 from .checkpoint import load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
-from .distributed import Parallel, choose_device, join, leave, log, rank_threads, world_size
+from .distributed import Parallel, choose_device, log, rank_threads, world_size
 from .errors import ConfigError
 from .memory import (
     GIB,
@@ -29,6 +29,7 @@ from .printable import shown
 from .progress import Progress
 from .tokenizer import Tokenizer
 from .values import integer
+from .world import join, leave
 
 __all__ = ["Built", "build", "choose_dtype"]
 

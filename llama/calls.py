@@ -10,7 +10,6 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 import torch
 
-from .distributed import Parallel
 from .engine import Counts, Delta, Request, Times, TokenScore
 from .engine.request import MOST_SAMPLES, stop_problem
 from .errors import LlamaError, PromptError, PromptTooLongError, RequestError, SamplingError
@@ -411,15 +410,15 @@ class Seeds:
 
     Args:
         base: of `Llama.build`.
-        parallel: the ranks that make the same calls.
+        first: of a number that each replica has drawn, that of the first one; all of them ask at the same place.
 
     Raises:
         SamplingError: base is no non-negative integer.
     """
 
-    def __init__(self, base: int | None, parallel: Parallel) -> None:
+    def __init__(self, base: int | None, first: Callable[[int], int]) -> None:
         self._base = None if base is None else check_seed(base)
-        self._parallel = parallel
+        self._first = first
         self._calls = 0
 
     def of(self, call: Options, count: int) -> list[int]:
@@ -449,5 +448,4 @@ class Seeds:
         # All is said: the host may have another default device or dtype.
         drawn = torch.randint(_MOST, (), generator=torch.default_generator, device="cpu", dtype=torch.int64)
         # Of a model's ranks the first one decides each token; the first ones of all replicas must agree.
-        first: int = self._parallel.gather_replicas(int(drawn))[0]
-        return first
+        return self._first(int(drawn))

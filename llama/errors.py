@@ -19,7 +19,7 @@
     │   └── UnsupportedError                    the loaded checkpoint has no such capability
     ├── NumericsError (ArithmeticError)         logits that are not finite
     ├── EngineClosedError (RuntimeError)        a request to a front that was closed
-    └── RankError (RuntimeError)                a rank of the model failed or is gone; the service has ended
+    └── RankError (RuntimeError)                a rank failed, is gone or does something else; the model has ended
 
 Each also derives from the built-in class in brackets, so `except ValueError` of a host program
 works. A message says what was wrong, with the numbers, and what to do about it: one line of printable
@@ -156,4 +156,8 @@ class EngineClosedError(LlamaError, RuntimeError):
 
 
 class RankError(LlamaError, RuntimeError):
-    """A rank of the model failed or is gone. Its service has ended on this rank too."""
+    """A rank of the model failed, is gone, or does something else; the message says which and why.
+
+    The model cannot be used any more, and its service has ended. Where the message does not say so, only the call has:
+    a replica failed whose own ranks are still together.
+    """

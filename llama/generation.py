@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -33,7 +34,6 @@ from .calls import (
     numbered,
     text_list,
 )
-from .distributed import leave
 from .engine import AsyncEngine, Engine, Request, serve
 from .errors import RequestError, UnsafeTagError
 from .loop import Calls
@@ -56,7 +56,9 @@ from .prompts import (
     split_fill,
 )
 from .reference import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
+from .replicas import first_of
 from .tokenizer import Tokenizer
+from .world import leave
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -185,7 +187,7 @@ class Llama:
             retained_tokens=retained_tokens,
             prefix_reuse=prefix_reuse,
         )
-        self._calls = Calls(self.engine, Seeds(seed, model.parallel))
+        self._calls = Calls(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:
@@ -277,6 +279,7 @@ class Llama:
         Raises:
             RequestError: parameters or prompts out of range; nothing was generated.
             NumericsError: logits that are not finite.
+            RankError: with several ranks, one that failed, is gone, or does not make the same call.
         """
         texts = text_list("prompts", prompts)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)

@@ -6,13 +6,13 @@ Knows requests, outputs and deltas; what a text call makes of them is in generat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from .calls import Options, Output, Seeds, StreamDelta, naming
 from .distributed import rank_threads
 from .engine import Delta, Engine, Feed, Request
-from .errors import LlamaError, RequestError
+from .errors import RequestError
 from .prompts import Prompt
+from .replicas import Gathering, Item
 
 __all__ = ["Calls"]
 
@@ -139,41 +139,48 @@ class Calls:
         """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
         parallel = self.engine.model.parallel
         made = self.requests(prompts, call, rows, live=False)
+        gathering = self._gathering(made)
         mine = self._mine(made)
-        outputs: list[tuple[tuple[int, int], Output]] = []
-        failure: LlamaError | None = None
+        outputs: list[Item] = []
+        failure: BaseException | None = None
         try:
             for step in self._steps(mine):
                 outputs += [(_place(i, delta), Output.of(delta)) for i, delta in step if delta.finish_reason]
-        except LlamaError as error:
+        except BaseException as error:
+            # Whatever it is: the other replicas come to the gather, and wait there for this one.
             if parallel.replicas == 1:
                 raise
             failure = error
-        everyone = parallel.gather_replicas((outputs, failure))
-        _raise_first(everyone)
-        merged = sorted((item for theirs, _ in everyone for item in theirs), key=lambda item: item[0])
-        return [output for _, output in merged]
+        items = [item for theirs in gathering.gather(outputs, failure) for item in theirs or ()]
+        whole = [item for item in items if isinstance(item, tuple)]
+        return [output for _, output in sorted(whole, key=lambda item: item[0])]
 
     def stream(self, requests: Sequence[tuple[int, Request]]) -> Iterator[StreamDelta]:
         parallel = self.engine.model.parallel
+        gathering = self._gathering(requests)
         steps = self._steps(self._mine(requests))
         try:
             while True:
-                failure: LlamaError | None = None
-                deltas: list[StreamDelta] | None = None
+                failure: BaseException | None = None
+                deltas: list[Item] | None = None
                 try:
                     step = next(steps, None)
                     deltas = None if step is None else [_stream_delta(i, d) for i, d in step]
-                except LlamaError as error:
+                except BaseException as error:
+                    if parallel.replicas == 1:
+                        raise
                     failure = error
-                everyone = parallel.gather_replicas((deltas, failure))
-                _raise_first(everyone)
-                if all(theirs is None for theirs, _ in everyone):
+                everyone = gathering.gather(deltas, failure)
+                if all(theirs is None for theirs in everyone):
                     return
-                for theirs, _ in everyone:
-                    yield from theirs or ()
+                for theirs in everyone:
+                    yield from (item for item in theirs or () if isinstance(item, StreamDelta))
         finally:
             steps.close()  # type: ignore[attr-defined]
+
+    def _gathering(self, requests: Sequence[tuple[int, Request]]) -> Gathering:
+        model = self.engine.model
+        return Gathering(model.parallel, model.device, [request for _, request in requests])
 
 
 def _place(index: int, delta: Delta) -> tuple[int, int]:
@@ -186,10 +193,3 @@ def _stream_delta(index: int, delta: Delta) -> StreamDelta:
     if reason is None:
         return StreamDelta(*_place(index, delta), delta.text)
     return StreamDelta(*_place(index, delta), delta.text, reason, delta.sequence.counts, delta.sequence.times)
-
-
-def _raise_first(everyone: Sequence[tuple[Any, LlamaError | None]]) -> None:
-    """What went wrong on any replica is raised on all of them, so that none waits for another."""
-    for _, failure in everyone:
-        if failure is not None:
-            raise failure

@@ -18,12 +18,13 @@ from torch import nn
 
 from . import native
 from .cache import BatchCache, KVCache
-from .distributed import Parallel, host_parallel
+from .distributed import Parallel
 from .errors import ConfigError, ParallelismError
 from .fused import FusedLayers
 from .parallel import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
 from .printable import shown
 from .reference import apply_rotary_emb, precompute_freqs_cis, repeat_kv
+from .world import host_parallel
 
 __all__ = [
     "Attention",

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 # Of csrc/bf16.c and its neighbours. Goes up there and here with every change of a signature or layout.
-_ABI = 6
+_ABI = 7
 # What setup.py writes where a compiler failed.
 _NOTE = Path(__file__).with_name("_bf16.failed.txt")
 # Outputs of one group of a packed weight.
@@ -51,7 +51,7 @@ _TYPES = {
     "f": ctypes.c_float,
     "i": ctypes.c_int,
 }
-_RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnupnni", "gather": "pnnnuppni"}
+_RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnuuuupnni", "gather": "pnnnuuuuppni"}
 _ROWS_SIGNATURES = {"space": "n", "draw": "ppppnni", "logs": "ppppnni"}
 _SIGNATURES = {
     "pack": "ppnnnni",

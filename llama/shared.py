@@ -14,22 +14,30 @@ import os
 import struct
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 
 from . import native
+from .agreement import Health, Step, disagreement, first_difference
+
+if TYPE_CHECKING:
+    from .groups import Group
 
 __all__ = ["SharedMemory", "meet"]
 
 # Bytes of a slot; what is larger goes in pieces.
 _SLOT = 1 << 20
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
-_AGAIN = -1
-# Of each rank, as in csrc/ranks.c: number, process id; behind them, whether it gave up.
-_HEADER = 128
-_RANK = struct.Struct("=Qq?")
+_GATHER, _FIRST = 2, 3
+_NAMES = ("a sum in float32", "a sum in bfloat16", "a gather", "a broadcast")
+_AGAIN, _DIFFER = -1, -2
+# Of each rank, as in csrc/ranks.c: number, two times three words, process id; whether it gave up; and why.
+_HEADER = 1024
+_RANK = struct.Struct("=Q48xq?")
+_WORDS = struct.Struct("=QQQ")
+_WORDS_AT = 8
+_NOTE_AT = 128
 
 
 class SharedMemory:
@@ -38,19 +46,28 @@ class SharedMemory:
     Args:
         path: a file of the right size, the same for all ranks.
         rank, size: of the group.
+        health: of this rank; a collective that fails ends it.
 
-    Each method raises RuntimeError where another rank's process has ended, or gave up.
+    Each collective raises RankError where another rank's process has ended, where one gave up, with its reason, and
+    where the ranks are not in the same collective of the same step. Afterwards the memory cannot be used any more.
     """
 
-    def __init__(self, path: str, rank: int, size: int) -> None:
+    def __init__(self, path: str, rank: int, size: int, health: Health | None = None) -> None:
         library = native.ranks_library()
         assert library is not None
         self._library, self._rank, self._size = library, rank, size
+        self.health = Health(f"rank {rank}") if health is None else health
         with open(path, "r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._number = 0
+        self._step = self._extent = 0
         library.llama_ranks_enter(self._base, rank)
+
+    def begin(self, step: Step) -> None:
+        """Name the step that the next collectives belong to: they fail if other ranks name another."""
+        self._step = step.digest
+        self._extent = step.sequences << 32 | step.tokens
 
     @staticmethod
     def takes(x: torch.Tensor) -> bool:
@@ -59,48 +76,62 @@ class SharedMemory:
 
     def sum(self, x: torch.Tensor) -> None:
         """x becomes its sum over the ranks, added in float32 in rank order and rounded once."""
-        item = x.element_size()
+        item, kind = x.element_size(), _KINDS[x.dtype]
+        what = _what(kind, x)
         for first in range(0, x.numel(), _SLOT // item):
             count = min(_SLOT // item, x.numel() - first)
-            at = x.data_ptr() + first * item
-            self._call(self._library.llama_ranks_sum, at, count, _KINDS[x.dtype])
+            self._call(self._library.llama_ranks_sum, what, x.data_ptr() + first * item, count, kind)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """(size, *x.shape): x of every rank."""
+        return self._gather(x, _what(_GATHER, x))
+
+    def first(self, x: torch.Tensor) -> None:
+        """x becomes that of rank 0."""
+        given = self._gather(x, _what(_FIRST, x))[0]
+        if self._rank:
+            x.copy_(given)
+
+    def give_up(self, reason: str) -> None:
+        """Let no other rank wait for this one any more: it left a step that the others may be in the middle of."""
+        self.health.fail(reason)
+        assert self.health.failure is not None
+        at = self._rank * _HEADER
+        note = self.health.failure.encode()[: _HEADER - _NOTE_AT - 1] + b"\0"
+        if not self._memory[at + _RANK.size - 1]:
+            self._memory[at + _NOTE_AT : at + _NOTE_AT + len(note)] = note
+            self._memory[at + _RANK.size - 1] = True
+
+    def _gather(self, x: torch.Tensor, what: int) -> torch.Tensor:
         x = x.contiguous()
         nbytes = x.numel() * x.element_size()
         out = x.new_empty(self._size, *x.shape)
         if nbytes <= _SLOT:
-            self._call(self._library.llama_ranks_gather, x.data_ptr(), out.data_ptr(), nbytes)
+            self._call(self._library.llama_ranks_gather, what, x.data_ptr(), out.data_ptr(), nbytes)
             return out
         flat, parts = x.view(-1), out.view(self._size, -1)
         step = _SLOT // x.element_size()
         for first in range(0, flat.numel(), step):
-            parts[:, first : first + step] = self.gather(flat[first : first + step])
+            parts[:, first : first + step] = self._gather(flat[first : first + step], what)
         return out
 
-    def first(self, x: torch.Tensor) -> None:
-        """x becomes that of rank 0."""
-        given = self.gather(x)[0]
-        if self._rank:
-            x.copy_(given)
-
-    def give_up(self) -> None:
-        """Let no other rank wait for this one any more: it left a step that the others are in the middle of."""
-        self._memory[self._rank * _HEADER + _RANK.size - 1] = True
-
-    def _call(self, function: Any, *arguments: int) -> None:
-        self._number += 1
-        code = _AGAIN
-        write = 1
-        while code == _AGAIN:  # between two tries Python hears of signals
-            where = (self._base, self._rank, self._size, _SLOT, self._number)
-            code = function(*where, *arguments, write)
-            write = 0
-            if code == _AGAIN:
+    def _call(self, function: Any, what: int, *arguments: int) -> None:
+        if self.health.failure is not None:
+            raise self.health.error()
+        try:
+            self._number += 1
+            where = (self._base, self._rank, self._size, _SLOT, self._number, what, self._step, self._extent)
+            code = function(*where, *arguments, 1)
+            while code == _AGAIN:  # between two tries Python hears of signals
                 code = next((1 + rank for rank in range(self._size) if self._left(rank)), _AGAIN)
+                code = function(*where, *arguments, 0) if code == _AGAIN else code
+        except BaseException as error:
+            # The others count this collective, or wait in it.
+            self.give_up(f"{self.health.name} left a collective: {type(error).__name__}")
+            raise
         if code:
-            raise RuntimeError(f"rank {code - 1} of this model is gone; its own messages say why")
+            self.give_up(self._difference() if code == _DIFFER else self._reason(code - 1))
+            raise self.health.error()
 
     def _left(self, rank: int) -> bool:
         """Whether a rank will not come to this collective, though the system still knows its process."""
@@ -109,33 +140,56 @@ class SharedMemory:
         # Its number last: it may have come, and ended, since.
         return (gave_up or _is_zombie(pid)) and _RANK.unpack_from(self._memory, at)[0] < self._number
 
+    def _reason(self, rank: int) -> str:
+        """Why a rank is not there."""
+        at = rank * _HEADER
+        note = bytes(self._memory[at + _NOTE_AT : at + _HEADER]).partition(b"\0")[0].decode(errors="replace")
+        gone = f"rank {rank} is gone: its process ended without a word; see its own output"
+        return note if _RANK.unpack_from(self._memory, at)[2] and note else gone
 
-def meet(group: Any, rank: int, size: int, local: bool) -> SharedMemory | None:
+    def _difference(self) -> str:
+        """What the ranks are in, where that is not the same."""
+        at = _WORDS_AT + (self._number & 1) * _WORDS.size
+        rows = [_WORDS.unpack_from(self._memory, rank * _HEADER + at) for rank in range(self._size)]
+        other = first_difference(rows)
+        assert other is not None
+        return disagreement(0, _named(*rows[0]), other, _named(*rows[other]))
+
+
+def meet(group: Group, rank: int, size: int, local: bool) -> SharedMemory | None:
     """Shared memory for the ranks of a group, or None where not all of them can have it. All ranks call it.
 
     Args:
         local: whether this rank knows all ranks to be on its machine.
     """
     library = native.ranks_library() if local else None
-    name: list[Any] = [None]
+    made = b""
     if rank == 0 and library is not None:
         with contextlib.suppress(OSError):
-            name = [_make(library.llama_ranks_bytes(size, _SLOT))]
-    made = name[0]
+            made = os.fsencode(_make(library.llama_ranks_bytes(size, _SLOT)))
     try:
-        dist.broadcast_object_list(name, src=dist.get_global_rank(group, 0), group=group)
+        name = group.gather_bytes(made)[0]
         memory = None
-        if name[0] is not None and library is not None:
+        if name and library is not None:
             with contextlib.suppress(OSError, ValueError):
-                memory = SharedMemory(name[0], rank, size)
-        have: list[Any] = [None] * size
-        dist.all_gather_object(have, memory is not None, group=group)
+                memory = SharedMemory(os.fsdecode(name), rank, size, group.health)
+        have = group.gather_bytes(b"" if memory is None else b"!")
     finally:
-        if made is not None:
+        if made:
             # Everybody has mapped it, or never will: nothing is left behind, whatever becomes of the ranks.
             with contextlib.suppress(OSError):
                 os.unlink(made)
     return memory if all(have) else None
+
+
+def _what(kind: int, x: torch.Tensor) -> int:
+    """The word for a collective: its kind and the bytes of all its pieces."""
+    return x.numel() * x.element_size() << 8 | kind
+
+
+def _named(what: int, digest: int, extent: int) -> str:
+    collective = f"{_NAMES[what & 255]} of {what >> 8:,} bytes"
+    return f"{collective} in {Step(digest, extent >> 32, extent & 0xFFFFFFFF)}" if digest else collective
 
 
 def _is_zombie(pid: int) -> bool:

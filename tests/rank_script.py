@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from llama import Llama, distributed
+from llama import Llama, world
 from llama.distributed import rank_threads
 from llama.errors import LlamaError
 
@@ -203,7 +203,7 @@ def refused(folder: Path) -> Any:
 
 def one_fails(folder: Path) -> Any:
     """An error of the host program on its last rank only, while the others go on."""
-    distributed._MEETING_SECONDS = NEVER
+    world._MEETING_SECONDS = NEVER
     with build(folder, WORLD) as llama:
         for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
             if RANK == WORLD - 1:
@@ -213,7 +213,7 @@ def one_fails(folder: Path) -> Any:
 
 def one_exits(folder: Path) -> Any:
     """The same with sys.exit, which leaves no trace for the end of the program to look at."""
-    distributed._MEETING_SECONDS = 2
+    world._MEETING_SECONDS = 2
     llama = build(folder, WORLD)
     for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
         if RANK == WORLD - 1:
@@ -221,9 +221,19 @@ def one_exits(folder: Path) -> Any:
             sys.exit("the host program's own mistake")
 
 
+def one_refused(folder: Path) -> Any:
+    """An error of this package on one rank only, whose own end waits for the others, which wait for its step."""
+    world._MEETING_SECONDS = NEVER
+    llama = build(folder, WORLD)
+    llama.text_completion(PROMPTS[:1], temperature=0, max_gen_len=3)
+    if RANK == WORLD - 1:
+        (folder / "failed").touch()
+    llama.text_completion(PROMPTS[:1], temperature=0 if RANK < WORLD - 1 else -1, max_gen_len=3)
+
+
 def endless(folder: Path) -> Any:
     """A generation that goes on until it is stopped from outside. Whoever ends by itself says so."""
-    distributed._MEETING_SECONDS = NEVER
+    world._MEETING_SECONDS = NEVER
     atexit.register((folder / f"ended.{RANK}").touch)
     begun = False
     with Llama.build(folder / "s2", None, 200_000, 1, device="cpu", dtype="float32") as llama:

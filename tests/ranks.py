@@ -104,6 +104,10 @@ class Launch:
             assert time.monotonic() < end, f"nothing happened in {timeout} s\n{self._output(1)[-6000:]}"
             time.sleep(0.05)
 
+    def errors(self) -> str:
+        """What stands on stderr so far."""
+        return self._output(1)
+
     def interrupt(self) -> None:
         """Ctrl-C, which a terminal sends to the launcher."""
         self.process.send_signal(signal.SIGINT)

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from llama import Llama, distributed
+from llama import Llama, world
 from llama.engine import AsyncEngine, Request, serve, serving
 from llama.errors import NumericsError, ParallelismError, RankError
 from llama.sampling import GREEDY, SamplingParams
@@ -50,7 +50,7 @@ SCENARIOS: dict[str, tuple[int, dict[int, signal.Signals]]] = {
 
 
 # Who waits for a rank that does not come to the end of the program hangs, as far as anybody here looks.
-distributed._MEETING_SECONDS = 3600
+world._MEETING_SECONDS = 3600
 
 
 def rank() -> int:

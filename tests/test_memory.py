@@ -12,7 +12,7 @@ import torch
 from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
-from llama import Llama, distributed, memory
+from llama import Llama, memory, world
 from llama.builder import build, choose_dtype
 from llama.checkpoint import MetaCheckpoint, load_weights, read_params
 from llama.distributed import Parallel, choose_device
@@ -390,7 +390,7 @@ def test_a_world_without_a_launcher_is_told_apart(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ParallelismError, match=r"MASTER_ADDR.*torchrun"):
         build(folder, None, 32, 1, None, "cpu", "auto")
-    assert distributed._WORLD.users == 0
+    assert world._WORLD.users == 0
 
 
 def test_auto_keeps_bfloat16_on_a_cpu_that_has_it():

@@ -258,11 +258,19 @@ def test_an_error_of_all_ranks_ends_the_launch(folder: Path) -> None:
         assert seen == {"outside": 2, "inside": 2, "after": 2}
 
 
-@pytest.mark.parametrize("scenario", ["one_fails", "one_exits"])
-def test_an_error_of_one_rank_ends_all(folder: Path, scenario: str) -> None:
+@pytest.mark.parametrize(
+    ("scenario", "words"),
+    [
+        ("one_fails", "the host program's own mistake"),
+        ("one_exits", "the host program's own mistake"),
+        ("one_refused", "temperature is -1"),
+    ],
+)
+def test_an_error_of_one_rank_ends_all(folder: Path, scenario: str, words: str) -> None:
+    """Whatever error: the scripts let ranks meet at their end for an hour, where none of them may."""
     finished = run_ranks("rank_script.py", folder, scenario, ranks=2)
     assert finished.code != 0
-    assert "the host program's own mistake" in finished.stderr
+    assert words in finished.stderr
     assert time.time() - (folder / "failed").stat().st_mtime < SOON
 
 
@@ -286,3 +294,22 @@ def test_a_launch_that_is_stopped_ends_soon_and_whole(folder: Path, way: str) ->
     assert finished.code != 0
     if way == "ctrl-c":
         assert all(path.exists() for path in ended), "nobody had to be killed"
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(folder: Path, tmp_path: Path) -> None:
+    """One that idles has nothing else that would tell it."""
+    (tmp_path / "s2").symlink_to(folder / "s2")
+    environment = {"OMP_NUM_THREADS": "1"}
+    with launched("service_script.py", tmp_path, "sleeping", ranks=2, environment=environment) as launch:
+        launch.wait_for((tmp_path / "ready").exists)
+        assert len(launch.alive()) == 3
+        launch.process.kill()
+        launch.process.wait()
+        end = time.monotonic() + SOON
+        while launch.alive() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not launch.alive(), "ranks outlived their launcher"
+        words = launch.errors()
+    for rank in range(2):
+        assert f"rank {rank}: the launcher (process {launch.process.pid}) has ended; ending too" in words
+        assert (tmp_path / f"{rank}.over").exists(), "the service was not ended in order"

@@ -4,6 +4,9 @@
  * socket takes. Each rank writes what it has into its slot, raises its number, waits until the numbers of the others
  * are there, and reads their slots, in rank order, so that all ranks get the same sum. Each has two slots in turn: a slot is
  * written again only after every other rank has raised the number that follows the one it was read for.
+ *
+ * With its slot each rank writes, in words, what it takes part in: the kind of the collective, its size, and the step of the
+ * engine. Ranks whose words differ would add things that do not belong together, so none of them does.
  */
 
 #include <errno.h>
@@ -22,10 +25,12 @@
 #endif
 
 /* SPINS, YIELDS: of a wait, before it sleeps. PATIENCE: milliseconds after which the caller may look at signals. */
-enum { HEADER = 128, SPINS = 2000, YIELDS = 200, PATIENCE = 100, AGAIN = -1 };
+enum { HEADER = 1024, WORDS = 3, SPINS = 2000, YIELDS = 200, PATIENCE = 100, AGAIN = -1, DIFFER = -2 };
 
+/* Number and words share a cache line. Behind this, up to HEADER, shared.py keeps why a rank gave up. */
 typedef struct {
-    uint64_t number; /* of the last collective that this rank has written its slot for */
+    uint64_t number;          /* of the last collective that this rank has written its slot for */
+    uint64_t words[2][WORDS]; /* of it and of the one before, as the slots */
     int64_t pid;
     uint8_t gave_up; /* whether it left a step; written and read by shared.py only */
 } rank_t;
@@ -47,8 +52,9 @@ static double now(void) {
     return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
 }
 
-/* 0 when all have raised `number`, AGAIN after a while, or 1 + the rank of a process that is gone. */
-static int wait_for(char *base, long size, uint64_t number) {
+/* 0 when all have raised `number`, AGAIN after a while, DIFFER if somebody's words are not those of `rank`,
+ * or 1 + the rank of a process that is gone. */
+static int wait_for(char *base, long rank, long size, uint64_t number) {
     double end = 0;
     long turns = 0;
     for (long r = 0; r < size; r++)
@@ -68,10 +74,17 @@ static int wait_for(char *base, long size, uint64_t number) {
                 }
             }
         }
+    const uint64_t *own = rank_at(base, rank)->words[number & 1];
+    for (long r = 0; r < size; r++)
+        if (memcmp(rank_at(base, r)->words[number & 1], own, sizeof(uint64_t) * WORDS)) return DIFFER;
     return 0;
 }
 
-static void raise_number(char *base, long rank, uint64_t number) {
+/* What this rank gives to collective `number`, and that it is there. */
+static void enter(char *base, long rank, long size, long slot, uint64_t number, const uint64_t *words, const void *x,
+                  long bytes) {
+    memcpy(slot_at(base, size, slot, rank, number), x, bytes);
+    memcpy(rank_at(base, rank)->words[number & 1], words, sizeof(uint64_t) * WORDS);
     __atomic_store_n(&rank_at(base, rank)->number, number, __ATOMIC_RELEASE);
 }
 
@@ -90,15 +103,14 @@ static uint16_t narrow(float x) {
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-/* x becomes the sum over the ranks; kind 0: float32, 1: bfloat16. `write`: the first try of this number. */
-int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, void *x, long count, long kind,
-                    int write) {
+/* x becomes the sum over the ranks; kind 0: float32, 1: bfloat16. what, step, extent: this rank's words.
+ * `write`: the first try of this number. */
+int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
+                    uint64_t extent, void *x, long count, long kind, int write) {
     const long bytes = count * (kind ? 2 : 4);
-    if (write) {
-        memcpy(slot_at(base, size, slot, rank, number), x, bytes);
-        raise_number(base, rank, number);
-    }
-    const int code = wait_for(base, size, number);
+    const uint64_t words[WORDS] = {what, step, extent};
+    if (write) enter(base, rank, size, slot, number, words, x, bytes);
+    const int code = wait_for(base, rank, size, number);
     if (code) return code;
     enum { BLOCK = 256 };
     for (long first = 0; first < count; first += BLOCK) {
@@ -120,13 +132,11 @@ int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number
 }
 
 /* out (size, bytes) gets the `bytes` of every rank. */
-int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, const void *x, void *out,
-                       long bytes, int write) {
-    if (write) {
-        memcpy(slot_at(base, size, slot, rank, number), x, bytes);
-        raise_number(base, rank, number);
-    }
-    const int code = wait_for(base, size, number);
+int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
+                       uint64_t extent, const void *x, void *out, long bytes, int write) {
+    const uint64_t words[WORDS] = {what, step, extent};
+    if (write) enter(base, rank, size, slot, number, words, x, bytes);
+    const int code = wait_for(base, rank, size, number);
     if (code) return code;
     for (long r = 0; r < size; r++)
         memcpy((char *)out + r * bytes, slot_at(base, size, slot, r, number), bytes);

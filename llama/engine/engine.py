@@ -248,12 +248,23 @@ class Engine:
         A request whose logits are not finite ends with FinishReason.ERROR and the NumericsError that says so.
 
         Raises:
+            RankError: another rank of the model failed, is gone, or runs another step.
             Whatever else the model's forward raises, and interrupts. All requests stay as they were before the step,
                 or, where it was over for some of them, as after it; the caller cancels its own, or those in
-                `planned`, or tries again.
+                `planned`, or tries again. On several ranks these may have struck one alone: the model cannot be used
+                any more then.
         """
         self._settle()
         self.tidy()
+        try:
+            self._advance()
+        except BaseException as error:
+            # That comes with the decided tokens, so it strikes all ranks of the model alike.
+            if not isinstance(error, NumericsError):
+                self.model.parallel.failed(error)
+            raise
+
+    def _advance(self) -> None:
         self._planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
         if self.scheduler.prefixes is not None:
             self._watch.glance()

@@ -206,9 +206,9 @@ class Sequence:
     places: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for all
     of them and takes their places and their memory; afterwards each has its own. rest: further samples of the
     request, which wait until these have begun. blocks: what each place holds; 0 while it does not run. draft: what
-    the step verifies behind `tokens`. leader, shared: an older sequence that is about to compute the first
-    `shared` tokens of this one, which waits for them. stale: the model was changed since it began, so that what is
-    in its cache is for nobody else.
+    the step verifies behind `tokens`. digest: of its request, once ranks had to compare it (plans.py). leader,
+    shared: an older sequence that is about to compute the first `shared` tokens of this one, which waits for them.
+    stale: the model was changed since it began, so that what is in its cache is for nobody else.
 
     entered: the truth about it. One append makes a step count, and whatever else is here follows from it and from the
     request: what an interrupt left half done is made again (`restore`). read: entries that its reader has had.
@@ -235,6 +235,7 @@ class Sequence:
     blocks: int = 0
     drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
+    digest: int | None = None
     leader: Sequence | None = None
     shared: int = 0
     stale: bool = False

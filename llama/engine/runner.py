@@ -23,6 +23,7 @@ from ..sampling import (
     penalize,
     sample,
 )
+from .plans import step_of
 from .request import Plan, Sequence, TokenScore
 
 __all__ = ["Ask", "Drawn", "Runner"]
@@ -53,6 +54,8 @@ class Runner:
     def forward(self, plan: Plan) -> torch.Tensor:
         """Run a plan's tokens through the model -> hidden states (T, C); the caches have grown by them."""
         tokens = [token for sequence, count in plan for token in _next(sequence, count)]
+        if self.model.parallel.size > 1:
+            self.model.parallel.begin(step_of(plan, tokens), self.model.device)
         cache = BatchCache([sequence.cache for sequence, _ in plan], [count for _, count in plan])
         return self.model.hidden(torch.tensor(tokens, device=self.model.device), cache)
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..distributed import Parallel, rank_threads
-from ..errors import LlamaError, RankError
+from ..agreement import UnexplainedError
+from ..distributed import rank_threads
+from ..errors import LlamaError, NumericsError, RankError
 from ..sampling import SamplingParams
 from .channel import REASON_SECONDS, FollowerChannel, LeaderChannel, follow_channel, lead_channel
 from .engine import Engine
@@ -87,13 +88,13 @@ class Replica:
         error that names no request and ends all of this batch.
 
         Raises:
-            Exception: with several ranks, an error that may not have struck all of them.
+            Exception: with several ranks, one that may not have struck all of them. Only NumericsError does.
         """
         try:
             with rank_threads(self.engine.model.device):
                 deltas = self.engine.step()
         except Exception as error:
-            if self.engine.model.parallel.size > 1:
+            if self.engine.model.parallel.size > 1 and not isinstance(error, NumericsError):
                 raise
             return [(ticket, error) for ticket in self._fail()]
         results: list[Result] = []
@@ -217,9 +218,10 @@ def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) 
     except BaseException as error:
         if parallel.size == 1:
             raise
-        failure = error if isinstance(error, RankError) else channel.reason() or _failed(0, error)
+        told = channel.reason() if isinstance(error, UnexplainedError) else None
+        failure = told or (error if isinstance(error, RankError) else parallel.failed(error))
         _tell(channel, failure)
-        parallel.give_up()
+        parallel.failed(failure)
         raise failure from error
     finally:
         # Also after a Stop: what came in behind it was added like anything else.
@@ -266,14 +268,15 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
                 replica.apply(decode(channel.receive(), SamplingParams))
                 if replica.busy:
                     replica.step()
-    except RankError:
-        parallel.give_up()
-        raise
-    except Exception as error:
-        raise _why(channel, parallel, error) from error
+    except RankError as error:
+        failure = _why(channel, error) if isinstance(error, UnexplainedError) else error
+        parallel.failed(failure)
+        raise failure from error.__cause__
     except BaseException as error:
-        parallel.give_up()
-        channel.send(str(_failed(parallel.rank, error)))
+        failure = parallel.failed(error)
+        channel.send(str(failure))
+        if isinstance(error, Exception):
+            raise failure from error
         raise
     finally:
         replica.cancel_all()
@@ -283,33 +286,21 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
         raise RankError(replica.failure)
 
 
-def _why(channel: FollowerChannel, parallel: Parallel, error: Exception) -> RankError:
-    """What to raise where a step failed here: perhaps because another rank went first."""
+def _why(channel: FollowerChannel, error: UnexplainedError) -> RankError:
+    """What the first rank knows of the end of an exchange that failed here."""
     try:
         told = decode(channel.receive(REASON_SECONDS), SamplingParams)
     except TimeoutError:
-        told = []  # the first rank waits for this one
+        return error
     except RankError as gone:
         return gone
-    for event in told:
-        if isinstance(event, Stop) and event.failure is not None:
-            return RankError(event.failure)
-    failure = _failed(parallel.rank, error)
-    # Only now, so that the first rank, which may wait in its step, finds the reason at once.
-    parallel.give_up()
-    channel.send(str(failure))
-    return failure
+    reasons = (event.failure for event in told if isinstance(event, Stop) and event.failure is not None)
+    return next((RankError(reason) for reason in reasons), error)
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """A thread has a CUDA device of its own, at first always the machine's first one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
-def _failed(rank: int, error: BaseException) -> RankError:
-    return RankError(
-        f"rank {rank} failed, and with it the service on all ranks: {type(error).__name__}: {error}"
-    )
 
 
 def _tell(channel: LeaderChannel, failure: RankError) -> None:

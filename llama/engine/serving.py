@@ -167,6 +167,8 @@ async def _follow(engine: Engine, sigterm: bool) -> None:
                 f" {_FOLLOWER_SECONDS:.1f} s"
             )
         )
+        # First, so that rank 0 finds this reason also in the middle of a step.
+        parallel.give_up(str(late[0]))
         for channel in channels:
             channel.hang_up(str(late[0]))
         # A thread inside torch may not outlive the interpreter, so that is not ended in the usual way.

@@ -28,8 +28,8 @@ MUTANTS = [
     Mutant(
         name="each replica keeps the seed that it drew",
         file="llama/calls.py",
-        old="first: int = self._parallel.gather_replicas(int(drawn))[0]",
-        new="first = int(drawn)",
+        old="return self._first(int(drawn))",
+        new="return int(drawn)",
         tests=("tests/test_ranks.py::test_replicas_give_all_results_in_order_on_every_rank",),
     ),
     Mutant(

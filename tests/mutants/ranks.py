@@ -1,0 +1,94 @@
+"""Ranks and replicas that no longer do the same."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+_APART = "tests/test_apart.py::"
+_SHARED = "tests/test_shared.py::"
+
+MUTANTS = [
+    Mutant(
+        name="an error of one replica that is none of the package is not gathered",
+        file="llama/loop.py",
+        old="""        except BaseException as error:
+            # Whatever it is""",
+        new="""        except ValueError as error:
+            # Whatever it is""",
+        tests=(_APART + "test_an_error_of_one_replica_reaches_all_and_the_next_call_is_right",),
+    ),
+    Mutant(
+        name="gathers do not compare their tags",
+        file="llama/replicas.py",
+        old="if tag != tags[0]), None)",
+        new="if tag[:0] != tags[0][:0]), None)",
+        tests=(_APART + "test_replicas_at_different_places_all_raise",),
+    ),
+    Mutant(
+        name="shared memory compares sizes and kinds, but not steps",
+        file="llama/csrc/ranks.c",
+        old="own, sizeof(uint64_t) * WORDS)) return DIFFER;",
+        new="own, sizeof(uint64_t))) return DIFFER;",
+        tests=(_SHARED + "test_ranks_that_do_not_do_the_same_all_raise_and_name_both",),
+    ),
+    Mutant(
+        name="the word of a collective leaves its kind out",
+        file="llama/shared.py",
+        old="return x.numel() * x.element_size() << 8 | kind",
+        new="return x.numel() * x.element_size() << 8",
+        tests=(_SHARED + "test_ranks_that_do_not_do_the_same_all_raise_and_name_both",),
+    ),
+    Mutant(
+        name="a step's hash leaves the requests out",
+        file="llama/engine/plans.py",
+        old="row = (*sequence.key, sequence.digest, sequence.computed,",
+        new="row = (*sequence.key, 0, sequence.computed,",
+        tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
+    ),
+    Mutant(
+        name="ranks over sockets do not compare their steps",
+        file="llama/groups.py",
+        old="        other = first_difference(rows)\n        if other is not None:\n            self.health",
+        new="        other = None\n        if other is not None:\n            self.health",
+        tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
+    ),
+    Mutant(
+        name="a step that fails on one rank is told to nobody",
+        file="llama/engine/engine.py",
+        old="            if not isinstance(error, NumericsError):",
+        new="            if isinstance(error, NumericsError):",
+        tests=(_APART + "test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason",),
+    ),
+    Mutant(
+        name="a rank that gave up goes on with the next collective",
+        file="llama/shared.py",
+        old="""        if self.health.failure is not None:
+            raise self.health.error()
+        try:
+            self._number += 1""",
+        new="""        try:
+            self._number += 1""",
+        tests=(_SHARED + "test_a_rank_that_is_interrupted_in_a_collective_leaves_it_for_good",),
+    ),
+    Mutant(
+        name="a rank that leaves with an error of the package lets the others wait in their step",
+        file="llama/world.py",
+        old="            parallel.ended(error)\n",
+        new="",
+        tests=("tests/test_ranks.py::test_an_error_of_one_rank_ends_all",),
+    ),
+    Mutant(
+        name="any name that arrives is taken for a class of errors",
+        file="llama/replicas.py",
+        old="getattr(errors, name, None) if name in errors.__all__ else None",
+        new="getattr(errors, name, None)",
+        tests=(_APART + "test_no_name_that_arrives_is_looked_up_but_those_of_errors",),
+    ),
+    Mutant(
+        name="ranks do not look whether their launcher lives",
+        file="llama/launcher.py",
+        old="        if os.getppid() != parent:",
+        new="        if os.getppid() == 0:",
+        tests=("tests/test_ranks.py::test_ranks_end_with_a_launcher_that_is_killed",),
+    ),
+]

@@ -51,8 +51,8 @@ def shown(value: object) -> str:
     """A value as a message names it: its repr, cut where it is long."""
     try:
         return _BRIEF.repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return f"an {type(value).__name__} of more than 4,000 digits"
+    except ValueError:  # more digits than Python writes out
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
 def reason(error: BaseException) -> str:

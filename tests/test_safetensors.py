@@ -52,7 +52,7 @@ def test_what_is_written_with_such_a_header_is_read(tmp_path: Path, length: int)
     """A conversion writes headers of multiples of 8: one of these is every 8,192nd."""
 
     def written(padding: int) -> Path:
-        path = tmp_path / "model.safetensors"
+        path = tmp_path / f"{padding}.safetensors"
         with SafetensorsWriter(path, {"x" * padding: (2, 3), "b": (1,)}, torch.float32) as writer:
             writer.write([torch.arange(6.0)])
             writer.write([torch.ones(1)])

@@ -252,7 +252,7 @@ def test_an_error_of_all_ranks_ends_the_launch(folder: Path) -> None:
 )
 def test_an_error_of_one_rank_ends_all(folder: Path, scenario: str, words: str) -> None:
     """Whatever error: the scripts let ranks meet at their end for an hour, where none of them may."""
-    finished = run_ranks("rank_script.py", folder, scenario, ranks=2)
+    finished = run_ranks("rank_script.py", folder, scenario, ranks=2, timeout=4 * SOON)
     assert finished.code != 0
     assert words in finished.stderr
     assert time.time() - (folder / "failed").stat().st_mtime < SOON

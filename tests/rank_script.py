@@ -213,7 +213,7 @@ def one_fails(folder: Path) -> Any:
 
 def one_exits(folder: Path) -> Any:
     """The same with sys.exit, which leaves no trace for the end of the program to look at."""
-    world._MEETING_SECONDS = 2
+    world._MEETING_SECONDS = NEVER
     llama = build(folder, WORLD)
     for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
         if RANK == WORLD - 1:
@@ -223,7 +223,7 @@ def one_exits(folder: Path) -> Any:
 
 def one_refused(folder: Path) -> Any:
     """An error of this package on one rank only, whose own end waits for the others, which wait for its step."""
-    world._MEETING_SECONDS = NEVER
+    world._MEETING_SECONDS = world._ERROR_SECONDS = NEVER
     llama = build(folder, WORLD)
     llama.text_completion(PROMPTS[:1], temperature=0, max_gen_len=3)
     if RANK == WORLD - 1:

@@ -12,8 +12,9 @@ set +o posix # in which ulimit counts in other units
 set -u
 # An exported name stays exported when it gets another value: none of this script's own may be one, or the URL
 # would reach the environment of every program that it starts.
+export -n CODELLAMA_URL
 # shellcheck disable=SC2046
-unset $(env | LC_ALL=C sed -n -e '/_proxy=/d' -e 's/^\([a-z][A-Za-z0-9_]*\)=.*/\1/p')
+unset $(env | LC_ALL=C sed -n -e '/^[a-z][a-z_]*_proxy=/d' -e 's/^\([a-z][A-Za-z0-9_]*\)=.*/\1/p')
 
 SELF=${BASH_SOURCE[0]-} # empty where the script is read from a pipe
 
@@ -445,6 +446,7 @@ trouble() {
         *) case $fetcher:$code in
             curl:6) echo "the host was not found; the network may be down" ;;
             curl:23 | wget:3) echo "it could not be written; the disk may be full, or the folder read-only" ;;
+            curl:143 | wget:143) echo "the connection brought less than $SLOWEST bytes a second, $TRIES times in a row, and was ended here" ;;
             curl:35 | curl:60 | wget:5) echo "the server's certificate was not accepted; a proxy may stand between" ;;
             *) echo "the connection broke $TRIES times in a row, and brought less than $SLOWEST bytes a second ($fetcher exit status $code)" ;;
         esac ;;

@@ -116,9 +116,11 @@ class Parallel:
 
     def on_any(self, flag: bool, device: torch.device) -> bool:
         """Whether a rank of the model says so; all of them ask at the same place. device: of this rank's model."""
-        if self.size == 1:
+        if self.group is None:
             return flag
-        return bool(self.all_reduce(torch.tensor([float(flag)], device=device)).item())
+        if self.shared is None:
+            return self.group.on_any(flag, device)
+        return bool(self.all_reduce(torch.tensor([float(flag)])).item())
 
     def smallest(self, value: int | None, device: torch.device) -> int | None:
         """The smallest value among all ranks of all replicas; None (no limit) where all say so.

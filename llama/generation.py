@@ -374,13 +374,11 @@ class Llama:
                 return error
 
         prompts = numbered(made, asked)
-        if prompts:
-            # A seed and a prediction for each dialog, whether or not the dialog is refused.
-            seeds, texts = self._calls.seeds.of(call, len(prompts)), call.predictions(len(prompts))
-            kept = [i for i, prompt in enumerate(prompts) if isinstance(prompt, Prompt)]
-            call.seed, call.prediction = [seeds[i] for i in kept], [texts[i] for i in kept]
         safe = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
-        outputs = iter(self._calls.run(list(safe.values()), call, list(safe)) if safe or not prompts else ())
+        if safe or not prompts:
+            outputs = iter(self._calls.run(list(safe.values()), call, list(safe), len(prompts)))
+        else:
+            outputs = iter(())
         results: list[ChatPrediction] = []
         for prompt in prompts:
             for _ in range(call.n):

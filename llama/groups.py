@@ -20,6 +20,8 @@ __all__ = ["Group"]
 # While a rank waits for others that have work of their own: between two looks, and between two looks at their notes.
 _NAPS = (2e-5, 1e-3)
 _NOTES_SECONDS = 1.0
+# In place of a step's hash, which is never negative.
+_ASKED = -1
 
 
 class Group:
@@ -61,11 +63,30 @@ class Group:
         Sizes that differ would end a process in gloo, and hang or mix up rows in NCCL; so this is asked before, of
         a message whose size is always the same: one collective beside two for each layer.
         """
+        self._alike(self._steps(step, device), lambda row: row)
+
+    def on_any(self, flag: bool, device: torch.device) -> bool:
+        """Whether a rank says so, asked by all before a step.
+
+        In a message as that of `agree`: ranks of which some ask and others begin their step are told so.
+        """
+        rows = self._steps(Step(_ASKED, 0, int(flag)), device)
+        self._alike(rows, lambda row: row[0] if row[0] == _ASKED else row)
+        return any(row[2] for row in rows)
+
+    def _steps(self, step: Step, device: torch.device) -> list[list[int]]:
         mine = torch.tensor([*step], dtype=torch.int64, device=device)
-        rows = torch.stack(self.all_gather(mine)).tolist()
-        other = first_difference(rows)
+        rows: list[list[int]] = torch.stack(self.all_gather(mine)).tolist()
+        return rows
+
+    def _alike(self, rows: list[list[int]], word: Callable[[list[int]], Any]) -> None:
+        other = first_difference([word(row) for row in rows])
         if other is not None:
-            self.health.fail(disagreement(0, str(Step(*rows[0])), other, str(Step(*rows[other]))))
+            one, two = (
+                "the choice of a step" if row[0] == _ASKED else str(Step(*row))
+                for row in (rows[0], rows[other])
+            )
+            self.health.fail(disagreement(0, one, other, two))
             raise self.health.error()
 
     def gather_bytes(

@@ -6,11 +6,12 @@ Knows requests, outputs and deltas; what a text call makes of them is in generat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from .calls import Options, Output, Seeds, StreamDelta, naming
 from .distributed import rank_threads
 from .engine import Delta, Engine, Feed, Request
-from .errors import RequestError
+from .errors import LlamaError, RequestError
 from .prompts import Prompt
 from .replicas import Gathering, Item
 
@@ -37,28 +38,30 @@ class Calls:
         prompts: Sequence[Prompt],
         call: Options,
         rows: Sequence[int] | None = None,
+        count: int | None = None,
         *,
         live: bool = True,
     ) -> list[tuple[int, Request]]:
         """(row of the prompt, its request) for a call, all checked before any is run.
 
-        rows: the prompts' places in the call, where some of it is not run. live: its tokens are read as
-        they come.
+        rows, count: the prompts' places in the call, and how many it has, where some of it is not run: seeds and
+        predictions are for all. live: its tokens are read as they come.
         """
         if not prompts:
             raise RequestError("the batch is empty; give at least one prompt")
         max_seq_len = self.engine.model.params.max_seq_len
-        seeds = self.seeds.of(call, len(prompts))
-        predictions = call.predictions(len(prompts))
-        made: list[tuple[int, Request]] = []
-        asked = zip(rows or range(len(prompts)), prompts, seeds, predictions, strict=True)
-        for row, prompt, seed, text in asked:
+        count = len(prompts) if count is None else count
+        predictions = call.predictions(count)
+        made: list[Request] = []
+        for row, prompt in zip(rows or range(count), prompts, strict=True):
             with naming(row):
-                likely = self._predicted(prompt, text)
-                request = call.request(row, prompt, seed, likely, max_seq_len, live)
+                likely = self._predicted(prompt, predictions[row])
+                request = call.request(row, prompt, 0, likely, max_seq_len, live)
                 self.engine.check(request)
-                made.append((row, request))
-        return made
+                made.append(request)
+        # Last: what is refused draws nothing from the host's generator.
+        seeds = self.seeds.of(call, count)
+        return [(request.row, replace(request, seed=seeds[request.row])) for request in made]
 
     def _mine(self, requests: Sequence[tuple[int, Request]]) -> list[tuple[int, Request]]:
         """This replica's share: prompts in turn, and one's samples too where they do not run together anyway."""
@@ -113,6 +116,12 @@ class Calls:
                         raise delta.sequence.error
                 left -= sum(delta.finish_reason is not None for delta in mine)
                 yield [(index_of[delta.key[0]], delta) for delta in mine]
+        except (LlamaError, GeneratorExit):
+            raise  # of all ranks alike
+        except BaseException as error:
+            # Between two steps too the other ranks would wait for this one.
+            engine.model.parallel.failed(error)
+            raise
         finally:
             del feed
             self._tidy()
@@ -134,11 +143,15 @@ class Calls:
         self.engine.turn.if_free(self.engine.tidy)
 
     def run(
-        self, prompts: Sequence[Prompt], call: Options, rows: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        call: Options,
+        rows: Sequence[int] | None = None,
+        count: int | None = None,
     ) -> list[Output]:
         """Outputs of all prompts, in order, sample by sample, on every rank of every replica."""
         parallel = self.engine.model.parallel
-        made = self.requests(prompts, call, rows, live=False)
+        made = self.requests(prompts, call, rows, count, live=False)
         gathering = self._gathering(made)
         mine = self._mine(made)
         outputs: list[Item] = []

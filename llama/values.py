@@ -7,13 +7,19 @@ caller, who knows the parameter's name, says so. Imports neither torch nor numpy
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
+from .errors import RequestError
+
 __all__ = ["flag", "integer", "real", "rows"]
+
+# Entries of a list that is not in memory yet, as a range or a generator: some 150 MB of Python's numbers.
+_MOST = 1 << 22
 
 _TEXT = (str, bytes, bytearray, memoryview)
 
@@ -52,19 +58,28 @@ def real(value: object) -> float | None:
 
 
 def rows(values: object) -> list[Any] | None:
-    """What can be walked in an order of its own: no text, no set (whose order differs between ranks), no mapping."""
+    """What can be walked in an order of its own: no text, no set (whose order differs between ranks), no mapping.
+
+    Raises:
+        RequestError: it has more entries than any call takes; no more of them are looked at.
+    """
     if isinstance(values, list | tuple):
         return list(values)
     if isinstance(values, (*_TEXT, set, frozenset, Mapping)) or getattr(values, "ndim", 1) == 0:
         return None
+    if isinstance(values, Sized) and len(values) > _MOST:
+        raise RequestError(f"a list of {len(values):,} entries was given; {_MOST:,} are the most")
     if callable(getattr(values, "tolist", None)):  # at once, where a walk would ask a GPU for each element
         values = values.tolist()  # type: ignore[attr-defined]
     try:
-        return list(values)  # type: ignore[call-overload, no-any-return]
+        found = list(itertools.islice(values, _MOST + 1))  # type: ignore[call-overload]
     except TypeError:
         if hasattr(values, "__iter__"):
             raise  # its own
         return None
+    if len(found) > _MOST:
+        raise RequestError(f"a list of more than {_MOST:,} entries was given; that is the most")
+    return found
 
 
 def _is_scalar(value: object) -> bool:

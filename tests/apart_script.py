@@ -99,6 +99,26 @@ def interrupt(llama: Llama) -> Any:
     return seen(lambda: text(llama))
 
 
+def between(llama: Llama) -> Any:
+    """Ctrl-C when a step is over and the next one has not begun."""
+    read = llama.engine.read
+
+    def struck(feed: Any) -> Any:
+        llama.engine.read = read  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    if RANK == 0:
+        llama.engine.read = struck  # type: ignore[method-assign]
+    return seen(lambda: text(llama))
+
+
+def begins(llama: Llama) -> Any:
+    """A stream is open on all; the last rank begins another call, the others read on."""
+    stream = llama.stream([PROMPTS[0]], temperature=0, max_gen_len=40)
+    next(stream)
+    return seen(lambda: text(llama) if RANK == LAST else [delta.text for delta in stream])
+
+
 def fewer(llama: Llama) -> Any:
     """One rank makes no call at all, and gives the model back: the others are in a step of theirs."""
     if RANK < LAST:
@@ -111,7 +131,7 @@ def fewer(llama: Llama) -> Any:
     return None
 
 
-APART = (order, limit, failure, interrupt, fewer)
+APART = (order, limit, failure, interrupt, between, begins, fewer)
 
 
 def whole(folder: Path) -> dict[str, Any]:

@@ -77,11 +77,21 @@ def test_ranks_with_other_requests_all_raise_and_go_on_raising(found: Any, way: 
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_call_that_only_one_rank_begins_ends_on_all(found: Any, way: str) -> None:
+    """Who begins a request asks first whether the model was changed, which the others do not."""
+    last = len(found) - 1
+    for rank in found:
+        for call in rank[way]["begins"]:
+            raised(call, "RankError", f"ranks 0 and {last} do not do the same", NO_MORE)
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("scenario", "first", "own", "words"),
     [
         ("failure", False, "MemoryError", "failed: MemoryError: no room for this step"),
         ("interrupt", True, "KeyboardInterrupt", "failed: KeyboardInterrupt"),
+        ("between", True, "KeyboardInterrupt", "failed: KeyboardInterrupt"),
     ],
 )
 def test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason(

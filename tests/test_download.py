@@ -308,6 +308,7 @@ def test_the_query_is_in_no_process_and_no_file_while_it_is_used(script, way) ->
 # What a caller may have exported: names that the script uses itself, and bash's options.
 INHERITED = {
     "names": dict.fromkeys(["before", "after", "url", "secret", "answer", "size", "program"], "theirs"),
+    "values": dict.fromkeys(["after", "url", "secret"], "a_proxy=theirs"),
     "options": {"SHELLOPTS": "allexport:errexit:noclobber:noglob:posix"},
 }
 
@@ -317,10 +318,11 @@ def test_the_query_is_in_the_environment_of_no_program_whatever_the_caller_expor
     script, tmp_path, inherited
 ) -> None:
     log, shims = tmp_path / "environments", tmp_path / "shims"
+    told = f'{{ "{shutil.which("env")}"; echo "$0" "$@"; }} >>"{log}"'
     shims.mkdir()
-    for name in (script.fetcher, "awk", "head", "wc", "md5sum", "mv", "mkdir", "sleep"):
+    for name in (script.fetcher, "awk", "env", "head", "wc", "md5sum", "mv", "mkdir", "sed", "sleep"):
         program = shutil.which(name)
-        (shims / name).write_text(f'#!/bin/sh\n{{ env; echo "$0" "$@"; }} >>"{log}"\nexec "{program}" "$@"\n')
+        (shims / name).write_text(f'#!/bin/sh\n{told}\nexec "{program}" "$@"\n')
         (shims / name).chmod(0o755)
     env = {"PATH": f"{shims}{os.pathsep}{os.environ['PATH']}", **INHERITED[inherited]}
     result = script.run("--models", "7b", env=env)

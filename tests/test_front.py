@@ -883,3 +883,18 @@ def test_a_program_ends_whole(scenario, tmp_path):
     assert finished.stdout.split() == ["cancelled"] * 20
     assert finished.code == (0 if scenario == "sigterm" else 143), finished.stderr
     assert ("a step is still under way 2.5 s" in finished.stderr) == (scenario == "stuck")
+
+
+@pytest.mark.parametrize("kind", ["forgotten async", "fails at once"])
+def test_a_main_that_never_begins_leaves_the_engine_free(kind):
+    engine = gated()
+
+    def main(front):
+        if kind == "fails at once":
+            raise KeyError("mine")
+        return 3
+
+    with pytest.raises((TypeError, KeyError)):
+        asyncio.run(serve(engine, main))
+    assert not engine.front
+    assert engine.add(Request((1, 5), 2, GREEDY)) == 0

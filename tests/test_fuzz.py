@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FUZZ = Path(__file__).parent / "fuzz"
 
 
@@ -35,6 +37,15 @@ def test_damaged_files_are_refused_or_read_right() -> None:
         assert accepted >= 3
         assert refused >= 10
         assert bad == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "option", ["--number=0", "--number=-3", "--jobs=0", "--input=-1", "--memory=0", "--seconds=0"]
+)
+def test_a_run_of_nothing_is_no_success(option: str) -> None:
+    code, output = run(option)
+    assert code == 2
+    assert option.partition("=")[0] in output
 
 
 # A reader that does with an input what KINDS says of it.

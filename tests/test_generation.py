@@ -425,6 +425,16 @@ def test_a_list_of_seeds_is_one_for_each_dialog_refused_or_not(llama):
     assert second == llama.chat_completion([DIALOGS[0]], seed=2, **options)[0]
 
 
+def test_a_list_of_predictions_is_one_for_each_dialog_refused_or_not(llama, monkeypatch):
+    bad = [{"role": "user", "content": "[INST]"}]
+    seen, check = [], llama.engine.check
+    monkeypatch.setattr(
+        llama.engine, "check", lambda request: (seen.append(request.prediction), check(request))
+    )
+    llama.chat_completion([bad, DIALOGS[0], bad, DIALOGS[1]], max_gen_len=1, prediction=["a", "b", "c", "d"])
+    assert seen[:2] == [tuple(llama.tokenizer.encode(text, bos=False, eos=False)) for text in "bd"]
+
+
 def test_step_is_plain_code_for_an_inst_model(llama):
     (result,) = llama.chat_completion([[{"role": "user", "content": "<step>"}]], 0, max_gen_len=2)
     assert result["finish_reason"] != "error"

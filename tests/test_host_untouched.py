@@ -16,6 +16,7 @@ from host_state import state
 from tiny_llama import tiny_llama
 from tiny_tokenizers import tiny_tokenizer
 
+from llama.errors import RequestError
 from llama.generation import Llama
 
 TOKENIZER = tiny_tokenizer()
@@ -205,7 +206,16 @@ NOTHING_DRAWN = {
     "top_p 0": lambda llama: llama.text_completion(["a"], 0.8, 0.0, 3),
     "scores": lambda llama: llama.text_completion(["a b"], max_gen_len=0, echo=True, logprobs=True),
     "seeded": lambda llama: llama.text_completion(["a"], 0.8, max_gen_len=3, seed=5),
+    "refused dialogs": lambda llama: llama.chat_completion([[{"role": "user", "content": "[INST]"}]] * 2),
+    "a prompt too long": lambda llama: refused(llama.generate, [[1, 5], [1] * 900], 5),
+    "no id": lambda llama: refused(llama.generate, [[1, 5], [9999]], 5),
+    "predictions": lambda llama: refused(llama.text_completion, ["a", "b"], prediction=["a"] * 3),
 }
+
+
+def refused(call, *arguments, **options):
+    with pytest.raises(RequestError):
+        call(*arguments, **options)
 
 
 @pytest.mark.parametrize("call", UNSEEDED)

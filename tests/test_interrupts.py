@@ -20,6 +20,7 @@ from tiny_llama import tiny_llama, tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
 import llama
+from llama.engine import Feed
 from llama.engine.turn import Turn
 from llama.generation import Llama
 
@@ -246,3 +247,25 @@ def test_an_interrupt_leaves_no_turn_taken():
         if len(passed) <= number:
             break
     assert number > 5
+
+
+def test_a_paused_request_stays_paused_when_all_is_made_again():
+    made = small()
+    engine, feed = made.engine, Feed()
+    (request,) = made.requests(**{**OPEN, "n": 1, "stop": []})
+    expected = texts(made.stream(**{**OPEN, "n": 1, "stop": []}))[0][0]
+    paused = engine.add(request, feed)
+    engine.advance()
+    engine.pause(paused)
+    engine._torn = True  # as an interrupt in the middle of a change leaves it
+    before = engine.read(feed)
+    for _ in range(3):
+        engine.advance()
+        assert engine.read(feed) == []
+    assert not engine.unfinished
+    engine.resume(paused)
+    while engine.unfinished:
+        engine.advance()
+        before += engine.read(feed)
+    assert "".join(delta.text for delta in before) == expected
+    clean(engine)

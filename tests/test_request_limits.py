@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -52,6 +53,19 @@ def test_as_many_stop_strings_as_are_allowed():
     stop = [f"{i:02d}" + "x" * 126 for i in range(64)]
     assert sum(map(len, stop)) == 8192
     assert llama().text_completion(["def"], temperature=0, max_gen_len=2, stop=stop)
+
+
+@pytest.mark.parametrize("endless", [range(10**12), itertools.count()], ids=["range", "generator"])
+@pytest.mark.parametrize("name", ["stop_ids", "seed", "stop", "prediction"])
+def test_a_list_without_end_is_not_walked(monkeypatch, name, endless):
+    monkeypatch.setattr("llama.values._MOST", 1000)
+    with pytest.raises(RequestError, match="1,000"):
+        llama().text_completion(["def"], max_gen_len=1, **{name: endless})
+
+
+def test_what_is_no_request_is_refused_by_name():
+    with pytest.raises(RequestError, match="is no Request"):
+        Engine(tiny_model(), TOKENIZER).check(llama().requests(["def"]))
 
 
 def test_samples_have_a_limit():

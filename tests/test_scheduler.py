@@ -378,3 +378,26 @@ def test_draws_belong_to_seed_and_sample():
 
     assert draws(3, 1) == draws(3, 1) == draws(3, 0, first_sample=1)
     assert len({tuple(draws(seed, sample)) for seed in (0, 1, 2**40, 2**70) for sample in range(3)}) == 12
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.data())
+def test_sequences_stand_for_all_samples_of_a_request_whichever_have_begun(n, together, data):
+    """As after an interrupt: waves that were forked, one that was not, and those that are still to come."""
+    loop = Loop(together, 1000)
+    wanted = request(n=n)
+    waves = [range(first, min(n, first + together)) for first in range(0, n, together)]
+    begun = data.draw(st.integers(1, len(waves)))
+    forked = data.draw(st.lists(st.booleans(), min_size=begun, max_size=begun))
+    samples, places = [], []
+    for wave, each in zip(waves, forked, strict=False):
+        samples += list(wave) if each else [wave[0]]
+        places += [1] * len(wave) if each else [len(wave)]
+    sequences = [Sequence(0, wanted, sample, Cache(), None, []) for sample in samples]
+    if forked[-1] and begun < len(waves):
+        # The head of the next wave is there before a wave can be forked.
+        sequences.append(Sequence(0, wanted, waves[begun][0], Cache(), None, []))
+        places.append(len(waves[begun]))
+    loop.scheduler.place(wanted, sequences)
+    assert [sequence.places for sequence in sequences] == places
+    assert sum(places) + sequences[-1].rest == n
+    assert not any(sequence.rest for sequence in sequences[:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 
 from ..errors import PromptError, PromptTooLongError, RequestError
+from ..printable import shown
 from ..sampling import SamplingParams
 from .request import Request
 
@@ -13,6 +14,10 @@ __all__ = ["check_request"]
 
 def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
     """Raise what `Engine.check` says, for a model of `vocab` ids and sequences of `max_seq_len` tokens."""
+    if not isinstance(request, Request):
+        raise RequestError(
+            f"{shown(request)} is no Request; `Llama.requests` gives a list, with one for each prompt"
+        )
     _check_sizes(request, max_seq_len, vocab)
     request.check()
     if not isinstance(request.sampling, SamplingParams):

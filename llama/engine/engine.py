@@ -6,6 +6,7 @@ decisions, so ranks need no messages but the tokens that the runner broadcasts.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import time
 import weakref
@@ -159,9 +160,10 @@ class Engine:
         live = Live(request_id, request, self.clock(), weakref.ref(feed or self.feed, gone))
         if request.max_new_tokens == 0 and not request.score_prompt:
             live.begin()
-            live.samples = [self._sequence(live, sample) for sample in range(request.n)]
-            for sample in live.samples:
-                end(sample, "", len(sample.tokens), FinishReason.LENGTH, live.queued)
+            first = self._sequence(live, 0)
+            end(first, "", len(first.tokens), FinishReason.LENGTH, live.queued)
+            # Nothing changes any more, so the others share all of it.
+            live.samples = [first, *(replace(first, sample=sample) for sample in range(1, request.n))]
             live.tell()
             return request_id
         self._torn = True
@@ -341,6 +343,8 @@ class Engine:
         sequence = Sequence(
             live.request_id, request, sample, cache, self._detokenizer(live), tokens, times=Times(live.queued)
         )
+        if live.samples:
+            sequence.digest = live.samples[0].digest
         if self._speculate and request.speculate and request.max_new_tokens > 1:
             sequence.drafter = Drafter(tokens, len(tokens), live.prediction, live.prompt)
         return sequence
@@ -366,19 +370,20 @@ class Engine:
         sequence, live = turn.sequence, self._live[turn.sequence.request_id]
         sequence.computed += turn.count
         if len(turn.samples) > 1:
-            live.samples = sorted({*live.samples, *turn.samples}, key=lambda each: each.sample)
+            at = 1 + bisect.bisect_left(live.samples, sequence.sample, key=lambda each: each.sample)
+            live.samples = live.samples[:at] + turn.samples[1:] + live.samples[at:]
             self.scheduler.fork(sequence, turn.samples[1:])
-        feed, ended = live.feed(), False
+        feed = live.feed()
         for each, drawn in zip(turn.samples, turn.drawn, strict=True):
             if enter(each, drawn, now):
-                ended = True
+                live.left -= 1
                 # The record outlives the step, its memory does not, or only as a prefix for others.
                 self.scheduler.retire(each)
             else:
                 self.scheduler.room.grown(each)
             if feed is not None:
                 feed.news.append(each)
-        if ended and all(each.finish_reason is not None for each in live.samples):
+        if not live.left:
             del self._live[live.request_id]
 
     # ---- what was interrupted or failed ----------------------------------------------------------
@@ -394,16 +399,19 @@ class Engine:
         self.scheduler.clear()
         for live in list(self._live.values()):
             live.tell()
-            left = False
+            live.left = live.request.n
             self.scheduler.place(live.request, live.samples)
             for sequence in live.samples:
-                sequence.restore(self.model.new_cache(), self._detokenizer(live))
+                if sequence.finish_reason is None:
+                    sequence.restore(self._detokenizer(live))
+                sequence.release(self.model.new_cache())
                 if sequence.finish_reason is None:
                     self.scheduler.add_begun(sequence)
-                    left = True
+                else:
+                    live.left -= 1
             if not live.samples:
                 self.scheduler.add(live.request_id, live.request, live.queued)
-            elif not left:
+            elif not live.left:
                 del self._live[live.request_id]
             if live.paused:
                 self.scheduler.pause(live.request_id)

@@ -48,7 +48,8 @@ class Feed:
 class Live:
     """A request under way. samples: its sequences; none before it begins, one for all until its prompt is prefilled.
 
-    feed: its reader, if that still reads. stops, prompt, prediction: what its samples look up, made once for all.
+    feed: its reader, if that still reads. left: samples that have not ended, begun or not. stops, prompt, prediction:
+    what its samples look up, made once for all.
     """
 
     request_id: int
@@ -57,9 +58,13 @@ class Live:
     feed: weakref.ref[Feed]
     samples: list[Sequence] = field(default_factory=list)
     paused: bool = False
+    left: int = field(init=False)
     stops: Stops = field(init=False)
     prompt: Lookup = field(init=False)
     prediction: Lookup = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.request.n
 
     def begin(self) -> None:
         """Make what all samples share; not before, so that a request that waits costs nothing."""

@@ -301,18 +301,20 @@ class Sequence:
         self.draft = []
         del self.prompt_scores[scored:]
 
-    def restore(self, cache: KVCache, detokenizer: Detokenizer) -> None:
-        """Back to what was entered, with nothing computed and no memory; both arguments are new ones."""
+    def restore(self, detokenizer: Detokenizer) -> None:
+        """Back to what was entered; the detokenizer is a new one."""
         last = self.entered[-1] if self.entered else Entry("", len(self.request.prompt))
         del self.tokens[last.tokens :]
         del self.scores[last.tokens - len(self.request.prompt) :]
-        if self.finish_reason is None:
-            self.finish_reason = last.reason
-        self.computed, self.blocks, self.draft, self.leader, self.shared = 0, 0, [], None, 0
-        self.cache = cache
+        self.finish_reason = last.reason
         for token in self.output:
             detokenizer.push(token)
         self.detokenizer = detokenizer
+
+    def release(self, cache: KVCache) -> None:
+        """Give all memory up: nothing is computed, and the cache is a new one."""
+        self.computed, self.blocks, self.draft, self.leader, self.shared = 0, 0, [], None, 0
+        self.cache, self.stale = cache, False
 
 
 @dataclass(frozen=True)

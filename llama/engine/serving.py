@@ -74,7 +74,11 @@ async def serve(
         await _follow(engine, sigterm)
         return None
     front = AsyncEngine(engine, unread=unread)
-    task = asyncio.ensure_future(main(front))
+    try:
+        task = asyncio.ensure_future(main(front))
+    except BaseException:  # main is no coroutine function, or failed before its first await
+        await front.close()
+        raise
     told = asyncio.Event()
     try:
         with _on_signals((signal.SIGTERM,) if sigterm else (), told.set):

@@ -271,6 +271,10 @@ def main() -> int:
     parser.add_argument("--memory", type=int, default=512, metavar="MIB", help="for one input")
     parser.add_argument("--targets", type=Path, default=HERE, help="the folder of the targets")
     options = parser.parse_args()
+    for name, least in (("number", 1), ("jobs", 1), ("input", 0), ("memory", 1), ("seconds", 0.01)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} is {value}; it must be at least {least}")
     numbers = range(options.number) if options.input is None else range(options.input, options.input + 1)
     run = Run(options.targets.resolve(), options.seed, options.seconds, options.memory * MIB)
     run.run(names(options.targets, options.only), numbers, options.jobs)

@@ -70,8 +70,8 @@ MUTANTS = [
     Mutant(
         name="an error forgets the refused dialogs before its row",
         file="llama/generation.py",
-        old="self._calls.run(list(safe.values()), call, list(safe))",
-        new="self._calls.run(list(safe.values()), call)",
+        old="self._calls.run(list(safe.values()), call, list(safe), len(prompts))",
+        new="self._calls.run(list(safe.values()), call, range(len(safe)), len(prompts))",
         tests=(f"{_CALLS}::test_an_error_names_the_place_of_a_dialog_behind_refused_ones",),
     ),
     Mutant(

@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="messages carry a file's control characters",
         file="llama/errors.py",
-        old="        super().__init__(_line(message))",
+        old="        super().__init__(printable(message, _LONGEST))",
         new="        super().__init__(message)",
         tests=(f"{_LIMITS}::test_a_message_is_one_printable_line_and_never_long",),
     ),

@@ -12,6 +12,29 @@ _SERVICE = "tests/test_service.py"
 
 MUTANTS = [
     Mutant(
+        name="after an interrupt a paused request runs on",
+        file="llama/engine/engine.py",
+        old="            if live.paused:\n                self.scheduler.pause",
+        new="            if not live.paused and live.paused:\n                self.scheduler.pause",
+        tests=("tests/test_interrupts.py::test_a_paused_request_stays_paused_when_all_is_made_again",),
+    ),
+    Mutant(
+        name="after an interrupt a wave that was not forked stands for one sample",
+        file="llama/engine/scheduler.py",
+        old="sequence.places, sequence.rest = end - sequence.sample, 0",
+        new="sequence.places, sequence.rest = 1, 0",
+        tests=(
+            "tests/test_scheduler.py::test_sequences_stand_for_all_samples_of_a_request_whichever_have_begun",
+        ),
+    ),
+    Mutant(
+        name="a list without end is walked",
+        file="llama/values.py",
+        old="if isinstance(values, Sized) and len(values) > _MOST:",
+        new="if isinstance(values, Sized) and len(values) > 10**18:",
+        tests=("tests/test_request_limits.py::test_a_list_without_end_is_not_walked",),
+    ),
+    Mutant(
         name="an interrupt in a plan is forgotten",
         file="llama/engine/engine.py",
         old="        self._torn = True\n        plan = self.scheduler.plan()\n",
@@ -28,8 +51,8 @@ MUTANTS = [
     Mutant(
         name="after an interrupt a reader is not told of what it has not read",
         file="llama/engine/engine.py",
-        old="            live.tell()\n            left = False\n",
-        new="            left = False\n",
+        old="            live.tell()\n            live.left = live.request.n\n",
+        new="            live.left = live.request.n\n",
         tests=("tests/test_interrupts.py::test_what_was_entered_just_before_an_interrupt_is_read",),
     ),
     Mutant(

@@ -9,6 +9,13 @@ _SHARED = "tests/test_shared.py::"
 
 MUTANTS = [
     Mutant(
+        name="an interrupt between two steps is told to nobody",
+        file="llama/loop.py",
+        old="            engine.model.parallel.failed(error)\n            raise\n",
+        new="            raise\n",
+        tests=(_APART + "test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason",),
+    ),
+    Mutant(
         name="an error of one replica that is none of the package is not gathered",
         file="llama/loop.py",
         old="""        except BaseException as error:
@@ -48,8 +55,8 @@ MUTANTS = [
     Mutant(
         name="ranks over sockets do not compare their steps",
         file="llama/groups.py",
-        old="        other = first_difference(rows)\n        if other is not None:\n            self.health",
-        new="        other = None\n        if other is not None:\n            self.health",
+        old="        other = first_difference([word(row) for row in rows])\n",
+        new="        other = None\n",
         tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
     ),
     Mutant(

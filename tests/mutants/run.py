@@ -9,7 +9,7 @@ the named tests must pass, or a mutant would be "killed" by a test that always f
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -32,6 +33,16 @@ _HANGS = 600.0
 _PASSED, _FAILED = 0, 1
 
 
+def _module(path: Path) -> Any:
+    # Under a name of its own: the tests have modules of the same names.
+    spec = importlib.util.spec_from_file_location(f"mutants_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def mutants() -> list[Mutant]:
     """Of all modules here.
 
@@ -41,7 +52,7 @@ def mutants() -> list[Mutant]:
     found: list[Mutant] = []
     for path in sorted(HERE.glob("*.py")):
         if path.stem not in ("mutant", "run"):
-            found += importlib.import_module(path.stem).MUTANTS
+            found += _module(path).MUTANTS
     names = [each.name for each in found]
     problems = [f"{name!r} names two mutants" for name in {n for n in names if names.count(n) > 1}]
     for each in found:

@@ -112,6 +112,19 @@ def between(llama: Llama) -> Any:
     return seen(lambda: text(llama))
 
 
+def direct(llama: Llama) -> Any:
+    """A host program that steps the engine itself."""
+
+    def steps() -> None:
+        for request in llama.requests(PROMPTS, temperature=0, max_gen_len=6):
+            llama.engine.add(request)
+        while llama.engine.unfinished:
+            llama.engine.step()
+
+    fails_once(llama, MemoryError("no room for this step"))
+    return seen(steps)
+
+
 def begins(llama: Llama) -> Any:
     """A stream is open on all; the last rank begins another call, the others read on."""
     stream = llama.stream([PROMPTS[0]], temperature=0, max_gen_len=40)
@@ -131,7 +144,7 @@ def fewer(llama: Llama) -> Any:
     return None
 
 
-APART = (order, limit, failure, interrupt, between, begins, fewer)
+APART = (order, limit, failure, interrupt, between, direct, begins, fewer)
 
 
 def whole(folder: Path) -> dict[str, Any]:

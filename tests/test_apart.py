@@ -92,6 +92,7 @@ def test_a_call_that_only_one_rank_begins_ends_on_all(found: Any, way: str) -> N
         ("failure", False, "MemoryError", "failed: MemoryError: no room for this step"),
         ("interrupt", True, "KeyboardInterrupt", "failed: KeyboardInterrupt"),
         ("between", True, "KeyboardInterrupt", "failed: KeyboardInterrupt"),
+        ("direct", False, "MemoryError", "failed: MemoryError: no room for this step"),
     ],
 )
 def test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason(

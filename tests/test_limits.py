@@ -19,6 +19,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.files import MOST_JSON, strict_object
+from llama.checkpoint.hf_tokenizer import merges
 from llama.checkpoint.safetensors import open_safetensors
 from llama.checkpoint.verify import verify
 from llama.errors import (
@@ -345,3 +346,23 @@ def test_a_vocabulary_without_unk_or_with_endless_pieces(tmp_path: Path) -> None
     refuse(lambda: Tokenizer(path), TokenizerError, "300 characters")
     path = vocabulary(tmp_path, lambda model: setattr(model.trainer_spec, "unk_surface", "x" * 3_000_000))
     refuse(lambda: Tokenizer(path), TokenizerError, "3,000,000 characters")
+
+
+def test_pieces_that_are_made_of_one_another_in_too_many_ways(tmp_path: Path) -> None:
+    """All that stands anywhere in one text: the merges are as many as the cube of its length."""
+    letters = "".join(map(chr, range(0x4E00, 0x4E00 + 146)))
+    parts = [letters[first:end] for first in range(146) for end in range(first + 1, 147)]
+
+    def change(model: Any) -> None:
+        for number, part in enumerate(parts):
+            model.pieces.add(piece=part, score=-float(number))
+
+    path = vocabulary(tmp_path, change)
+    Tokenizer(path)
+    refuse(lambda: merges(Tokenizer(path)), TokenizerError, "500,000 ways")
+
+
+def test_a_byte_order_mark_is_called_one(meta: Path) -> None:
+    path = meta / "params.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    refuse(build(meta), CheckpointError, "byte-order mark", "UTF-8 without one")

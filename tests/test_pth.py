@@ -318,6 +318,13 @@ def test_more_operations_than_any_checkpoint_needs(tmp_path: Path) -> None:
     refuse(write(tmp_path / "a.pth", b"\x80\2" + b"}" * 600_000 + b"."), "500,000 operations")
 
 
+def test_more_names_than_any_checkpoint_has(tmp_path: Path) -> None:
+    """Torch makes an object of each, though all of them are one tensor."""
+    items = {f"n{i}": b"h\0" for i in range(20_001)} | {"n0": tensor() + b"q\0"}
+    pickled = state_dict(items)
+    refuse(write(tmp_path / "a.pth", pickled, {"0": BYTES}), "20,001 tensors, more than the 20,000")
+
+
 def test_a_pickle_larger_than_any_checkpoint_needs(tmp_path: Path) -> None:
     refuse(write(tmp_path / "a.pth", b"\x80\2" + bytes(16 << 20)), "more than the 16,777,216")
 

@@ -539,6 +539,34 @@ def test_a_snapshot_of_the_hubs_cache_and_links_within_a_folder_are_followed(
     assert content(tmp_path / "b") == content(tmp_path / "c") == content(tmp_path / "d")
 
 
+def test_a_model_in_a_folder_of_a_snapshot_is_one_too(tmp_path: Path, hf: Path) -> None:
+    snapshot = hub(tmp_path / "cache", hf)
+    (snapshot / "sub").mkdir()
+    for path in [path for path in snapshot.iterdir() if path.is_symlink()]:
+        (snapshot / "sub" / path.name).symlink_to(Path("..") / os.readlink(path))
+    to("hf", snapshot / "sub", tmp_path / "b")
+    assert (tmp_path / "b" / "config.json").read_bytes()
+
+
+def test_the_current_folder_is_not_replaced(
+    tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shell that stands in it would be in a folder without a name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    text = refused(CheckpointWriteError, "meta", meta, Path("."), tmp_path, force=True)
+    assert "the current folder" in text
+
+
+def test_a_vocab_size_that_config_json_leaves_out_is_written(tmp_path: Path, hf: Path) -> None:
+    """Transformers takes 32,000 where it is missing."""
+    config = json.loads((hf / "config.json").read_text())
+    rows = config.pop("vocab_size")
+    (hf / "config.json").write_text(json.dumps(config))
+    to("hf", hf, tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == config | {"vocab_size": rows}
+
+
 @pytest.mark.parametrize("kind", ["blobs are a link", "link beside the blobs", "no snapshot"])
 def test_a_folder_that_looks_like_the_hubs_cache_leads_nowhere_else(
     tmp_path: Path, hf: Path, kind: str

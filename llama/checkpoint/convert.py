@@ -318,7 +318,9 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
-        config = own | {key: config[key] for key in ("architectures", "tie_word_embeddings", "torch_dtype")}
+        # vocab_size too: where it is left out transformers takes 32,000, whatever the embedding has.
+        said = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
+        config = own | {key: config[key] for key in said}
     for name, content in (contents | kept).items():
         create(folder / name, content)
     # Last: without it no loader takes the folder for a checkpoint.

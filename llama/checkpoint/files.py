@@ -4,6 +4,7 @@ They are a stranger's: a few bytes of them must not ask for much time or memory 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -158,6 +159,8 @@ def strict_object(
     Raises:
         ValueError: it is none, a key occurs twice in any object of it, or a string is no text (a lone surrogate).
     """
+    if text.startswith(codecs.BOM_UTF8):
+        raise ValueError("it begins with a byte-order mark (BOM); save it as UTF-8 without one")
     try:
         value = json.loads(
             text.decode("utf-8"),

@@ -55,5 +55,6 @@ def _content(path: Path) -> bytes:
 def _roots(folder: Path) -> list[Path]:
     """Where files of a folder may lie: in it, or, if it is a snapshot in the hub's cache, in the blobs there."""
     real = Path(os.path.realpath(folder))
-    # Not resolved once more: blobs that are themselves a link lead elsewhere.
-    return [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+    # Or in a folder of a snapshot. Not resolved once more: blobs that are themselves a link lead elsewhere.
+    caches = [parent.parent for parent in real.parents if parent.name == "snapshots"]
+    return [real, *(cache / "blobs" for cache in caches[:1])]

@@ -22,6 +22,8 @@ __all__ = ["walk"]
 
 # The state dict of a 70B in one file takes 40,000 operations.
 _MOST_OPERATIONS = 500_000
+# And 723 tensors; torch makes an object of each.
+_MOST_TENSORS = 20_000
 _MOST_DIMENSIONS = 16
 _LONGEST_NAME = 200
 
@@ -83,6 +85,10 @@ def _damaged(what: str) -> _RefusedError:
 def _named(found: Any) -> dict[str, StoredTensor]:
     if not isinstance(found, dict):
         raise _RefusedError(f"holds {_kind(found)}, not a dictionary of named tensors")
+    if len(found) > _MOST_TENSORS:
+        raise _RefusedError(
+            f"names {len(found):,} tensors, more than the {_MOST_TENSORS:,} that any checkpoint has"
+        )
     for name, value in found.items():
         if not isinstance(value, StoredTensor):
             raise _RefusedError(

@@ -136,6 +136,10 @@ class Target:
             )
         if not final.exists() and not final.is_symlink():
             return
+        if final.exists() and os.path.samefile(final, os.curdir):
+            raise CheckpointWriteError(
+                f"{final} is the current folder, and would be replaced; choose another place"
+            )
         if not self._force:
             raise CheckpointWriteError(f"{final} exists; choose another place, or pass --force to replace it")
         linked = [path for path in source.iterdir() if final in Path(os.path.realpath(path)).parents]

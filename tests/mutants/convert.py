@@ -165,8 +165,8 @@ MUTANTS = [
     Mutant(
         name="blobs that are a link are followed",
         file="llama/checkpoint/kept.py",
-        old='[real, real.parent.parent / "blobs"] if',
-        new='[real, Path(os.path.realpath(real.parent.parent / "blobs"))] if',
+        old='*(cache / "blobs" for',
+        new='*(Path(os.path.realpath(cache / "blobs")) for',
         tests=(f"{_TARGET}::test_a_folder_that_looks_like_the_hubs_cache_leads_nowhere_else",),
     ),
     Mutant(

@@ -434,7 +434,7 @@ class Engine:
             if sequence.finish_reason is None:
                 sequence.error = error.with_traceback(None)  # which holds the step's tensors
                 sequence.entered.append(Entry("", len(sequence.tokens), FinishReason.ERROR))
-                sequence.computed = 0  # nobody is to use what it computed
+                sequence.stale = True  # nobody is to use what it computed
         live.tell()
         self._drop(request_id, FinishReason.ERROR)
 

@@ -208,7 +208,7 @@ class Sequence:
     request, which wait until these have begun. blocks: what each place holds; 0 while it does not run. draft: what
     the step verifies behind `tokens`. digest: of its request, once ranks had to compare it (plans.py). leader,
     shared: an older sequence that is about to compute the first `shared` tokens of this one, which waits for them.
-    stale: the model was changed since it began, so that what is in its cache is for nobody else.
+    stale: the model was changed since it began, or its logits were not finite: its cache is for nobody else.
 
     entered: the truth about it. One append makes a step count, and whatever else is here follows from it and from the
     request: what an interrupt left half done is made again (`restore`). read: entries that its reader has had.

@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant(
         name="what a broken request computed is used again",
         file="llama/engine/engine.py",
-        old="                sequence.computed = 0  # nobody is to use what it computed\n",
+        old="                sequence.stale = True  # nobody is to use what it computed\n",
         new="",
         tests=("tests/test_engine.py::test_logits_that_are_not_finite_are_named_and_the_engine_lives_on",),
     ),

@@ -116,12 +116,6 @@ class Calls:
                         raise delta.sequence.error
                 left -= sum(delta.finish_reason is not None for delta in mine)
                 yield [(index_of[delta.key[0]], delta) for delta in mine]
-        except (LlamaError, GeneratorExit):
-            raise  # of all ranks alike
-        except BaseException as error:
-            # Between two steps too the other ranks would wait for this one.
-            engine.model.parallel.failed(error)
-            raise
         finally:
             del feed
             self._tidy()
@@ -160,6 +154,7 @@ class Calls:
             for step in self._steps(mine):
                 outputs += [(_place(i, delta), Output.of(delta)) for i, delta in step if delta.finish_reason]
         except BaseException as error:
+            self._tell(error)
             # Whatever it is: the other replicas come to the gather, and wait there for this one.
             if parallel.replicas == 1:
                 raise
@@ -180,6 +175,7 @@ class Calls:
                     step = next(steps, None)
                     deltas = None if step is None else [_stream_delta(i, d) for i, d in step]
                 except BaseException as error:
+                    self._tell(error)
                     if parallel.replicas == 1:
                         raise
                     failure = error
@@ -190,6 +186,11 @@ class Calls:
                     yield from (item for item in theirs or () if isinstance(item, StreamDelta))
         finally:
             steps.close()  # type: ignore[attr-defined]
+
+    def _tell(self, error: BaseException) -> None:
+        """Let no rank of the model wait for this one, also where it was struck between two steps."""
+        if not isinstance(error, LlamaError):  # those strike all ranks alike
+            self.engine.model.parallel.failed(error)
 
     def _gathering(self, requests: Sequence[tuple[int, Request]]) -> Gathering:
         model = self.engine.model

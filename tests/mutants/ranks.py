@@ -11,16 +11,18 @@ MUTANTS = [
     Mutant(
         name="an interrupt between two steps is told to nobody",
         file="llama/loop.py",
-        old="            engine.model.parallel.failed(error)\n            raise\n",
-        new="            raise\n",
+        old="        if not isinstance(error, LlamaError):  # those strike all ranks alike\n",
+        new="        if isinstance(error, MemoryError):\n",
         tests=(_APART + "test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason",),
     ),
     Mutant(
         name="an error of one replica that is none of the package is not gathered",
         file="llama/loop.py",
         old="""        except BaseException as error:
+            self._tell(error)
             # Whatever it is""",
         new="""        except ValueError as error:
+            self._tell(error)
             # Whatever it is""",
         tests=(_APART + "test_an_error_of_one_replica_reaches_all_and_the_next_call_is_right",),
     ),

@@ -34,6 +34,7 @@ __all__ = [
     "read_small",
     "some",
     "strict_object",
+    "unreadable",
 ]
 
 _CHUNK = 8 << 20
@@ -83,7 +84,12 @@ def check_file(path: Path, why: str = "download it again") -> int:
         with path.open("rb"):
             return found.st_size
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> CheckpointFormatError:
+    """What to raise where the system does not let a file be read."""
+    return CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}")
 
 
 def is_there(path: Path) -> bool:
@@ -99,10 +105,8 @@ def _look_at(path: Path) -> os.stat_result | None:
         if not os.path.lexists(path):
             return None
         problem: OSError | ValueError = error
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # not searchable, a file where a folder should be, a NUL in the name
+    except (OSError, ValueError) as error:
+        # Not searchable, a file where a folder should be, a NUL in the name.
         problem = error
     if os.path.islink(path):
         raise CheckpointNotFoundError(
@@ -128,7 +132,7 @@ def read_small(path: Path, why: str, most: int = MOST_JSON) -> bytes:
         with path.open("rb") as file:
             return file.read(size)
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}") from error
+        raise unreadable(path, error) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

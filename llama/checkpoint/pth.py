@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, cast
 import torch
 
 from ..errors import CheckpointFormatError
-from .files import Sink, check_file, raw_bytes
+from .files import Sink, check_file, raw_bytes, unreadable
 from .format import IGNORED
 from .mapped import MappedFile, TensorFile
 from .pickle_walk import walk
@@ -66,7 +66,7 @@ def open_pth(path: Path) -> TensorFile:
             places = _places(stored, records, size)
             mapped = MappedFile(path, file.fileno(), size)
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror}") from error
+        raise unreadable(path, error) from error
     except ValueError as error:
         if isinstance(error, CheckpointFormatError):
             raise

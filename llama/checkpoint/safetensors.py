@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointFormatError
-from ..printable import reason, shown
-from .files import MOST_JSON, Sink, check_file, raw_bytes, strict_object
+from ..printable import shown
+from .files import MOST_JSON, Sink, check_file, raw_bytes, strict_object, unreadable
 from .mapped import MappedFile, TensorFile
 
 __all__ = ["SafetensorsWriter", "open_safetensors"]
@@ -60,7 +60,7 @@ def open_safetensors(path: Path) -> TensorFile:
     except ValueError as error:
         raise CheckpointFormatError(f"{path} is not sound: {error}; download it again") from error
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}") from error
+        raise unreadable(path, error) from error
     tensors = {
         name: mapped.tensor(dtype, first + at, shape) for name, (dtype, shape, (at, _)) in entries.items()
     }
@@ -76,7 +76,7 @@ def _header(path: Path, size: int) -> bytes:
             if len(start) == 8 and 2 <= length <= min(MOST_JSON, size - 8):
                 return file.read(length)
     except OSError as error:
-        raise CheckpointFormatError(f"{path} cannot be read: {error.strerror or reason(error)}") from error
+        raise unreadable(path, error) from error
     if start.lstrip()[:1] == b"<" or start.startswith(b"version "):
         why = f"is a web page or a Git LFS pointer of {size} bytes, not weights; download it again"
     elif len(start) < 8 or length < 2:

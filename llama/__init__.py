@@ -1,6 +1,7 @@
 """A model-parallel runtime for the Code Llama family.
 
-Start at `Llama.build`; docs/architecture.md shows the way from a call to a matrix product.
+Start at `Llama.build`; docs/architecture.md shows the way from a call to a matrix product. Everything here is
+imported on first use: `import llama` takes milliseconds, where torch alone takes seconds.
 """
 
 from __future__ import annotations
@@ -9,18 +10,91 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .generation import Dialog, Llama, StreamDelta
+    from .errors import (
+        CheckpointError,
+        CheckpointFormatError,
+        CheckpointMismatchError,
+        CheckpointNotFoundError,
+        CheckpointWriteError,
+        ConfigError,
+        DialogError,
+        EngineClosedError,
+        LlamaError,
+        NumericsError,
+        OutOfMemoryError,
+        ParallelismError,
+        PromptError,
+        PromptTooLongError,
+        RankError,
+        RequestError,
+        SamplingError,
+        TokenizerError,
+        UnsafeTagError,
+        UnsupportedError,
+    )
+    from .generation import (
+        ChatPrediction,
+        CompletionPrediction,
+        Dialog,
+        InfillingPrediction,
+        Llama,
+        Message,
+        StreamDelta,
+    )
     from .model import ModelArgs, Transformer
+    from .sampling import SamplingParams
     from .tokenizer import Tokenizer
 
-__all__ = ["Dialog", "Llama", "ModelArgs", "StreamDelta", "Tokenizer", "Transformer"]
+__all__ = [
+    "ChatPrediction",
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "CheckpointWriteError",
+    "CompletionPrediction",
+    "ConfigError",
+    "Dialog",
+    "DialogError",
+    "EngineClosedError",
+    "InfillingPrediction",
+    "Llama",
+    "LlamaError",
+    "Message",
+    "ModelArgs",
+    "NumericsError",
+    "OutOfMemoryError",
+    "ParallelismError",
+    "PromptError",
+    "PromptTooLongError",
+    "RankError",
+    "RequestError",
+    "SamplingError",
+    "SamplingParams",
+    "StreamDelta",
+    "Tokenizer",
+    "TokenizerError",
+    "Transformer",
+    "UnsafeTagError",
+    "UnsupportedError",
+]
 __version__ = "0.1.0"
 
-_HOMES = {"ModelArgs": "model", "Transformer": "model", "Tokenizer": "tokenizer"}
+# Where each name lives. The rest of `__all__` is in errors.py.
+_HOMES = {
+    **dict.fromkeys(("ModelArgs", "Transformer"), "model"),
+    **dict.fromkeys(("ChatPrediction", "CompletionPrediction", "InfillingPrediction"), "generation"),
+    **dict.fromkeys(("Dialog", "Llama", "Message", "StreamDelta"), "generation"),
+    "SamplingParams": "sampling",
+    "Tokenizer": "tokenizer",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use: `codellama --help` needs none of them, and torch alone takes seconds to import.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, 'generation')}", __name__), name)
+    return getattr(import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -566,5 +566,5 @@ def test_the_table_says_what_estimate_says() -> None:
 
 def test_both_commands_are_one() -> None:
     """`codellama` is installed as the same function."""
-    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert "codellama = llama.cli:main" in setup
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'codellama = "llama.cli:main"' in project

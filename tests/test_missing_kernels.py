@@ -22,8 +22,7 @@ NOTE = "_bf16.failed.txt"
     reason="kernels are compiled for Linux on x86-64 only",
 )
 def test_a_compiler_that_fails_leaves_its_reason(tmp_path: Path) -> None:
-    for name in ("setup.py", "requirements.txt", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copytree(ROOT / "llama" / "csrc", tmp_path / "llama" / "csrc")
     (tmp_path / "llama" / "__init__.py").touch()
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-lib", "lib"]

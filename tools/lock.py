@@ -19,7 +19,7 @@ _WITH_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
 _OPTIONS = (
     "--quiet",
     "--universal",
-    "--python-version=3.10",
+    "--python-version=3.11",
     "--generate-hashes",
     "--no-header",
     "--no-annotate",
@@ -57,7 +57,7 @@ def main() -> None:
     write("requirements-build.lock", "What builds the package and fairscale", build)
     core = resolve("requirements.txt")
     write("requirements.lock", "The core without torch, and what torch needs", core)
-    everything = resolve("setup.py", "--extra=dev", "--constraint=requirements.lock")
+    everything = resolve("pyproject.toml", "--extra=dev", "--constraint=requirements.lock")
     dev = {name: block for name, block in everything.items() if name not in core}
     write("requirements-dev.lock", "What the extra [dev] adds", dev)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CORE = ("requirements-build.lock", "requirements.lock")
 LOCKS = (*CORE, "requirements-dev.lock")
-PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # A release, its marker, and the hashes of its files.
 BLOCK = re.compile(r"([\w.-]+)==(\S+)(?: ; ([^\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
 # With torch's own build come CUDA's packages, at versions that torch's metadata names.
@@ -29,11 +29,9 @@ def lines(name: str) -> list[str]:
 
 
 def extra(name: str) -> list[str]:
-    """The requirements of an extra of setup.py."""
-    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.keyword) and node.arg == "extras_require":
-            return ast.literal_eval(node.value)[name]
-    raise AssertionError("setup.py has no extras_require")
+    """The requirements of an extra of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["optional-dependencies"][name]
 
 
 def on(python: str) -> dict[str, str]:

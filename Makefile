@@ -1,9 +1,9 @@
 # Two targets do all the set-up: `make demo` and `make test`. Both work on a fresh clone, and again.
 PYTHON ?= python3
 BIN := .venv/bin
-CODE := llama tests tools benchmarks setup.py example_completion.py example_infilling.py example_instructions.py
+CODE := llama tests tools benchmarks examples setup.py example_completion.py example_infilling.py example_instructions.py
 
-.PHONY: demo test format fuzz mutants
+.PHONY: demo test docs format fuzz mutants
 # Damaged inputs that `make fuzz` tries of each kind, and the seed they come from.
 N ?= 20000
 SEED ?= 0
@@ -12,8 +12,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lock files are complete and hold the hash of every file: see constraints.txt.
 LOCKED := $(INSTALL) --no-deps --no-build-isolation --require-hashes
 
+# The C sources, as in setup.py.
+KERNELS := llama/csrc
+
 # Stamps: an environment is made once, and again when what it is made from changes.
-.venv/core: setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock $(wildcard llama/csrc/*)
+.venv/core: pyproject.toml setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock \
+		$(wildcard $(KERNELS)/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(LOCKED) --requirement requirements-build.lock
 	$(LOCKED) --requirement requirements.lock
@@ -35,6 +39,10 @@ test: .venv/dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# The API reference, from the docstrings: build/api/index.html.
+docs: .venv/dev
+	$(BIN)/python tools/api_reference.py build/api
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzz/run.py --number $(N) --seed $(SEED)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 
 from mutant import Mutant  # noqa: E402
 
-_COPIED = ("llama", "tests", "tools", "CodeLlama-tiny", "docs", "benchmarks")
+_COPIED = ("llama", "tests", "tools", "CodeLlama-tiny", "docs", "benchmarks", "examples")
 # A guard: a mutant that makes a test hang is killed too.
 _HANGS = 600.0
 # pytest's exit codes: all passed; some failed; stopped by the tests themselves.

@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := $(INSTALL) --no-deps --no-build-isolation --require-hashes
 
 # Stamps: an environment is made once, and again when what it is made from changes.
-.venv/core: setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock $(wildcard llama/csrc/*)
+.venv/core: setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock $(wildcard llama/kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(LOCKED) --requirement requirements-build.lock
 	$(LOCKED) --requirement requirements.lock

@@ -18,16 +18,16 @@ def requirements() -> list[str]:
 def kernels() -> list[Extension]:
     """Kernels for CPUs with AVX512-BF16. Without a compiler the package installs, and runs, without them.
 
-    The OpenMP library is not linked: torch's own is used, see llama/native.py.
+    The OpenMP library is not linked: torch's own is used, see llama/kernels/native.py.
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return []
     flags = ["-O3", "-fopenmp"]
     return [
         Extension(
-            "llama._bf16",
-            [f"llama/csrc/{name}.c" for name in ("bf16", "attention", "ranks", "rows")],
-            depends=["llama/csrc/attention.h", "llama/csrc/vectors.h"],
+            "llama.kernels._cpu",
+            [f"llama/kernels/csrc/{name}.c" for name in ("bf16", "attention", "ranks", "rows")],
+            depends=["llama/kernels/csrc/attention.h", "llama/kernels/csrc/vectors.h"],
             extra_compile_args=flags,
             optional=True,
         )
@@ -35,15 +35,15 @@ def kernels() -> list[Extension]:
 
 
 class BuildKernels(build_ext):
-    """Leaves the reason beside the package where the kernels were not compiled; llama/native.py tells it.
+    """Leaves the reason beside the extension where the kernels were not compiled; llama/kernels/native.py tells it.
 
     pip shows nobody what an optional extension had to say.
     """
 
     def build_extension(self, ext: Extension) -> None:
         folders = [Path(self.get_ext_fullpath(ext.name)).parent]
-        folders += [HERE / "llama"] if self.editable_mode or "--inplace" in sys.argv else []
-        notes = [folder / "_bf16.failed.txt" for folder in folders]
+        folders += [HERE / "llama" / "kernels"] if self.editable_mode or "--inplace" in sys.argv else []
+        notes = [folder / "_cpu.failed.txt" for folder in folders]
         for note in notes:
             note.unlink(missing_ok=True)
         try:
@@ -62,7 +62,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["llama", "llama.*"]),
-    package_data={"llama": ["py.typed", "csrc/*.[ch]"]},
+    package_data={"llama": ["py.typed"], "llama.kernels": ["csrc/*.[ch]"]},
     ext_modules=kernels(),
     cmdclass={"build_ext": BuildKernels},
     python_requires=">=3.10",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .generation import Dialog, Llama, StreamDelta
-    from .model import ModelArgs, Transformer
+    from .model import Transformer
+    from .sizing.args import ModelArgs
     from .tokenizer import Tokenizer
 
 __all__ = ["Dialog", "Llama", "ModelArgs", "StreamDelta", "Tokenizer", "Transformer"]

@@ -21,14 +21,15 @@ from ranks import HANGS, ROOT
 from tiny_models import SHAPE, hugging_face_twin, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
-from llama import Llama, cli, estimate
-from llama.cache import KVCache
-from llama.checkpoint import members
-from llama.checkpoint.members import MEMBERS, args_of
+from llama import Llama, cli
 from llama.cli import main
-from llama.distributed import Parallel
-from llama.estimate import table
+from llama.distributed.parallel import Parallel
+from llama.kv_cache import KVCache
 from llama.model import ModelArgs, Transformer
+from llama.sizing import estimate
+from llama.sizing import family as members
+from llama.sizing.estimate import table
+from llama.sizing.family import MEMBERS, args_of
 
 TINY = ROOT / "CodeLlama-tiny"
 VERBS = ("info", "verify", "convert", "estimate")

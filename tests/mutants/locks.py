@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_TESTS = "tests/test_locks.py::"
+_TESTS = "tests/project/test_locks.py::"
 
 MUTANTS = [
     Mutant(

@@ -1,0 +1,130 @@
+"""What `make` installs: the lock files are complete, within the ranges, and hold hashes; torch alone has none."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ("requirements-build.lock", "requirements.lock")
+LOCKS = (*CORE, "requirements-dev.lock")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+# A release, its marker, and the hashes of its files.
+BLOCK = re.compile(r"([\w.-]+)==(\S+)(?: ; ([^\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
+# With torch's own build come CUDA's packages, at versions that torch's metadata names.
+WITH_TORCH = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
+
+
+def lines(name: str) -> list[str]:
+    """Of a file of requirements, without comments."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line.split("#")[0].strip() for line in text.splitlines() if line.split("#")[0].strip()]
+
+
+def extra(name: str) -> list[str]:
+    """The requirements of an extra of setup.py."""
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "extras_require":
+            return ast.literal_eval(node.value)[name]
+    raise AssertionError("setup.py has no extras_require")
+
+
+def on(python: str) -> dict[str, str]:
+    """What markers ask for, on Linux with that Python."""
+    linux = {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": "x86_64",
+        "os_name": "posix",
+    }
+    return {**default_environment(), **linux, "python_version": python, "python_full_version": python + ".1"}
+
+
+def pins(*names: str, python: str) -> dict[str, str]:
+    """Project -> the one version that the lock files pin for that Python."""
+    found: dict[str, str] = {}
+    for name in names:
+        for project, version, marker, _ in BLOCK.findall((ROOT / name).read_text(encoding="utf-8")):
+            requirement = Requirement(f"{project}=={version}" + (f"; {marker}" if marker else ""))
+            if requirement.marker is None or requirement.marker.evaluate(on(python)):
+                assert found.setdefault(canonicalize_name(project), version) == version, project
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_release_has_its_hashes_and_no_address_is_named(name) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    rest = BLOCK.sub("", text)
+    assert [line for line in rest.splitlines() if not line.startswith("#")] == []
+    assert BLOCK.search(text)
+    assert "://" not in text
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_what_the_package_asks_for_is_pinned_within_its_range(python) -> None:
+    core, dev = pins(*CORE, python=python), pins(*LOCKS, python=python)
+    asked = [(core, each) for each in (*lines("requirements.txt"), "setuptools", "wheel")]
+    for pinned, text in [*asked, *((dev, each) for each in extra("dev"))]:
+        requirement = Requirement(text)
+        if requirement.name != "torch":
+            assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lock_files_hold_what_constraints_txt_says(python) -> None:
+    chosen = [Requirement(line) for line in lines("constraints.txt")]
+    dev = pins(*LOCKS, python=python)
+    by_hand = {Requirement(each).name for each in extra("bench")} | {"torch"}
+    for requirement in chosen:
+        if requirement.name not in by_hand and (
+            requirement.marker is None or requirement.marker.evaluate(on(python))
+        ):
+            assert dev[canonicalize_name(requirement.name)] in requirement.specifier, str(requirement)
+    (torch,) = [each for each in chosen if each.name == "torch"]
+    (asked,) = [each for each in map(Requirement, lines("requirements.txt")) if each.name == "torch"]
+    (version,) = [each.version for each in torch.specifier]
+    assert version in asked.specifier
+    assert not [name for name in dev if WITH_TORCH.fullmatch(name)]
+
+
+def test_nothing_that_an_installed_package_needs_is_left_out_of_the_lock_files() -> None:
+    """pip is told to install what they hold and no more."""
+    for names, direct in ((CORE, lines("requirements.txt")), (LOCKS, extra("dev"))):
+        pinned = pins(*names, python=".".join(default_environment()["python_full_version"].split(".")[:2]))
+        todo, seen = [Requirement(each) for each in direct], set()
+        while todo:
+            requirement = todo.pop()
+            name = canonicalize_name(requirement.name)
+            if name in seen:
+                continue
+            seen.add(name)
+            if not WITH_TORCH.fullmatch(name):
+                assert name in pinned, f"{name}: run tools/lock.py"
+            elif name != "torch":
+                continue
+            for each in map(Requirement, metadata.requires(name) or []):
+                extras = [{"extra": one} for one in ("", *requirement.extras)]
+                if each.marker is None or any(each.marker.evaluate(one) for one in extras):
+                    todo.append(each)
+
+
+def test_make_installs_by_hash_all_but_torch_and_the_package_itself() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^LOCKED := \$\(INSTALL\) .*--require-hashes$", text, re.MULTILINE)
+    unlocked = re.findall(r"^\t.*(?:\$\(INSTALL\)|pip install)(.*)$", text, re.MULTILINE)
+    assert unlocked == [
+        " --constraint constraints.txt torch",
+        " --no-deps --no-build-isolation --editable .",
+    ]
+    for name in LOCKS:
+        assert re.search(rf"^\.venv/(core|dev):.* {re.escape(name)}", text, re.MULTILINE), (
+            "a stamp depends on it"
+        )
+        assert f"\t$(LOCKED) --requirement {name}\n" in text

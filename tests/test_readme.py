@@ -155,6 +155,11 @@ def test_every_path_is_there(page: Path) -> None:
                 continue
             if not is_there(span, folder):
                 missing.append(span)
+    for block in read(page)[1]:
+        # Pictures name folders and files at the end of their lines.
+        missing += [
+            path for path in re.findall(r"  (llama/\S*)$", block.text, re.M) if not is_there(path, None)
+        ]
     assert missing == []
 
 

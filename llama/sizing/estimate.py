@@ -97,7 +97,7 @@ def devices() -> list[tuple[str, int | None]]:
 
 
 def table() -> str:
-    """The family's memory as a Markdown table, in 16 bit: the one in the README."""
+    """The family's memory as a Markdown table, in 16 bit: the one in docs/family.md."""
     half = torch.bfloat16
     rows = []
     sizes = " / ".join(map(str, _TABLE_SIZES))

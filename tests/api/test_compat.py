@@ -69,11 +69,10 @@ def test_parameters_come_in_the_references_order():
     assert order(Llama.chat_completion) == ["dialogs", *sampling]
 
 
-def test_the_readme_says_what_differs():
+def test_docs_say_what_differs():
     """Each name that code written for the reference may use is the same, or in the table of what differs."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    section = readme.split("\n## Code written for the reference\n")[1].split("\n## ")[0]
-    same, table = section.split("| there | here |")
+    page = (Path(__file__).parents[2] / "docs" / "reference-code.md").read_text(encoding="utf-8")
+    same, table = page.split("\n## What else you may notice\n")[0].split("| there | here |")
     model = tiny_model()
     block = model.layers[0]
     homes = (llama.model, llama.generation, Llama, model, block, block.attention)
@@ -93,7 +92,7 @@ def test_the_readme_says_what_differs():
     assert list(inspect.signature(block.attention.forward).parameters) == ["x_TC", "rotary", "cache"]
 
 
-def test_code_of_the_readme_for_what_differs():
+def test_code_of_the_docs_for_what_differs():
     model = tiny_model()
     args = model.params
     block = TransformerBlock(1, args, Parallel())

@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := $(INSTALL) --no-deps --no-build-isolation --require-hashes
 
 # The C sources, as in setup.py.
-KERNELS := llama/csrc
+KERNELS := llama/kernels/csrc
 
 # Stamps: an environment is made once, and again when what it is made from changes.
 .venv/core: pyproject.toml setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock \

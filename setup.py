@@ -8,15 +8,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
-EXTENSION = "llama._bf16"
-SOURCES = "llama/csrc"  # relative to this file, as setuptools wants them
+EXTENSION = "llama.kernels._cpu"
+SOURCES = "llama/kernels/csrc"  # relative to this file, as setuptools wants them
 NOTE = f"{EXTENSION.rpartition('.')[2]}.failed.txt"
 
 
 def kernels() -> list[Extension]:
     """Kernels for CPUs with AVX512-BF16. Without a compiler the package installs, and runs, without them.
 
-    The OpenMP library is not linked: torch's own is used, see llama/native.py.
+    The OpenMP library is not linked: torch's own is used, see llama/kernels/native.py.
     """
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"):
         return []
@@ -31,7 +31,7 @@ def kernels() -> list[Extension]:
 
 
 class BuildKernels(build_ext):
-    """Writes the reason beside the extension where it could not be compiled; llama/native.py reports it.
+    """Writes the reason beside the extension where it could not be compiled; llama/kernels/native.py reports it.
 
     pip hides what the build of an optional extension printed.
     """

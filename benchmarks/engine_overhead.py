@@ -17,8 +17,8 @@ from pathlib import Path
 import fire
 import torch
 
-from llama.cache import BatchCache
 from llama.engine import Engine, Request
+from llama.kv_cache import BatchCache
 from llama.model import ModelArgs, Transformer
 from llama.sampling import GREEDY, SamplingParams
 from llama.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def measure(
                 (17 if speculate else 1) * steps + 20,
                 sampling,
                 seed=i,
-                live=False,
+                streaming=False,
             )
         )
     while any(s.pending != 1 for s in engine.scheduler.running) or not engine.scheduler.running:

@@ -1,4 +1,4 @@
-"""Speed of the CPU kernels that llama/linear.py chooses between, per dtype, shape and number of rows.
+"""Speed of the CPU kernels that llama/kernels/linear.py chooses between, per dtype, shape and number of rows.
 
 Every kernel computes y = x @ W^T. The kernels take turns within each round and the median over the
 rounds is printed, so a slow spell of the machine falls on all of them alike: compare within a line, not
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from llama import linear as chosen
+from llama.kernels import linear as chosen
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
 # The matrices of a 1.1B model (dim 2048, ffn 5632) and of a 110M one (dim 768, ffn 2048).

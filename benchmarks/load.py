@@ -32,9 +32,9 @@ import torch
 from peers import TOKENIZER
 
 from llama import Llama
-from llama.checkpoint.format import expected_shapes
 from llama.checkpoint.hf_config import params_of
 from llama.model import ModelArgs
+from llama.sizing.shapes import expected_shapes
 
 MIB = 1 << 20
 _COMMON = {"vocab_size": 32016, "rope_theta": 1e6, "n_kv_heads": 4, "ffn_dim_multiplier": 1.0}

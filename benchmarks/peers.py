@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import torch
 
 from llama.checkpoint import load_weights, open_checkpoint
-from llama.checkpoint.format import expected_shapes
 from llama.checkpoint.hf_config import params_of
 from llama.checkpoint.hugging_face import hf_name, rotary_heads
 from llama.generation import Llama
 from llama.model import ModelArgs, Transformer
+from llama.sizing.shapes import expected_shapes
 from llama.tokenizer import Tokenizer
 
 TOKENIZER = Path(__file__).parent.parent / "CodeLlama-tiny" / "tokenizer.model"

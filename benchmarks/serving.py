@@ -27,7 +27,7 @@ import torch
 from peers import SHAPES, VOCAB, Ours, WideTokenizer, make_ours, parts, random_prompts
 
 from llama.engine import Engine, Request
-from llama.engine import Sequence as Running
+from llama.engine import SequenceState as Running
 from llama.model import ModelArgs
 from llama.sampling import SamplingParams
 
@@ -281,7 +281,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
 
     from llama.checkpoint import load_weights
     from llama.checkpoint.source import Checkpoint
-    from llama.world import join, leave
+    from llama.distributed.world import join, leave
 
     torch.set_num_threads(threads)
     args = SHAPES[shape]
@@ -304,8 +304,8 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
             return iter(())
 
         def parts(self, name: str, rows: Any, columns: Any) -> Any:
-            from llama.checkpoint.format import expected_shapes
             from llama.checkpoint.source import Part
+            from llama.sizing.shapes import expected_shapes
 
             shape_of = expected_shapes(args)[name]
             generator = torch.Generator().manual_seed(sum(map(ord, name)))

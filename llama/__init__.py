@@ -41,8 +41,9 @@ if TYPE_CHECKING:
         Message,
         StreamDelta,
     )
-    from .model import ModelArgs, Transformer
+    from .model import Transformer
     from .sampling import SamplingParams
+    from .sizing.args import ModelArgs
     from .tokenizer import Tokenizer
 
 __all__ = [
@@ -82,11 +83,12 @@ __version__ = "0.1.0"
 
 # Where each name lives. The rest of `__all__` is in errors.py.
 _HOMES = {
-    **dict.fromkeys(("ModelArgs", "Transformer"), "model"),
     **dict.fromkeys(("ChatPrediction", "CompletionPrediction", "InfillingPrediction"), "generation"),
     **dict.fromkeys(("Dialog", "Llama", "Message", "StreamDelta"), "generation"),
+    "ModelArgs": "sizing.args",
     "SamplingParams": "sampling",
     "Tokenizer": "tokenizer",
+    "Transformer": "model",
 }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from .checkpoint import Checkpoint
-    from .model import ModelArgs
+    from .sizing.args import ModelArgs
     from .tokenizer import Tokenizer
 
 __all__ = ["main"]
@@ -249,8 +249,8 @@ def _add_verify(verbs: Any) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from .checkpoint.files import check_folder
+    from .checkpoint.progress import Progress
     from .checkpoint.verify import verify
-    from .progress import Progress
 
     folder = options.folder
     check_folder(folder)
@@ -309,9 +309,9 @@ def _add_convert(verbs: Any) -> None:
 def _convert(options: argparse.Namespace) -> int:
     from .checkpoint import open_checkpoint
     from .checkpoint.convert import convert
+    from .checkpoint.progress import Progress
     from .checkpoint.source import dtype_name
-    from .memory import parameter_count
-    from .progress import Progress
+    from .sizing.budget import parameter_count
 
     source = open_checkpoint(options.source)
     dtype = _dtype(options.dtype) or source.dtype
@@ -383,9 +383,9 @@ def _add_estimate(verbs: Any) -> None:
 
 def _estimate(options: argparse.Namespace) -> int:
     from .checkpoint.source import dtype_name
-    from .estimate import devices, estimate, table
-    from .memory import GIB
-    from .model import check_size
+    from .sizing.args import check_size
+    from .sizing.budget import GIB
+    from .sizing.estimate import devices, estimate, table
 
     if options.table:
         for line in table().splitlines():
@@ -417,8 +417,8 @@ def _estimate(options: argparse.Namespace) -> int:
 def _fit(
     name: str, free: int | None, args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace
 ) -> str:
-    from .estimate import estimate, largest
-    from .memory import GIB, SPARE
+    from .sizing.budget import GIB, SPARE
+    from .sizing.estimate import estimate, largest
 
     if free is None:
         return f"{name}: the system does not say what is free"
@@ -440,7 +440,7 @@ def _shapes(model: str) -> tuple[ModelArgs, torch.dtype]:
     import torch
 
     from .checkpoint import open_checkpoint
-    from .checkpoint.members import MEMBERS, args_of
+    from .sizing.family import MEMBERS, args_of
 
     for member in MEMBERS:
         if model.lower() == member.name.lower():

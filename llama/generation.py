@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from . import builder
-from .calls import (
+from . import loading as builder
+from .api.compat import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
+from .api.options import (
     NOTHING,
     ChatPrediction,
     CompletionPrediction,
@@ -34,10 +35,11 @@ from .calls import (
     numbered,
     text_list,
 )
-from .engine import AsyncEngine, Engine, Request, serve
+from .api.replicas import first_of
+from .api.session import Session
+from .distributed.world import leave
+from .engine import Engine, Request
 from .errors import RequestError, UnsafeTagError
-from .loop import Calls
-from .memory import CacheMemory
 from .model import Transformer
 from .prompts import (
     B_INST,
@@ -55,10 +57,9 @@ from .prompts import (
     infilling_prompt,
     split_fill,
 )
-from .reference import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
-from .replicas import first_of
+from .serving import AsyncEngine, serve
+from .sizing.budget import CacheMemory
 from .tokenizer import Tokenizer
-from .world import leave
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -187,7 +188,7 @@ class Llama:
             retained_tokens=retained_tokens,
             prefix_reuse=prefix_reuse,
         )
-        self._calls = Calls(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
+        self._calls = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import SHAPES, tiny_model, twin, twin_logits
 
-from llama.cache import BatchCache
 from llama.errors import ConfigError, ParallelismError
-from llama.model import ModelArgs, RMSNorm, Transformer, check_size, rotary_table, rotate, valid_sizes
+from llama.kv_cache import BatchCache
+from llama.model import ModelArgs, RMSNorm, Transformer, rotary_table, rotate
+from llama.sizing.args import check_size, valid_sizes
 
 TOLERANCE = 1e-4
 # dim, layers, heads, key/value heads, and what params.json says of the feed-forward layers -> ffn

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pdoc
-
-import llama
 
 # What a program that uses the package imports. The names of `llama` itself are shown on its own page.
 MODULES = (
@@ -27,13 +26,15 @@ MODULES = (
     "llama.errors",
     "llama.checkpoint",
     "llama.engine",
+    "llama.serving",
 )
 
 
 def write(folder: Path) -> None:
     """A page below `folder` for each of MODULES; index.html leads to them."""
-    for name in llama.__all__:  # pdoc looks names up in the module's dictionary, not by `__getattr__`
-        setattr(llama, name, getattr(llama, name))
+    for module in map(import_module, MODULES):
+        for name in module.__all__:  # pdoc looks them up in the module's dictionary, not by `__getattr__`
+            setattr(module, name, getattr(module, name))
     pdoc.render.configure(docformat="google")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

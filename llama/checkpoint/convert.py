@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointWriteError, ConfigError, LlamaError
-from ..model import fits
 from ..printable import reason
+from ..sizing.args import fits
+from ..sizing.family import member_of
 from ..tokenizer import Tokenizer
 from .files import create, strict_object
 from .hf_config import config_of, generation_config_of, params_of, trained_context
@@ -29,7 +30,6 @@ from .hf_tokenizer import tokenizer_files
 from .hugging_face import HuggingFaceCheckpoint, hf_name, rotary_heads
 from .kept import kept_files
 from .load import open_checkpoint, tokenizer_of
-from .members import member_of
 from .names import CHECKLIST, CONFIG, GENERATION_CONFIG, INDEX, PARAMS, TOKENIZER, part_name, shard_name
 from .pth import PthWriter
 from .safetensors import SafetensorsWriter

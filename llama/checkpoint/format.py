@@ -1,94 +1,25 @@
-"""Meta's checkpoint format: files, keys, shapes, and along which axis each weight is split.
+"""Meta's checkpoint format: its files, and where a slice of a weight lies in them.
 
 A folder holds consolidated.NN.pth (one for each model-parallel rank it was saved for), params.json,
-tokenizer.model and checklist.chk. Every reshard, merge and slice is `AXES` plus an index
-computation; both are here.
+tokenizer.model and checklist.chk. Every reshard, merge and slice is the table of split axes
+(sizing/shapes.py) plus the index computation here.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
-from ..model import ModelArgs
+from ..sizing.args import ModelArgs
 from .files import check_folder, is_there, read_json, some
 
-__all__ = [
-    "AXES",
-    "Span",
-    "axis_of",
-    "expected_shapes",
-    "read_params",
-    "shard_files",
-    "spans",
-    "tensor_names",
-]
-
-# The dimension along which a weight is split over ranks, by the last part of its name; None: every
-# rank has all of it.
-AXES: dict[str, int | None] = {
-    "tok_embeddings": 1,
-    "wq": 0,
-    "wk": 0,
-    "wv": 0,
-    "wo": 1,
-    "w1": 0,
-    "w2": 1,
-    "w3": 0,
-    "attention_norm": None,
-    "ffn_norm": None,
-    "norm": None,
-    "output": 0,
-}
+__all__ = ["Span", "read_params", "shard_files", "spans"]
 
 # Saved by older exporters; the table is computed from rope_theta, in float32.
 IGNORED = frozenset({"rope.freqs"})
-
-_LAYER = (
-    *(f"attention.{part}" for part in ("wq", "wk", "wv", "wo")),
-    *(f"feed_forward.{part}" for part in ("w1", "w2", "w3")),
-    "attention_norm",
-    "ffn_norm",
-)
-
-
-def axis_of(name: str) -> int | None:
-    """The split dimension of a tensor, e.g. 0 for "layers.3.attention.wq.weight"."""
-    return AXES[name.split(".")[-2]]
-
-
-def tensor_names(n_layers: int) -> Iterator[str]:
-    """Every tensor of a model, in the order in which a forward pass meets them."""
-    yield "tok_embeddings.weight"
-    for layer in range(n_layers):
-        for part in _LAYER:
-            yield f"layers.{layer}.{part}.weight"
-    yield "norm.weight"
-    yield "output.weight"
-
-
-def expected_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
-    """The whole shape of every tensor, before any split."""
-    kv = args.kv_heads * args.head_dim
-    by_part: dict[str, tuple[int, ...]] = {
-        "tok_embeddings": (args.vocab_size, args.dim),
-        "output": (args.vocab_size, args.dim),
-        "wq": (args.dim, args.dim),
-        "wk": (kv, args.dim),
-        "wv": (kv, args.dim),
-        "wo": (args.dim, args.dim),
-        "w1": (args.ffn_dim, args.dim),
-        "w2": (args.dim, args.ffn_dim),
-        "w3": (args.ffn_dim, args.dim),
-        "attention_norm": (args.dim,),
-        "ffn_norm": (args.dim,),
-        "norm": (args.dim,),
-    }
-    return {name: by_part[name.split(".")[-2]] for name in tensor_names(args.n_layers)}
 
 
 @dataclass(frozen=True)
@@ -98,16 +29,6 @@ class Span:
     shard: int
     start: int
     stop: int
-
-
-def wanted_range(name: str, total: int, args: ModelArgs, rank: int, size: int) -> tuple[int, int]:
-    """The part of the split dimension that rank `rank` of `size` holds, as [start, stop) of the whole.
-
-    Where ranks outnumber key/value heads, neighbouring ranks hold the same head.
-    """
-    pieces = min(size, args.kv_heads) if name.split(".")[-2] in ("wk", "wv") else size
-    piece = rank * pieces // size
-    return piece * total // pieces, (piece + 1) * total // pieces
 
 
 def spans(start: int, stop: int, extents: list[int]) -> list[Span]:

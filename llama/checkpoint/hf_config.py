@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
-from ..model import ModelArgs
 from ..printable import shown
+from ..sizing.args import ModelArgs
+from ..sizing.family import member_of
 from ..tokenizer import Tokenizer
 from .files import read_json
-from .members import member_of
 from .source import dtype_name
 
 __all__ = ["config_of", "generation_config_of", "params_of", "read_config", "trained_context"]

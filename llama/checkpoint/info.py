@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ..memory import GIB, cache_bytes_per_token, parameter_count, weight_bytes
-from ..model import ModelArgs, fits
+from ..sizing.args import ModelArgs, fits
+from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_bytes
+from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
-from .members import context_of, member_of
 from .source import Checkpoint, dtype_name
 
 __all__ = ["describe", "guess", "shortened"]

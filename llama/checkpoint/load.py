@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from .. import linear as kernels
-from .. import native, pages
 from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
+from ..kernels import linear as kernels
+from ..kernels import native
 from ..model import Transformer
 from ..printable import reason
 from ..tokenizer import Tokenizer
+from . import huge_pages as pages
 from .files import as_path, check_folder, is_there
 from .format import read_params, shard_files
 from .hugging_face import HuggingFaceCheckpoint, is_hugging_face

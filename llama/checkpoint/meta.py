@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from ..errors import CheckpointMismatchError
-from ..model import ModelArgs
+from ..sizing.args import ModelArgs
+from ..sizing.shapes import axis_of
 from .files import some
-from .format import axis_of, shard_files, spans, with_vocab
+from .format import shard_files, spans, with_vocab
 from .pth import open_pth
 from .source import Checkpoint, Part, Range, checked_dtype
 

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from .. import pages
 from ..errors import CheckpointFormatError
-from ..model import ModelArgs
-from .format import axis_of, expected_shapes, wanted_range
+from ..sizing.args import ModelArgs
+from ..sizing.shapes import axis_of, expected_shapes, wanted_range
+from . import huge_pages as pages
 from .mapped import MappedFile
 
 __all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name", "windows"]

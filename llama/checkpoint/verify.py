@@ -11,11 +11,11 @@ from pathlib import Path
 from ..errors import CheckpointError, LlamaError
 from ..printable import reason
 from ..prompts import infilling_prompt
+from ..sizing.family import member_of
+from ..sizing.shapes import axis_of
 from ..tokenizer import Tokenizer
 from .files import is_there, read_small, some
-from .format import axis_of
 from .load import open_checkpoint, tokenizer_of
-from .members import member_of
 from .meta import MetaCheckpoint
 from .pth import records_of
 from .source import Checkpoint, dtype_name

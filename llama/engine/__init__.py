@@ -1,24 +1,17 @@
-"""The engine: requests, scheduler, runner and the loop around them; a front for asynchronous callers."""
+"""The engine: requests in, one step at a time, tokens and text out."""
 
 from .engine import Engine
-from .front import AsyncEngine, TextDelta
 from .live import Feed
-from .request import Counts, Delta, FinishReason, Request, Sequence, Times, TokenScore
-from .service import follow
-from .serving import serve
+from .request import Counts, Delta, FinishReason, Request, SequenceState, Times, TokenScore
 
 __all__ = [
-    "AsyncEngine",
     "Counts",
     "Delta",
     "Engine",
     "Feed",
     "FinishReason",
     "Request",
-    "Sequence",
-    "TextDelta",
+    "SequenceState",
     "Times",
     "TokenScore",
-    "follow",
-    "serve",
 ]

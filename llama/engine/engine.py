@@ -17,19 +17,20 @@ import torch
 
 from ..detokenizer import Detokenizer
 from ..errors import NumericsError
-from ..model import ModelArgs, Transformer
+from ..model import Transformer
+from ..sizing.args import ModelArgs
 from ..tokenizer import Tokenizer
-from ..watch import Watch
 from .blocks import BLOCK, Blocks
-from .checks import check_request
 from .enter import end, enter
-from .live import Feed, Live
-from .prefixes import Prefixes
-from .request import Delta, Entry, FinishReason, Plan, Request, Sequence, Times
-from .runner import Ask, Drawn, Runner
+from .fair_lock import FairLock
+from .live import Feed, RequestState
+from .model_watch import ModelWatch
+from .prefix_cache import PrefixCache
+from .request import Delta, Entry, FinishReason, Request, ScheduledBatch, SequenceState, Times
+from .runner import Runner, SampledToken, SampleRow
 from .scheduler import Limits, Scheduler
 from .speculation import Drafter
-from .turn import Turn
+from .validation import check_request
 
 __all__ = ["Engine"]
 
@@ -40,13 +41,13 @@ _PREFILL_TOKENS_ELSEWHERE = 256
 
 
 @dataclass
-class _Turn:
+class StepResult:
     """What a step did for a sequence; samples: itself and its new forks, where the next token was due."""
 
-    sequence: Sequence
+    sequence: SequenceState
     count: int
-    samples: list[Sequence] = field(default_factory=list)
-    drawn: list[list[Drawn]] = field(default_factory=list)
+    samples: list[SequenceState] = field(default_factory=list)
+    drawn: list[list[SampledToken]] = field(default_factory=list)
 
 
 def _reach(params: ModelArgs) -> float:
@@ -99,9 +100,9 @@ class Engine:
         self.runner = Runner(model)
         self.clock = clock
         # Whether it belongs to a service: then nobody else adds to it or steps it.
-        self.front = False
+        self.exclusive = False
         # Had by whoever adds, steps or cancels, where that may be several threads; the engine itself never asks.
-        self.turn = Turn()
+        self.lock = FairLock()
         self._speculate = speculate
         if cache_tokens is None:
             cache_tokens = params.max_batch_size * params.max_seq_len
@@ -114,16 +115,16 @@ class Engine:
         self.scheduler = Scheduler(
             Limits(params.max_batch_size, step_tokens, prefill_tokens, _reach(params)),
             self.blocks,
-            Prefixes(block, retained) if prefix_reuse else None,
+            PrefixCache(block, retained) if prefix_reuse else None,
             self._sequence_of,
             self._changed,
         )
-        self._watch = Watch(model)
+        self._watch = ModelWatch(model)
         self._forgotten = 0
         self._known = 0
         self._next_id = 0
         self.feed = Feed()  # of requests that were added without one
-        self._live: dict[int, Live] = {}
+        self._live: dict[int, RequestState] = {}
         self._unread: dict[int, object] = {}  # ids of requests whose reader is gone
         # Raised while the scheduler and what it knows change: an interrupt leaves it up, and `_settle` finds it so.
         self._torn = False
@@ -157,7 +158,7 @@ class Engine:
         self._next_id += 1
         # `setdefault` is one call into C: no interrupt can lose the news.
         gone = functools.partial(self._unread.setdefault, request_id)
-        live = Live(request_id, request, self.clock(), weakref.ref(feed or self.feed, gone))
+        live = RequestState(request_id, request, self.clock(), weakref.ref(feed or self.feed, gone))
         if request.max_new_tokens == 0 and not request.score_prompt:
             live.begin()
             first = self._sequence(live, 0)
@@ -289,7 +290,7 @@ class Engine:
             self._take(turn, now)
         self._torn = False
 
-    def _compute(self, plan: Plan) -> list[_Turn]:
+    def _compute(self, plan: ScheduledBatch) -> list[StepResult]:
         """All of a step that can fail: what it changes is taken back if it does."""
         before = [(sequence, sequence.computed, len(sequence.prompt_scores)) for sequence, _ in plan]
         try:
@@ -298,12 +299,12 @@ class Engine:
                 sequence.cache.reserve(sequence.cache.limit)
             hidden_TC = self.runner.forward(plan)
             self.runner.score_prompts(plan, hidden_TC)
-            turns: list[_Turn] = []
-            asks: list[Ask] = []
+            turns: list[StepResult] = []
+            asks: list[SampleRow] = []
             end = 0
             for sequence, count in plan:
                 end += count
-                turns.append(turn := _Turn(sequence, count))
+                turns.append(turn := StepResult(sequence, count))
                 first = end - 1 - len(sequence.draft)
                 if sequence.computed + count - len(sequence.draft) == len(sequence.tokens):
                     turn.samples = [sequence, *self._forks(sequence, count)]
@@ -328,7 +329,7 @@ class Engine:
         self._known = count
         return changed
 
-    def _sequence_of(self, request_id: int, request: Request, queued: float, sample: int) -> Sequence:
+    def _sequence_of(self, request_id: int, request: Request, queued: float, sample: int) -> SequenceState:
         """The first of the samples of a request that begin together; it stands for all of them at first."""
         live = self._live[request_id]
         if not live.samples:
@@ -337,10 +338,10 @@ class Engine:
         live.samples = [*live.samples, sequence]
         return sequence
 
-    def _sequence(self, live: Live, sample: int) -> Sequence:
+    def _sequence(self, live: RequestState, sample: int) -> SequenceState:
         request = live.request
         tokens, cache = list(request.prompt), self.model.new_cache()
-        sequence = Sequence(
+        sequence = SequenceState(
             live.request_id, request, sample, cache, self._detokenizer(live), tokens, times=Times(live.queued)
         )
         if live.samples:
@@ -349,10 +350,10 @@ class Engine:
             sequence.drafter = Drafter(tokens, len(tokens), live.prediction, live.prompt)
         return sequence
 
-    def _detokenizer(self, live: Live) -> Detokenizer:
+    def _detokenizer(self, live: RequestState) -> Detokenizer:
         return Detokenizer(self.tokenizer, start_of_text=live.request.start_of_text, stop=live.stops)
 
-    def _forks(self, sequence: Sequence, count: int) -> list[Sequence]:
+    def _forks(self, sequence: SequenceState, count: int) -> list[SequenceState]:
         """The further samples of a wave whose prefill ends with these tokens; none later on."""
         forks = []
         for sample in range(sequence.sample + 1, sequence.sample + sequence.places):
@@ -365,7 +366,7 @@ class Engine:
             forks.append(fork)
         return forks
 
-    def _take(self, turn: _Turn, now: float) -> None:
+    def _take(self, turn: StepResult, now: float) -> None:
         """Enter what a step computed; nothing in here can fail but by an interrupt, after which `_settle` goes on."""
         sequence, live = turn.sequence, self._live[turn.sequence.request_id]
         sequence.computed += turn.count

@@ -1,6 +1,6 @@
 """What a step decided becomes tokens, scores and text of a sequence. Never imports torch.
 
-One append to `Sequence.entered` makes it count; what an interrupt before it leaves, `Sequence.restore` cuts off.
+One append to `SequenceState.entered` makes it count; what an interrupt before it leaves is cut off by `restore`.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
 
-from .request import Entry, FinishReason, Sequence
+from .request import Entry, FinishReason, SequenceState
 
 if TYPE_CHECKING:
-    from .runner import Drawn
+    from .runner import SampledToken
 
 __all__ = ["end", "enter"]
 
 
-def enter(sequence: Sequence, drawn: Rows[Drawn], now: float) -> bool:
+def enter(sequence: SequenceState, drawn: Rows[SampledToken], now: float) -> bool:
     """Append what was decided, up to the first token that is not as drafted, or to the end -> whether that."""
     draft, sequence.draft = sequence.draft, []
     text, accepted = "", 0
@@ -41,7 +41,7 @@ def enter(sequence: Sequence, drawn: Rows[Drawn], now: float) -> bool:
     return False
 
 
-def end(sequence: Sequence, text: str, kept: int, reason: FinishReason, now: float) -> None:
+def end(sequence: SequenceState, text: str, kept: int, reason: FinishReason, now: float) -> None:
     """Enter its last text; `kept` of its tokens, prompt included, count."""
     sequence.times.ended = now
     sequence.entered.append(Entry(text, kept, reason))
@@ -51,7 +51,7 @@ def end(sequence: Sequence, text: str, kept: int, reason: FinishReason, now: flo
     sequence.drafter = None  # its index is larger than the record
 
 
-def _append(sequence: Sequence, drawn: Drawn) -> tuple[str, int, FinishReason | None]:
+def _append(sequence: SequenceState, drawn: SampledToken) -> tuple[str, int, FinishReason | None]:
     """Append a token -> the text it makes safe to show, the tokens that count, and why it was the last, if it was."""
     request, detokenizer = sequence.request, sequence.detokenizer
     text = ""

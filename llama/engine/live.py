@@ -11,10 +11,10 @@ import weakref
 from dataclasses import dataclass, field
 
 from ..detokenizer import Stops
-from .request import Delta, Request, Sequence
+from .request import Delta, Request, SequenceState
 from .speculation import Lookup
 
-__all__ = ["Feed", "Live"]
+__all__ = ["Feed", "RequestState"]
 
 
 class Feed:
@@ -24,7 +24,7 @@ class Feed:
     """
 
     def __init__(self) -> None:
-        self.news: list[Sequence] = []
+        self.news: list[SequenceState] = []
 
     def read(self) -> list[Delta]:
         """What is unread, a delta for each sequence."""
@@ -45,7 +45,7 @@ class Feed:
 
 
 @dataclass(eq=False)
-class Live:
+class RequestState:
     """A request under way. samples: its sequences; none before it begins, one for all until its prompt is prefilled.
 
     feed: its reader, if that still reads. left: samples that have not ended, begun or not. stops, prompt, prediction:
@@ -56,7 +56,7 @@ class Live:
     request: Request
     queued: float
     feed: weakref.ref[Feed]
-    samples: list[Sequence] = field(default_factory=list)
+    samples: list[SequenceState] = field(default_factory=list)
     paused: bool = False
     left: int = field(init=False)
     stops: Stops = field(init=False)

@@ -14,8 +14,8 @@ from ..printable import shown
 from ..values import integer, rows
 
 if TYPE_CHECKING:
-    from ..cache import KVCache
     from ..detokenizer import Detokenizer
+    from ..kv_cache import KVCache
     from ..sampling import SamplingParams
     from .speculation import Drafter
 
@@ -25,9 +25,9 @@ __all__ = [
     "Delta",
     "Entry",
     "FinishReason",
-    "Plan",
     "Request",
-    "Sequence",
+    "ScheduledBatch",
+    "SequenceState",
     "Times",
     "TokenScore",
 ]
@@ -108,7 +108,7 @@ class Request:
     row: int = 0
     speculate: bool = True
     prediction: tuple[int, ...] = ()
-    live: bool = True
+    streaming: bool = True
 
     def __post_init__(self) -> None:
         # What is no number or no id stays as it is, for `check` to refuse.
@@ -200,7 +200,7 @@ class Times:
 
 
 @dataclass(eq=False)
-class Sequence:
+class SequenceState:
     """One sample of a request under way: `tokens[:computed]` are in its cache.
 
     places: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for all
@@ -236,7 +236,7 @@ class Sequence:
     drafter: Drafter | None = None
     draft: list[int] = field(default_factory=list)
     digest: int | None = None
-    leader: Sequence | None = None
+    leader: SequenceState | None = None
     shared: int = 0
     stale: bool = False
 
@@ -325,7 +325,7 @@ class Delta:
     `sequence.error` says what happened.
     """
 
-    sequence: Sequence
+    sequence: SequenceState
     text: str
     finish_reason: FinishReason | None = None
 
@@ -336,4 +336,4 @@ class Delta:
 
 
 # A step: sequences and the tokens of each, its draft included.
-Plan = list[tuple[Sequence, int]]
+ScheduledBatch = list[tuple[SequenceState, int]]

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cache import BatchCache
-from ..model import Transformer
-from ..sampling import (
+from ..kernels.sampling import (
     all_finite,
     count_not_finite,
     log_probabilities,
@@ -23,22 +21,24 @@ from ..sampling import (
     penalize,
     sample,
 )
-from .plans import step_of
-from .request import Plan, Sequence, TokenScore
+from ..kv_cache import BatchCache
+from ..model import Transformer
+from .request import ScheduledBatch, SequenceState, TokenScore
+from .step_digest import step_of
 
-__all__ = ["Ask", "Drawn", "Runner"]
+__all__ = ["Runner", "SampleRow", "SampledToken"]
 
 _Choose = Callable[[torch.Tensor], torch.Tensor]
 # A row of logits -> whose it is, and what an error calls it.
-_Name = Callable[[int], tuple[Sequence, str]]
+_Name = Callable[[int], tuple[SequenceState, str]]
 # A sequence whose token is wanted, the row it is decided from, and the drafted tokens before it.
-Ask = tuple[Sequence, int, int]
+SampleRow = tuple[SequenceState, int, int]
 # Rows of logits that exist at once while a prompt is scored: 128 x 32016 float32 are 16 MB.
 _SCORED_ROWS = 128
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SampledToken:
     """A token that was decided for a sequence, and its score."""
 
     token: int
@@ -51,7 +51,7 @@ class Runner:
     def __init__(self, model: Transformer) -> None:
         self.model = model
 
-    def forward(self, plan: Plan) -> torch.Tensor:
+    def forward(self, plan: ScheduledBatch) -> torch.Tensor:
         """Run a plan's tokens through the model -> hidden states (T, C); the caches have grown by them."""
         tokens = [token for sequence, count in plan for token in _next(sequence, count)]
         if self.model.parallel.size > 1:
@@ -59,7 +59,7 @@ class Runner:
         cache = BatchCache([sequence.cache for sequence, _ in plan], [count for _, count in plan])
         return self.model.hidden(torch.tensor(tokens, device=self.model.device), cache)
 
-    def score_prompts(self, plan: Plan, hidden_TC: torch.Tensor) -> None:
+    def score_prompts(self, plan: ScheduledBatch, hidden_TC: torch.Tensor) -> None:
         """Append the scores of the prompt tokens that this step's positions predict, where they are not known."""
         start = 0
         for sequence, count in plan:
@@ -73,15 +73,15 @@ class Runner:
                     logits = self.model.logits(hidden_TC[row + a : row + a + len(rows)])
 
                     def name(
-                        i: int, sequence: Sequence = sequence, begin: int = first + a
-                    ) -> tuple[Sequence, str]:
+                        i: int, sequence: SequenceState = sequence, begin: int = first + a
+                    ) -> tuple[SequenceState, str]:
                         return sequence, f"{sequence.name()}, prompt token {begin + i}"
 
                     drawn = self._decide(logits, name, sequence.request.top, _given(rows))
                     sequence.prompt_scores += [each.score for each in drawn]
             start += count
 
-    def draw(self, asks: list[Ask], hidden_TC: torch.Tensor) -> list[Drawn]:
+    def draw(self, asks: list[SampleRow], hidden_TC: torch.Tensor) -> list[SampledToken]:
         """Decide a token for each (sequence, row of hidden_TC, number of drafted tokens before it)."""
         if not asks:
             return []
@@ -105,14 +105,14 @@ class Runner:
         hidden_NC = hidden_TC if rows == list(range(len(hidden_TC))) else hidden_TC[rows]
         top = max(sequence.request.top for sequence, _, _ in asks)
 
-        def name(i: int) -> tuple[Sequence, str]:
+        def name(i: int) -> tuple[SequenceState, str]:
             sequence, _, ahead = asks[i]
             return sequence, sequence.name(ahead)
 
         return self._decide(self.model.logits(hidden_NC), name, top, choose)
 
     @torch.inference_mode()
-    def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[Drawn]:
+    def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[SampledToken]:
         """Ids and scores of the first rank, on all ranks.
 
         One float32 row an id, which holds every id below 2^24 exactly. Where logits are not finite the row is
@@ -135,7 +135,7 @@ class Runner:
                 error.request_id = sequence.request_id
                 raise error
         return [
-            Drawn(
+            SampledToken(
                 int(row[0]),
                 TokenScore(row[1], tuple(zip(map(int, row[2 : 2 + top]), row[2 + top :], strict=True))),
             )
@@ -143,7 +143,7 @@ class Runner:
         ]
 
 
-def _next(sequence: Sequence, count: int) -> list[int]:
+def _next(sequence: SequenceState, count: int) -> list[int]:
     tokens = sequence.tokens[sequence.computed : sequence.computed + count]
     return tokens + sequence.draft if sequence.draft else tokens
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from ..errors import OutOfMemoryError
 from .blocks import Blocks
-from .prefixes import Prefixes
-from .request import Plan, Request, Sequence
-from .room import Room
+from .cache_manager import CacheManager
+from .prefix_cache import PrefixCache
+from .request import Request, ScheduledBatch, SequenceState
 from .speculation import MOST
 
 __all__ = ["Limits", "Scheduler"]
@@ -59,21 +59,21 @@ class Scheduler:
         blocks: the account of the memory of all caches.
         prefixes: what can be reused; None switches reuse off.
         new_sequence: (request id, request, time of arrival, number of the sample) -> a sample by itself.
-        changed: see `Room`. Asked at most once a step, and only where a sequence begins.
+        changed: see `CacheManager`. Asked at most once a step, and only where a sequence begins.
     """
 
     def __init__(
         self,
         limits: Limits,
         blocks: Blocks,
-        prefixes: Prefixes | None,
-        new_sequence: Callable[[int, Request, float, int], Sequence],
+        prefixes: PrefixCache | None,
+        new_sequence: Callable[[int, Request, float, int], SequenceState],
         changed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.limits, self.blocks, self.prefixes = limits, blocks, prefixes
-        self.room = Room(blocks, prefixes, self._awake, changed)
+        self.room = CacheManager(blocks, prefixes, self._awake, changed)
         self._renewed = False
-        self.running: list[Sequence] = []  # the oldest first
+        self.running: list[SequenceState] = []  # the oldest first
         self.preemptions = 0
         self._new_sequence = new_sequence
         self.clear()
@@ -83,8 +83,8 @@ class Scheduler:
         self.running = []
         self._arrived: OrderedDict[int, _Arrival] = OrderedDict()
         # Put back, and waiting like the arrivals; and what waits for its caller to resume it.
-        self._returned: list[Sequence] = []
-        self._parked: list[Sequence] = []
+        self._returned: list[SequenceState] = []
+        self._parked: list[SequenceState] = []
         self._parked_arrivals: dict[int, _Arrival] = {}
         self._paused: set[int] = set()
         self.room.clear()
@@ -113,11 +113,11 @@ class Scheduler:
         self.check(request)
         self._arrived[request_id] = _Arrival(request, queued)
 
-    def add_begun(self, sequence: Sequence) -> None:
+    def add_begun(self, sequence: SequenceState) -> None:
         """Queue a sequence that has begun, with nothing computed."""
         bisect.insort(self._returned, sequence, key=_age)
 
-    def place(self, request: Request, samples: list[Sequence]) -> None:
+    def place(self, request: Request, samples: list[SequenceState]) -> None:
         """Say anew for how many samples each sequence of a request stands; `samples` are all there are, in order."""
         ends = [sequence.sample for sequence in samples[1:]]
         for sequence, end in zip(samples, ends, strict=False):
@@ -137,7 +137,7 @@ class Scheduler:
         """Whether a step would advance anything: not where nothing is there, or all of it is paused."""
         return bool(self._arrived or self._returned or any(self._awake(s) for s in self.running))
 
-    def cancel(self, request_id: int) -> list[Sequence]:
+    def cancel(self, request_id: int) -> list[SequenceState]:
         """Forget a request wherever it is -> its sequences; unknown or finished ids are fine."""
         self._paused.discard(request_id)
         if self._arrived.pop(request_id, None) or self._parked_arrivals.pop(request_id, None):
@@ -173,12 +173,12 @@ class Scheduler:
             self._parked.remove(sequence)
             bisect.insort(self._returned, sequence, key=_age)
 
-    def retire(self, sequence: Sequence) -> None:
+    def retire(self, sequence: SequenceState) -> None:
         """A running sequence leaves; what it computed is retained where that is wanted."""
         self.running.remove(sequence)
         self.room.leave(sequence)
 
-    def fork(self, sequence: Sequence, forks: list[Sequence]) -> None:
+    def fork(self, sequence: SequenceState, forks: list[SequenceState]) -> None:
         """A prefilled sequence stands for itself from now on; its forks take places and memory it held."""
         assert sequence.places == 1 + len(forks)
         sequence.places = 1
@@ -189,23 +189,23 @@ class Scheduler:
 
     # ---- a step ----------------------------------------------------------------------------------
 
-    def plan(self) -> Plan:
+    def plan(self) -> ScheduledBatch:
         """The sequences of the next step and their numbers of tokens: decodes first, then prefill chunks."""
         self._renewed = False
         while (head := self._head()) is not None and self._begin(head):
             pass
         left = self.limits.step_tokens
         awake = [sequence for sequence in self.running if self._awake(sequence)]
-        decodes: list[Sequence] = []
+        decodes: list[SequenceState] = []
         for sequence in awake:
             # The older come first and only the younger are put back, so what is planned stays.
             if sequence.pending == 1 and sequence.blocks and left and self._room_for_one(sequence):
                 decodes.append(sequence)
                 left -= 1
-        plan: Plan = [(sequence, 1) for sequence in decodes]
+        plan: ScheduledBatch = [(sequence, 1) for sequence in decodes]
         waiting = [s for s in awake if s.pending > 1 and s.blocks]
         budget = math.inf
-        if waiting and any(sequence.request.live for sequence in decodes):
+        if waiting and any(sequence.request.streaming for sequence in decodes):
             budget = self.limits.prefill_tokens + 2 * len(decodes)
         for sequence in waiting:
             if self.room.waits(sequence):
@@ -219,7 +219,7 @@ class Scheduler:
                 budget -= count * cost
         return self._with_drafts(plan, decodes, int(max(0, min(left, budget))))
 
-    def _with_drafts(self, plan: Plan, decodes: list[Sequence], left: int) -> Plan:
+    def _with_drafts(self, plan: ScheduledBatch, decodes: list[SequenceState], left: int) -> ScheduledBatch:
         """Let decodes verify drafts, where the step and the memory that is free have room for them."""
         if not decodes:
             return plan
@@ -235,7 +235,7 @@ class Scheduler:
             plan[i] = (sequence, 1 + len(sequence.draft))
         return plan
 
-    def _head(self) -> Sequence | None:
+    def _head(self) -> SequenceState | None:
         """The oldest that waits."""
         first = next(iter(self._arrived), None)
         if self._returned and (first is None or self._returned[0].request_id <= first):
@@ -248,7 +248,7 @@ class Scheduler:
         self._returned.insert(0, sequence)
         return sequence
 
-    def _wave(self, request_id: int, request: Request, queued: float, first: int) -> Sequence:
+    def _wave(self, request_id: int, request: Request, queued: float, first: int) -> SequenceState:
         """The next samples of a request that run together, as the first of them."""
         sequence = self._new_sequence(request_id, request, queued, first)
         left = request.n - first
@@ -256,7 +256,7 @@ class Scheduler:
         sequence.rest = left - sequence.places
         return sequence
 
-    def _begin(self, sequence: Sequence) -> bool:
+    def _begin(self, sequence: SequenceState) -> bool:
         """Give the head of the queue its places and memory, if they are there, and what it can reuse."""
         taken = sum(other.places for other in self.running)
         ahead = min(self.limits.ahead, sequence.request.max_new_tokens - sequence.generated)
@@ -283,7 +283,7 @@ class Scheduler:
 
     # ---- memory ----------------------------------------------------------------------------------
 
-    def _room_for_one(self, sequence: Sequence) -> bool:
+    def _room_for_one(self, sequence: SequenceState) -> bool:
         """Let a sequence hold one more token; false where it had to give way itself."""
         need = self.blocks.of(sequence.computed + 1) - sequence.blocks
         if need <= 0:
@@ -303,21 +303,21 @@ class Scheduler:
         sequence.blocks += need
         return True
 
-    def _victims(self) -> Iterator[Sequence]:
+    def _victims(self) -> Iterator[SequenceState]:
         """Who gives way: the paused first, then the youngest."""
         yield from (s for s in reversed(self.running) if not self._awake(s))
         yield from reversed(self.running)
 
-    def _put_back(self, sequence: Sequence) -> None:
+    def _put_back(self, sequence: SequenceState) -> None:
         """To where its age puts it in the queue; tokens, scores, text and random numbers stay with it."""
         self.preemptions += 1
         self.retire(sequence)
         sequence.computed = 0
         bisect.insort(self._returned if self._awake(sequence) else self._parked, sequence, key=_age)
 
-    def _awake(self, sequence: Sequence) -> bool:
+    def _awake(self, sequence: SequenceState) -> bool:
         return sequence.request_id not in self._paused
 
 
-def _age(sequence: Sequence) -> tuple[int, int]:
+def _age(sequence: SequenceState) -> tuple[int, int]:
     return sequence.key

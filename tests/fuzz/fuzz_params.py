@@ -12,7 +12,7 @@ from tiny_folders import PARAMS, meta
 
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.info import describe
-from llama.model import valid_sizes
+from llama.sizing.args import valid_sizes
 
 
 class _Params:

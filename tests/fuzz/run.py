@@ -117,7 +117,7 @@ def _child(folder: Path, tasks: list[tuple[str, int]], seed: str, memory: int, p
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
     faulthandler.enable()
-    sys.path[:0] = [str(folder), str(HERE), str(HERE.parent)]
+    sys.path[:0] = [str(folder), str(HERE), str(HERE.parent / "support")]
     with tempfile.TemporaryDirectory(prefix="llama-fuzz-") as place:
         ready: dict[str, tuple[Any, Path]] = {}
         for name, number in tasks:

@@ -6,31 +6,31 @@ from mutant import Mutant
 
 __all__ = ["MUTANTS"]
 
-_HOST = "tests/test_host_untouched.py"
-_CALLS = "tests/test_generation.py"
+_HOST = "tests/api/test_host_untouched.py"
+_CALLS = "tests/api/test_generation.py"
 _PROMPTS = "tests/test_prompts.py"
 
 MUTANTS = [
     Mutant(
         name="an unseeded call takes the system's entropy",
-        file="llama/calls.py",
+        file="llama/api/options.py",
         old="entropy = self._drawn(call) if",
         new="entropy = self._drawn(call) + __import__('secrets').randbits(63) if",
         tests=(f"{_HOST}::test_without_a_seed_a_call_draws_once_from_torch_and_repeats_with_it",),
     ),
     Mutant(
         name="a greedy call draws a seed",
-        file="llama/calls.py",
+        file="llama/api/options.py",
         old="return not self.sampling.greedy and self.max_gen_len != 0",
         new="return self.max_gen_len != 0",
         tests=(f"{_HOST}::test_where_nothing_is_sampled_nothing_is_drawn",),
     ),
     Mutant(
         name="each replica keeps the seed that it drew",
-        file="llama/calls.py",
+        file="llama/api/options.py",
         old="return self._first(int(drawn))",
         new="return int(drawn)",
-        tests=("tests/test_ranks.py::test_replicas_give_all_results_in_order_on_every_rank",),
+        tests=("tests/distributed/test_ranks.py::test_replicas_give_all_results_in_order_on_every_rank",),
     ),
     Mutant(
         name="the middle of an empty prefix keeps the dummy space",
@@ -62,10 +62,10 @@ MUTANTS = [
     ),
     Mutant(
         name="off the CPU all ties at the border of top-k are kept",
-        file="llama/sampling.py",
+        file="llama/kernels/sampling.py",
         old="return above_RV | (equal_RV & (equal_RV.cumsum(dim=-1) <= room_R1))",
         new="return above_RV | (equal_RV & (room_R1 > 0))",
-        tests=("tests/test_sampling.py::test_of_equals_the_lower_ids_are_kept",),
+        tests=("tests/kernels/test_sampling.py::test_of_equals_the_lower_ids_are_kept",),
     ),
     Mutant(
         name="an error forgets the refused dialogs before its row",
@@ -79,7 +79,9 @@ MUTANTS = [
         file="llama/engine/scheduler.py",
         old="            sequence.rest = 0\n",
         new="            pass\n",
-        tests=("tests/test_scheduler.py::test_who_is_put_back_and_begins_again_brings_no_sample_twice",),
+        tests=(
+            "tests/engine/test_scheduler.py::test_who_is_put_back_and_begins_again_brings_no_sample_twice",
+        ),
     ),
     Mutant(
         name="samples that follow are numbered from 0 again",
@@ -87,7 +89,7 @@ MUTANTS = [
         old="following = self._wave(sequence.request_id, request, queued, request.n - sequence.rest)",
         new="following = self._wave(sequence.request_id, request, queued, 0)",
         tests=(
-            "tests/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
+            "tests/engine/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
         ),
     ),
     Mutant(
@@ -96,7 +98,7 @@ MUTANTS = [
         old="return min(request.n, self.limits.max_batch_size, fitting)",
         new="return min(request.n, fitting)",
         tests=(
-            "tests/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
+            "tests/engine/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
         ),
     ),
     Mutant(
@@ -104,7 +106,7 @@ MUTANTS = [
         file="llama/engine/engine.py",
         old="first_sample=request.first_sample + first)",
         new="first_sample=request.first_sample)",
-        tests=("tests/test_engine.py::test_samples_go_on_where_an_earlier_request_stopped",),
+        tests=("tests/engine/test_engine.py::test_samples_go_on_where_an_earlier_request_stopped",),
     ),
     Mutant(
         name="only Python's own integers are integers",
@@ -132,6 +134,6 @@ MUTANTS = [
         file="llama/sampling.py",
         old="return self.temperature == 0 or self.top_p == 0",
         new="return self.temperature == 0",
-        tests=("tests/test_sampling.py::test_temperature_zero_is_the_argmax_and_ignores_all_else",),
+        tests=("tests/kernels/test_sampling.py::test_temperature_zero_is_the_argmax_and_ignores_all_else",),
     ),
 ]

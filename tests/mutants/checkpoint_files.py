@@ -5,9 +5,9 @@ from __future__ import annotations
 from mutant import Mutant
 
 _LIMITS, _SAFETENSORS, _ROPE = (
-    "tests/test_limits.py",
-    "tests/test_safetensors.py",
-    "tests/test_rope_config.py",
+    "tests/engine/test_limits.py",
+    "tests/checkpoint/test_safetensors.py",
+    "tests/checkpoint/test_rope_config.py",
 )
 
 MUTANTS = [
@@ -87,20 +87,20 @@ MUTANTS = [
         old="    counted = range(1, min(total, len(numbers) + 3) + 1)",
         new="    counted = range(1, min(total, len(numbers)) + 1)",
         tests=(
-            "tests/test_hugging_face.py::test_a_lost_file_of_numbered_ones_is_named",
+            "tests/checkpoint/test_hugging_face.py::test_a_lost_file_of_numbered_ones_is_named",
             f"{_LIMITS}::test_a_name_that_announces_many_files",
         ),
     ),
     Mutant(
         name="a million layers are laid out",
-        file="llama/model.py",
+        file="llama/sizing/args.py",
         old='    "n_layers": 1 << 10,',
         new='    "n_layers": 1 << 21,',
         tests=(f"{_LIMITS}::test_many_layers",),
     ),
     Mutant(
         name="whole numbers stay whole where floats are computed with",
-        file="llama/model.py",
+        file="llama/sizing/args.py",
         old="            setattr(self, name, float(value))\n",
         new="",
         tests=(f"{_LIMITS}::test_whole_numbers_are_taken_as_floats",),
@@ -131,13 +131,13 @@ MUTANTS = [
         file="tests/fuzz/run.py",
         old='            self._lost(job, "crashes", why)',
         new='            self._lost(job, "refused", why)',
-        tests=("tests/test_fuzz.py::test_the_runner_notices_and_names_what_must_not_happen",),
+        tests=("tests/project/test_fuzz.py::test_the_runner_notices_and_names_what_must_not_happen",),
     ),
     Mutant(
         name="the runner does not look at memory",
         file="tests/fuzz/run.py",
         old="            if taken[0] > memory and word not in _FAILURES:",
         new="            if False:",
-        tests=("tests/test_fuzz.py::test_the_runner_notices_and_names_what_must_not_happen",),
+        tests=("tests/project/test_fuzz.py::test_the_runner_notices_and_names_what_must_not_happen",),
     ),
 ]

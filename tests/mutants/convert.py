@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutant import Mutant
 
 _TERMINAL = "tests/test_terminal.py"
-_TARGET = "tests/test_target.py"
+_TARGET = "tests/checkpoint/test_target.py"
 
 MUTANTS = [
     Mutant(
@@ -24,7 +24,7 @@ MUTANTS = [
     ),
     Mutant(
         name="what is logged may have two lines",
-        file="llama/distributed.py",
+        file="llama/distributed/devices.py",
         old="        tell(message)",
         new="        print(message, file=sys.stderr, flush=True)",
         tests=(f"{_TERMINAL}::test_what_is_logged_is_one_line",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_TESTS = "tests/test_download.py::"
+_TESTS = "tests/project/test_download.py::"
 _ENVIRONMENT = (_TESTS + "test_the_query_is_in_the_environment_of_no_program_whatever_the_caller_exported",)
 _BOUND = (_TESTS + "test_no_more_bytes_are_taken_than_announced_or_than_such_a_file_can_have",)
 _TRICKLE = (_TESTS + "test_a_trickle_counts_as_broken_and_a_try_that_brings_one_as_none",)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_INTERRUPTS = ("tests/test_interrupts.py",)
-_LOOP = "tests/test_loop.py"
-_LAWS = "tests/test_engine_laws.py"
-_LIMITS = "tests/test_request_limits.py"
-_SERVICE = "tests/test_service.py"
+_INTERRUPTS = ("tests/engine/test_interrupts.py",)
+_LOOP = "tests/api/test_session.py"
+_LAWS = "tests/engine/test_engine_laws.py"
+_LIMITS = "tests/engine/test_request_limits.py"
+_SERVICE = "tests/serving/test_service.py"
 
 MUTANTS = [
     Mutant(
@@ -16,7 +16,7 @@ MUTANTS = [
         file="llama/engine/engine.py",
         old="            if live.paused:\n                self.scheduler.pause",
         new="            if not live.paused and live.paused:\n                self.scheduler.pause",
-        tests=("tests/test_interrupts.py::test_a_paused_request_stays_paused_when_all_is_made_again",),
+        tests=("tests/engine/test_interrupts.py::test_a_paused_request_stays_paused_when_all_is_made_again",),
     ),
     Mutant(
         name="after an interrupt a wave that was not forked stands for one sample",
@@ -24,7 +24,7 @@ MUTANTS = [
         old="sequence.places, sequence.rest = end - sequence.sample, 0",
         new="sequence.places, sequence.rest = 1, 0",
         tests=(
-            "tests/test_scheduler.py::test_sequences_stand_for_all_samples_of_a_request_whichever_have_begun",
+            "tests/engine/test_scheduler.py::test_sequences_stand_for_all_samples_of_a_request_whichever_have_begun",
         ),
     ),
     Mutant(
@@ -32,7 +32,7 @@ MUTANTS = [
         file="llama/values.py",
         old="list(itertools.islice(values, _MOST + 1))",
         new="list(itertools.islice(values, 10**6))",
-        tests=("tests/test_request_limits.py::test_a_list_without_end_is_not_walked",),
+        tests=("tests/engine/test_request_limits.py::test_a_list_without_end_is_not_walked",),
     ),
     Mutant(
         name="an interrupt in a plan is forgotten",
@@ -53,14 +53,14 @@ MUTANTS = [
         file="llama/engine/engine.py",
         old="            live.tell()\n            live.left = live.request.n\n",
         new="            live.left = live.request.n\n",
-        tests=("tests/test_interrupts.py::test_what_was_entered_just_before_an_interrupt_is_read",),
+        tests=("tests/engine/test_interrupts.py::test_what_was_entered_just_before_an_interrupt_is_read",),
     ),
     Mutant(
         name="an interrupt leaves the turn taken",
-        file="llama/engine/turn.py",
+        file="llama/engine/fair_lock.py",
         old="            if had:\n                self._lock.release()\n            raise\n",
         new="            raise\n",
-        tests=("tests/test_interrupts.py::test_an_interrupt_leaves_no_turn_taken",),
+        tests=("tests/engine/test_interrupts.py::test_an_interrupt_leaves_no_turn_taken",),
     ),
     Mutant(
         name="a request whose reader is gone runs on",
@@ -81,11 +81,13 @@ MUTANTS = [
         file="llama/engine/engine.py",
         old="                sequence.stale = True  # nobody is to use what it computed\n",
         new="",
-        tests=("tests/test_engine.py::test_logits_that_are_not_finite_are_named_and_the_engine_lives_on",),
+        tests=(
+            "tests/engine/test_engine.py::test_logits_that_are_not_finite_are_named_and_the_engine_lives_on",
+        ),
     ),
     Mutant(
         name="strangers are heard one after the other",
-        file="llama/engine/greeting.py",
+        file="llama/serving/handshake.py",
         old="        line.setblocking(False)\n        if len(self.callers)",
         new="        line.settimeout(5.0)\n"
         "        line.recv(36, socket.MSG_PEEK | socket.MSG_WAITALL)\n"
@@ -94,14 +96,14 @@ MUTANTS = [
     ),
     Mutant(
         name="a rank proves itself to whoever answers",
-        file="llama/engine/greeting.py",
+        file="llama/serving/handshake.py",
         old="    if not hmac.compare_digest(answer[_ONCE:], leader):\n        return False\n",
         new="",
         tests=(f"{_SERVICE}::test_a_rank_tells_a_stranger_nothing",),
     ),
     Mutant(
         name="a stranger's wrong proof is taken",
-        file="llama/engine/greeting.py",
+        file="llama/serving/handshake.py",
         old="            if not hmac.compare_digest(self.said, self.proof):\n"
         '                raise ConnectionError("does not know the secret")\n',
         new="",
@@ -123,42 +125,44 @@ MUTANTS = [
     ),
     Mutant(
         name="a text is encoded before its length is looked at",
-        file="llama/calls.py",
+        file="llama/api/options.py",
         old="    if least > max_seq_len:\n",
         new="    if False:\n",
         tests=(f"{_LIMITS}::test_a_text_that_can_never_fit_is_not_encoded",),
     ),
     Mutant(
         name="the turn goes to whoever just had it",
-        file="llama/engine/turn.py",
+        file="llama/engine/fair_lock.py",
         old="            with self._queue:\n                had",
         new="            if True:\n                had",
         tests=(f"{_LOOP}::test_the_turn_goes_to_whoever_waits_and_not_to_whoever_had_it",),
     ),
     Mutant(
         name="a paused stream goes on when all of it is read",
-        file="llama/engine/front.py",
+        file="llama/serving/async_engine.py",
         old="stream.unread <= self._unread // 2",
         new="stream.unread <= 0",
-        tests=("tests/test_front.py::test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read",),
+        tests=(
+            "tests/serving/test_async_engine.py::test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read",
+        ),
     ),
     Mutant(
         name="what was just used is evicted first",
-        file="llama/engine/prefixes.py",
+        file="llama/engine/prefix_cache.py",
         old="        return next((entry for entry in self._retained if entry is not keep), None)",
         new="        return next((entry for entry in reversed(self._retained) if entry is not keep), None)",
         tests=(f"{_LAWS}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
     ),
     Mutant(
         name="a use does not count for eviction",
-        file="llama/engine/prefixes.py",
+        file="llama/engine/prefix_cache.py",
         old="        self._retained.move_to_end(entry)\n",
         new="        pass\n",
         tests=(f"{_LAWS}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
     ),
     Mutant(
         name="a prefix that another one computes is computed too",
-        file="llama/engine/room.py",
+        file="llama/engine/cache_manager.py",
         old="        if leader is None:\n            return False\n",
         new="        return False\n",
         tests=(f"{_LAWS}::test_a_prefix_that_several_begin_with_is_computed_once",),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_APART = "tests/test_apart.py::"
-_SHARED = "tests/test_shared.py::"
+_APART = "tests/distributed/test_apart.py::"
+_SHARED = "tests/distributed/test_shared_memory.py::"
 
 MUTANTS = [
     Mutant(
         name="an interrupt between two steps is told to nobody",
-        file="llama/loop.py",
+        file="llama/api/session.py",
         old="        if not isinstance(error, LlamaError):  # those strike all ranks alike\n",
         new="        if isinstance(error, MemoryError):\n",
         tests=(_APART + "test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason",),
     ),
     Mutant(
         name="an error of one replica that is none of the package is not gathered",
-        file="llama/loop.py",
+        file="llama/api/session.py",
         old="""        except BaseException as error:
             self._tell(error)
             # Whatever it is""",
@@ -28,35 +28,35 @@ MUTANTS = [
     ),
     Mutant(
         name="gathers do not compare their tags",
-        file="llama/replicas.py",
+        file="llama/api/replicas.py",
         old="if tag != tags[0]), None)",
         new="if tag[:0] != tags[0][:0]), None)",
         tests=(_APART + "test_replicas_at_different_places_all_raise",),
     ),
     Mutant(
         name="shared memory compares sizes and kinds, but not steps",
-        file="llama/csrc/ranks.c",
+        file="llama/kernels/csrc/ranks.c",
         old="own, sizeof(uint64_t) * WORDS)) return DIFFER;",
         new="own, sizeof(uint64_t))) return DIFFER;",
         tests=(_SHARED + "test_ranks_that_do_not_do_the_same_all_raise_and_name_both",),
     ),
     Mutant(
         name="the word of a collective leaves its kind out",
-        file="llama/shared.py",
+        file="llama/distributed/shared_memory.py",
         old="return x.numel() * x.element_size() << 8 | kind",
         new="return x.numel() * x.element_size() << 8",
         tests=(_SHARED + "test_ranks_that_do_not_do_the_same_all_raise_and_name_both",),
     ),
     Mutant(
         name="a step's hash leaves the requests out",
-        file="llama/engine/plans.py",
+        file="llama/engine/step_digest.py",
         old="row = (*sequence.key, sequence.digest, sequence.computed,",
         new="row = (*sequence.key, 0, sequence.computed,",
         tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
     ),
     Mutant(
         name="ranks over sockets do not compare their steps",
-        file="llama/groups.py",
+        file="llama/distributed/groups.py",
         old="        other = first_difference([word(row) for row in rows])\n",
         new="        other = None\n",
         tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
@@ -70,7 +70,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a rank that gave up goes on with the next collective",
-        file="llama/shared.py",
+        file="llama/distributed/shared_memory.py",
         old="""        if self.health.failure is not None:
             raise self.health.error()
         try:
@@ -81,23 +81,23 @@ MUTANTS = [
     ),
     Mutant(
         name="a rank that leaves with an error of the package lets the others wait in their step",
-        file="llama/world.py",
+        file="llama/distributed/world.py",
         old="            parallel.ended(error)\n",
         new="",
-        tests=("tests/test_ranks.py::test_an_error_of_one_rank_ends_all",),
+        tests=("tests/distributed/test_ranks.py::test_an_error_of_one_rank_ends_all",),
     ),
     Mutant(
         name="any name that arrives is taken for a class of errors",
-        file="llama/replicas.py",
+        file="llama/api/replicas.py",
         old="getattr(errors, name, None) if name in errors.__all__ else None",
         new="getattr(errors, name, None)",
         tests=(_APART + "test_no_name_that_arrives_is_looked_up_but_those_of_errors",),
     ),
     Mutant(
         name="ranks do not look whether their launcher lives",
-        file="llama/launcher.py",
+        file="llama/distributed/launcher.py",
         old="        if os.getppid() != parent:",
         new="        if os.getppid() == 0:",
-        tests=("tests/test_ranks.py::test_ranks_end_with_a_launcher_that_is_killed",),
+        tests=("tests/distributed/test_ranks.py::test_ranks_end_with_a_launcher_that_is_killed",),
     ),
 ]

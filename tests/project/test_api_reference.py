@@ -18,7 +18,7 @@ def test_the_api_reference_shows_every_public_name(tmp_path: Path) -> None:
     page = (tmp_path / "llama.html").read_text(encoding="utf-8")
     assert [name for name in llama.__all__ if f'<section id="{name}">' not in page] == []
     assert 'id="Llama.build"' in page
-    for name in ("generation", "errors", "engine"):
+    for name in ("generation", "errors", "engine", "serving"):
         assert (tmp_path / "llama" / f"{name}.html").exists()
 
 

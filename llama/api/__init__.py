@@ -1,0 +1,1 @@
+"""What a call of `Llama` takes and returns, and how it runs on the engine."""

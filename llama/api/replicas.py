@@ -1,0 +1,155 @@
+"""What the replicas of a model tell one another of a call: results, deltas, and how it failed, as JSON.
+
+Each gather is tagged with the call's number, its own number within the call, and a hash of what the call asks. Replicas
+that are not at the same place of the same call are told so, instead of getting another call's answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from .. import errors
+from ..distributed.agreement import words_of
+from ..distributed.groups import Group
+from ..distributed.parallel import Parallel
+from ..engine import Counts, Request, Times, TokenScore
+from ..engine.step_digest import digest_of
+from ..errors import LlamaError, RankError
+from .options import Output, StreamDelta
+
+__all__ = ["Gathering", "Item", "decode", "encode", "first_of"]
+
+Item = tuple[tuple[int, int], Output] | StreamDelta
+"""((prompt, sample), its output), or what a step added to one."""
+
+
+class Gathering:
+    """The gathers of one call, which every replica makes. With one replica there is nothing to do.
+
+    Args:
+        parallel: this rank's place.
+        device: of its model.
+        requests: of the whole call, alike on all replicas but for the seeds.
+    """
+
+    def __init__(self, parallel: Parallel, device: torch.device, requests: Sequence[Request]) -> None:
+        self._parallel, self._device = parallel, device
+        self._part = 0
+        self._tag = (0, 0)
+        if parallel.replica_group is not None:
+            parallel.replica_group.health.check()
+            parallel.replica_group.calls += 1
+            self._tag = (parallel.replica_group.calls, digest_of(requests))
+
+    def gather(self, items: Sequence[Item] | None, failure: BaseException | None) -> list[list[Item] | None]:
+        """Each replica's items; None from one that has come to its end.
+
+        Raises:
+            What went wrong here, or on the first replica where something did: an error of this package as it is,
+                any other as RankError. So none waits for another.
+            RankError: a replica is at another place, or gone. No further call is possible then.
+        """
+        group = self._parallel.replica_group
+        if group is None:
+            if failure is not None:
+                raise failure
+            return [None if items is None else list(items)]
+        told = self._exchange(group, encode(items, failure))
+        if failure is not None and not isinstance(failure, LlamaError):
+            raise failure
+        everyone = [decode(packet, replica) for replica, packet in enumerate(told)]
+        for replica, (_, error) in enumerate(everyone):
+            if error is not None:
+                own = replica == self._parallel.replica and failure is not None
+                raise failure if own and failure is not None else error
+        return [theirs for theirs, _ in everyone]
+
+    def number(self, value: int) -> int:
+        """That of the first replica. Raises RankError as `gather`."""
+        group = self._parallel.replica_group
+        return value if group is None else int(self._exchange(group, str(value).encode())[0])
+
+    def _exchange(self, group: Group, data: bytes) -> list[bytes]:
+        self._part += 1
+        return group.gather_bytes(data, self._device, (self._tag[0], self._part, self._tag[1]), self._check)
+
+    def _check(self, tags: list[list[int]]) -> None:
+        """Raise RankError unless all replicas are at the same gather."""
+        other = next((replica for replica, tag in enumerate(tags) if tag != tags[0]), None)
+        if other is None:
+            return
+        group = self._parallel.replica_group
+        assert group is not None
+        group.health.fail(
+            f"replicas 0 and {other} do not do the same: replica 0 is at {_place(tags[0])}, replica {other} at"
+            f" {_place(tags[other])}; all ranks must make the same calls in the same order, with the same prompts"
+            " and limits, and end a stream at the same delta"
+        )
+        raise group.health.error()
+
+
+def first_of(parallel: Parallel, device: torch.device, value: int) -> int:
+    """A number of the first replica, which all of them ask for as if it were a call of its own."""
+    return Gathering(parallel, device, ()).number(value)
+
+
+def _place(tag: Sequence[int]) -> str:
+    call, part, digest = tag
+    return f"gather {part} of call {call} (content {digest:016x})"
+
+
+def encode(items: Sequence[Item] | None, failure: BaseException | None) -> bytes:
+    """A replica's part of a gather -> bytes."""
+    rows = None if items is None else [_row(item) for item in items]
+    error = None if failure is None else [type(failure).__name__, str(failure), words_of(failure)]
+    return json.dumps([rows, error]).encode()
+
+
+def decode(packet: bytes, replica: int) -> tuple[list[Item] | None, LlamaError | None]:
+    """The inverse of `encode`. An error that is none of this package's is a RankError here."""
+    rows, error = json.loads(packet)
+    return (
+        None if rows is None else [_item(*row) for row in rows],
+        None if error is None else _error(replica, *error),
+    )
+
+
+def _error(replica: int, name: str, text: str, words: str) -> LlamaError:
+    kind = getattr(errors, name, None) if name in errors.__all__ else None
+    if kind is not None:
+        try:
+            made = kind(text)
+        except TypeError:  # it is made of other things than its text
+            pass
+        else:
+            assert isinstance(made, LlamaError)
+            return made
+    return RankError(f"replica {replica} failed: {words}")
+
+
+def _row(item: Item) -> list[Any]:
+    if isinstance(item, StreamDelta):
+        ended = (item.counts and asdict(item.counts), item.times and asdict(item.times))
+        return [item.index, item.sample, item.text, item.finish_reason, *ended]
+    (index, sample), output = item
+    scores = [[[each.logprob, each.top] for each in some] for some in (output.scores, output.prompt_scores)]
+    return [index, sample, output.text, output.finish_reason, output.prompt, output.tokens, *scores]
+
+
+def _item(index: int, sample: int, text: str, reason: str | None, *rest: Any) -> Item:
+    if len(rest) == 2:
+        counts, times = rest
+        return StreamDelta(index, sample, text, reason, counts and Counts(**counts), times and Times(**times))
+    prompt, tokens, *scores = rest
+    assert reason is not None
+    given, asked = (_scores(some) for some in scores)
+    return (index, sample), Output(tuple(prompt), tokens, text, given, asked, reason)
+
+
+def _scores(rows: list[Any]) -> list[TokenScore]:
+    return [TokenScore(logprob, tuple((token, value) for token, value in top)) for logprob, top in rows]

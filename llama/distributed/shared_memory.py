@@ -1,0 +1,214 @@
+"""Collectives of CPU ranks on one machine through shared memory; csrc/ranks.c says how.
+
+A sum of one token's row takes a few microseconds this way; gloo's way through a socket took 1.6 ms
+on two cores (docs/log.md). Ranks on several machines, on GPUs, or without the compiled file use
+their process group as ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..kernels import native
+from .agreement import Health, Step, disagreement, first_difference
+
+if TYPE_CHECKING:
+    from .groups import Group
+
+__all__ = ["SharedMemory", "meet"]
+
+# Bytes of a slot; what is larger goes in pieces.
+_SLOT = 1 << 20
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_GATHER, _FIRST = 2, 3
+_NAMES = ("a sum in float32", "a sum in bfloat16", "a gather", "a broadcast")
+_AGAIN, _DIFFER = -1, -2
+# Of each rank, as in csrc/ranks.c: number, two times three words, process id; whether it gave up; and why.
+_HEADER = 1024
+_RANK = struct.Struct("=Q48xq?")
+_WORDS = struct.Struct("=QQQ")
+_WORDS_AT = 8
+_NOTE_AT = 128
+
+
+class SharedMemory:
+    """The memory of one group of ranks. Every rank makes the same calls in the same order.
+
+    Args:
+        path: a file of the right size, the same for all ranks.
+        rank, size: of the group.
+        health: of this rank; a collective that fails ends it.
+
+    Each collective raises RankError where another rank's process has ended, where one gave up, with its reason, and
+    where the ranks are not in the same collective of the same step. Afterwards the memory cannot be used any more.
+    """
+
+    def __init__(self, path: str, rank: int, size: int, health: Health | None = None) -> None:
+        library = native.ranks_library()
+        assert library is not None
+        self._library, self._rank, self._size = library, rank, size
+        self.health = Health(f"rank {rank}") if health is None else health
+        with open(path, "r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        self._number = 0
+        self._step = self._extent = 0
+        library.llama_ranks_enter(self._base, rank)
+
+    def begin(self, step: Step) -> None:
+        """Name the step that the next collectives belong to: they fail if other ranks name another."""
+        self._step = step.digest
+        self._extent = step.sequences << 32 | step.tokens
+
+    @staticmethod
+    def takes(x: torch.Tensor) -> bool:
+        """Whether a sum can be taken of x."""
+        return x.is_cpu and x.dtype in _KINDS and x.is_contiguous()
+
+    def sum(self, x: torch.Tensor) -> None:
+        """x becomes its sum over the ranks, added in float32 in rank order and rounded once."""
+        item, kind = x.element_size(), _KINDS[x.dtype]
+        what = _what(kind, x)
+        for first in range(0, x.numel(), _SLOT // item):
+            count = min(_SLOT // item, x.numel() - first)
+            self._call(self._library.llama_ranks_sum, what, x.data_ptr() + first * item, count, kind)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """(size, *x.shape): x of every rank."""
+        return self._gather(x, _what(_GATHER, x))
+
+    def first(self, x: torch.Tensor) -> None:
+        """x becomes that of rank 0."""
+        given = self._gather(x, _what(_FIRST, x))[0]
+        if self._rank:
+            x.copy_(given)
+
+    def give_up(self, reason: str) -> None:
+        """Let no other rank wait for this one any more: it left a step that the others may be in the middle of."""
+        self.health.fail(reason)
+        assert self.health.failure is not None
+        at = self._rank * _HEADER
+        note = self.health.failure.encode()[: _HEADER - _NOTE_AT - 1] + b"\0"
+        if not self._memory[at + _RANK.size - 1]:
+            self._memory[at + _NOTE_AT : at + _NOTE_AT + len(note)] = note
+            self._memory[at + _RANK.size - 1] = True
+
+    def _gather(self, x: torch.Tensor, what: int) -> torch.Tensor:
+        x = x.contiguous()
+        nbytes = x.numel() * x.element_size()
+        out = x.new_empty(self._size, *x.shape)
+        if nbytes <= _SLOT:
+            self._call(self._library.llama_ranks_gather, what, x.data_ptr(), out.data_ptr(), nbytes)
+            return out
+        flat, parts = x.view(-1), out.view(self._size, -1)
+        step = _SLOT // x.element_size()
+        for first in range(0, flat.numel(), step):
+            parts[:, first : first + step] = self._gather(flat[first : first + step], what)
+        return out
+
+    def _call(self, function: Any, what: int, *arguments: int) -> None:
+        if self.health.failure is not None:
+            raise self.health.error()
+        try:
+            self._number += 1
+            where = (self._base, self._rank, self._size, _SLOT, self._number, what, self._step, self._extent)
+            code = function(*where, *arguments, 1)
+            while code == _AGAIN:  # between two tries Python hears of signals
+                code = next((1 + rank for rank in range(self._size) if self._left(rank)), _AGAIN)
+                code = function(*where, *arguments, 0) if code == _AGAIN else code
+        except BaseException as error:
+            # The others count this collective, or wait in it.
+            self.give_up(f"{self.health.name} left a collective: {type(error).__name__}")
+            raise
+        if code:
+            self.give_up(self._difference() if code == _DIFFER else self._reason(code - 1))
+            raise self.health.error()
+
+    def _left(self, rank: int) -> bool:
+        """Whether a rank will not come to this collective, though the system still knows its process."""
+        at = rank * _HEADER
+        _, pid, gave_up = _RANK.unpack_from(self._memory, at)
+        # Its number last: it may have come, and ended, since.
+        return (gave_up or _is_zombie(pid)) and _RANK.unpack_from(self._memory, at)[0] < self._number
+
+    def _reason(self, rank: int) -> str:
+        """Why a rank is not there."""
+        at = rank * _HEADER
+        note = bytes(self._memory[at + _NOTE_AT : at + _HEADER]).partition(b"\0")[0].decode(errors="replace")
+        gone = f"rank {rank} is gone: its process ended without a word; see its own output"
+        return note if _RANK.unpack_from(self._memory, at)[2] and note else gone
+
+    def _difference(self) -> str:
+        """What the ranks are in, where that is not the same."""
+        at = _WORDS_AT + (self._number & 1) * _WORDS.size
+        rows = [_WORDS.unpack_from(self._memory, rank * _HEADER + at) for rank in range(self._size)]
+        other = first_difference(rows)
+        assert other is not None
+        return disagreement(0, _named(*rows[0]), other, _named(*rows[other]))
+
+
+def meet(group: Group, rank: int, size: int, local: bool) -> SharedMemory | None:
+    """Shared memory for the ranks of a group, or None where not all of them can have it. All ranks call it.
+
+    Args:
+        local: whether this rank knows all ranks to be on its machine.
+    """
+    library = native.ranks_library() if local else None
+    made = b""
+    if rank == 0 and library is not None:
+        with contextlib.suppress(OSError):
+            made = os.fsencode(_make(library.llama_ranks_bytes(size, _SLOT)))
+    try:
+        name = group.gather_bytes(made)[0]
+        memory = None
+        if name and library is not None:
+            with contextlib.suppress(OSError, ValueError):
+                memory = SharedMemory(os.fsdecode(name), rank, size, group.health)
+        have = group.gather_bytes(b"" if memory is None else b"!")
+    finally:
+        if made:
+            # Everybody has mapped it, or never will: nothing is left behind, whatever becomes of the ranks.
+            with contextlib.suppress(OSError):
+                os.unlink(made)
+    return memory if all(have) else None
+
+
+def _what(kind: int, x: torch.Tensor) -> int:
+    """The word for a collective: its kind and the bytes of all its pieces."""
+    return x.numel() * x.element_size() << 8 | kind
+
+
+def _named(what: int, digest: int, extent: int) -> str:
+    collective = f"{_NAMES[what & 255]} of {what >> 8:,} bytes"
+    return f"{collective} in {Step(digest, extent >> 32, extent & 0xFFFFFFFF)}" if digest else collective
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended, but whoever started it has not looked yet: kill(2) does not tell."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return False
+
+
+def _make(nbytes: int) -> str:
+    """A file of zeros in memory."""
+    folder = "/dev/shm" if Path("/dev/shm").is_dir() else None
+    descriptor, name = tempfile.mkstemp(prefix="llama-ranks-", dir=folder)
+    try:
+        # Taken now: memory that is not there would end a rank in the middle of a write.
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError:
+        os.unlink(name)
+        raise
+    finally:
+        os.close(descriptor)
+    return name

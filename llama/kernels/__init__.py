@@ -1,0 +1,1 @@
+"""Operators with several implementations, and the choice between them."""

@@ -1,0 +1,222 @@
+"""KV caches: they own where a token is written and what a query may see.
+
+`KVCache` holds one sequence, contiguous in each layer, and grows with the tokens in it: max_seq_len
+and max_batch_size never size an allocation. `BatchCache` is the view of a step: several sequences,
+each with the number of its tokens in the flattened run. Shapes as in attention.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .kernels import native
+from .kernels.attention import causal_attention
+from .kernels.native_layers import Addresses
+
+__all__ = ["BatchCache", "KVCache"]
+
+# Positions are allocated in such steps, so that a growing sequence is not copied for each token.
+_GRAIN = 64
+
+
+class KVCache:
+    """Keys and values of one sequence: `length` positions are complete in every layer.
+
+    Args:
+        n_layers, n_kv_heads, head_dim: of this rank's part of the model.
+        dtype, device: of the stored keys and values.
+        limit: positions that it can come to hold; growth never allocates more, so that what was
+            promised at admission is what is taken. None: not known.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        limit: int | None = None,
+    ) -> None:
+        self.limit = limit
+        empty = torch.empty(n_kv_heads, 0, head_dim, dtype=dtype, device=device)
+        self.length = 0
+        self._keys = [empty] * n_layers
+        self._values = [empty] * n_layers
+        self._addresses: Addresses | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Positions that are allocated."""
+        return self._keys[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are allocated."""
+        return sum(x.nbytes for x in (*self._keys, *self._values))
+
+    def reserve(self, positions: int) -> None:
+        """Make room for `positions` in all, by at least a quarter more than before.
+
+        One layer is copied after the other, so the peak is one layer above the result.
+        """
+        if positions <= self.capacity:
+            return
+        self._addresses = None
+        wanted = max(positions, self.capacity + self.capacity // 4)
+        wanted = -(-wanted // _GRAIN) * _GRAIN
+        if self.limit is not None:
+            wanted = max(positions, min(wanted, self.limit))
+        before = self.capacity
+        grown: list[tuple[list[torch.Tensor], int]] = []
+        try:
+            for store in (self._keys, self._values):
+                for layer, old in enumerate(store):
+                    new = old.new_empty(old.shape[0], wanted, old.shape[2])
+                    new[:, : self.length] = old[:, : self.length]
+                    store[layer] = new
+                    grown.append((store, layer))
+        except BaseException:
+            # All layers alike again, without asking for memory: what reads them knows one capacity.
+            for store, layer in grown:
+                store[layer] = _shrunk(store[layer], before, self.length)
+            raise
+
+    def fork(self) -> KVCache:
+        """A copy that goes its own way from here on."""
+        other = object.__new__(KVCache)
+        other.limit = self.limit
+        other.length = self.length
+        # With the room of the original: an exact copy would be copied again for its first token.
+        other._addresses = None
+        other._keys = [_copied(x, self.length) for x in self._keys]
+        other._values = [_copied(x, self.length) for x in self._values]
+        return other
+
+    def addresses(self) -> Addresses:
+        """Where keys and values of each layer begin, (layers, 2), for native.layers."""
+        if self._addresses is None:
+            pairs = zip(self._keys, self._values, strict=True)
+            self._addresses = np.array([(k.data_ptr(), v.data_ptr()) for k, v in pairs], dtype=np.int64)
+        return self._addresses
+
+    def take(self) -> KVCache:
+        """The content as a new cache; this one is empty afterwards."""
+        other = copy.copy(self)
+        other._keys, other._values = list(self._keys), list(self._values)
+        self.length = 0
+        self._addresses = None
+        for store in (self._keys, self._values):
+            store[:] = [store[0].new_empty(store[0].shape[0], 0, store[0].shape[2])] * len(store)
+        return other
+
+    def copy_prefix(self, source: KVCache, length: int, room: int) -> None:
+        """Begin with the first `length` positions of another cache, with room for `room` in all."""
+        assert self.length == 0 <= length <= source.length
+        self.limit = room
+        self.reserve(room)
+        for mine, theirs in ((self._keys, source._keys), (self._values, source._values)):
+            for new, old in zip(mine, theirs, strict=True):
+                new[:, :length] = old[:, :length]
+        self.length = length
+
+    def truncate(self, length: int) -> None:
+        """Forget the positions from `length` on."""
+        assert 0 <= length <= self.length
+        self.length = length
+
+    def write(
+        self, layer: int, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store T tokens behind the complete ones; returns all keys and values, (K, S, D) each."""
+        end = self.length + k_TKD.shape[0]
+        keys, values = self._keys[layer], self._values[layer]
+        keys[:, self.length : end] = k_TKD.transpose(0, 1)
+        values[:, self.length : end] = v_TKD.transpose(0, 1)
+        return keys[:, :end], values[:, :end]
+
+    def attend(
+        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+    ) -> torch.Tensor:
+        """Store T tokens behind the complete ones and attend from each to all up to itself -> (T, H, D)."""
+        if q_THD.shape[0] == 1 and native.fits(q_THD, 32):
+            out = torch.empty_like(q_THD)
+            keys, values = self._keys[layer], self._values[layer]
+            native.decode(q_THD[0], k_TKD[0], v_TKD[0], keys, values, self.length, out[0])
+            return out
+        seen = self.write(layer, k_TKD, v_TKD)
+        if native.fits(q_THD, 32) and q_THD.shape[2] <= 256:
+            out = torch.empty_like(q_THD)
+            native.attend(q_THD, self._keys[layer], self._values[layer], self.length, out)
+            return out
+        return causal_attention(q_THD, *seen)
+
+
+def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:
+    fresh = torch.empty_like(x_KSD)
+    fresh[:, :length] = x_KSD[:, :length]
+    return fresh
+
+
+def _shrunk(x_KSD: torch.Tensor, capacity: int, length: int) -> torch.Tensor:
+    """The first `length` positions, in place, in a layout of `capacity`."""
+    heads, _, dim = x_KSD.shape
+    small = x_KSD.view(-1)[: heads * capacity * dim].view(heads, capacity, dim)
+    for head in range(heads):  # each moves to the front, over what was copied already
+        small[head, :length] = x_KSD[head, :length].clone()
+    return small
+
+
+class BatchCache:
+    """The caches of one step: sequence i owns the next `counts[i]` tokens of the flattened run."""
+
+    def __init__(self, caches: Sequence[KVCache], counts: Sequence[int]) -> None:
+        assert all(count > 0 for count in counts)
+        self.caches = list(caches)
+        self.counts = list(counts)
+        for cache, count in zip(caches, counts, strict=True):
+            cache.reserve(cache.length + count)
+
+    def rows(self) -> tuple[Addresses, Addresses, Addresses]:
+        """For native.layers: addresses (layers, T, 2), and capacity and position (T,) of every token of the run."""
+        total = sum(self.counts)
+        addresses = np.empty((len(self.caches[0].addresses()), total, 2), dtype=np.int64)
+        capacity = np.empty(total, dtype=np.int64)
+        start = 0
+        for cache, count in zip(self.caches, self.counts, strict=True):
+            addresses[:, start : start + count] = cache.addresses()[:, None]
+            capacity[start : start + count] = cache.capacity
+            start += count
+        return addresses, capacity, np.array(self.positions(), dtype=np.int64)
+
+    def positions(self) -> list[int]:
+        """The position of each token of the run in its sequence."""
+        return [
+            position
+            for cache, count in zip(self.caches, self.counts, strict=True)
+            for position in range(cache.length, cache.length + count)
+        ]
+
+    def attend(
+        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+    ) -> torch.Tensor:
+        """Write this layer's keys and values of the run and attend to what each token may see -> (T, H, D)."""
+        if len(self.caches) == 1:
+            return self.caches[0].attend(layer, q_THD, k_TKD, v_TKD)
+        ends = list(itertools.accumulate(self.counts, initial=0))
+        runs = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        parts = [
+            cache.attend(layer, q_THD[run], k_TKD[run], v_TKD[run])
+            for cache, run in zip(self.caches, runs, strict=True)
+        ]
+        return torch.cat(parts)
+
+    def commit(self) -> None:
+        """Count the run's tokens as complete. A step that failed before it leaves no trace."""
+        for cache, count in zip(self.caches, self.counts, strict=True):
+            cache.length += count

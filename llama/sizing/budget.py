@@ -1,0 +1,211 @@
+"""How much memory weights and cache take, how much is free, and whether the one fits into the other."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..distributed.devices import local_ranks
+from ..distributed.parallel import Parallel
+from ..errors import ConfigError, OutOfMemoryError
+from ..printable import shown
+from ..values import integer, real
+from .args import ModelArgs
+from .shapes import axis_of, expected_shapes, wanted_range
+
+__all__ = [
+    "GIB",
+    "SPARE",
+    "CacheMemory",
+    "CachePlan",
+    "cache_bytes_per_token",
+    "check_cache_memory",
+    "free_memory",
+    "parameter_count",
+    "plan_cache",
+    "weight_bytes",
+]
+
+# Bytes, a share of what is free in (0, 1], or a string as "4GiB" or "50%".
+CacheMemory = int | float | str
+
+GIB = 1 << 30
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+# Bytes that no machine has: a number above it is a mistake, and too large to divide.
+_MOST = 1 << 62
+# By default this part of what fits may be filled with prefixes that nobody uses at the moment.
+_RETAINED = 4
+# The share of the free memory that is used. The rest is for activations, logits and the allocator.
+SPARE = 0.9
+
+
+def weight_bytes(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
+    """Bytes of the weights that one of `size` ranks holds."""
+    total = 0
+    for name, shape in expected_shapes(args).items():
+        axis = axis_of(name)
+        count = 1
+        for dimension, extent in enumerate(shape):
+            if dimension == axis:
+                start, stop = wanted_range(name, extent, args, 0, size)
+                extent = stop - start
+            count *= extent
+        total += count
+    return total * dtype.itemsize
+
+
+def parameter_count(args: ModelArgs) -> int:
+    """Parameters of the whole model."""
+    return weight_bytes(args, 1, torch.int8)
+
+
+def cache_bytes_per_token(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
+    """Bytes of keys and values of one position on one of `size` ranks."""
+    return 2 * args.n_layers * max(1, args.kv_heads // size) * args.head_dim * dtype.itemsize
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that this rank may still take on its device; None where the system does not say.
+
+    Ranks of one machine share the memory of its CPU, within the limit of their control group.
+    """
+    if device.type == "cuda":
+        # What torch's allocator holds without using it is free for us, as after `del` of another model.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    available = _available_ram()
+    return None if available is None else available // local_ranks()
+
+
+def _available_ram() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        used = int((group / "memory.current").read_text())
+        # The page cache counts as used there, but is given back on demand.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        if limit.isdigit():
+            free = min(free, int(limit) - used + int(stat.get("file", 0)))
+    except (OSError, ValueError):
+        pass
+    return max(free, 0)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Positions that all caches may hold together, and how many of these may be retained for reuse."""
+
+    tokens: int
+    retained: int
+
+
+def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
+    """`cache_memory` as bytes (an integer) or as a share (a float).
+
+    Raises:
+        ConfigError: neither of the two, or a string that is none of these.
+    """
+    if isinstance(wanted, str):
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[KMGT]?i?B?)\s*", wanted)
+        if found and found[2] == "%":
+            value: int | float | None = float(found[1]) / 100
+        elif found and found[2] in _UNITS:
+            size = float(found[1]) * _UNITS[found[2]]
+            value = int(size) if math.isfinite(size) else math.nan
+        else:
+            value = math.nan
+    else:
+        number = integer(wanted)
+        value = None if wanted is None else real(wanted) if number is None else number
+        value = math.nan if value is None and wanted is not None else value
+    good = value is None or (isinstance(value, int) and 0 < value < _MOST)
+    if not good and not (isinstance(value, float) and 0 < value <= 1):
+        raise ConfigError(
+            f"cache_memory is {shown(wanted)}; give bytes as a positive integer or as '4GiB', or the share of the free"
+            " memory as a float in (0, 1] or as '50%'"
+        )
+    return value
+
+
+def plan_cache(
+    args: ModelArgs,
+    parallel: Parallel,
+    dtype: torch.dtype,
+    device: torch.device,
+    cache_memory: CacheMemory | None = None,
+) -> CachePlan:
+    """Positions for which there is memory beside the weights, the same on every rank.
+
+    Without `cache_memory`: as many as max_batch_size x max_seq_len, and as many again, but at most a
+    quarter of what fits, for retained prefixes. With it, so many bytes of each rank, or such a share of
+    what fits, all of which may be retained.
+
+    Raises:
+        ConfigError: a `cache_memory` that makes no sense, or is too small for one sequence of max_seq_len.
+        OutOfMemoryError: not even weights and one sequence of max_seq_len fit, or not `cache_memory`. All
+            ranks raise alike.
+    """
+    wanted = check_cache_memory(cache_memory)
+    limit = args.max_batch_size * args.max_seq_len
+    free = parallel.smallest(free_memory(device), device)
+    per_token = cache_bytes_per_token(args, parallel.size, dtype)
+    fits = None if free is None else _fitting(args, parallel, dtype, device, free)
+    if wanted is None:
+        retained = min(limit, args.max_seq_len if fits is None else fits // _RETAINED)
+        return CachePlan(limit + retained if fits is None else min(fits, limit + retained), retained)
+    if isinstance(wanted, float):
+        if fits is None:
+            raise ConfigError(
+                f"cache_memory is {cache_memory!r}, but the system does not say how much is free; give bytes"
+            )
+        tokens = int(fits * wanted)
+    else:
+        tokens = wanted // per_token
+    if tokens < args.max_seq_len:
+        raise ConfigError(
+            f"cache_memory {cache_memory!r} holds {tokens} tokens of {per_token} bytes, less than one sequence of"
+            f" max_seq_len {args.max_seq_len}; give more, or lower max_seq_len"
+        )
+    if fits is not None and tokens > fits:
+        raise OutOfMemoryError(
+            f"cache_memory {cache_memory!r} is {tokens * per_token / GIB:.2f} GiB, but beside the weights only"
+            f" {fits * per_token / GIB:.2f} GiB are free for each rank on {device}"
+        )
+    return CachePlan(tokens, tokens)
+
+
+def _fitting(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int) -> int:
+    """Positions that fit beside the weights, at least max_seq_len."""
+    weights = weight_bytes(args, parallel.size, dtype)
+    per_token = cache_bytes_per_token(args, parallel.size, dtype)
+    tokens = int(free * SPARE - weights) // per_token
+    if tokens < args.max_seq_len:
+        if tokens > 0:
+            fix = f"lower max_seq_len to {tokens}, or use more ranks"
+        else:
+            fix = "use more ranks, a 16-bit dtype or a smaller model"
+        raise OutOfMemoryError(
+            f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB for one"
+            f" sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB that are free"
+            f" for each rank on {device}; {fix}"
+        )
+    return tokens

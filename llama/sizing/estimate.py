@@ -1,0 +1,121 @@
+"""How much memory a model takes before anything is loaded: weights, cache and work space per rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .args import ModelArgs
+from .budget import GIB, cache_bytes_per_token, free_memory, weight_bytes
+from .family import MEMBERS, args_of
+from .shapes import expected_shapes
+
+__all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "largest", "table"]
+
+# Bits of a quantized weight and the weights that share one 16-bit scale (None: a row's).
+QUANTIZATIONS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
+_STEP_TOKENS = 1024
+_TABLE_SIZES = (1, 2, 4, 8)
+_TABLE_CONTEXT = 16384
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one rank; `per_token` is the cache of one position."""
+
+    weights: int
+    cache: int
+    work: int
+    per_token: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.work
+
+
+def estimate(
+    args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype, quant: str | None = None
+) -> Estimate:
+    """Memory of one of `size` ranks that runs `batch` sequences of `seq` tokens.
+
+    Args:
+        dtype: of activations and cache, and of weights where `quant` is None.
+        quant: a name in QUANTIZATIONS, for the linear layers.
+    """
+    per_token = cache_bytes_per_token(args, size, dtype)
+    weights = weight_bytes(args, size, dtype) if quant is None else _quantized_bytes(args, size, dtype, quant)
+    return Estimate(weights, per_token * seq * batch, _work_bytes(args, size, seq, batch, dtype), per_token)
+
+
+def _work_bytes(args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype) -> int:
+    """What a step holds beside weights and cache: activations of one layer, and the logits it draws from."""
+    tokens = min(_STEP_TOKENS, seq * batch)
+    heads = (2 * args.n_heads + 2 * args.kv_heads) * args.head_dim // size
+    per_token = 4 * args.dim + heads + 3 * args.ffn_dim // size
+    # Logits in the model's dtype, in float32, and sorted or exponentiated once more for sampling.
+    logits = batch * args.vocab_size * (dtype.itemsize + 3 * 4)
+    return tokens * per_token * dtype.itemsize + logits
+
+
+def _quantized_bytes(args: ModelArgs, size: int, dtype: torch.dtype, quant: str) -> int:
+    bits, group = QUANTIZATIONS[quant]
+    whole = weight_bytes(args, size, dtype)
+    total = 0
+    for name, (rows, *columns) in expected_shapes(args).items():
+        if not columns or name.startswith("tok_embeddings"):
+            continue
+        count = rows * columns[0] // size
+        scales = rows // size if group is None else -(-count // group)
+        total += count * bits // 8 + 2 * scales - count * dtype.itemsize
+    return whole + total
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number that fits, 0 if not even 1 does; what fits, fits with less."""
+    beyond = 1
+    while fits(beyond) and beyond < 1 << 40:
+        beyond *= 2
+    low = beyond // 2
+    while low + 1 < beyond:
+        middle = (low + beyond) // 2
+        low, beyond = (middle, beyond) if fits(middle) else (low, middle)
+    return low
+
+
+def devices() -> list[tuple[str, int | None]]:
+    """The devices present and their free bytes (None: the system does not say)."""
+    if torch.cuda.is_available():
+        found = []
+        for index in range(torch.cuda.device_count()):
+            device = torch.device("cuda", index)
+            found.append((f"cuda:{index} ({torch.cuda.get_device_name(device)})", free_memory(device)))
+        return found
+    return [("cpu", free_memory(torch.device("cpu")))]
+
+
+def table() -> str:
+    """The family's memory as a Markdown table, in 16 bit: the one in docs/family.md."""
+    half = torch.bfloat16
+    rows = []
+    sizes = " / ".join(map(str, _TABLE_SIZES))
+    models = [args_of(member) for member in MEMBERS]
+    rows.append(f"| GiB per rank on {sizes} ranks | " + " | ".join(member.name for member in MEMBERS) + " |")
+    rows.append("|---|" + "---|" * len(MEMBERS))
+
+    def row(label: str, bytes_of: list[list[int]]) -> None:
+        cells = [" / ".join(f"{each / GIB:.1f}" for each in column) for column in bytes_of]
+        rows.append(f"| {label} | " + " | ".join(cells) + " |")
+
+    row("weights, 16 bit", [[weight_bytes(args, n, half) for n in _TABLE_SIZES] for args in models])
+    row(
+        f"KV cache of {_TABLE_CONTEXT} tokens, 16 bit",
+        [[cache_bytes_per_token(args, n, half) * _TABLE_CONTEXT for n in _TABLE_SIZES] for args in models],
+    )
+    row(
+        "work space of one such sequence",
+        [[estimate(args, n, _TABLE_CONTEXT, 1, half).work for n in _TABLE_SIZES] for args in models],
+    )
+    return "\n".join(rows)

@@ -1,0 +1,357 @@
+"""Fused layers give what the modules give, for any mix of few rows, and notice replaced weights."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_weights
+
+from llama.kernels import fused, native
+from llama.kv_cache import BatchCache, KVCache
+from llama.model import FeedForward, ModelArgs, Transformer
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels for this CPU")
+PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
+MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 48}
+VOCAB = 99
+
+
+def made(params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Transformer:
+    args = ModelArgs(**params, vocab_size=VOCAB, rope_theta=1e6, max_seq_len=256, max_batch_size=64)
+    with torch.device("meta"):
+        model = Transformer(args)
+    give(model, random_weights(params, VOCAB, seed), dtype)
+    return model.eval()
+
+
+def give(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Weights rounded to bfloat16, in a dtype."""
+    for name, weight in weights.items():
+        module: Any = model.get_submodule(name.rpartition(".")[0])
+        module.assign(weight.to(torch.bfloat16).to(dtype))
+
+
+def caches(model: Transformer, lengths: list[int]) -> list[KVCache]:
+    """Filled to these lengths, by the modules."""
+    found = []
+    for i, length in enumerate(lengths):
+        cache = model.new_cache()
+        if length:
+            ids = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(i))
+            model.hidden(ids, BatchCache([cache], [length]))
+        found.append(cache)
+    return found
+
+
+def steps(model: Transformer, lengths: list[int], counts: list[int]) -> list[torch.Tensor]:
+    """Hidden states of a step, and of one token each after it, which reads what the first stored."""
+    filled = caches(model, lengths)
+    ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(99))
+    first = model.hidden(ids, BatchCache(filled, counts))
+    return [first, model.hidden(ids[: len(counts)], BatchCache(filled, [1] * len(counts)))]
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.float().pow(2).mean().sqrt())
+
+
+def as_good(fast: list[torch.Tensor], plain: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
+    """No further from float32 than the modules are in bfloat16; these are held to an oracle elsewhere."""
+    for a, b, c in zip(fast, plain, exact, strict=True):
+        assert a.shape == b.shape == c.shape
+        assert rms(a - c) < 1.3 * rms(b - c) + 0.002
+        assert rms(b - c) < 0.1 * rms(c)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("params", [PARAMS, MHA], ids=["grouped", "plain"])
+@pytest.mark.parametrize(
+    ("lengths", "counts"),
+    [
+        ([0], [1]),
+        ([40], [5]),
+        ([0, 3, 33, 100], [1, 1, 1, 1]),
+        ([5, 0, 17], [3, 4, 1]),
+        (list(range(12)), [1] * 12),
+        ([9, 2], [16, 16]),
+        ([0, 30, 5], [100, 1, 27]),
+    ],
+)
+def test_fused_layers_are_the_modules(
+    params: dict[str, Any],
+    lengths: list[int],
+    counts: list[int],
+    threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        fast = steps(made(params), lengths, counts)
+        monkeypatch.setattr(fused, "_MOST_ROWS", 0)
+        plain = steps(made(params), lengths, counts)
+        exact = steps(made(params, dtype=torch.float32), lengths, counts)
+    finally:
+        torch.set_num_threads(before)
+    as_good(fast, plain, exact)
+
+
+def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    taken: list[int] = []
+    run = fused.FusedLayers.run
+    monkeypatch.setattr(
+        fused.FusedLayers, "run", lambda self, x, *rest: (taken.append(x.shape[0]), run(self, x, *rest))[1]
+    )
+    most = fused._MOST_ROWS
+    for count in (1, most, most + 1):
+        model.hidden(torch.zeros(count, dtype=torch.long), BatchCache([model.new_cache()], [count]))
+    assert taken == [1, most]
+
+
+@dataclass
+class Summing:
+    """Stands for ranks that sum: the parts come one by one. The number of ranks is not 1."""
+
+    size: int = 2
+    summed: int = 0
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        self.summed += 1
+        return x
+
+
+def test_parts_with_their_sums_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = steps(made(PARAMS), [5, 9], [2, 1])
+    model, summing = made(PARAMS), Summing()
+    monkeypatch.setattr(model._fused, "_parallel", summing)
+    parts = steps(model, [5, 9], [2, 1])
+    # Both prefills and both steps are of few rows.
+    assert summing.summed == 4 * 2 * PARAMS["n_layers"]
+    for a, b in zip(parts, whole, strict=True):
+        assert rms(a - b) < 0.02
+
+
+def test_a_replaced_weight_counts() -> None:
+    """Assigned anew, or loaded from a state dict."""
+    model, other = made(PARAMS, 0), made(PARAMS, 1)
+    ids = torch.tensor([5])
+
+    def hidden(of: Transformer) -> torch.Tensor:
+        return of.hidden(ids, BatchCache([of.new_cache()], [1]))
+
+    first, wanted = hidden(model), hidden(other)
+    assert not torch.equal(first, wanted)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(hidden(model), wanted)
+    give(model, random_weights(PARAMS, VOCAB, 0))
+    assert torch.equal(hidden(model), first)
+    norm = model.layers[0].attention_norm.weight
+    kept, norm.data = norm.data, torch.zeros_like(norm)
+    assert not torch.equal(hidden(model), first)
+    norm.data = kept
+    assert torch.equal(hidden(model), first)
+
+
+def test_a_model_that_was_cast_there_and_back_still_runs() -> None:
+    """A cast keeps the parameter and gives it other memory."""
+    model = made(PARAMS)
+    ids = torch.randint(0, VOCAB, (4,), generator=torch.Generator().manual_seed(0))
+    first = model.hidden(ids, BatchCache([model.new_cache()], [4]))
+    model.load_state_dict(model.float().bfloat16().state_dict())
+    again = model.hidden(ids, BatchCache([model.new_cache()], [4]))
+    assert rms(again - first) < 0.02
+
+
+def test_weights_of_another_dtype_take_the_modules() -> None:
+    model = made(PARAMS)
+    ids = torch.tensor([5])
+    model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    give(model, random_weights(PARAMS, VOCAB), torch.float32)
+    hidden = model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    exact = made(PARAMS, dtype=torch.float32)
+    assert torch.equal(hidden, exact.hidden(ids, BatchCache([exact.new_cache()], [1])))
+
+
+def taken_as_modules(
+    model: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A step of few rows as the model takes it, and as its modules do, both behind what its modules computed."""
+    ids = torch.tensor([5, 6, 7])
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "_MOST_ROWS", 0)
+        (begun,) = caches(model, [9])
+        wanted = model.hidden(ids, BatchCache([begun.fork()], [3]))
+    return model.hidden(ids, BatchCache([begun], [3])), wanted
+
+
+HOOKED = [
+    "",
+    ".attention",
+    ".feed_forward",
+    ".attention_norm",
+    ".ffn_norm",
+    ".attention.wk",
+    ".feed_forward.w2",
+]
+
+
+@pytest.mark.parametrize("name", HOOKED)
+@pytest.mark.parametrize("kind", ["after", "before", "own forward"])
+def test_a_step_of_few_rows_honours_hooks(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    first, _ = taken_as_modules(model, monkeypatch)
+    module: Any = model.get_submodule(f"layers.1{name}")
+    if kind == "after":
+        handle = module.register_forward_hook(lambda module, args, output: 2 * output)
+    elif kind == "before":
+        handle = module.register_forward_pre_hook(lambda module, args: (args[0].flip(-1), *args[1:]))
+    else:
+        module.forward = lambda *args: 2 * type(module).forward(module, *args)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
+    assert not torch.equal(few, first)
+    if kind == "own forward":
+        del module.forward
+    else:
+        handle.remove()
+    assert torch.equal(taken_as_modules(model, monkeypatch)[0], first)
+
+
+def test_a_step_of_few_rows_honours_hooks_on_all_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    seen: list[torch.nn.Module] = []
+    for register in (
+        lambda: torch.nn.modules.module.register_module_forward_hook(lambda m, args, out: seen.append(m)),
+        lambda: torch.nn.modules.module.register_module_forward_pre_hook(lambda m, args: seen.append(m)),
+    ):
+        seen.clear()
+        handle = register()
+        try:
+            model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
+        finally:
+            handle.remove()
+        assert all(layer in seen for layer in model.layers)
+
+
+class Negative(FeedForward):
+    """Of another kind, though its modules are the same."""
+
+    def forward(self, x_TC: torch.Tensor) -> torch.Tensor:
+        return -super().forward(x_TC)
+
+
+def other_kind(model: Transformer) -> None:
+    old: Any = model.layers[1].feed_forward
+    old.__class__ = Negative
+
+
+def other_leaf(model: Transformer) -> None:
+    model.layers[1].feed_forward.w3 = torch.nn.Linear(256, model.params.ffn_dim, dtype=torch.bfloat16)
+
+
+def other_order(model: Transformer) -> None:
+    model.layers = torch.nn.ModuleList([model.layers[2], model.layers[0], model.layers[1]])
+
+
+def fewer(model: Transformer) -> None:
+    model.layers = model.layers[:2]
+
+
+def smaller(model: Transformer) -> None:
+    """A kernel that took it for one of the usual size would read what is behind its weights."""
+    old: Any = model.layers[1].feed_forward
+    new: Any = FeedForward(model.params.dim, 16, model.parallel)
+    for name in ("w1", "w2", "w3"):
+        plain = old.get_submodule(name).state_dict()["weight"]
+        new.get_submodule(name).assign(plain[:, :16] if name == "w2" else plain[:16])
+    model.layers[1].feed_forward = new
+
+
+def eps(model: Transformer) -> None:
+    model.layers[1].ffn_norm.eps = 4.0
+
+
+def theta(model: Transformer) -> None:
+    model.params.rope_theta = 3.0
+
+
+@pytest.mark.parametrize("change", [other_kind, other_leaf, other_order, fewer, smaller, eps])
+def test_a_step_of_few_rows_is_of_the_modules_that_are_there(
+    change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(PARAMS)
+    first, _ = taken_as_modules(model, monkeypatch)
+    change(model)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
+    assert not torch.equal(few, first)
+
+
+def test_a_step_of_few_rows_honours_a_patched_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plain = made(PARAMS), FeedForward.forward
+    monkeypatch.setattr(FeedForward, "forward", lambda self, x: -plain(self, x))
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
+
+
+def test_a_step_of_few_rows_has_the_rotation_that_is_asked_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    first, _ = taken_as_modules(model, monkeypatch)
+    theta(model)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert rms(few - wanted) < 0.1 * rms(few - first)
+
+
+def test_a_module_in_the_place_of_another_is_run_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same kind and size, it is taken by the fused step too."""
+    model, other = made(PARAMS, 0), made(PARAMS, 1)
+    taken_as_modules(model, monkeypatch)
+    for i in range(PARAMS["n_layers"]):
+        model.layers[i] = other.layers[i]
+    model.tok_embeddings, model.norm = other.tok_embeddings, other.norm
+    assert torch.equal(*(taken_as_modules(each, monkeypatch)[0] for each in (model, other)))
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    model = made(PARAMS)
+    weights = random_weights(PARAMS, VOCAB)
+    weights["layers.1.feed_forward.w1.weight"][3] = torch.nan
+    give(model, weights)
+    hidden = model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
+    assert hidden.isnan().any()
+
+
+def test_one_model_in_two_threads() -> None:
+    """Each with caches of its own; none sees the other's work space."""
+    model = made(PARAMS)
+    ids = torch.randint(0, VOCAB, (40,), generator=torch.Generator().manual_seed(5))
+
+    def run(rows: int) -> torch.Tensor:
+        torch.set_num_threads(1)
+        cache = model.new_cache()
+        return torch.cat(
+            [model.hidden(ids[i : i + rows], BatchCache([cache], [rows])) for i in range(0, 40, rows)]
+        )
+
+    wanted = {rows: run(rows) for rows in (1, 4)}
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            futures = {rows: pool.submit(run, rows) for rows in (1, 4)}
+            for rows, future in futures.items():
+                assert torch.equal(future.result(), wanted[rows])
+
+
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
+    q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
+    {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
+    q, keys, values = q.bfloat16(), keys.bfloat16(), values.bfloat16()
+    out = torch.empty_like(q)
+    native.attend(q, keys, values, 30, out)
+    expected = [2] if where == "query" else [0, 1, 2, 3]
+    assert [i for i in range(4) if out[i].isnan().any()] == expected

@@ -1,0 +1,385 @@
+"""Sampling by hand: distributions are read off a grid of uniforms, which shows each probability exactly."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from llama.errors import NumericsError, SamplingError
+from llama.kernels import native, sampling
+from llama.kernels.sampling import count_not_finite, log_probabilities, not_finite, penalize, sample
+from llama.sampling import GREEDY, SamplingParams
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy", "torch"], scope="module")
+def way(request):
+    """Every law holds for csrc/rows.c, for what stands in where it was not built, and for other devices' way."""
+    if request.param == "compiled" and not native.available():
+        pytest.skip("the kernels were not built, or this CPU cannot run them")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param != "compiled":
+            patch.setattr(native, "fits_rows", lambda logits: False)
+        if request.param == "torch":
+            patch.setattr(sampling, "_draw_on_cpu", sampling._draw)
+        yield request.param
+
+
+GRID = 4000
+# Not in order, so that an id is never its own rank.
+P = [0.15, 0.5, 0.1, 0.25]
+
+
+def plain(**limits):
+    return SamplingParams(**({"temperature": 1.0, "top_p": 1.0} | limits))
+
+
+def frequencies(logits, params, grid=GRID):
+    """The share of a fine grid of uniforms that each id gets: its probability, within 1 / grid."""
+    rows = torch.tensor(logits, dtype=torch.float32).expand(grid, -1)
+    ids = sample(rows, [params] * grid, [(i + 0.5) / grid for i in range(grid)])
+    return (torch.bincount(ids, minlength=len(logits)) / grid).tolist()
+
+
+def logs(probabilities):
+    return [math.log(p) for p in probabilities]
+
+
+def near(got, wanted, grid=GRID):
+    assert got == pytest.approx(wanted, abs=1.5 / grid)
+    assert [g == 0 for g in got] == [w == 0 for w in wanted]
+
+
+# ---- by hand -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        ({}, P),
+        # p^(1/T), normalised
+        ({"temperature": 0.5}, [0.0225 / 0.345, 0.25 / 0.345, 0.01 / 0.345, 0.0625 / 0.345]),
+        ({"temperature": 2.0}, [math.sqrt(p) / sum(map(math.sqrt, P)) for p in P]),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 2}, [0, 2 / 3, 0, 1 / 3]),
+        ({"top_k": 3}, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9]),
+        ({"top_k": 4}, P),
+        ({"top_k": 400}, P),
+        ({"top_k": 10**30}, P),
+        ({"top_p": 1e-9}, [0, 1, 0, 0]),
+        ({"top_p": 0.45}, [0, 1, 0, 0]),
+        ({"top_p": 0.55}, [0, 2 / 3, 0, 1 / 3]),
+        ({"top_p": 0.8}, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9]),
+        ({"top_p": 0.95}, P),
+        ({"min_p": 1.0}, [0, 1, 0, 0]),
+        ({"min_p": 0.4}, [0, 2 / 3, 0, 1 / 3]),
+        ({"min_p": 0.25}, [0.15 / 0.9, 0.5 / 0.9, 0, 0.25 / 0.9]),
+        ({"min_p": 0.19}, P),
+        # temperature first: at 0.5 the best has 0.25 / 0.345 = 0.72, the second 0.18, the third 0.065
+        ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0]),
+        ({"temperature": 0.5, "min_p": 0.26}, [0, 1, 0, 0]),
+        # each limit on the whole distribution; what passes all of them is kept
+        ({"top_k": 2, "top_p": 0.6}, [0, 2 / 3, 0, 1 / 3]),
+        ({"top_k": 3, "min_p": 0.4}, [0, 2 / 3, 0, 1 / 3]),
+        ({"top_k": 2, "top_p": 0.45}, [0, 1, 0, 0]),
+    ],
+)
+def test_by_hand(limits, wanted):
+    near(frequencies(logs(P), plain(**limits)), wanted)
+
+
+def test_a_shift_of_the_logits_changes_nothing():
+    for shift in (-1000, 500):
+        near(
+            frequencies([x + shift for x in logs(P)], plain(temperature=0.5, top_p=0.8)),
+            [0, 0.8, 0, 0.2],
+        )
+
+
+def test_of_equals_the_lower_ids_are_kept():
+    near(frequencies([1.0, 3.0, 3.0, 3.0, 1.0], plain(top_k=2)), [0, 0.5, 0.5, 0, 0])
+    near(frequencies([0.0] * 5, plain(top_k=1)), [1, 0, 0, 0, 0])
+    near(frequencies([0.0] * 5, plain(top_p=0.5)), [1 / 3, 1 / 3, 1 / 3, 0, 0])
+    near(frequencies([0.0] * 4, plain()), [0.25] * 4)
+
+
+def test_the_ends_of_the_uniforms_stay_within_the_kept_ids():
+    rows = torch.tensor([logs(P)] * 2)
+    ends = [0.0, 1 - 2**-53]
+    assert sample(rows, [plain()] * 2, ends).tolist() == [0, 3]
+    assert sample(rows, [plain(top_k=1)] * 2, ends).tolist() == [1, 1]
+    wide = torch.zeros(2, 40000)
+    wide[:, 100:39000] = 10.0
+    got = sample(wide, [plain(top_k=38900)] * 2, ends).tolist()
+    assert got == [100, 38999]
+    # An id of no probability at all is never drawn, not even at the very ends.
+    sure = torch.tensor([[-2000.0, 0.0, 0.0, -2000.0]] * 2)
+    assert sample(sure, [plain()] * 2, ends).tolist() == [1, 2]
+
+
+# ---- greedy and nearly so ------------------------------------------------------------------------
+
+
+def test_temperature_zero_is_the_argmax_and_ignores_all_else():
+    logits = torch.randn(50, 300, generator=torch.Generator().manual_seed(0))
+    for params in (
+        GREEDY,
+        SamplingParams(temperature=0),
+        SamplingParams(temperature=0.0, top_p=0.1, top_k=7),
+        SamplingParams(temperature=0.8, top_p=0),
+        SamplingParams(temperature=2.0, top_p=-0.0, top_k=7, min_p=0.1),
+    ):
+        assert params.greedy
+        got = sample(logits, [params] * 50, [0.999] * 50)
+        assert torch.equal(got, logits.argmax(dim=-1))
+    assert sample(torch.tensor([[1.0, 2.0, 2.0]]), [GREEDY], [0.9]).tolist() == [1]
+    beside = sample(logits, [plain(top_p=0), plain()] * 25, [0.999] * 50)
+    assert torch.equal(beside[::2], logits.argmax(dim=-1)[::2])
+    assert not torch.equal(beside[1::2], logits.argmax(dim=-1)[1::2])
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-40, 1e-300, 5e-324])
+@pytest.mark.parametrize("limits", [{}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1}])
+def test_tiny_temperatures_are_the_argmax(temperature, limits):
+    logits = 1000 * torch.randn(50, 600, generator=torch.Generator().manual_seed(1))
+    params = plain(temperature=temperature, **limits)
+    for uniform in (0.0, 0.5, 1 - 2**-53):
+        assert torch.equal(sample(logits, [params] * 50, [uniform] * 50), logits.argmax(dim=-1))
+
+
+def test_huge_temperatures_are_uniform():
+    near(frequencies([30.0, -30.0, 0.0, 5.0], plain(temperature=1e300)), [0.25] * 4)
+
+
+# ---- against a naive oracle ----------------------------------------------------------------------
+
+
+def naive(logits, params):
+    """Probabilities in float64, one id after the other, or None where a border is within rounding."""
+    x = np.asarray(logits, np.float64) / params.temperature
+    p = np.exp(x - x.max())
+    p /= p.sum()
+    kept, before = [], 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: (-p[i], i))):
+        borders = [abs(before - params.top_p), abs(p[i] - params.min_p * p.max())]
+        if rank and min(borders) < 1e-9:
+            return None
+        if rank and ((params.top_k and rank >= params.top_k) or before > params.top_p):
+            break
+        if p[i] < params.min_p * p.max():
+            break
+        kept.append(i)
+        before += p[i]
+    out = np.zeros(len(p))
+    out[kept] = p[kept] / p[kept].sum()
+    return out
+
+
+limits = st.builds(
+    SamplingParams,
+    temperature=st.floats(0.2, 3),
+    top_p=st.floats(0.01, 0.999) | st.just(1.0),
+    top_k=st.integers(0, 12),
+    min_p=st.floats(0.01, 0.9) | st.just(0.0),
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(st.lists(st.integers(-6, 6), min_size=1, max_size=12), limits)
+def test_probabilities_are_those_of_a_naive_loop(halves, params):
+    """Logits in halves, so that ties are common."""
+    logits = [x / 2 for x in halves]
+    wanted = naive(logits, params)
+    assume(wanted is not None)
+    got = np.array(frequencies(logits, params, grid=1000))
+    assert np.abs(got - wanted).max() <= 1.5 / 1000
+    assert not got[wanted == 0].any()
+
+
+@pytest.mark.parametrize(
+    "params", [plain(top_p=0.9), plain(top_k=700), plain(min_p=0.35), plain(top_p=0.99, top_k=1200)]
+)
+def test_sets_larger_than_the_first_search(params):
+    """A flat distribution keeps more ids than the 512 that are looked at first."""
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(2)) * 0.3
+    wanted = naive(logits.tolist(), params)
+    assert np.count_nonzero(wanted) > 600
+    # One uniform in the middle of each kept id's share draws exactly that id.
+    ends = wanted.cumsum()
+    middles = (ends - wanted / 2)[wanted > 0][::5].tolist()
+    got = sample(logits.expand(len(middles), -1), [params] * len(middles), middles)
+    assert got.tolist() == np.flatnonzero(wanted)[::5].tolist()
+
+
+@pytest.mark.parametrize("params", [plain(), plain(temperature=0.7, top_p=0.9), plain(top_k=5, min_p=0.05)])
+def test_chi_square_of_random_draws(params):
+    rounds = 20000
+    logits = (2 * torch.randn(30, generator=torch.Generator().manual_seed(3))).tolist()
+    uniforms = np.random.Generator(np.random.Philox(4)).random(rounds).tolist()
+    ids = sample(torch.tensor(logits).expand(rounds, -1), [params] * rounds, uniforms)
+    counts = np.bincount(ids.numpy(), minlength=30)
+    expected = naive(logits, params) * rounds
+    assert not counts[expected == 0].any()
+    some = expected > 5
+    statistic = ((counts - expected)[some] ** 2 / expected[some]).sum()
+    freedom = some.sum() - 1
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+mixed = [
+    GREEDY,
+    plain(),
+    plain(top_k=3),
+    SamplingParams(),
+    plain(top_p=0.3, temperature=1.5),
+    plain(min_p=0.2),
+    plain(temperature=1e-300),
+    plain(top_p=0.999999),
+]
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.lists(st.tuples(st.sampled_from(mixed), st.floats(0, 0.9999)), min_size=1, max_size=8))
+def test_a_row_does_not_depend_on_the_others(rows):
+    logits = 2 * torch.randn(len(rows), 900, generator=torch.Generator().manual_seed(5))
+    params, uniforms = [row[0] for row in rows], [row[1] for row in rows]
+    together = sample(logits, params, uniforms)
+    alone = [sample(logits[i : i + 1], [p], [u]) for i, (p, u) in enumerate(rows)]
+    assert together.tolist() == [int(each) for each in alone]
+
+
+def test_sampling_leaves_the_logits_alone():
+    logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(6))
+    before = logits.clone()
+    sample(logits, mixed, [0.5] * 8)
+    penalize(logits[0], [1, 2, 3], 1.5)
+    assert torch.equal(logits, before)
+
+
+# ---- penalty, log-probabilities, finiteness ------------------------------------------------------
+
+
+def test_penalty_by_hand():
+    logits = torch.tensor([2.0, -2.0, 0.0, 3.0, -1.0])
+    assert penalize(logits, [0, 1, 2, 1, 0], 2.0).tolist() == [1.0, -4.0, 0.0, 3.0, -1.0]
+    assert penalize(logits, [3, 4], 0.5).tolist() == [2.0, -2.0, 0.0, 6.0, -0.5]
+    assert penalize(logits, [0, 1, 2, 3, 4], 1.0).tolist() == logits.tolist()
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, 1e300])
+def test_extreme_penalties_leave_a_distribution(penalty):
+    logits = penalize(torch.tensor([2.0, -2.0, 3.0, -1.0]), [0, 1, 2, 3], penalty)
+    for uniform in (0.0, 0.5, 0.999):
+        assert 0 <= int(sample(logits[None], [plain(top_p=0.9)], [uniform])) < 4
+
+
+def test_log_probabilities_are_the_log_softmax():
+    logits = 20 * torch.randn(40, 500, generator=torch.Generator().manual_seed(7)) + 100
+    ids = torch.randint(0, 500, (40,), generator=torch.Generator().manual_seed(8))
+    wanted = torch.log_softmax(logits.double(), dim=-1)[torch.arange(40), ids]
+    got = log_probabilities(logits, ids)
+    assert got.dtype == torch.float32
+    assert torch.allclose(got.double(), wanted, atol=5e-5)
+
+
+def check_finite(logits, names, dtype):
+    """The runner's use of the two, without the broadcast between them."""
+    for name, bad in zip(names, count_not_finite(logits).tolist(), strict=True):
+        if bad:
+            raise not_finite(name, bad, logits.shape[-1], dtype)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_check_finite_names_the_row(bad):
+    logits = torch.zeros(3, 7)
+    check_finite(logits, ["a", "b", "c"], torch.float16)
+    logits[1, 4] = logits[1, 5] = logits[2, 0] = bad
+    with pytest.raises(NumericsError, match=r"^b: 2 of 7 logits .*torch\.float16") as caught:
+        check_finite(logits, ["a", "b", "c"], torch.float16)
+    assert "float32" in str(caught.value)
+
+
+def test_finite_logits_whose_sum_is_not_are_fine():
+    check_finite(torch.full((2, 50), 3e38), ["a", "b"], torch.float32)
+    assert sample(torch.full((1, 50), 3e38), [plain()], [0.5]).tolist() == [25]
+
+
+# ---- bad parameters ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("temperature", value) for value in (-1, -1e-9, math.nan, math.inf, "1", None, True, [1.0])],
+        *[("top_p", value) for value in (-0.1, 1.0001, math.nan, math.inf, "0.9", None, True)],
+        *[("top_k", value) for value in (-1, 1.0, math.nan, "3", None, True)],
+        *[("min_p", value) for value in (-0.1, 1.1, math.nan, "0", None, False)],
+        *[("repetition_penalty", value) for value in (0, -1.0, math.nan, math.inf, "1", None, True)],
+    ],
+)
+def test_bad_parameters_are_named_with_their_value(name, value):
+    with pytest.raises(SamplingError, match=f"^{name} is ") as caught:
+        SamplingParams(**{name: value})
+    assert repr(value) in str(caught.value)
+
+
+def test_the_borders_of_the_parameters_are_allowed():
+    SamplingParams(temperature=0, top_p=0, top_k=0, min_p=0, repetition_penalty=5e-324)
+    SamplingParams(temperature=5e-324, top_p=5e-324, top_k=10**9, min_p=1, repetition_penalty=1e300)
+
+
+def test_parameters_are_frozen():
+    with pytest.raises(AttributeError):
+        GREEDY.temperature = 1.0
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([1, 5, 63, 64, 65, 700]),
+    st.floats(0.05, 5),
+    st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    st.sampled_from([0, 1, 3, 40, 10_000]),
+    st.sampled_from([0.0, 0.01, 0.3]),
+    st.sampled_from([0.5, 3.0, 12.0]),
+)
+def test_a_cpu_draws_what_other_devices_draw(way, seed, vocab, temperature, top_p, top_k, min_p, spread):
+    """csrc/rows.c or numpy on a CPU, torch elsewhere: the same ids, but where the number lies on a boundary."""
+    if way == "torch":
+        pytest.skip("that is the other")
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(16, vocab, generator=generator)
+    uniforms = torch.rand(16, generator=generator, dtype=torch.float64).tolist()
+    params = [SamplingParams(temperature, top_p, top_k, min_p)] * 16
+    one, other = sample(logits, params, uniforms), sampling._draw(logits, params, uniforms)
+    for row in torch.nonzero(one != other)[:, 0].tolist():
+        near = [
+            sampling._draw(logits[row : row + 1], params[:1], [min(max(uniforms[row] + e, 0), 1 - 1e-9)])
+            for e in (-1e-5, 1e-5)
+        ]
+        assert one[row] in near
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 17, 64, 1000])
+def test_nothing_beside_the_rows_is_read_or_written(vocab):
+    """Rows stand in the middle of NaNs, and are drawn from by more threads than there are rows."""
+    wide = torch.full((5, vocab), math.nan)
+    wide[1:4] = 3 * torch.randn(3, vocab, generator=torch.Generator().manual_seed(9))
+    rows = wide[1:4]
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for params in (plain(), plain(top_p=0.9), plain(top_k=3, min_p=0.01)):
+            got = sample(rows, [params] * 3, [0.1, 0.5, 0.999])
+            assert got.tolist() == sampling._draw(rows, [params] * 3, [0.1, 0.5, 0.999]).tolist()
+        logs = log_probabilities(rows, rows.argmax(dim=-1))
+        assert torch.allclose(logs, torch.log_softmax(rows, dim=-1).amax(dim=-1), atol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+    assert wide[[0, 4]].isnan().all()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 
 import llama
 from llama import errors
@@ -53,13 +51,3 @@ def test_importing_llama_and_its_errors_loads_only_the_standard_library(statemen
     ours = loaded_by("pass")  # what site loads, such as the hook of an editable install
     added = loaded_by(statement) - ours
     assert added - set(sys.stdlib_module_names) == {"llama"}
-
-
-def test_building_a_model_loads_no_extra() -> None:
-    """What a name needs is the core's five packages and what those bring along."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [Requirement(each) for extra in project["optional-dependencies"].values() for each in extra]
-    names = {each.name.replace("-", "_").lower() for each in extras}
-    assert "transformers" in names
-    statement = "import llama\nfor name in llama.__all__: getattr(llama, name)"
-    assert loaded_by(statement) & (names | {"fastapi", "uvicorn"}) == set()

@@ -39,9 +39,7 @@ def _engine(ours: Ours, **options: Any) -> Engine:
     return Engine(ours.llama.model, ours.llama.tokenizer, **options)
 
 
-def _request(
-    prompt: Sequence[int], new: int, sampling: SamplingParams = _GREEDY, **options: Any
-) -> Request:
+def _request(prompt: Sequence[int], new: int, sampling: SamplingParams = _GREEDY, **options: Any) -> Request:
     return Request(tuple(prompt), new, sampling, **options)
 
 
@@ -282,7 +280,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
     import os
 
     from llama.checkpoint import load_weights
-    from llama.checkpoint.source import Checkpoint
+    from llama.checkpoint.base import Checkpoint
     from llama.distributed.world import join, leave
 
     torch.set_num_threads(threads)
@@ -306,7 +304,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
             return iter(())
 
         def parts(self, name: str, rows: Any, columns: Any) -> Any:
-            from llama.checkpoint.source import Part
+            from llama.checkpoint.base import Part
             from llama.sizing.shapes import expected_shapes
 
             shape_of = expected_shapes(args)[name]

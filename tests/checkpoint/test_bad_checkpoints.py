@@ -292,7 +292,7 @@ def test_a_header_that_leaves_the_data_unaligned_is_sound(copy: Any, originals: 
     path = weights_in(copy("one"))
     header, data = parts(path)
     expected = safetensors.torch.load_file(originals / "one" / "model.safetensors")
-    from llama.checkpoint.safetensors import open_safetensors
+    from llama.checkpoint.weight_files.safetensors import open_safetensors
 
     for blanks in range(9):
         put(path, json.dumps(header) + " " * blanks, data)

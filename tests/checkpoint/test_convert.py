@@ -36,12 +36,12 @@ from tiny_models import SHAPE, ffn_dim, hugging_face_twin, random_weights, save_
 from tiny_tokenizers import public_tokenizer, tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.checkpoint import convert as converting
-from llama.checkpoint import exchange, open_checkpoint, source
-from llama.checkpoint.convert import Converted, convert, plan_files
-from llama.checkpoint.files import Sink
-from llama.checkpoint.hf_config import _ffn_rule, config_of, params_of, read_config
-from llama.checkpoint.target import Target
+from llama.checkpoint import base, open_checkpoint
+from llama.checkpoint.convert import Converted, atomic_rename, conversion, convert, plan
+from llama.checkpoint.convert.output_folder import OutputFolder
+from llama.checkpoint.convert.plan import plan_files
+from llama.checkpoint.layouts.hf_config import _ffn_rule, config_of, params_of, read_config
+from llama.checkpoint.weight_files.output_file import OutputFile
 from llama.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -148,8 +148,8 @@ def test_to_hugging_face_and_back(
 
 @pytest.mark.parametrize("window", [1, 700, 3000])
 def test_tensors_larger_than_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    monkeypatch.setattr(converting, "_WINDOW", window)
-    monkeypatch.setattr(source, "_WINDOW", window)
+    monkeypatch.setattr(conversion, "_WINDOW", window)
+    monkeypatch.setattr(base, "_WINDOW", window)
     weights = weights_of(4, torch.float32)
     meta_folder(tmp_path / "a", 2)
     to("meta", tmp_path / "a", tmp_path / "b", shards=4)
@@ -254,7 +254,7 @@ def test_transformers_computes_the_same_on_what_was_converted(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(converting, "_LARGEST_FILE", limit)
+    monkeypatch.setattr(plan, "_LARGEST_FILE", limit)
     meta_folder(tmp_path / "a", 2, kv_heads)
     to("hf", tmp_path / "a", tmp_path / "b")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "b", attn_implementation="eager").eval()
@@ -327,7 +327,7 @@ def test_safetensors_opens_a_safetensors(tmp_path: Path) -> None:
 
 def test_files_are_cut_at_the_limit_and_indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = 60_000
-    monkeypatch.setattr(converting, "_LARGEST_FILE", limit)
+    monkeypatch.setattr(plan, "_LARGEST_FILE", limit)
     meta_folder(tmp_path / "a")
     done = to("hf", tmp_path / "a", tmp_path / "b")
     folder = tmp_path / "b"
@@ -815,7 +815,7 @@ def test_force_puts_the_old_folder_back_if_the_new_one_cannot_get_its_name(
         return rename(path, new)
 
     monkeypatch.setattr(Path, "rename", fails)
-    monkeypatch.setattr(exchange, "_exchange", fails if steps == "one" else lambda *_: False)
+    monkeypatch.setattr(atomic_rename, "_exchange", fails if steps == "one" else lambda *_: False)
     with pytest.raises(CheckpointWriteError, match="was not written"):
         to("meta", meta, target, force=True)
     assert content(target) == before
@@ -881,7 +881,7 @@ def test_a_target_in_or_around_the_source_is_refused(
         "inside, by a link": tmp_path / "link" / "new",
     }[where]
     before = content(tmp_path)
-    words = "exists|symbolic link" if where == "by a link" else "is, holds or lies in the source"
+    words = "exists|symbolic link" if where == "by a link" else "is, contains or is inside the source"
     with pytest.raises(CheckpointWriteError, match=words):
         to("meta", meta, target, force=force)
     assert content(tmp_path) == before
@@ -968,7 +968,7 @@ def test_too_little_disk_is_told_before_anything_is_written(
     tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Any] = []
-    monkeypatch.setattr(converting, "_write_file", lambda *a: written.append(a))
+    monkeypatch.setattr(conversion, "_write_file", lambda *a: written.append(a))
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=20_000_000))
     text = refused(CheckpointWriteError, "hf", meta, tmp_path / "out" / "target")
     assert "0.02 GB free" in text
@@ -982,7 +982,7 @@ def test_a_write_that_fails_in_the_middle_leaves_nothing(
     tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch, layout: str, number: int
 ) -> None:
     name = {"meta": "PthWriter", "hf": "SafetensorsWriter"}[layout]
-    writer = getattr(converting, name)
+    writer = getattr(conversion, name)
     calls = []
 
     def write(self: Any, chunks: Any, write: Any = writer.write) -> None:
@@ -1007,7 +1007,7 @@ def test_an_interruption_between_weights_and_config_leaves_nothing(
         assert any((tmp_path / "out" / ".target.unfinished").iterdir())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converting, {"meta": "_finish_meta", "hf": "config_of"}[layout], stop)
+    monkeypatch.setattr(conversion, {"meta": "_finish_meta", "hf": "config_of"}[layout], stop)
     with pytest.raises(KeyboardInterrupt):
         to(layout, meta, tmp_path / "out" / "target")
     assert left_in(tmp_path / "out") == []
@@ -1017,7 +1017,7 @@ def test_a_file_that_does_not_read_back_is_an_error(
     tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that loses a byte: found before the folder gets its name."""
-    close = converting.PthWriter.close
+    close = conversion.PthWriter.close
 
     def spoiled(self: Any) -> Any:
         digest = close(self)
@@ -1026,7 +1026,7 @@ def test_a_file_that_does_not_read_back_is_an_error(
         self.path.write_bytes(data)
         return digest
 
-    monkeypatch.setattr(converting.PthWriter, "close", spoiled)
+    monkeypatch.setattr(conversion.PthWriter, "close", spoiled)
     text = refused(CheckpointWriteError, "meta", meta, tmp_path / "out" / "target")
     assert "does not read back" in text
     assert ".pth" in text
@@ -1089,7 +1089,7 @@ def test_a_disk_that_is_full(tmp_path: Path, patch: str) -> None:
 # very end.
 SLOW = """
 import os, signal, sys, time
-from llama.checkpoint import convert
+from llama.checkpoint.convert import conversion as convert
 from llama.cli import main
 where = sys.argv[1]
 def slowly(*a, chunks=convert._chunks):
@@ -1192,7 +1192,7 @@ def test_a_conversion_killed_behind_its_weights_leaves_nothing_that_loads(
 
 def test_a_second_conversion_to_the_same_target_is_refused(tmp_path: Path, meta: Path) -> None:
     target = tmp_path / "out" / "target"
-    with Target(target, 0, force=False, source=meta) as first:
+    with OutputFolder(target, 0, force=False, source=meta) as first:
         (first.folder / "params.json").write_text("done")
         with pytest.raises(CheckpointWriteError, match="another conversion is writing"):
             to("meta", meta, target)
@@ -1210,7 +1210,7 @@ def test_a_second_conversion_is_refused_while_the_first_gets_its_name(
     def beside(path: Path, new: Path) -> Path:
         if not refusals:
             with pytest.raises(CheckpointWriteError, match="another conversion is writing") as caught:
-                Target(target, 0, force=False, source=meta).__enter__()
+                OutputFolder(target, 0, force=False, source=meta).__enter__()
             refusals.append(caught.value)
         return rename(path, new)
 
@@ -1257,7 +1257,7 @@ def test_force_replaces_a_folder_whose_run_was_killed_before_its_lock_was_remove
 
 def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path: Path, meta: Path) -> None:
     target = tmp_path / "target"
-    with Target(target, 0, force=False, source=meta) as unfinished:
+    with OutputFolder(target, 0, force=False, source=meta) as unfinished:
         target.mkdir()
         (target / "theirs").write_text("theirs")
         with pytest.raises(CheckpointWriteError, match="exists"):
@@ -1326,9 +1326,9 @@ def test_values_that_bfloat16_has_not_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_does_not_read_back_is_refused(
     tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    close, damaged = Sink.close, set()
+    close, damaged = OutputFile.close, set()
 
-    def damaging(self: Sink) -> None:
+    def damaging(self: OutputFile) -> None:
         close(self)
         if self.path in damaged:
             return
@@ -1339,7 +1339,7 @@ def test_a_file_that_does_not_read_back_is_refused(
             file.seek(self.written // 2)
             file.write(bytes([byte[0] ^ 1]))
 
-    monkeypatch.setattr(Sink, "close", damaging)
+    monkeypatch.setattr(OutputFile, "close", damaging)
     assert "does not read back" in refused(CheckpointWriteError, layout, meta, tmp_path / "b")
 
 

@@ -21,8 +21,8 @@ from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import loading as builder
-from llama.checkpoint import MetaCheckpoint, read_params, shard_files
-from llama.checkpoint import source as reading
+from llama.checkpoint import MetaCheckpoint, base
+from llama.checkpoint.layouts.meta_files import shard_files
 from llama.errors import (
     CheckpointError,
     CheckpointFormatError,
@@ -59,7 +59,7 @@ def mine(name: str, whole: torch.Tensor, params: dict[str, Any], rank: int, size
 
 
 def opened(folder: Path) -> MetaCheckpoint:
-    return MetaCheckpoint(folder, read_params(folder, max_seq_len=64, max_batch_size=2))
+    return MetaCheckpoint(folder, 64, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -89,7 +89,7 @@ def test_every_rank_gets_its_slices_bit_for_bit(
 
 
 def test_a_slice_larger_than_the_window_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_WINDOW", 1000)
+    monkeypatch.setattr(base, "_WINDOW", 1000)
     weights = random_weights(WIDE, VOCAB)
     checkpoint = opened(save_checkpoint(tmp_path, WIDE, weights, tiny_model_path(), 2))
     for name, whole in weights.items():
@@ -105,7 +105,7 @@ def test_only_pages_of_the_slice_itself_are_given_back(
 ) -> None:
     """What lies behind a mapped file may belong to anyone; giving it back would wipe it."""
     given: list[tuple[int, int]] = []
-    monkeypatch.setattr(reading.pages, "drop", lambda address, length: given.append((address, length)))
+    monkeypatch.setattr(base.huge_pages, "drop", lambda address, length: given.append((address, length)))
     weights = random_weights(WIDE, VOCAB)
     checkpoint = opened(save_checkpoint(tmp_path, WIDE, weights, tiny_model_path(), shards))
     for name, whole in weights.items():

@@ -18,7 +18,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llama.checkpoint.hf_config import read_config
+from llama.checkpoint.layouts.hf_config import read_config
 from llama.errors import ConfigError
 from llama.model import rotary_table
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from llama.checkpoint.safetensors import SafetensorsWriter, open_safetensors
+from llama.checkpoint.weight_files.safetensors import SafetensorsWriter, open_safetensors
 from llama.errors import CheckpointFormatError
 
 # Lengths whose first bytes spell "<", alone or behind what a page may begin with, and "version ".

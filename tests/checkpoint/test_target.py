@@ -19,15 +19,21 @@ import torch
 from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
-from llama.checkpoint import convert as converting
-from llama.checkpoint import exchange, kept, names, open_checkpoint
-from llama.checkpoint import target as targets
-from llama.checkpoint.convert import Converted, convert
-from llama.checkpoint.files import Sink, create
-from llama.checkpoint.hf_config import config_of, params_of
-from llama.checkpoint.hugging_face import KEPT_FILES, hf_name
-from llama.checkpoint.names import is_written
-from llama.checkpoint.target import Target
+from llama.checkpoint import open_checkpoint
+from llama.checkpoint.convert import (
+    Converted,
+    atomic_rename,
+    companion_files,
+    conversion,
+    convert,
+    output_folder,
+    plan,
+)
+from llama.checkpoint.convert.file_names import CONFIG, is_written
+from llama.checkpoint.convert.output_folder import OutputFolder
+from llama.checkpoint.layouts.hf_config import config_of, params_of
+from llama.checkpoint.layouts.hugging_face import COMPANION_FILES, hf_name
+from llama.checkpoint.weight_files.output_file import OutputFile, create
 from llama.cli import main
 from llama.errors import CheckpointError, CheckpointFormatError, CheckpointWriteError
 from llama.printable import printable
@@ -145,7 +151,7 @@ def test_what_is_no_file_keeps_a_folder(
 
 def with_everything(hf: Path) -> Path:
     """All files that go along from one Hugging Face folder to the next."""
-    for name in KEPT_FILES:
+    for name in COMPANION_FILES:
         if not (hf / name).exists():
             (hf / name).write_text("{}")
     return hf
@@ -166,7 +172,7 @@ def test_whatever_a_conversion_writes_it_may_replace(
             ("hf", meta, 20_000),
             ("hf", hf, 1),
         ):
-            monkeypatch.setattr(converting, "_LARGEST_FILE", limit)
+            monkeypatch.setattr(plan, "_LARGEST_FILE", limit)
             done = to(layout, source, tmp_path / "over", force=turn > 0 or (tmp_path / "over").exists())
             found = sorted(path.name for path in (tmp_path / "over").iterdir())
             assert list(done.files) == found
@@ -180,7 +186,7 @@ def test_a_writer_whose_name_is_not_in_the_list_publishes_nothing(
     tmp_path: Path, meta: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or --force would refuse, some day, what a conversion wrote."""
-    monkeypatch.setattr(converting, "CHECKLIST", "sums.txt")
+    monkeypatch.setattr(conversion, "CHECKLIST", "sums.txt")
     with pytest.raises(AssertionError):
         to("meta", meta, tmp_path / "out" / "b")
     assert not (tmp_path / "out" / "b").exists()
@@ -202,10 +208,12 @@ def test_a_file_that_comes_in_the_last_moment_is_kept_and_told(
 ) -> None:
     def late(new: Path, old: Path, aside: Path) -> Path:
         (old / "thesis.tex").write_text("mine")
-        return exchange.take_name(new, old, aside)
+        return atomic_rename.take_name(new, old, aside)
 
-    monkeypatch.setattr(targets, "take_name", late)
-    with pytest.raises(CheckpointWriteError, match="is written and whole; but in what it replaced") as caught:
+    monkeypatch.setattr(output_folder, "take_name", late)
+    with pytest.raises(
+        CheckpointWriteError, match="is written and complete; but the folder that it replaced"
+    ) as caught:
         to("hf", meta, target, force=True)
     assert open_checkpoint(target).layout == "Hugging Face"
     left = target.parent / ".target.unfinished"
@@ -230,11 +238,11 @@ def test_a_folder_of_another_user_is_not_worked_in(
 def steps(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """As the system can, and as where it cannot exchange two names at once."""
     if request.param == "two steps":
-        monkeypatch.setattr(exchange, "_exchange", lambda *_: False)
+        monkeypatch.setattr(atomic_rename, "_exchange", lambda *_: False)
         return str(request.param)
     for name in "ab":
         (tmp_path / "probe" / name).mkdir(parents=True)
-    if not exchange._exchange(tmp_path / "probe" / "a", tmp_path / "probe" / "b"):
+    if not atomic_rename._exchange(tmp_path / "probe" / "a", tmp_path / "probe" / "b"):
         pytest.skip("this system does not exchange names")
     shutil.rmtree(tmp_path / "probe")
     return str(request.param)
@@ -245,7 +253,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]]
     """Calls a function before and behind each change of a name in the publishing of a folder, and each removal."""
 
     def watch(call: Callable[[str], None]) -> None:
-        rename, swap, unlink = Path.rename, exchange._exchange, Path.unlink
+        rename, swap, unlink = Path.rename, atomic_rename._exchange, Path.unlink
 
         def renamed(path: Path, new: Path) -> Path:
             call(f"before {path.name} -> {new.name}")
@@ -265,7 +273,7 @@ def moments(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]]
 
         monkeypatch.setattr(Path, "rename", renamed)
         monkeypatch.setattr(Path, "unlink", unlinked)
-        monkeypatch.setattr(exchange, "_exchange", swapped)
+        monkeypatch.setattr(atomic_rename, "_exchange", swapped)
 
     return watch
 
@@ -345,7 +353,7 @@ def test_a_signal_while_names_change_waits_until_they_have_and_says_so(
         assert [path.name for path in target.parent.iterdir()] == ["target"], seen
         # Whoever came while the names changed hears of it when they have.
         assert content(target) == new, seen
-        assert err == f"{word}: {target} was written before, and is whole\n"
+        assert err == f"{word}: {target} was already written, and is complete\n"
     assert count >= 8
 
 
@@ -363,14 +371,14 @@ def test_a_signal_before_it_is_published_leaves_the_old_folder(
             signal.raise_signal(signal.SIGINT)
         empty(*arguments, **options)
 
-    empty, calls = targets._empty, iter([False, True])  # the claim, and the cleaning
-    monkeypatch.setattr(converting, "_check_opens", strike)
+    empty, calls = output_folder._empty, iter([False, True])  # the claim, and the cleaning
+    monkeypatch.setattr(conversion, "_check_opens", strike)
     for second in (False, True):
         if second:
-            monkeypatch.setattr(targets, "_empty", again)
+            monkeypatch.setattr(output_folder, "_empty", again)
         assert main(["convert", str(meta), str(target), "--to", "hf", "--force"]) == 130
         err = capsys.readouterr().err
-        assert err == f"interrupted: {target} was not written; what was there is as it was\n"
+        assert err == f"interrupted: {target} was not written; what was there is unchanged\n"
         assert content(target) == old
         assert [path.name for path in target.parent.iterdir()] == ["target"]
 
@@ -379,7 +387,7 @@ def test_signals_come_when_it_is_over_and_handlers_are_put_back() -> None:
     came: list[int] = []
 
     def struck() -> None:
-        with exchange.uninterrupted():
+        with atomic_rename.uninterrupted():
             for each in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
                 signal.raise_signal(each)
             came.append(0)
@@ -408,7 +416,7 @@ def test_a_second_run_is_refused_at_every_moment(
         if moment.endswith("removal of .lock") and next(locks) == 2:
             return  # the old folder's, the last of its files
         inside[0] = True
-        with pytest.raises(CheckpointWriteError) as caught, Target(target, 0, force=True, source=meta):
+        with pytest.raises(CheckpointWriteError) as caught, OutputFolder(target, 0, force=True, source=meta):
             pytest.fail(f"it had the target for itself {moment}")
         inside[0] = False
         told.append(str(caught.value))
@@ -435,11 +443,11 @@ def test_what_was_put_aside_is_kept_where_something_has_its_name(
 
 def test_a_system_that_cannot_exchange_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(exchange.sys, "platform", "other")
-        assert not exchange._exchange(tmp_path / "a", tmp_path / "b")
-    if exchange.sys.platform == "linux":
+        patch.setattr(atomic_rename.sys, "platform", "other")
+        assert not atomic_rename._exchange(tmp_path / "a", tmp_path / "b")
+    if atomic_rename.sys.platform == "linux":
         with pytest.raises(OSError, match="No such file"):
-            exchange._exchange(tmp_path / "a", tmp_path / "b")
+            atomic_rename._exchange(tmp_path / "a", tmp_path / "b")
 
 
 # ---- links -----------------------------------------------------------------------------------------------
@@ -466,7 +474,7 @@ def test_a_lock_is_not_opened_through_a_link(
     left = tmp_path / "out" / ".b.unfinished"
     left.mkdir(parents=True)
     (left / ".lock").symlink_to(tmp_path / "elsewhere")
-    monkeypatch.setattr(targets, "_strange", lambda _: [])
+    monkeypatch.setattr(output_folder, "_strange", lambda _: [])
     refused(CheckpointWriteError, "meta", meta, tmp_path / "out" / "b", tmp_path)
 
 
@@ -476,14 +484,14 @@ def test_nothing_is_written_through_a_link(
 ) -> None:
     """One that comes while it writes, in place of each file that it makes."""
     files = to(layout, meta, tmp_path / "sound").files
-    claim = Target._claim
+    claim = OutputFolder._claim
     for name in files:
 
-        def planted(self: Target, name: str = name) -> None:
+        def planted(self: OutputFolder, name: str = name) -> None:
             claim(self)
             (self.folder / name).symlink_to(tmp_path / "elsewhere")
 
-        monkeypatch.setattr(Target, "_claim", planted)
+        monkeypatch.setattr(OutputFolder, "_claim", planted)
         with pytest.raises(CheckpointWriteError):
             to(layout, meta, tmp_path / "out" / "b")
         assert not (tmp_path / "elsewhere").exists(), name
@@ -491,7 +499,7 @@ def test_nothing_is_written_through_a_link(
 
 def test_a_file_is_new(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("mine")
-    for make in (Sink, lambda path: create(path, b"x")):
+    for make in (OutputFile, lambda path: create(path, b"x")):
         with pytest.raises(FileExistsError):
             make(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "mine"
@@ -504,7 +512,7 @@ def hf(tmp_path: Path, meta: Path) -> Path:
     return with_everything(tmp_path / "source" / "hf")
 
 
-@pytest.mark.parametrize("name", ["config.json", *KEPT_FILES])
+@pytest.mark.parametrize("name", ["config.json", *COMPANION_FILES])
 def test_a_link_out_of_the_source_is_not_followed_into_the_copy(tmp_path: Path, hf: Path, name: str) -> None:
     (hf / name).rename(tmp_path / "secret")
     (hf / name).symlink_to(tmp_path / "secret")
@@ -604,7 +612,7 @@ def test_what_is_not_what_its_name_says_does_not_go_along(
     (hf / name).write_bytes(text)
     if name == "added_tokens.json":
         (hf / name).write_bytes(b" " * 2_000_000 + b"{}")
-        monkeypatch.setattr(kept, "_MOST", 1_000_000)
+        monkeypatch.setattr(companion_files, "_MOST", 1_000_000)
     assert str(hf / name) in refused(CheckpointFormatError, "hf", hf, tmp_path / "b", tmp_path)
     to("meta", hf, tmp_path / "c")  # where it does not go along, it does not matter
 
@@ -620,19 +628,27 @@ def longer(content: dict[str, Any], **change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("layout", "fault", "words"),
     [
-        ("hf", ("hf_name", lambda name: hf_name(name) + "s"), "cannot be opened"),
-        ("hf", ("config_of", lambda *a: longer(config_of(*a), num_hidden_layers=2)), "cannot be opened"),
+        ("hf", (plan, "hf_name", lambda name: hf_name(name) + "s"), "cannot be opened"),
         (
             "hf",
-            ("config_of", lambda *a: longer(config_of(*a), rope_theta=1e4)),
+            (conversion, "config_of", lambda *a: longer(config_of(*a), num_hidden_layers=2)),
+            "cannot be opened",
+        ),
+        (
+            "hf",
+            (conversion, "config_of", lambda *a: longer(config_of(*a), rope_theta=1e4)),
             "rope_theta is 10000.0, not 1000000.0",
         ),
-        ("hf", ("config_of", lambda *a: longer(config_of(*a), rms_norm_eps=1e-3)), "norm_eps is 0.001"),
-        ("hf", ("tokenizer_files", lambda *_: {"tokenizer.model": b"x"}), "cannot be opened"),
-        ("hf", ("tokenizer_files", lambda *_: {}), "tokenizer.model is missing"),
-        ("meta", ("shard_name", lambda shard: f"consolidated.{shard + 1:02d}.pth"), "cannot be opened"),
+        (
+            "hf",
+            (conversion, "config_of", lambda *a: longer(config_of(*a), rms_norm_eps=1e-3)),
+            "norm_eps is 0.001",
+        ),
+        ("hf", (conversion, "tokenizer_files", lambda *_: {"tokenizer.model": b"x"}), "cannot be opened"),
+        ("hf", (conversion, "tokenizer_files", lambda *_: {}), "tokenizer.model is missing"),
+        ("meta", (plan, "shard_name", lambda shard: f"consolidated.{shard + 1:02d}.pth"), "cannot be opened"),
     ],
-    ids=lambda value: value[0] if isinstance(value, tuple) else value,
+    ids=lambda value: value[1] if isinstance(value, tuple) else value,
 )
 def test_what_a_reader_refuses_is_not_published(
     tmp_path: Path,
@@ -640,12 +656,12 @@ def test_what_a_reader_refuses_is_not_published(
     target: Path,
     monkeypatch: pytest.MonkeyPatch,
     layout: str,
-    fault: tuple[str, Any],
+    fault: tuple[Any, str, Any],
     words: str,
     force: bool,
 ) -> None:
     """A writer with a fault: another model, or one that nobody can read."""
-    monkeypatch.setattr(converting, *fault)
+    monkeypatch.setattr(*fault)
     place = target if force else target.parent / "new"
     text = refused(CheckpointWriteError, layout, meta, place, tmp_path, force=force)
     assert words in text
@@ -656,19 +672,19 @@ def test_params_and_dtype_of_what_was_written_are_those_asked_for(
     tmp_path: Path, hf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        converting, "params_of", lambda args: longer(params_of(args), n_kv_heads=4, n_heads=4)
+        conversion, "params_of", lambda args: longer(params_of(args), n_kv_heads=4, n_heads=4)
     )
     refused(CheckpointWriteError, "meta", hf, tmp_path / "b", tmp_path)
     monkeypatch.undo()
 
-    class Narrow(converting.SafetensorsWriter):
+    class Narrow(conversion.SafetensorsWriter):
         def __init__(self, path: Path, shapes: Any, dtype: torch.dtype) -> None:
             super().__init__(path, shapes, torch.bfloat16)
 
         def write(self, chunks: Iterator[torch.Tensor]) -> None:
             super().write(chunk.bfloat16() for chunk in chunks)
 
-    monkeypatch.setattr(converting, "SafetensorsWriter", Narrow)
+    monkeypatch.setattr(conversion, "SafetensorsWriter", Narrow)
     text = refused(CheckpointWriteError, "hf", hf, tmp_path / "b", tmp_path)
     assert "dtype is bfloat16, not float32" in text
 
@@ -677,5 +693,5 @@ def test_what_is_written_is_sound_for_others_as_well(tmp_path: Path, hf: Path) -
     to("hf", hf, tmp_path / "b")
     found = safetensors.torch.load_file(tmp_path / "b" / "model.safetensors")
     assert torch.equal(found["model.embed_tokens.weight"], WEIGHTS[EMBEDDING])
-    config = json.loads((tmp_path / "b" / names.CONFIG).read_text())
+    config = json.loads((tmp_path / "b" / CONFIG).read_text())
     assert config["num_hidden_layers"] == 1

@@ -22,8 +22,8 @@ from tiny_tokenizers import public_tokenizer, tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint import verify as verifying
-from llama.checkpoint.pth import open_pth, records_of
 from llama.checkpoint.verify import Finding, verify
+from llama.checkpoint.weight_files.pth import open_pth, records_of
 from llama.cli import main
 from llama.errors import CheckpointMismatchError
 from llama.sizing import family as members
@@ -386,9 +386,9 @@ def test_bad_values_in_a_hugging_face_folder(hf: Path, cli: Any, kind: str) -> N
 
 @pytest.mark.parametrize("window", [1, 1000])
 def test_values_in_any_window_are_seen(meta: Path, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
-    from llama.checkpoint import source
+    from llama.checkpoint import base
 
-    monkeypatch.setattr(source, "_WINDOW", window)
+    monkeypatch.setattr(base, "_WINDOW", window)
     assert rows(meta)["values"].status == "pass"
     for row in (0, 17, 31):
         edit(meta, 1, lambda tensors, row=row: tensors[WQ][row, 5:7].fill_(float("inf")))
@@ -504,10 +504,10 @@ def test_rope_theta_of_a_member(
 def test_the_real_shapes_are_members(member: Member) -> None:
     """As params.json of each has them; nothing is loaded."""
     args = args_of(member)
-    found = verifying._rope_theta(SimpleNamespace(args=args, layout="Meta"))  # type: ignore[arg-type]
+    found = verifying._rope_theta(SimpleNamespace(args=args, config_name="params.json"))  # type: ignore[arg-type]
     assert (found.status, member.name in found.why) == ("pass", True)
     args.rope_theta = 1e4
-    found = verifying._rope_theta(SimpleNamespace(args=args, layout="Meta"))  # type: ignore[arg-type]
+    found = verifying._rope_theta(SimpleNamespace(args=args, config_name="params.json"))  # type: ignore[arg-type]
     assert found.status == ("pass" if member.name == "70B" else "fail")
 
 

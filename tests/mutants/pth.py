@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-WALK = "llama/checkpoint/pickle_walk.py"
-ZIP = "llama/checkpoint/zip_directory.py"
-STORED = "llama/checkpoint/stored_tensor.py"
-PTH = "llama/checkpoint/pth.py"
+WALK = "llama/checkpoint/weight_files/pickle_walk.py"
+ZIP = "llama/checkpoint/weight_files/zip_directory.py"
+STORED = "llama/checkpoint/weight_files/stored_tensor.py"
+PTH = "llama/checkpoint/weight_files/pth.py"
 PICKLES = ("tests/checkpoint/test_pth.py::test_a_hostile_pickle_is_refused",)
 ARCHIVES = ("tests/checkpoint/test_pth.py::test_a_hostile_archive_is_refused",)
 
@@ -22,7 +22,7 @@ MUTANTS = [
     Mutant(
         name="any global passes the walk",
         file=WALK,
-        old='            raise _refusal(f"names {quoted(name)}")\n',
+        old='            raise _refusal(f"names {shown(name)}")\n',
         new="            pass\n",
         tests=PICKLES,
     ),
@@ -84,7 +84,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a contiguous tensor keeps strides that mean nothing",
-        file="llama/checkpoint/mapped.py",
+        file="llama/checkpoint/weight_files/mapped.py",
         old="            if not found.is_contiguous():\n                return found\n",
         new="            return found\n",
         tests=("tests/checkpoint/test_pth.py::test_strides_that_mean_nothing_do_no_harm",),
@@ -134,27 +134,27 @@ MUTANTS = [
     Mutant(
         name="verify believes the CRCs",
         file="llama/checkpoint/verify.py",
-        old="elif wrong := [quoted(record) for record in crcs.wrong()]:",
-        new="elif wrong := [quoted(record) for record in crcs.wrong()][:0]:",
+        old="elif wrong := [shown(record) for record in crcs.wrong()]:",
+        new="elif wrong := [shown(record) for record in crcs.wrong()][:0]:",
         tests=("tests/checkpoint/test_verify.py::test_without_a_checklist_the_crcs_in_a_pth_are_checked",),
     ),
     Mutant(
         name="a cut file is not noticed before a window",
-        file="llama/checkpoint/source.py",
+        file="llama/checkpoint/base.py",
         old="                file.check()\n            yield window\n",
         new="                pass\n            yield window\n",
         tests=("tests/checkpoint/test_pth.py::test_a_file_that_is_cut_under_way_is_an_error_too",),
     ),
     Mutant(
         name="a cut file is not noticed behind the last window",
-        file="llama/checkpoint/source.py",
+        file="llama/checkpoint/base.py",
         old="            yield window\n        if file is not None:\n            file.check()\n",
         new="            yield window\n",
         tests=("tests/checkpoint/test_pth.py::test_a_file_that_is_cut_under_way_is_an_error_too",),
     ),
     Mutant(
         name="a cut file is not noticed when shards are compared",
-        file="llama/checkpoint/meta.py",
+        file="llama/checkpoint/layouts/meta.py",
         old="            file.check()\n",
         new="            pass\n",
         tests=(

@@ -1,8 +1,8 @@
-"""Any checkpoint -> another layout, number of shards or dtype, a window at a time.
+"""Any checkpoint -> another layout, number of shards or dtype, one window at a time.
 
-The plan of the files is made first, from shapes alone; their size is then known before a byte is
-written. The files are written into a folder beside the target, which takes the target's name when all is
-there, read back, and opened as a reader opens it. A conversion that ends early leaves no folder that looks whole.
+The files are planned first, from shapes alone, so their size is known before a byte is written. They are
+written into a temporary folder beside the target, read back, and opened the way a reader opens a checkpoint;
+then the folder gets the target's name. A conversion that ends early leaves no folder that looks complete.
 """
 
 from __future__ import annotations
@@ -19,58 +19,29 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointWriteError, ConfigError, LlamaError
-from ..printable import reason
-from ..sizing.args import fits
-from ..sizing.family import member_of
-from ..tokenizer import Tokenizer
-from .files import create, strict_object
-from .hf_config import config_of, generation_config_of, params_of, trained_context
-from .hf_tokenizer import tokenizer_files
-from .hugging_face import HuggingFaceCheckpoint, hf_name, rotary_heads
-from .kept import kept_files
-from .load import open_checkpoint, tokenizer_of
-from .names import CHECKLIST, CONFIG, GENERATION_CONFIG, INDEX, PARAMS, TOKENIZER, part_name, shard_name
-from .pth import PthWriter
-from .safetensors import SafetensorsWriter
-from .source import Checkpoint, Range, dtype_name
-from .target import Target
+from ...errors import CheckpointWriteError, ConfigError, LlamaError
+from ...printable import reason
+from ...tokenizer import Tokenizer
+from ..base import Checkpoint, Range, dtype_name
+from ..files import strict_object
+from ..layouts.hf_config import config_of, generation_config_of, params_of, trained_context
+from ..layouts.hf_tokenizer import tokenizer_files
+from ..layouts.hugging_face import HuggingFaceCheckpoint, rotary_heads
+from ..layouts.meta import MetaCheckpoint
+from ..opening import open_checkpoint, tokenizer_of
+from ..weight_files.output_file import create
+from ..weight_files.pth import PthWriter
+from ..weight_files.safetensors import SafetensorsWriter
+from .companion_files import companion_files
+from .file_names import CHECKLIST, CONFIG, GENERATION_CONFIG, INDEX, PARAMS, TOKENIZER
+from .output_folder import OutputFolder
+from .plan import Piece, PlannedFile, plan_files
 
-__all__ = ["Converted", "convert", "plan_files"]
+__all__ = ["Converted", "convert"]
 
-# Bytes of a tensor that are in memory at once, for each file that is being written.
+# Bytes of a tensor that are in memory at once, for each file being written.
 _WINDOW = 16 << 20
-# Of one safetensors file, as the hub's own tools cut them.
-_LARGEST_FILE = 5 * 10**9
 _WORKERS = 4
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A window of a tensor that goes into a file; `name` is Meta's, `key` the one in the file."""
-
-    name: str
-    key: str
-    rows: Range
-    columns: Range | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the window."""
-        ranges = [self.rows] if self.columns is None else [self.rows, self.columns]
-        return tuple(stop - start for start, stop in ranges)
-
-
-@dataclass(frozen=True)
-class File:
-    """A weight file to be written."""
-
-    name: str
-    pieces: tuple[Piece, ...]
-
-    def nbytes(self, dtype: torch.dtype) -> int:
-        """Of its tensors."""
-        return sum(torch.Size(piece.shape).numel() for piece in self.pieces) * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -96,25 +67,28 @@ def convert(
 ) -> Converted:
     """Write a checkpoint in another layout, number of shards or dtype.
 
-    Memory stays at a few windows of 16 MB for each file under way, whatever the size of the model.
+    Memory stays at a few windows of 16 MB for each file being written, whatever the size of the model.
 
     Args:
         source: an opened checkpoint.
-        target: the new folder.
+        target: the folder to create.
         layout: "meta" or "hf".
         tokenizer_path: by default tokenizer.model in the source's folder.
-        shards: files of Meta's layout; by default as many as the source has in Meta's layout, else what
-            Meta ships that member of the family in.
+        shards: number of files in Meta's layout. By default as many as the source has, if it is in Meta's
+            layout; else as many as Meta ships that model of the family in.
         dtype: by default as stored.
-        force: replace a checkpoint folder that is there.
-        progress: is told bytes as they are written. Called from several threads.
+        force: replace an existing checkpoint folder.
+        progress: called with the bytes written, from several threads.
 
     Raises:
-        CheckpointWriteError: the target exists, cannot be written, or its disk is full, or what was written cannot
-            be opened; nothing is left.
-        CheckpointFormatError: a file that goes along is a link out of the source's folder, or not what its name says.
-        CheckpointNotFoundError, CheckpointMismatchError, TokenizerError: no tokenizer, or a foreign one.
-        ConfigError: a number of shards that the model's heads do not allow, a value that float16 has not.
+        CheckpointWriteError: the target exists or cannot be written, its disk is full, or what was written
+            cannot be opened. Nothing is left behind.
+        CheckpointFormatError: a companion file is a link out of the source's folder, or not what its name
+            says.
+        CheckpointNotFoundError, CheckpointMismatchError, TokenizerError: no tokenizer, or one of another
+            model.
+        ConfigError: a number of shards that the model's heads do not allow, or a value that the dtype cannot
+            hold.
     """
     dtype = source.dtype if dtype is None else dtype
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
@@ -122,9 +96,11 @@ def convert(
     tokenizer = tokenizer_of(source, tokenizer_path)
     files = plan_files(source, layout, shards, dtype)
     total = sum(file.nbytes(dtype) for file in files)
-    # What its own files say of the model beyond its shape goes along: templates, ids that end an answer, context.
-    kept = kept_files(source.folder) if isinstance(source, HuggingFaceCheckpoint) and layout == "hf" else {}
-    with Target(target, total, force=force, source=source.folder) as unfinished:
+    # From Hugging Face to Hugging Face, chat templates, ids that end an answer and the context length are
+    # copied.
+    copied = isinstance(source, HuggingFaceCheckpoint) and layout == "hf"
+    kept = companion_files(source.folder) if copied else {}
+    with OutputFolder(target, total, force=force, source=source.folder) as unfinished:
         hashes = _write_all(source, files, unfinished.folder, dtype, progress)
         if layout == "meta":
             _finish_meta(source, tokenizer, unfinished.folder, hashes)
@@ -138,61 +114,17 @@ def convert(
     return Converted(target, names, total, dtype)
 
 
-def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch.dtype) -> list[File]:
-    """The weight files of the target.
-
-    Raises:
-        ConfigError: see `convert`.
-    """
-    if layout == "hf":
-        if shards is not None:
-            raise ConfigError("a Hugging Face folder has no model-parallel shards; leave --mp out")
-        return _hugging_face_files(source.shapes, dtype)
-    if layout != "meta":
-        raise ConfigError(f"the layout is {layout!r}; use meta or hf")
-    if shards is None:
-        member = member_of(source.args)
-        shards = source.shards if source.layout == "Meta" else 1 if member is None else member.shards
-    if shards < 1 or not fits(source.args, shards) or source.args.kv_heads % shards:
-        sizes = [
-            n
-            for n in range(1, source.args.kv_heads + 1)
-            if fits(source.args, n) and source.args.kv_heads % n == 0
-        ]
-        raise ConfigError(
-            f"{shards} shards cannot hold this model in equal parts with whole heads ({source.args.n_heads} heads,"
-            f" {source.args.kv_heads} key/value heads, dim {source.args.dim}, ffn {source.args.ffn_dim}, vocabulary"
-            f" {source.args.vocab_size}); use one of {', '.join(map(str, sizes))}"
-        )
-    return [_meta_file(source, i, shards) for i in range(shards)]
-
-
-def _meta_file(source: Checkpoint, shard: int, shards: int) -> File:
-    pieces = [Piece(name, name, *source.slice_of(name, shard, shards)) for name in source.shapes]
-    return File(shard_name(shard), tuple(pieces))
-
-
-def _hugging_face_files(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> list[File]:
-    groups: list[list[Piece]] = [[]]
-    size = 0
-    for name, shape in shapes.items():
-        piece = Piece(name, hf_name(name), (0, shape[0]), (0, shape[1]) if len(shape) > 1 else None)
-        nbytes = torch.Size(shape).numel() * dtype.itemsize
-        if groups[-1] and size + nbytes > _LARGEST_FILE:
-            groups.append([])
-            size = 0
-        groups[-1].append(piece)
-        size += nbytes
-    return [File(part_name(i, len(groups)), tuple(group)) for i, group in enumerate(groups, 1)]
-
-
 def _write_all(
-    source: Checkpoint, files: list[File], folder: Path, dtype: torch.dtype, progress: Callable[[int], None]
+    source: Checkpoint,
+    files: list[PlannedFile],
+    folder: Path,
+    dtype: torch.dtype,
+    progress: Callable[[int], None],
 ) -> dict[str, str | None]:
-    """Write the files, several at a time -> the md5 of each, where one is taken."""
+    """Write the files, several at a time -> the md5 of each .pth, else None."""
     stop = threading.Event()
 
-    def one(file: File) -> str | None:
+    def one(file: PlannedFile) -> str | None:
         try:
             return _write_file(source, file, folder / file.name, dtype, progress, stop)
         except BaseException:
@@ -202,7 +134,7 @@ def _write_all(
     with ThreadPoolExecutor(min(_WORKERS, len(files), os.cpu_count() or 1)) as pool:
         try:
             futures = [pool.submit(one, file) for file in files]
-            # The first error that is one: those after it may only say that they were told to stop.
+            # An error may have stopped the other files: these only report that they were stopped.
             errors = [error for future in futures if (error := future.exception()) is not None]
         except BaseException:  # Ctrl-C in this thread
             stop.set()
@@ -214,12 +146,12 @@ def _write_all(
 
 
 class _StoppedError(Exception):
-    """Another file failed."""
+    """Another file failed, so this one was stopped."""
 
 
 def _write_file(
     source: Checkpoint,
-    file: File,
+    file: PlannedFile,
     path: Path,
     dtype: torch.dtype,
     progress: Callable[[int], None],
@@ -246,7 +178,7 @@ def _write_file(
 
 
 def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
-    """A piece in contiguous windows of rows, in the order of the target's layout."""
+    """A piece in contiguous windows of rows, in the row order of the target's layout."""
     heads = rotary_heads(piece.name, source.args.n_heads, source.args.kv_heads) if to_hf else 0
     parts = list(source.parts(piece.name, piece.rows, piece.columns))
     whole = parts[0].source
@@ -255,7 +187,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
             yield window
         return
     height, width = piece.shape[0], piece.shape[1] if len(piece.shape) > 1 else 1
-    # Whole heads: their rows are reordered together.
+    # Whole heads: the rows of a head are permuted together.
     multiple = source.args.head_dim if heads else 1
     step = max(1, _WINDOW // (width * dtype.itemsize) // multiple) * multiple
     buffer = torch.empty(min(step, height), *piece.shape[1:], dtype=dtype)
@@ -272,7 +204,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
 
 
 def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
-    """What becomes infinite in a narrower dtype would be lost."""
+    """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
     if out.isfinite().all():
         return
     exact = torch.empty(out.shape, dtype=source.dtype)
@@ -289,14 +221,14 @@ def _finish_meta(
     source: Checkpoint, tokenizer: Tokenizer, folder: Path, hashes: dict[str, str | None]
 ) -> None:
     hashes[TOKENIZER] = create(folder / TOKENIZER, Path(tokenizer.model_path).read_bytes())
-    if source.layout == "Meta":
+    if isinstance(source, MetaCheckpoint):
         params = (source.folder / PARAMS).read_bytes()
     else:
         params = (json.dumps(params_of(source.args)) + "\n").encode()
     hashes[PARAMS] = hashlib.md5(params, usedforsecurity=False).hexdigest()
     lines = [f"{digest}  {name}\n" for name, digest in sorted(hashes.items())]
     create(folder / CHECKLIST, "".join(lines).encode())
-    # Last: without it no loader takes the folder for a checkpoint.
+    # Last, because without it no loader takes the folder for a checkpoint.
     create(folder / PARAMS, params)
 
 
@@ -304,7 +236,7 @@ def _finish_hugging_face(
     source: Checkpoint,
     tokenizer: Tokenizer,
     folder: Path,
-    files: list[File],
+    files: list[PlannedFile],
     dtype: torch.dtype,
     kept: dict[str, bytes],
 ) -> None:
@@ -318,12 +250,12 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
-        # vocab_size too: where it is left out transformers takes 32,000, whatever the embedding has.
-        said = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
-        config = own | {key: config[key] for key in said}
+        # vocab_size too: without it transformers assumes 32,000, whatever the embedding has.
+        ours = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
+        config = own | {key: config[key] for key in ours}
     for name, content in (contents | kept).items():
         create(folder / name, content)
-    # Last: without it no loader takes the folder for a checkpoint.
+    # Last, because without it no loader takes the folder for a checkpoint.
     create(folder / CONFIG, _json(config))
 
 
@@ -332,31 +264,32 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _check_opens(source: Checkpoint, layout: str, dtype: torch.dtype, folder: Path, final: Path) -> None:
-    """Open what was written as any reader would, and hold it to what it was made of.
+    """Open what was written as any reader would, and compare it with the source.
 
     Raises:
-        CheckpointWriteError: it cannot be opened, or is another model.
+        CheckpointWriteError: it cannot be opened, or differs.
     """
     try:
         written = open_checkpoint(folder)
         tokenizer_of(written)
     except LlamaError as error:
         raise CheckpointWriteError(
-            f"{final} was not written: what was to be it cannot be opened ({reason(error)}). Nothing was left behind"
+            f"{final} was not written: the converted files cannot be opened ({reason(error)}). Nothing was left behind"
         ) from error
-    wanted = _identity(source, {"meta": "Meta", "hf": "Hugging Face"}[layout], dtype)
+    expected = {"meta": MetaCheckpoint, "hf": HuggingFaceCheckpoint}[layout].layout
+    wanted = _identity(source, expected, dtype)
     found = _identity(written, written.layout, written.dtype)
     wrong = [
         f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value
     ]
     if wrong:
         raise CheckpointWriteError(
-            f"{final} was not written: in what was to be it {'; '.join(wrong)}. Nothing was left behind"
+            f"{final} was not written: in the converted files {'; '.join(wrong)}. Nothing was left behind"
         )
 
 
 def _identity(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What a conversion may not change, and what it was asked for. The names and shapes of tensors follow from it."""
+    """What a conversion must keep, and what was asked for. Names and shapes of tensors follow from it."""
     args = checkpoint.args
     names = ("dim", "n_layers", "n_heads", "kv_heads", "ffn_dim", "vocab_size", "norm_eps", "rope_theta")
     return {"layout": layout, "dtype": dtype_name(dtype)} | {name: getattr(args, name) for name in names}

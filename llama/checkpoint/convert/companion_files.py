@@ -1,8 +1,8 @@
-"""What a Hugging Face folder says of its model beside weights: read whole, to go along in a conversion.
+"""The config, tokenizer files and chat templates of a Hugging Face folder, to be copied in a conversion.
 
-A folder of strangers may hold a link to any file of this machine, and a copy of that file would go out with the new
-checkpoint. So a link is followed within the folder and, as the hub's cache is made of links, within the blobs
-beside the snapshots; and a file goes along only if it is what its name says.
+An untrusted folder may hold a link to any file of this machine, and a copy of that file would be published
+with the new checkpoint. So links are followed only within the folder and, because the hub's cache consists of
+links, into the blobs beside its snapshots. And a file is copied only if its content is what its name says.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import CheckpointFormatError
-from .files import check_file, strict_object
-from .hugging_face import KEPT_FILES
+from ...errors import CheckpointFormatError
+from ..files import check_file, strict_object
+from ..layouts.hugging_face import COMPANION_FILES
 
-__all__ = ["kept_files"]
+__all__ = ["companion_files"]
 
-# tokenizer.json of 32,016 pieces takes 2 MB. Parsed, a byte of JSON can become 30 bytes of memory.
+# A tokenizer.json of 32,016 pieces has 2 MB. Parsed, one byte of JSON can become 30 bytes of memory.
 _MOST = 8 << 20
 
 
-def kept_files(folder: Path) -> dict[str, bytes]:
-    """The content of config.json and of those of `KEPT_FILES` that a folder holds, by name.
+def companion_files(folder: Path) -> dict[str, bytes]:
+    """The content of config.json, and of those `COMPANION_FILES` that the folder has, by name.
 
     Raises:
-        CheckpointFormatError: one is a link out of the folder, is no JSON or text, or is too large.
-        CheckpointNotFoundError: one is a link that leads nowhere.
+        CheckpointFormatError: a file is a link out of the folder, is not JSON or text, or is too large.
+        CheckpointNotFoundError: a file is a dangling link.
     """
-    names = ("config.json", *KEPT_FILES)
+    names = ("config.json", *COMPANION_FILES)
     return {name: _content(folder / name) for name in names if os.path.lexists(folder / name)}
 
 
@@ -53,8 +53,9 @@ def _content(path: Path) -> bytes:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Where files of a folder may lie: in it, or, if it is a snapshot in the hub's cache, in the blobs there."""
+    """Folders that a file may be in: its own and, for a snapshot in the hub's cache, the cache's blobs."""
     real = Path(os.path.realpath(folder))
-    # Or in a folder of a snapshot. Not resolved once more: blobs that are themselves a link lead elsewhere.
+    # Also for a folder inside a snapshot. `blobs` is not resolved again: if it is itself a link, it leads
+    # elsewhere.
     caches = [parent.parent for parent in real.parents if parent.name == "snapshots"]
     return [real, *(cache / "blobs" for cache in caches[:1])]

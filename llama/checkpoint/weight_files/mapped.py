@@ -1,7 +1,7 @@
-"""A weight file that is mapped into memory, and the tensors made over it.
+"""A memory-mapped weight file, and tensors that are views of it.
 
-A mapped file may be cut by another program while it is read; the kernel then ends the process that touches
-what is gone (SIGBUS), and no Python code can catch that. So the file's size is asked before each window.
+Another program may truncate the file while it is mapped. Touching the lost bytes then ends the process
+(SIGBUS), which Python cannot catch. So readers check the file's size before each window.
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointFormatError
+from ...errors import CheckpointFormatError
 
 __all__ = ["MappedFile", "TensorFile"]
 
 
 class MappedFile:
-    """The first `size` bytes of an open file, which must not be empty; its tensors keep them mapped.
+    """The first `size` > 0 bytes of an open file, memory-mapped. Tensors made from it keep the mapping alive.
 
-    Attributes:
-        path, size: for messages.
+    Args:
+        path: for messages.
+        file: descriptor of the open file; it may be closed afterwards.
     """
 
     def __init__(self, path: Path, file: int, size: int) -> None:
         self.path, self.size = path, size
-        # A private mapping: never written to, but torch warns of buffers that it could not write.
+        # A private, writable mapping. Nothing writes to it, but torch warns about read-only buffers.
         self._map = mmap.mmap(file, size, access=mmap.ACCESS_COPY)
         self._first = torch.frombuffer(self._map, dtype=torch.uint8, count=1).data_ptr()
 
     def tensor(
         self, dtype: torch.dtype, at: int, shape: tuple[int, ...], strides: tuple[int, ...] | None = None
     ) -> torch.Tensor:
-        """A tensor whose first element lies at byte `at`; wherever that is, copying needs no alignment.
+        """A tensor whose first element is at byte `at`, which need not be aligned: it is only copied from.
 
         Args:
-            strides: in elements and not negative; by default those of a contiguous tensor.
+            strides: in elements, not negative; by default those of a contiguous tensor.
 
         Raises:
-            ValueError: it would reach past the file.
+            ValueError: the tensor would reach past the end of the file.
         """
         if 0 in shape:
             return torch.empty(shape, dtype=dtype)
@@ -49,23 +50,24 @@ class MappedFile:
             )
             if not found.is_contiguous():
                 return found
-        # The strides of extents of 1 mean nothing, but torch views no bytes of a tensor that has odd ones.
+        # Strides of dimensions of size 1 have no meaning, but torch cannot view a tensor with odd ones as
+        # bytes.
         count = torch.Size(shape).numel()
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=at).view(shape)
 
     @property
     def span(self) -> tuple[int, int]:
-        """Its addresses: of its first byte, and behind its last."""
+        """Address of the first byte, and one past the last."""
         return self._first, self._first + self.size
 
     def holds(self, x: torch.Tensor) -> bool:
-        """Whether a tensor begins in this file."""
+        """Whether a tensor's first element is in this file."""
         first, last = self.span
         return first <= x.data_ptr() < last
 
     def check(self) -> None:
-        """Raise CheckpointFormatError where the file was cut since it was mapped."""
-        size = self._map.size()  # of the file that is open, whatever has its name now
+        """Raise CheckpointFormatError if the file was truncated since it was mapped."""
+        size = self._map.size()  # of the mapped file, even if another file has its name now
         if size < self.size:
             raise CheckpointFormatError(
                 f"{self.path} was cut from {self.size:,} to {size:,} bytes while it was read: another program writes"

@@ -1,9 +1,9 @@
-"""The pickle of a state dict, read without an unpickler: names, dtypes, shapes and places, and nothing else.
+"""Reads the pickle of a state dict without an unpickler: only names, dtypes, shapes, strides and offsets.
 
-A pickle is a program for a small stack machine. This one runs the few operations that torch.save needs for a
-dictionary of tensors, on names and numbers: it imports nothing, calls nothing, and allocates no more than the
-pickle's own size suggests. What a tensor may look like is decided here; where its bytes lie, by pth.py.
-Source: the operations as Python's `pickletools` documents them; what torch.save makes of a tensor.
+A pickle is a program for a small stack machine. This machine runs only the operations that torch.save uses
+for a dictionary of tensors, on names and numbers. It imports nothing, calls nothing, and allocates in
+proportion to the size of the pickle. This module decides what a tensor may look like; pth.py finds its bytes.
+Source: the operations as documented in Python's `pickletools`, and torch.save's format of a tensor.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
+from ...printable import shown
 from .stored_tensor import Storage, StoredTensor
-from .zip_directory import quoted
 
 __all__ = ["walk"]
 
 # The state dict of a 70B in one file takes 40,000 operations.
 _MOST_OPERATIONS = 500_000
-# And 723 tensors; torch makes an object of each.
+# It has 723 tensors; each becomes an object.
 _MOST_TENSORS = 20_000
 _MOST_DIMENSIONS = 16
 _LONGEST_NAME = 200
@@ -51,7 +51,7 @@ def walk(pickled: bytes) -> dict[str, StoredTensor]:
     """The tensors of a pickled state dict, by name.
 
     Raises:
-        ValueError: it holds or does anything else, or is damaged; the message says what, and what to do.
+        ValueError: it contains or does anything else, or is damaged; the message says what, and what to do.
     """
     machine = _Machine()
     try:
@@ -62,15 +62,15 @@ def walk(pickled: bytes) -> dict[str, StoredTensor]:
             end = (at or 0) + 1
     except _RefusedError:
         raise
-    except (ValueError, IndexError) as error:  # genops; a stack that is too short
+    except (ValueError, IndexError) as error:  # from genops, or too few values on the stack
         raise _damaged(str(error)) from error
     if end != len(pickled):
-        raise _damaged(f"{len(pickled) - end:,} bytes behind its end")
+        raise _damaged(f"{len(pickled) - end:,} bytes after its end")
     return _named(machine.result)
 
 
 class _RefusedError(ValueError):
-    """With a whole message."""
+    """Its message is complete, and passed on as it is."""
 
 
 def _refusal(what: str) -> _RefusedError:
@@ -92,10 +92,10 @@ def _named(found: Any) -> dict[str, StoredTensor]:
     for name, value in found.items():
         if not isinstance(value, StoredTensor):
             raise _RefusedError(
-                f"holds {_kind(value)} under {quoted(name)}, and is not a dictionary of named tensors"
+                f"holds {_kind(value)} under {shown(name)}, and is not a dictionary of named tensors"
             )
         if len(name) > _LONGEST_NAME or not name.isprintable():
-            raise _RefusedError(f"names a tensor {quoted(name)}, which is no name of a weight")
+            raise _RefusedError(f"names a tensor {shown(name)}, which is not the name of a weight")
     return found
 
 
@@ -107,30 +107,30 @@ def _kind(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Global:
-    """The name of a class or function; it stays a name."""
+    """The name of a class or function. It is never looked up."""
 
     name: str
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int  # a bool is none
+    return type(value) is int  # not a bool
 
 
 class _Machine:
-    """Stack, marks and memo of one pickle. Every operation pops and pushes plain values; none goes deeper."""
+    """Stack, marks and memo of one pickle. Every operation pops and pushes plain values; none recurses."""
 
     def __init__(self) -> None:
         self._stack: list[Any] = []
-        self._marks: list[list[Any]] = []  # the stacks below a mark
+        self._marks: list[list[Any]] = []  # the stack below each mark
         self._memo: dict[int, Any] = {}
         self._storages: dict[str, Storage] = {}
         self.result: Any = None
 
     def run(self, name: str, argument: Any) -> None:
-        """One operation.
+        """Run one operation.
 
         Raises:
-            ValueError, IndexError: it is not one of a state dict, or does not fit what is there.
+            ValueError, IndexError: no state dict needs it, or it does not fit the stack.
         """
         if name in _CONSTANTS:
             self._stack.append(_CONSTANTS[name]())
@@ -139,14 +139,12 @@ class _Machine:
         elif name in _TUPLES:
             count = _TUPLES[name]
             if len(self._stack) < count:
-                raise IndexError("a stack that is too short")
+                raise IndexError("too few values on the stack")
             self._stack[-count:] = [tuple(self._stack[-count:])]
         elif (step := _STEPS.get(name)) is not None:
             step(self, argument)
         else:
-            raise _refusal(
-                f"does {name}, which no state dict does that torch.save wrote with its default protocol"
-            )
+            raise _refusal(f"uses the operation {name}, which torch.save with its default protocol does not")
 
     def _proto(self, version: int) -> None:
         if version not in (2, 3):
@@ -176,35 +174,35 @@ class _Machine:
 
     def _get(self, number: int) -> None:
         if number not in self._memo:
-            raise ValueError(f"nothing was put at {number}")
+            raise ValueError(f"memo {number} is empty")
         self._stack.append(self._memo[number])
 
     def _global(self, name: str) -> None:
         name = name.replace(" ", ".", 1)
         if name not in (_ORDERED, _TENSOR, _PARAMETER) and name not in _DTYPES:
-            raise _refusal(f"names {quoted(name)}")
+            raise _refusal(f"names {shown(name)}")
         self._stack.append(_Global(name))
 
     def _persistent(self, _: None) -> None:
         told = self._stack.pop()
         if not isinstance(told, tuple) or len(told) != 5:
-            raise ValueError("a storage that is none")
+            raise ValueError("a malformed storage")
         what, kind, key, place, count = told
         dtype = _DTYPES.get(kind.name) if isinstance(kind, _Global) else None
         if what != "storage" or dtype is None or not isinstance(key, str) or not isinstance(place, str):
-            raise ValueError("a storage that is none")
+            raise ValueError("a malformed storage")
         if not _whole(count) or count < 0:
-            raise ValueError("a storage of no size")
+            raise ValueError("a storage without a size")
         found = Storage(key, dtype, count)
-        # torch.save refuses to write one as two dtypes, and torch.load takes whichever comes first.
+        # torch.save refuses to write one storage as two dtypes; torch.load uses whichever comes first.
         if self._storages.setdefault(key, found) != found:
-            raise ValueError(f"storage {quoted(key)} of two dtypes or sizes")
+            raise ValueError(f"storage {shown(key)} has two dtypes or sizes")
         self._stack.append(found)
 
     def _reduce(self, _: None) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise ValueError("a call of what is no function")
+            raise ValueError("a call of something that is not a function")
         if function.name == _ORDERED and not arguments:
             self._stack.append({})
         elif function.name == _TENSOR:
@@ -212,10 +210,10 @@ class _Machine:
         elif function.name == _PARAMETER and len(arguments) == 3 and isinstance(arguments[0], StoredTensor):
             self._stack.append(arguments[0])
         else:
-            raise ValueError(f"a call of {function.name} with {len(arguments)} values")
+            raise ValueError(f"a call of {function.name} with {len(arguments)} arguments")
 
     def _build(self, _: None) -> None:
-        """Attributes of a state dict: `_metadata`, with the versions of its modules. They are left out."""
+        """Attributes of a state dict: `_metadata`, with the versions of its modules. They are ignored."""
         state, target = self._stack.pop(), self._stack[-1]
         if not isinstance(target, dict) or not isinstance(state, dict):
             raise _refusal(f"sets attributes of {_kind(target)}")
@@ -230,13 +228,13 @@ class _Machine:
     def _set(self, items: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
-            raise ValueError(f"keys and values that do not pair, or for {_kind(target)}")
+            raise ValueError(f"keys and values that do not pair up, or are set on {_kind(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # Before it is hashed: to hash tuples of tuples can take for ever.
+            # Checked before it is hashed: hashing nested tuples can take forever.
             if not isinstance(key, str):
                 raise _RefusedError(f"holds a key that is {_kind(key)}, not a dictionary of named tensors")
             if key in target:
-                raise ValueError(f"the key {quoted(key)} twice")
+                raise ValueError(f"the key {shown(key)} occurs twice")
             target[key] = value
 
     def _append(self, _: None) -> None:
@@ -249,19 +247,19 @@ class _Machine:
     def _extend(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, list):
-            raise ValueError(f"values for {_kind(target)}")
+            raise ValueError(f"values appended to {_kind(target)}")
         target += values
 
     def _stop(self, _: None) -> None:
         self.result = self._stack.pop()
         if self._stack or self._marks:
-            raise ValueError("values that are left over")
+            raise ValueError("values left on the stack")
 
 
 def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
-    """What _rebuild_tensor_v2 is given: storage, offset, shape, strides, requires_grad, hooks[, metadata]."""
+    """Arguments of _rebuild_tensor_v2: storage, offset, shape, strides, requires_grad, hooks[, metadata]."""
     if len(arguments) not in (6, 7):
-        raise ValueError(f"a tensor of {len(arguments)} values")
+        raise ValueError(f"a tensor with {len(arguments)} arguments")
     storage, offset, shape, strides, _, hooks, *metadata = arguments
     if (
         not isinstance(storage, Storage)
@@ -271,7 +269,7 @@ def _tensor(arguments: tuple[Any, ...]) -> StoredTensor:
         or len(shape) > _MOST_DIMENSIONS
         or not all(map(_whole, (offset, *shape, *strides)))
     ):
-        raise ValueError("a tensor whose storage, shape or strides are none")
+        raise ValueError("a tensor with a malformed storage, shape or strides")
     marks = metadata[0] if metadata else None
     if hooks != {} or (
         marks is not None and not (isinstance(marks, dict) and not any(map(_true, marks.values())))

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ import shutil
 from pathlib import Path
 from types import TracebackType
 
-from ..errors import CheckpointWriteError
-from ..printable import reason
-from .exchange import take_name, uninterrupted
-from .files import some
-from .names import CONFIG, PARAMS, is_weights, is_written
+from ...errors import CheckpointWriteError
+from ...printable import reason
+from ..files import some
+from .atomic_rename import take_name, uninterrupted
+from .file_names import CONFIG, PARAMS, is_weights, is_written
 
-__all__ = ["Target"]
+__all__ = ["OutputFolder"]
 
 GB = 10**9
-# Room for the files beside the weights, and for the file system's own.
+# Space for the files beside the weights, and for the file system's own data.
 _SPARE = 32 << 20
 _LOCK = ".lock"
 
 
-class Target:
-    """A folder under way: written beside its final place, renamed when `publish` says so.
+class OutputFolder:
+    """A new folder `final`: files go into `folder`, a temporary one beside it, until `publish` renames it.
 
-    The folder beside it is `.NAME.unfinished`. One that a killed run left is removed by the next run; one
-    that another run is writing is left alone (that run holds its lock). Nothing is removed but files with the names
-    that a conversion writes (names.py), and nothing is written through a link.
+    The temporary folder is `.NAME.unfinished`. If a killed run left one, the next run removes it; if another
+    run is writing it, that run holds its lock, and this one is refused. Only files with names that a
+    conversion writes (file_names.py) are ever removed, and nothing is written through a link.
 
     Args:
-        final: the folder to make.
-        nbytes: what will be written.
+        final: the folder to create.
+        nbytes: bytes that will be written.
         force: replace `final` if it is a checkpoint folder.
         source: a folder that must not be replaced.
 
     Attributes:
+        folder: where to write files until `publish`.
         published: `final` is the new folder.
 
     Raises (on entering):
-        CheckpointWriteError: `final` exists, its parent cannot be written, or the disk has too little room.
+        CheckpointWriteError: `final` exists, its parent cannot be written, or the disk has too little space.
     """
 
     def __init__(self, final: Path, nbytes: int, *, force: bool, source: Path) -> None:
-        # As the shell reads it: through links, but a link at the end is itself the target, and is refused.
+        # Links in the path are followed. A link as its last part is itself the target, and is refused.
         self.final = (
             Path(os.path.realpath(final.parent)) / final.name if final.name else Path(os.path.realpath(final))
         )
@@ -52,10 +53,10 @@ class Target:
         self.published = False
         self._nbytes, self._force, self._source = nbytes, force, source
         self._lock: int | None = None
-        self._made: list[Path] = []  # parents that were not there, the innermost first
+        self._made: list[Path] = []  # missing parents that were created, innermost first
         self._old = self.final.parent / f".{self.final.name}.replaced"
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> OutputFolder:
         try:
             self._check_final()
             blocked = next((path for path in self.final.parents if path.exists() and not path.is_dir()), None)
@@ -65,7 +66,7 @@ class Target:
             self.final.parent.mkdir(parents=True, exist_ok=True)
             with uninterrupted():
                 self._claim()
-            self._put_back()
+            self._restore_aside()
             free = shutil.disk_usage(self.folder).free
             if free < self._nbytes + _SPARE:
                 raise CheckpointWriteError(
@@ -83,22 +84,22 @@ class Target:
         self._leave(error)
 
     def publish(self) -> None:
-        """Give the folder its final name; what had that name is removed.
+        """Give the folder its final name, and remove what had that name before.
 
-        A signal that comes while it does so counts when it is done: the folder is then the new one.
+        A signal that arrives meanwhile is handled afterwards; the folder is then the new one.
 
         Raises:
-            CheckpointWriteError: as on entering; and where something else got into the folder that was replaced.
+            CheckpointWriteError: as on entering; or something else got into the folder that was replaced.
         """
         assert self._lock is not None
-        assert not _strange(self.folder), "names.py does not know what was written"
+        assert not _strange(self.folder), "file_names.py does not list what was written"
         self._check_final()
         if not self.final.exists():
             with uninterrupted():
                 self.folder.rename(self.final)
                 self._took_name(self.folder, None)
             return
-        _to_disk(self.folder)  # what it replaces is removed below
+        _to_disk(self.folder)  # before the folder that it replaces is removed below
         with uninterrupted():
             old = self._locked(self.final)
             try:
@@ -107,23 +108,24 @@ class Target:
                 (self.final / _LOCK).unlink()
                 os.close(old)
                 raise
-            # From here on the old folder is the unfinished one, locked: until it is gone no other run takes it up.
+            # From here on the old folder has the temporary name and is locked: no other run takes it over
+            # until it is gone.
             self._took_name(replaced, old)
-            with contextlib.suppress(OSError):  # not every file system does this with a folder
+            with contextlib.suppress(OSError):  # not every file system can sync a folder
                 _to_disk(self.final.parent, inside=False)
             gone = self._abandon()
         if not gone:
             raise CheckpointWriteError(
-                f"{self.final} is written and whole; but in what it replaced, which is now {replaced}, is something"
-                " that is not a conversion's or cannot be removed. Take out what you need, and remove it"
+                f"{self.final} is written and complete; but the folder that it replaced, which is now {replaced}, holds"
+                " something that no conversion wrote or that cannot be removed. Take out what you need, and remove it"
             )
 
     def _took_name(self, folder: Path, lock: int | None) -> None:
-        """The new folder is in its place; `folder`, if `lock` holds it, is what is to be removed now."""
+        """Record that the new folder is in place, and the old one is `folder`, locked by `lock` (None: no old one)."""
         assert self._lock is not None
         ours, self._lock = self._lock, lock
         self.folder, self.published, self._made = folder, True, []
-        # It went with the folder until here: without it a second run would have taken it for one that was left.
+        # The lock moved with the folder. Without it, a second run would have taken the folder for a leftover.
         with contextlib.suppress(OSError):
             (self.final / _LOCK).unlink()
         os.close(ours)
@@ -132,7 +134,7 @@ class Target:
         final, source = self.final, Path(os.path.realpath(self._source))
         if final == source or source in final.parents or final in source.parents:
             raise CheckpointWriteError(
-                f"{final} is, holds or lies in the source {source}; choose another place"
+                f"{final} is, contains or is inside the source {source}; choose another place"
             )
         if not final.exists() and not final.is_symlink():
             return
@@ -145,31 +147,31 @@ class Target:
         linked = [path for path in source.iterdir() if final in Path(os.path.realpath(path)).parents]
         if linked:
             raise CheckpointWriteError(
-                f"{final} holds {linked[0].name} of the source {source}, which is a link to it; choose another place"
+                f"{final} holds {linked[0].name}, to which the source {source} has a link; choose another place"
             )
-        why = self._no_checkpoint()
+        why = self._why_not_replaceable()
         if why:
             raise CheckpointWriteError(
                 f"{final} does not look like a checkpoint folder: {why}, so --force does not replace it;"
                 " remove it yourself"
             )
 
-    def _no_checkpoint(self) -> str:
-        """Why what is at the final place must not be removed; "" if it may."""
+    def _why_not_replaceable(self) -> str:
+        """Why what is at the final path must not be replaced; "" if it may be."""
         if self.final.is_symlink():
             return "it is a symbolic link"
         if not self.final.is_dir():
-            return "it is no folder"
+            return "it is not a folder"
         strange = _strange(self.final)
         if strange:
             return f"it holds {some(strange)}, which no conversion writes"
         names = {path.name for path in self.final.iterdir()} - {_LOCK}
         if names and not (any(map(is_weights, names)) and names & {PARAMS, CONFIG}):
-            return "it lacks weights or their config"
+            return "it has no weights, or no params.json or config.json"
         return ""
 
     def _claim(self) -> None:
-        """Make the unfinished folder this process's own."""
+        """Create the temporary folder, or take over the one that a killed run left, and lock it."""
         try:
             self.folder.mkdir()
         except FileExistsError:
@@ -181,24 +183,25 @@ class Target:
                     f"{self.folder} is in the way, and no conversion made it{holds}; remove or rename it"
                 ) from None
             if hasattr(os, "geteuid") and self.folder.stat().st_uid != os.geteuid():
-                # Who owns a folder can put links into it at any time.
+                # The owner of a folder can put links into it at any time.
                 raise CheckpointWriteError(
-                    f"{self.folder} is in the way, and belongs to another user; have it removed"
+                    f"{self.folder} is in the way, and belongs to another user; ask them to remove it"
                 ) from None
         self._lock = self._locked(self.folder)
         _empty(self.folder, but_lock=True)
 
     def _locked(self, folder: Path) -> int:
-        """Lock a folder -> the open lock file. It goes with the folder when that is renamed."""
+        """Lock a folder -> descriptor of the lock file, which moves with the folder when that is renamed."""
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Until a moment ago it may have been another run's, and have gone with the folder to its final name.
+            # Between open and lock, another run may have renamed the folder, with this lock file, to its
+            # final name.
             if not os.path.samestat(os.fstat(lock), os.lstat(folder / _LOCK)):
                 raise BlockingIOError
-        except ImportError:  # no such locks on this system
+        except ImportError:  # the system has no such locks
             pass
         except BlockingIOError:
             os.close(lock)
@@ -207,23 +210,23 @@ class Target:
             ) from None
         return lock
 
-    def _put_back(self) -> None:
-        """Undo what a run was killed in that had to replace a folder in two renames."""
+    def _restore_aside(self) -> None:
+        """Undo the first rename of a run that was killed between two renames."""
         if not os.path.lexists(self._old):
             return
         if os.path.lexists(self.final) or self._old.is_symlink() or not self._old.is_dir():
             raise CheckpointWriteError(
-                f"{self._old} is in the way: a conversion that was killed may have left in it what"
-                f" {self.final.name} was before. Look into it, then remove or rename it"
+                f"{self._old} is in the way: it may be the earlier {self.final.name}, left there by a conversion that"
+                " was killed. Look into it, then remove or rename it"
             )
         self._old.rename(self.final)
         self._check_final()
 
     def _abandon(self) -> bool:
-        """Remove the folder that is locked -> whether it is gone."""
+        """Remove the locked folder -> whether it is gone."""
         gone = False
         if self._lock is not None:
-            # Removed under the lock: a run that waits for the name must not lose what it makes.
+            # Removed while locked, so that a run that waits for the name does not lose what it creates.
             with contextlib.suppress(OSError):
                 _empty(self.folder)
                 self.folder.rmdir()
@@ -231,12 +234,12 @@ class Target:
             os.close(self._lock)
             self._lock = None
         for path in self._made:
-            with contextlib.suppress(OSError):  # somebody else put something there
+            with contextlib.suppress(OSError):  # something else was put there
                 path.rmdir()
         return gone
 
     def _leave(self, error: BaseException | None) -> None:
-        """Remove what is unfinished, also if a second signal comes; say of the error what it left."""
+        """Remove what is unfinished, even if a second signal arrives; add to the error what is left."""
         try:
             with uninterrupted():
                 self._abandon()
@@ -249,22 +252,22 @@ class Target:
             self._note(error)
 
     def _note(self, end: BaseException) -> None:
-        """Whoever pressed Ctrl-C or sent a signal wants to know what there is now. As `add_note` of Python 3.11."""
+        """Tell whoever sent the signal what is there now. Like `add_note` of Python 3.11."""
         notes: list[str] = [*getattr(end, "__notes__", ()), self._state()]
         end.__notes__ = notes
 
     def _state(self) -> str:
         if self.published:
-            return f"{self.final} was written before, and is whole"
-        kept = "; what was there is as it was" if os.path.lexists(self.final) else ""
+            return f"{self.final} was already written, and is complete"
+        kept = "; what was there is unchanged" if os.path.lexists(self.final) else ""
         left = f"; {self.folder} is left" if os.path.lexists(self.folder) else ""
         return f"{self.final} was not written{kept}{left}"
 
     def _explained(self, error: OSError) -> CheckpointWriteError:
         if self.published:
-            return CheckpointWriteError(f"{self.final} is written and whole; but then: {reason(error)}")
+            return CheckpointWriteError(f"{self.final} is written and complete; but then: {reason(error)}")
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            why = f"the disk, or your share of it, is full ({self._nbytes / GB:.2f} GB are needed)"
+            why = f"the disk or your quota is full ({self._nbytes / GB:.2f} GB are needed)"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             why = f"{error.filename or self.final.parent} may not be written"
         else:
@@ -277,13 +280,13 @@ def _is_own(entry: os.DirEntry[str]) -> bool:
 
 
 def _strange(folder: Path) -> list[str]:
-    """Names in a folder that are no files of a conversion's, links and folders among them, sorted."""
+    """Sorted names in a folder that no conversion wrote; links and folders are among them."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if not _is_own(entry))
 
 
 def _empty(folder: Path, but_lock: bool = False) -> None:
-    """Remove a conversion's files from a folder; what is not one stays. The lock goes last."""
+    """Remove a conversion's files from a folder; anything else stays. The lock file goes last."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if _is_own(entry)]
     for name in sorted(names, key=lambda each: each == _LOCK):
@@ -292,7 +295,7 @@ def _empty(folder: Path, but_lock: bool = False) -> None:
 
 
 def _to_disk(folder: Path, inside: bool = True) -> None:
-    """Wait until a folder, and the files in it, are on the disk."""
+    """Flush a folder, and with `inside` the files in it, to disk."""
     for path in (*(folder.iterdir() if inside else ()), folder):
         handle = os.open(path, os.O_RDONLY)
         try:

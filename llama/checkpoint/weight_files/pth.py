@@ -1,11 +1,11 @@
-"""torch's .pth files: opened as mapped tensors without running their pickle, and written one tensor at a time.
+"""torch's .pth files: read as memory-mapped tensors without unpickling, and written one tensor at a time.
 
-A .pth is a zip archive of stored (not compressed) records: data.pkl with names, shapes and dtypes, and
-data/N with the bytes of storage N, each beginning at a multiple of 64. Source: torch.save's format since
-torch 1.6, as described in torch's notes on serialization.
+A .pth is a zip archive of uncompressed records: data.pkl with names, shapes and dtypes, and data/N with the
+bytes of storage N, each starting at a multiple of 64. Source: torch.save's format since torch 1.6, as
+described in torch's notes on serialization.
 
-`torch.load` is not used, not even with weights_only: it takes memory and time that the file asks for before
-anybody can look (docs/log.md). The tests hold both to the same tensors.
+`torch.load` is not used, not even with weights_only: it spends whatever memory and time the file asks for
+before anything can be checked (docs/log.md). Tests compare the tensors of both.
 """
 
 from __future__ import annotations
@@ -23,15 +23,19 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from ..errors import CheckpointFormatError
-from .files import Sink, check_file, raw_bytes, unreadable
-from .format import IGNORED
+from ...errors import CheckpointFormatError
+from ...printable import shown
+from ..files import check_file, unreadable
 from .mapped import MappedFile, TensorFile
+from .output_file import OutputFile, raw_bytes
 from .pickle_walk import walk
 from .stored_tensor import StoredTensor
-from .zip_directory import Record, quoted, read_directory
+from .zip_directory import Record, read_directory
 
-__all__ = ["PthWriter", "open_pth", "records_of"]
+__all__ = ["IGNORED", "PthWriter", "open_pth", "records_of"]
+
+# Written by older exporters; the runtime computes this table from rope_theta, in float32.
+IGNORED = frozenset({"rope.freqs"})
 
 _STORAGES = {
     torch.bfloat16: torch.BFloat16Storage,
@@ -39,21 +43,21 @@ _STORAGES = {
     torch.float32: torch.FloatStorage,
 }
 _ALIGNMENT = 64
-# zipfile puts these 20 bytes behind our padding, for sizes of 4 GB and more.
+# zipfile adds these 20 bytes after our padding, for sizes of 4 GB and more.
 _ZIP64_EXTRA = 20
-# That of a 70B in one file takes 120 KB.
+# The data.pkl of a 70B in one file has 120 KB.
 _LONGEST_PICKLE = 16 << 20
-# Tensors may share a storage, as tied embeddings do; all of them together are no more than so many files.
+# Tensors may share a storage, as tied embeddings do. Their sizes add up to at most 4 times the file's.
 _MOST_SHARED = 4
 
 
 def open_pth(path: Path) -> TensorFile:
-    """The tensors of a .pth, mapped; every byte of them lies within the file.
+    """The tensors of a .pth, memory-mapped. Every byte of them has been checked to be within the file.
 
     Raises:
-        CheckpointNotFoundError: no such file.
-        CheckpointFormatError: HTML, a bare pickle, a truncated file, objects other than tensors, tensors that
-            are not stored as plain bytes.
+        CheckpointNotFoundError: there is no such file.
+        CheckpointFormatError: an HTML page, a bare pickle, a truncated file, objects other than tensors, or
+            tensors that are not stored as plain bytes.
     """
     check_file(path)
     try:
@@ -63,7 +67,7 @@ def open_pth(path: Path) -> TensorFile:
             records = _records(path, file.fileno(), size)
             stored = walk(_content(file.fileno(), records, "data.pkl", _LONGEST_PICKLE))
             _check_order(file.fileno(), records)
-            places = _places(stored, records, size)
+            offsets = _offsets(stored, records, size)
             mapped = MappedFile(path, file.fileno(), size)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -72,7 +76,7 @@ def open_pth(path: Path) -> TensorFile:
             raise
         raise CheckpointFormatError(f"{path} {error}") from error
     tensors = {
-        name: mapped.tensor(each.storage.dtype, places[name], each.shape, each.strides)
+        name: mapped.tensor(each.storage.dtype, offsets[name], each.shape, each.strides)
         for name, each in stored.items()
         if name not in IGNORED
     }
@@ -80,10 +84,10 @@ def open_pth(path: Path) -> TensorFile:
 
 
 def records_of(path: Path) -> dict[str, Record]:
-    """The records of a .pth; none where it is no sound archive.
+    """The records of a .pth; empty if it is not a valid archive.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         try:
@@ -107,7 +111,7 @@ def _check_head(path: Path, head: bytes, size: int) -> None:
 
 
 def _records(path: Path, file: int, size: int) -> dict[str, Record]:
-    """The records of a .pth by their names in it: torch.save puts all into one folder, named as it likes."""
+    """The records of a .pth, named without the folder into which torch.save puts all of them."""
     try:
         records = read_directory(file, size)
     except ValueError as error:
@@ -119,10 +123,12 @@ def _records(path: Path, file: int, size: int) -> dict[str, Record]:
     strays = [name for name in records if not name.startswith(folder)]
     found = {name.removeprefix(folder): record for name, record in records.items()}
     if strays or "data.pkl" not in found:
-        raise CheckpointFormatError(f"{path} is a zip archive, but none of torch.save: it has no data.pkl")
+        raise CheckpointFormatError(
+            f"{path} is a zip archive, but torch.save did not write it: it has no data.pkl"
+        )
     if "constants.pkl" in found:
         raise CheckpointFormatError(
-            f"{path} is a TorchScript program, not weights; torch.save the state dict of what it holds"
+            f"{path} is a TorchScript program, not weights; torch.save its state dict"
         )
     return found
 
@@ -141,11 +147,11 @@ def _check_order(file: int, records: Mapping[str, Record]) -> None:
         raise ValueError("was saved on a big-endian machine; load it in torch on this one and save it again")
 
 
-def _places(stored: Mapping[str, StoredTensor], records: Mapping[str, Record], size: int) -> dict[str, int]:
-    """The byte of the file at which each tensor begins.
+def _offsets(stored: Mapping[str, StoredTensor], records: Mapping[str, Record], size: int) -> dict[str, int]:
+    """The byte offset of each tensor in the file.
 
     Raises:
-        ValueError: a tensor is not within the record that it names.
+        ValueError: a tensor is not within its record.
     """
     found = {}
     total = 0
@@ -154,50 +160,50 @@ def _places(stored: Mapping[str, StoredTensor], records: Mapping[str, Record], s
         record = records.get(f"data/{storage.key}")
         if record is None:
             raise ValueError(
-                f"lacks the record data/{storage.key[:100]!r} of {quoted(name)}; download it again"
+                f"lacks the record data/{storage.key[:100]!r} of {shown(name)}; download it again"
             )
         if storage.count * itemsize > record.size:
             raise ValueError(
-                f"says that {quoted(name)} lies in {storage.count * itemsize:,} bytes, but its record has"
+                f"says that the storage of {shown(name)} has {storage.count * itemsize:,} bytes, but its record has"
                 f" {record.size:,}; download it again"
             )
         total += torch.Size(each.shape).numel() * itemsize
         found[name] = record.start + each.offset * itemsize
     if total > _MOST_SHARED * size:
         raise ValueError(
-            f"has {size:,} bytes, but its tensors take {total:,}: most of them are the same bytes under many names."
-            " No model of this family is stored so; it was made to do harm, or is of another kind"
+            f"has {size:,} bytes, but its tensors take {total:,}: many names share the same bytes. No model of this"
+            " family is stored like that; the file was made to do harm, or holds another kind of model"
         )
     return found
 
 
 class PthWriter:
-    """Writes a dictionary of named tensors as torch.save does, a chunk at a time.
+    """Writes a dictionary of named tensors as torch.save does, one chunk at a time.
 
     Args:
-        path: is created.
+        path: the file to create.
         shapes: names and shapes, in the order in which the tensors will be written.
-        dtype: of all of them.
+        dtype: of all tensors.
     """
 
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         self.path = path
-        self._file = Sink(path, md5=True)
-        # Not seekable, so that zipfile writes each byte once and the hash can follow.
+        self._file = OutputFile(path, md5=True)
+        # Not seekable, so that zipfile writes each byte once, in order, and the hash can follow.
         self._zip = zipfile.ZipFile(cast("BinaryIO", self._file), "w", zipfile.ZIP_STORED, allowZip64=True)
         self._next = 0
         self._small("data.pkl", _pickled(shapes, dtype))
         self._small("byteorder", b"little")
 
     def write(self, chunks: Iterable[torch.Tensor]) -> None:
-        """The next tensor, as contiguous pieces of it in order. A piece may be overwritten afterwards."""
+        """Write the next tensor from contiguous pieces, in order. Each piece may be overwritten afterwards."""
         with self._record(f"data/{self._next}") as record:
             for chunk in chunks:
                 record.write(raw_bytes(chunk))
         self._next += 1
 
-    def close(self) -> Sink:
-        """Finish the archive -> its checksums."""
+    def close(self) -> OutputFile:
+        """Finish the archive -> the closed file, with its checksums."""
         self._small("version", b"3\n")
         self._zip.close()
         self._file.close()
@@ -208,7 +214,7 @@ class PthWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is not None:
-            self._zip.fp = None  # or its destructor would try to finish the archive
+            self._zip.fp = None  # otherwise its destructor would try to finish the archive
             self._file.close()
 
     def _small(self, name: str, content: bytes) -> None:
@@ -219,19 +225,19 @@ class PthWriter:
         info = zipfile.ZipInfo(f"archive/{name}")
         header = self._file.written + 30 + len(info.filename) + 4 + _ZIP64_EXTRA
         padding = -header % _ALIGNMENT
-        info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)  # "FB": padding, as torch has it
+        info.extra = struct.pack("<HH", 0x4246, padding) + bytes(padding)  # "FB": padding, as torch writes it
         return self._zip.open(info, "w", force_zip64=True)
 
 
 class _Storage:
-    """Stands for storage `key` while data.pkl is made."""
+    """Stands for storage `key` while data.pkl is pickled."""
 
     def __init__(self, key: int, dtype: torch.dtype, count: int) -> None:
         self.identity = ("storage", _STORAGES[dtype], str(key), "cpu", count)
 
 
 class _Entry:
-    """Pickles as a contiguous tensor of its own storage."""
+    """Pickles as a contiguous tensor with its own storage."""
 
     def __init__(self, storage: _Storage, shape: tuple[int, ...]) -> None:
         self._storage, self._shape = storage, shape

@@ -1,9 +1,9 @@
-"""A folder in Hugging Face's layout, opened as it is: config.json, safetensors or pytorch_model*.bin.
+"""Hugging Face's layout: config.json, and whole tensors in *.safetensors or pytorch_model*.bin.
 
-Two things differ from Meta's layout beside the names. Every tensor is whole, wherever it lies. And the
-rows of q_proj and k_proj are ordered so that a rotary pair lies half a head apart: row 2i + p of a head
-in Meta's order is row p * D/2 + i here. Reading undoes that; q_proj has n_heads heads, k_proj the
-key/value ones, and v_proj is as in Meta's.
+Besides the names, two things differ from Meta's layout. No tensor is split over files. And the rows of q_proj
+and k_proj are permuted so that the two rows of a rotary pair lie half a head apart: row 2i + p of a head in
+Meta's order is row p * D/2 + i here (D = head_dim). Reading undoes that, for n_heads heads of q_proj and
+kv_heads heads of k_proj; v_proj is the same in both.
 """
 
 from __future__ import annotations
@@ -14,23 +14,16 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
-from ..printable import shown
-from .files import is_there, read_json, some
-from .format import with_vocab
+from ...errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
+from ...printable import shown
+from ..base import Checkpoint, Part, Range, checked_dtype
+from ..files import is_there, read_json, some
+from ..weight_files.pth import open_pth
+from ..weight_files.safetensors import open_safetensors
 from .hf_config import read_config
-from .pth import open_pth
-from .safetensors import open_safetensors
-from .source import Checkpoint, Part, Range, checked_dtype
+from .meta_files import with_vocab
 
-__all__ = [
-    "KEPT_FILES",
-    "HuggingFaceCheckpoint",
-    "hf_name",
-    "is_hugging_face",
-    "rotary_heads",
-    "weight_files",
-]
+__all__ = ["COMPANION_FILES", "HuggingFaceCheckpoint", "hf_name", "rotary_heads", "weight_files"]
 
 _PARTS = {
     "attention.wq": "self_attn.q_proj",
@@ -48,8 +41,8 @@ _WHOLE = {
     "norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-# Beside the weights and config.json, what a folder says of its model.
-KEPT_FILES = (
+# Files beside weights and config.json that describe the model.
+COMPANION_FILES = (
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -58,13 +51,13 @@ KEPT_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# Of older exports; computed from rope_theta, in float32.
+# Written by older exporters; the runtime computes these from rope_theta, in float32.
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def hf_name(name: str) -> str:
-    """Hugging Face's name of a tensor, e.g. model.layers.3.self_attn.q_proj.weight."""
+    """Meta's name of a tensor -> Hugging Face's, e.g. model.layers.3.self_attn.q_proj.weight."""
     if name in _WHOLE:
         return _WHOLE[name]
     _, layer, part, *rest = name.removesuffix(".weight").split(".")
@@ -72,35 +65,31 @@ def hf_name(name: str) -> str:
 
 
 def rotary_heads(name: str, n_heads: int, kv_heads: int) -> int:
-    """Heads whose rows are ordered otherwise than Meta's; 0 for a tensor that is the same in both."""
+    """The number of heads whose rows are permuted; 0 for a tensor that is the same in both layouts."""
     return {"wq": n_heads, "wk": kv_heads}.get(name.split(".")[-2], 0)
 
 
-def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder looks like one of Hugging Face's."""
-    return any(is_there(folder / name) for name in ("config.json", *_INDEXES))
-
-
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """The weight files of a folder, and where its index, if it has one, says that each tensor lies.
+    """The weight files of a folder, and the index's map from tensor to file (None without an index).
 
-    safetensors are preferred to pytorch_model*.bin where both are there.
+    If a folder has both safetensors and pytorch_model*.bin, safetensors are used.
 
     Raises:
-        CheckpointNotFoundError: no weights, or a file that the index names is absent.
-        CheckpointFormatError: an index that is not sound, or that names a file outside the folder.
+        CheckpointNotFoundError: there are no weights, or a file that the index names is missing.
+        CheckpointFormatError: the index is malformed, or names a file outside the folder.
     """
     for index, single, pattern in (
         (_INDEXES[0], "model.safetensors", "*.safetensors"),
         (_INDEXES[1], "pytorch_model.bin", "pytorch_model*.bin"),
     ):
-        # In this order, as transformers: it leaves an old index where it saves the model again as one file.
+        # Single file first, as in transformers, which leaves an old index behind when it saves a model again
+        # as one file.
         if is_there(folder / single):
             return [folder / single], None
         if is_there(folder / index):
             where = _weight_map(folder / index)
             return [folder / name for name in sorted(set(where.values()))], where
-        # "consolidated" is another vendor's copy of the same weights, in names of its own.
+        # Some vendors add the same weights again under other names, as consolidated*.safetensors.
         found = [path for path in sorted(folder.glob(pattern)) if not path.name.startswith("consolidated")]
         if found:
             _check_numbers(found)
@@ -128,12 +117,12 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _check_numbers(files: list[Path]) -> None:
-    """Files "00001-of-00003" without an index: all three must be there."""
+    """Numbered files without an index, e.g. "00001-of-00003": all three must be there."""
     matches = [re.search(r"-(\d+)-of-(\d+)\.", path.name) for path in files]
     numbers = {int(match[1]) for match in matches if match}
     totals = {int(match[2]) for match in matches if match}
     total = max(totals, default=0)
-    # A name may announce any number of files: no more are counted than show the first three that are missing.
+    # A name can claim any number of files; count only far enough to find the first three that are missing.
     counted = range(1, min(total, len(numbers) + 3) + 1)
     missing = [str(number) for number in counted if number not in numbers]
     if missing:
@@ -144,16 +133,30 @@ def _check_numbers(files: list[Path]) -> None:
 
 
 class HuggingFaceCheckpoint(Checkpoint):
-    """An opened folder: its files are mapped, its config, keys and shapes checked.
+    """A folder in Hugging Face's layout: its files are mapped, and its config, keys and shapes checked.
+
+    Args:
+        folder: holds config.json and the weight files.
+        max_seq_len, max_batch_size: limits to put into `args`.
+        agree: has no effect, since every weight is stored once.
 
     Raises:
-        CheckpointNotFoundError, CheckpointFormatError, CheckpointMismatchError: naming file and tensor.
-        ConfigError: config.json asks for something that this runtime does not do, by name.
+        CheckpointNotFoundError, CheckpointFormatError, CheckpointMismatchError: with the names of file and
+            tensor.
+        ConfigError: config.json asks for something that this runtime does not support; the message names it.
     """
 
     layout = "Hugging Face"
+    config_name = "config.json"
 
-    def __init__(self, folder: Path, max_seq_len: int, max_batch_size: int) -> None:
+    @classmethod
+    def recognizes(cls, folder: Path) -> bool:
+        """Whether the folder has a config.json or an index of weight files."""
+        return any(is_there(folder / name) for name in (cls.config_name, *_INDEXES))
+
+    def __init__(
+        self, folder: Path, max_seq_len: int = 2048, max_batch_size: int = 1, *, agree: bool = True
+    ) -> None:
         self.folder = folder
         args, tied = read_config(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
         self.files, where = weight_files(folder)
@@ -165,9 +168,9 @@ class HuggingFaceCheckpoint(Checkpoint):
             self._take(path, opened, where)
         shared = self._tensors.get(_WHOLE["tok_embeddings.weight"])
         if tied and shared is not None:
-            # Whatever is stored: transformers ties them when it loads.
+            # Even if lm_head.weight is stored too: transformers ties them when it loads.
             self._tensors[_WHOLE["output.weight"]] = shared
-        self.args = with_vocab(args, self._vocab(), "config.json")
+        self.args = with_vocab(args, self._vocab(), self.config_name)
         self.dtype = checked_dtype(self._tensors[_WHOLE["tok_embeddings.weight"]][1].dtype, folder)
         self._check(where)
 
@@ -241,7 +244,7 @@ class HuggingFaceCheckpoint(Checkpoint):
         for head in range(rows[0] // dim, -(-rows[1] // dim)):
             first, last = max(rows[0], head * dim), min(rows[1], (head + 1) * dim)
             for parity in (0, 1):
-                # The pairs of this head whose row of this parity lies within the window.
+                # The rotary pairs of this head whose row of this parity is in the window.
                 start = -(-(first - head * dim - parity) // 2)
                 stop = -(-(last - head * dim - parity) // 2)
                 if start < stop:

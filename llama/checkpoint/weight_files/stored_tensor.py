@@ -1,4 +1,4 @@
-"""A tensor as torch.save describes it: a view into a storage, whose numbers are a stranger's until they are checked."""
+"""A tensor as torch.save describes it: a view of a storage, with numbers that must be checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Storage", "StoredTensor"]
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes that tensors lie in: the record data/`key`, `count` elements of one dtype."""
+    """The memory of one or more tensors: `count` elements of one dtype, in the record data/`key`."""
 
     key: str
     dtype: torch.dtype
@@ -21,10 +21,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in its storage; offset and strides in elements, as torch has them.
-
-    No two of its elements are the same bytes, and all lie within what the storage says it has.
-    """
+    """A view of a storage; offset and strides count elements, as in torch. `problem` checks them."""
 
     storage: Storage
     offset: int
@@ -33,23 +30,23 @@ class StoredTensor:
 
     @property
     def empty(self) -> bool:
-        """Of no elements."""
+        """Whether it has no elements."""
         return 0 in self.shape
 
     @property
     def span(self) -> int:
-        """Elements from its first to its last."""
+        """Number of storage elements from its first element to its last, inclusive."""
         return (
             0 if self.empty else 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         )
 
     def problem(self) -> str | None:
-        """What is wrong with its numbers."""
+        """What is wrong with its numbers, or None: its elements are in the storage and do not overlap."""
         dims = sorted((s, n) for n, s in zip(self.shape, self.strides, strict=True) if n > 1)
         if min(self.offset, *self.shape, *self.strides, 0) < 0:
             return "has a negative offset, extent or stride"
         if self.empty:
-            # Whatever its strides are; torch counts its extents in 64 bits all the same.
+            # Strides do not matter, but torch still multiplies the sizes in 64 bits.
             return "is too large" if math.prod(max(1, n) for n in self.shape) >= 1 << 60 else None
         reach = 0
         for stride, extent in dims:

@@ -1,7 +1,7 @@
-"""What every opened checkpoint can do, whatever its layout: say what it is, and give windows of its weights.
+"""The base class of an opened checkpoint: what it is, and windows of its weights.
 
-Names, shapes and the order of rotary pairs are Meta's; a layout that differs translates. Files are
-mapped, so a window costs the bytes it holds.
+Names, shapes and the order of rotary rows are Meta's; a layout that differs translates. Files are
+memory-mapped, so reading a window costs the bytes of that window.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import torch
 from ..errors import CheckpointFormatError
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
-from . import huge_pages as pages
-from .mapped import MappedFile
+from . import huge_pages
+from .weight_files.mapped import MappedFile
 
 __all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name", "windows"]
 
 Range = tuple[int, int]
-# Bytes of a mapped file that are read before their pages are given back.
+# Bytes of a mapped file to read before giving its pages back.
 _WINDOW = 32 << 20
 
 
 class Part(NamedTuple):
-    """Mapped weights, and the rows and columns (None: one dimension) of a window that they fill."""
+    """Mapped weights, and the rows and columns of a window that they fill (columns None: a vector)."""
 
     source: torch.Tensor
     rows: slice
@@ -36,41 +36,51 @@ class Part(NamedTuple):
 
 
 class Checkpoint(ABC):
-    """An opened checkpoint whose keys and shapes have been checked.
+    """An opened checkpoint; its keys and shapes have been checked.
+
+    A subclass opens one layout. It sets the attributes below and implements `recognizes`, `parts` and
+    `stored`. Its constructor takes (folder, max_seq_len, max_batch_size, agree), as `open_checkpoint` does.
 
     Attributes:
-        folder: where it lies.
-        layout: "Meta" or "Hugging Face".
+        layout: the layout's name for messages, "Meta" or "Hugging Face".
+        config_name: the file with the hyperparameters.
+        folder: the folder it was opened from.
         files: the weight files, in order.
-        args: hyperparameters, with the vocabulary filled in.
-        dtype: as stored.
-        mapped: `files`, mapped.
+        args: hyperparameters, with the vocabulary size filled in.
+        dtype: of the stored weights.
+        mapped: `files`, memory-mapped.
     """
 
     layout: str
+    config_name: str
     folder: Path
     files: list[Path]
     args: ModelArgs
     dtype: torch.dtype
     mapped: list[MappedFile]
 
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, folder: Path) -> bool:
+        """Whether the folder looks like one of this layout, by its file names."""
+
+    @abstractmethod
+    def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
+        """The pieces of mapped files that fill the window rows x columns of a tensor, in Meta's row order."""
+
+    @abstractmethod
+    def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
+        """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The whole shape of every tensor, by Meta's names."""
+        """The full shape of every tensor, by Meta's names."""
         return expected_shapes(self.args)
 
     @property
     def shards(self) -> int:
-        """Weight files."""
+        """Number of weight files."""
         return len(self.files)
-
-    @abstractmethod
-    def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
-        """What fills the window rows x columns of a tensor, in Meta's order of rows."""
-
-    @abstractmethod
-    def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
-        """Every tensor of every file as it is stored: its name there, the file, the mapped tensor."""
 
     def read(self, name: str, out: torch.Tensor, rows: Range, columns: Range | None = None) -> None:
         """Fill `out` with a window of a tensor, converting dtype and device."""
@@ -80,13 +90,14 @@ class Checkpoint(ABC):
                 target[first : first + len(window)].copy_(window)
 
     def windows(self, source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
-        """`windows` of one of this checkpoint's tensors.
+        """`windows` of one of this checkpoint's tensors, checking that its file is still complete.
 
         Raises:
-            CheckpointFormatError: its file was cut meanwhile. What is gone may end the process before that, with
-                SIGBUS, or read as zeros; so the size is asked before each window and behind the last.
+            CheckpointFormatError: the file was truncated since it was opened. Touching the lost bytes could
+                end the process first (SIGBUS) or read zeros, so the size is checked before each window and
+                after the last.
         """
-        file = next((each for each in self.mapped if each.holds(source)), None)  # None: no elements
+        file = next((each for each in self.mapped if each.holds(source)), None)  # None: an empty tensor
         for window in windows(source, multiple):
             if file is not None:
                 file.check()
@@ -95,7 +106,7 @@ class Checkpoint(ABC):
             file.check()
 
     def slice_of(self, name: str, rank: int, size: int) -> tuple[Range, Range | None]:
-        """The rows and columns of a tensor that rank `rank` of `size` holds."""
+        """The rows and columns of a tensor that model-parallel rank `rank` of `size` holds."""
         shape = self.shapes[name]
         ranges = [(0, extent) for extent in shape]
         axis = axis_of(name)
@@ -104,20 +115,20 @@ class Checkpoint(ABC):
         return ranges[0], ranges[1] if len(ranges) > 1 else None
 
     def copy_slice(self, name: str, out: torch.Tensor, rank: int, size: int) -> None:
-        """Fill `out` with what rank `rank` of `size` holds of a tensor, converting dtype and device."""
+        """Fill `out` with the slice of a tensor that rank `rank` of `size` holds (see `slice_of`, `read`)."""
         self.read(name, out, *self.slice_of(name, rank, size))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As people write it: bfloat16."""
+    """The name without "torch.", e.g. bfloat16."""
     return str(dtype).removeprefix("torch.")
 
 
 def checked_dtype(dtype: torch.dtype, folder: Path) -> torch.dtype:
-    """The dtype of weights, if it is one for weights.
+    """The dtype of a checkpoint's weights, if this runtime reads it.
 
     Raises:
-        CheckpointFormatError: integers, as of a quantized checkpoint, or 8-bit floats.
+        CheckpointFormatError: integers, as in a quantized checkpoint, or 8-bit floats.
     """
     if dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         raise CheckpointFormatError(
@@ -128,15 +139,15 @@ def checked_dtype(dtype: torch.dtype, folder: Path) -> torch.dtype:
 
 
 def windows(source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
-    """A mapped tensor in windows of rows (first row, window); pages are given back behind each.
+    """Walk a mapped tensor in windows of rows: (first row, window). Pages are given back after each window.
 
-    They would count as this process's memory otherwise. A window has a multiple of `multiple` rows.
+    Otherwise they would count as this process's memory. The rows of a window are a multiple of `multiple`.
     """
     row_bytes = source.stride(0) * source.element_size()
     rows = max(1, _WINDOW // max(1, row_bytes) // multiple) * multiple
     for first in range(0, source.shape[0], rows):
         window = source[first : first + rows]
         yield first, window
-        # Up to its last element, not its last row: a slice of columns would reach past the file.
+        # Up to the last element, not the end of its row: a slice of columns would reach past the file.
         last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
-        pages.drop(window.data_ptr(), (last + 1) * source.element_size())
+        huge_pages.drop(window.data_ptr(), (last + 1) * source.element_size())

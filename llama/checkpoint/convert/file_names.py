@@ -1,7 +1,7 @@
-"""The names of the files that a conversion writes: all of them, and no others.
+"""Every file name that a conversion writes, and no other.
 
-The writer takes its names from here, a finished folder is held to them before it is published, and --force removes a
-file only if its whole name is one of them.
+The writer takes its names from here, a finished folder is checked against them before it is published, and
+--force removes a file only if its name is one of them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .hf_tokenizer import TOKENIZER_FILES
-from .hugging_face import KEPT_FILES
+from ..layouts.hf_tokenizer import TOKENIZER_FILES
+from ..layouts.hugging_face import COMPANION_FILES
 
-__all__ = ["is_written", "part_name", "shard_name"]
+__all__ = ["is_weights", "is_written", "part_name", "shard_name"]
 
 PARAMS = "params.json"
 CHECKLIST = "checklist.chk"
@@ -22,27 +22,27 @@ GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
 
 _FIXED = frozenset(
-    {PARAMS, CHECKLIST, TOKENIZER, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES, *KEPT_FILES}
+    {PARAMS, CHECKLIST, TOKENIZER, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES, *COMPANION_FILES}
 )
 
 
 def shard_name(shard: int) -> str:
-    """Of Meta's layout, e.g. consolidated.00.pth."""
+    """The name of a shard in Meta's layout, e.g. consolidated.00.pth."""
     return f"consolidated.{shard:02d}.pth"
 
 
 def part_name(number: int, count: int) -> str:
-    """Of file `number`, from 1, of `count` in Hugging Face's layout, e.g. model-00001-of-00003.safetensors."""
+    """The name of file `number` (from 1) of `count`, e.g. model-00001-of-00003.safetensors."""
     return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def is_weights(name: str) -> bool:
-    """Whether a name that a conversion writes is one of weights."""
+    """Whether a name that a conversion writes is that of a weight file."""
     return Path(name).suffix in (".pth", ".safetensors")
 
 
 def is_written(name: str) -> bool:
-    """Whether a conversion gives a file this name: the writer, asked for the numbers in it, makes just this one."""
+    """Whether a conversion writes a file of this name: the functions above return it for its numbers."""
     numbers = [int(each) for each in re.findall("[0-9]+", name)]
     if len(numbers) == 1:
         return name == shard_name(numbers[0])

@@ -1,4 +1,4 @@
-"""config.json <-> ModelArgs. What config.json asks for and this runtime does not do is refused by name."""
+"""config.json <-> ModelArgs. A config.json with an unsupported value is refused, with the key's name."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from ..errors import ConfigError
-from ..printable import shown
-from ..sizing.args import ModelArgs
-from ..sizing.family import member_of
-from ..tokenizer import Tokenizer
-from .files import read_json
-from .source import dtype_name
+from ...errors import ConfigError
+from ...printable import shown
+from ...sizing.args import ModelArgs
+from ...sizing.family import member_of
+from ...tokenizer import Tokenizer
+from ..base import dtype_name
+from ..files import read_json
 
 __all__ = ["config_of", "generation_config_of", "params_of", "read_config", "trained_context"]
 
-# transformers' own defaults, for keys that a config.json leaves out.
+# transformers' defaults, for keys missing from config.json.
 _NORM_EPS, _ROPE_THETA = 1e-6, 10000.0
-# Of a dimension or a number of layers: ModelArgs has the exact ones.
+# Upper limit of a dimension or a number of layers; ModelArgs has the exact limits.
 _MOST = 1 << 24
-# Key -> the values with which a Llama is what this runtime computes.
+# Key -> the values that this runtime supports.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "hidden_act": ("silu", "swish", None),
@@ -35,11 +35,11 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 def read_config(folder: Path, *, max_seq_len: int, max_batch_size: int) -> tuple[ModelArgs, bool]:
-    """ModelArgs from config.json, and whether input and output embeddings are tied.
+    """ModelArgs from config.json, and whether input and output embeddings are tied (one shared weight).
 
     Raises:
-        CheckpointNotFoundError, CheckpointFormatError: no config.json, or no JSON object in it.
-        ConfigError: another architecture, rope scaling, biases, a quantized model, missing or bad values.
+        CheckpointNotFoundError, CheckpointFormatError: there is no config.json, or it is not a JSON object.
+        ConfigError: another architecture, rope scaling, biases, a quantized model, missing or invalid values.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -74,10 +74,10 @@ def _refuse(config: dict[str, Any]) -> None:
 def _rope_theta(config: dict[str, Any]) -> Any:
     """The base of the rotary frequencies, wherever config.json names it.
 
-    transformers 4 writes rope_theta, and rope_scaling where positions are scaled; transformers 5 writes
-    rope_parameters with both in it, but reads rope_scaling in its place where that is there and not empty. A
-    rope_theta in the one it reads comes before the one outside. Releases that know only the one outside
-    would compute another model from such a file, so values that differ are refused.
+    transformers 4 writes rope_theta at the top level, and rope_scaling if positions are scaled. transformers
+    5 writes rope_parameters with both in it, but reads a non-empty rope_scaling in its place. A rope_theta
+    inside the object that it reads takes precedence over the top-level one. transformers 4 knows only the
+    top-level one and would compute another model from such a file, so values that differ are refused.
     """
     found: dict[str, dict[str, Any]] = {}
     for key in ("rope_scaling", "rope_parameters"):
@@ -90,7 +90,7 @@ def _rope_theta(config: dict[str, Any]) -> Any:
     named = {
         f"rope_theta in {key}": value["rope_theta"] for key, value in found.items() if "rope_theta" in value
     }
-    # What transformers takes where the object that counts names none.
+    # What transformers uses if the object that it reads names none.
     outside = config.get("rope_theta", _ROPE_THETA)
     if "rope_theta" in config or (found and "rope_theta" not in next(iter(found.values()))):
         named["rope_theta" if "rope_theta" in config else "rope_theta by default"] = outside
@@ -105,7 +105,7 @@ def _rope_theta(config: dict[str, Any]) -> Any:
 
 
 def _refuse_scaling(key: str, value: dict[str, Any]) -> None:
-    """Raise ConfigError for anything in the object but rope_theta that changes the frequencies, or could."""
+    """Raise ConfigError for anything in the object, except rope_theta, that may change the frequencies."""
     kind = value.get("rope_type", value.get("type", "default"))
     factor = value.get("partial_rotary_factor", 1)
     extra = sorted(set(value) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"})
@@ -142,9 +142,10 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ffn_rule(dim: int, ffn: int) -> tuple[int, float]:
-    """multiple_of and ffn_dim_multiplier with which Meta's rule gives a feed-forward dimension.
+    """The multiple_of and ffn_dim_multiplier from which Meta's rule computes a feed-forward dimension.
 
-    Meta's own values are tried first, so that a member of the family gets back the params.json it had.
+    Meta's own values are tried first, so that a model of the family gets the params.json it was published
+    with.
     """
     hidden = int(2 * 4 * dim / 3)
     largest = ffn & -ffn  # the largest power of two that divides it
@@ -179,9 +180,10 @@ def params_of(args: ModelArgs) -> dict[str, Any]:
 
 
 def trained_context(args: ModelArgs) -> int:
-    """Tokens that a model was trained for, by its rope_theta: max_position_embeddings of config.json.
+    """Context length of the training, for max_position_embeddings in config.json; guessed from rope_theta.
 
-    2048 where rope_theta is not raised, as transformers' own conversion has it; of the 70B that is Instruct, with 4096.
+    Without a raised rope_theta it is 2048, as in transformers' own conversion; for a 70B (Instruct) it is
+    4096.
     """
     member = member_of(args)
     if args.rope_theta > 1e4:
@@ -220,7 +222,7 @@ def config_of(args: ModelArgs, dtype: torch.dtype, tokenizer: Tokenizer) -> dict
 
 
 def generation_config_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The content of generation_config.json; every id that ends an answer."""
+    """The content of generation_config.json: bos, and every id that ends an answer."""
     ends = [tokenizer.eos_id]
     ends += [i for i in (tokenizer.eot_id, tokenizer.step_id) if i is not None]
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": ends if len(ends) > 1 else ends[0]}

@@ -1,4 +1,4 @@
-"""A folder takes the name of another: in one step where there is one, and never half done for a signal."""
+"""Replaces one folder by another: in one step where the system can, and uninterrupted by signals."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from typing import Any
 
 __all__ = ["take_name", "uninterrupted"]
 
-# Of Linux' renameat2(2).
+# Constants of Linux' renameat2(2).
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
 def take_name(new: Path, old: Path, aside: Path) -> Path:
-    """The folder `new` gets the name of the folder `old`; all three names are of one folder -> where the old one is.
+    """Give the folder `new` the name of the folder `old` -> where the old folder is now.
 
-    In one step where system and file system know one: the two exchange their names. Else in two renames, of which the
-    first puts the old one `aside` and is undone if the second fails; call it within `uninterrupted`. A process that is
-    killed between the two leaves `aside`.
+    All three paths must have the same parent. Where the system and file system support it, the two exchange
+    their names in one step. Otherwise it takes two renames: the first moves the old folder to `aside`, and is
+    undone if the second fails. Call it within `uninterrupted`. A process killed between the two renames
+    leaves `aside`.
 
     Raises:
-        OSError: both are as they were.
+        OSError: nothing was renamed.
     """
     if _exchange(new, old):
         return new
@@ -42,10 +43,10 @@ def take_name(new: Path, old: Path, aside: Path) -> Path:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Whether two names were exchanged at once; False where that is not to be had.
+    """Exchange two names in one step -> whether it was done; False if that is not supported here.
 
     Raises:
-        OSError: they could not be exchanged for a reason that two renames would meet as well.
+        OSError: it failed for a reason that would make two renames fail too.
     """
     if sys.platform != "linux":
         return False
@@ -63,9 +64,9 @@ def _exchange(first: Path, second: Path) -> bool:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Signals that would end the process, or raise, do so behind it: for steps that take a moment together.
+    """Postpone SIGINT, SIGTERM and SIGHUP to the end of the block: a few short steps that belong together.
 
-    Only the main thread gets them; in another one nothing changes.
+    Python handles signals in the main thread only; in another thread this does nothing.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -76,7 +77,7 @@ def uninterrupted() -> Iterator[None]:
         came.append(number)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # None: a handler that is not Python's, which cannot be put back.
+    # None: a handler that was not set by Python, which cannot be restored.
     before = {each: signal.getsignal(each) for each in numbers}
     before = {each: handler for each, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     try:

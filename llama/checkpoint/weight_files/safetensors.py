@@ -1,9 +1,10 @@
-"""safetensors files: opened as mapped tensors, and written one tensor at a time.
+"""safetensors files: read as memory-mapped tensors, and written one tensor at a time.
 
 A file is 8 bytes with the length of the header, the header (JSON: name -> dtype, shape, offsets), and the
-tensors' bytes without a gap. Source: the format's public description. Read and written here instead of by the
-package of that name: a rank's slices take a quarter of its memory, and a file is written without holding it
-(docs/log.md). That package is the tests' oracle: what is accepted here it reads too, as the same tensors.
+bytes of the tensors without gaps. Source: the format's public description. The package of that name is not
+used: reading a rank's slices here takes a quarter of its memory, and a file is written without holding it in
+memory (docs/log.md). The package is the oracle of the tests: whatever is accepted here, it reads as the same
+tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 
 import torch
 
-from ..errors import CheckpointFormatError
-from ..printable import shown
-from .files import MOST_JSON, Sink, check_file, raw_bytes, strict_object, unreadable
+from ...errors import CheckpointFormatError
+from ...printable import shown
+from ..files import MOST_JSON, check_file, strict_object, unreadable
 from .mapped import MappedFile, TensorFile
+from .output_file import OutputFile, raw_bytes
 
 __all__ = ["SafetensorsWriter", "open_safetensors"]
 
@@ -37,16 +39,16 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# Dimensions of a tensor; its elements, and every other size: what torch can hold.
+# What torch can hold: dimensions of a tensor; its elements, and every other size.
 _MOST_DIMENSIONS, _MOST_SIZE = 64, 2**63 - 1
 
 
 def open_safetensors(path: Path) -> TensorFile:
-    """The tensors of a file, mapped.
+    """The tensors of a file, memory-mapped.
 
     Raises:
-        CheckpointNotFoundError: no such file.
-        CheckpointFormatError: no safetensors file, a truncated one, or one that is not sound.
+        CheckpointNotFoundError: there is no such file.
+        CheckpointFormatError: it is not a safetensors file, truncated, or malformed.
     """
     size = check_file(path)
     raw = _header(path, size)
@@ -68,7 +70,11 @@ def open_safetensors(path: Path) -> TensorFile:
 
 
 def _header(path: Path, size: int) -> bytes:
-    """The header's bytes. Its length decides what the file is: text only ever explains a length that cannot be."""
+    """The bytes of the header.
+
+    A file with a plausible header length is taken as safetensors; only an impossible length makes us look for
+    a reason, such as a web page.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -92,7 +98,7 @@ def _header(path: Path, size: int) -> bytes:
 
 
 def _entries(raw: bytes, size: int) -> dict[str, _Entry]:
-    """The tensors that a header announces, for `size` bytes of data; ValueError where it is not sound."""
+    """The tensors that a header announces, for `size` bytes of data; ValueError if it is malformed."""
     header = strict_object(raw, parse_int=_whole, parse_constant=_no_number)
     told = header.pop("__metadata__", None)
     if told is not None and not (
@@ -105,16 +111,16 @@ def _entries(raw: bytes, size: int) -> dict[str, _Entry]:
 
 
 def _whole(text: str) -> int | float:
-    # "-0" is an int in Python, and no unsigned number in the format.
+    # Python reads "-0" as an int, but the format has unsigned numbers only.
     return -0.0 if text == "-0" else int(text)
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 class _UnknownDtypeError(ValueError):
-    """A sound file of a kind that is not read here."""
+    """A valid file with a dtype that is not supported here."""
 
 
 _Entry = tuple[torch.dtype, tuple[int, ...], tuple[int, int]]
@@ -134,7 +140,7 @@ def _entry(name: str, entry: Any) -> _Entry:
     elements = _elements(shape)
     if elements is None or not _is_size(start) or not _is_size(stop):
         raise ValueError(
-            f"{shown(name)} has shape {shown(shape)} and offsets {shown(start)} to {shown(stop)}: no tensor has"
+            f"{shown(name)} has shape {shown(shape)} and offsets {shown(start)} to {shown(stop)}, which no tensor has"
         )
     if stop - start != elements * dtype.itemsize:
         raise ValueError(
@@ -145,10 +151,10 @@ def _entry(name: str, entry: Any) -> _Entry:
 
 
 def _elements(shape: Any) -> int | None:
-    """Of a shape that torch can hold; None for another."""
+    """Number of elements of a shape; None if torch cannot hold a tensor of that shape."""
     if not isinstance(shape, list) or len(shape) > _MOST_DIMENSIONS or not all(map(_is_size, shape)):
         return None
-    # Zeros left out: torch computes strides of an empty tensor too.
+    # Zeros count as 1: torch computes the strides of an empty tensor too.
     elements = math.prod(max(1, extent) for extent in shape)
     if elements > _MOST_SIZE:
         return None
@@ -173,10 +179,10 @@ def _check_offsets(entries: Mapping[str, _Entry], size: int) -> None:
 
 
 class SafetensorsWriter:
-    """Writes named tensors of one dtype, a chunk at a time.
+    """Writes named tensors of one dtype, one chunk at a time.
 
     Args:
-        path: is created.
+        path: the file to create.
         shapes: names and shapes, in the order in which the tensors will be written.
     """
 
@@ -189,16 +195,16 @@ class SafetensorsWriter:
             at += size
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._file = Sink(path)
+        self._file = OutputFile(path)
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, chunks: Iterable[torch.Tensor]) -> None:
-        """The next tensor, as contiguous pieces of it in order. A piece may be overwritten afterwards."""
+        """Write the next tensor from contiguous pieces, in order. Each piece may be overwritten afterwards."""
         for chunk in chunks:
             self._file.write(raw_bytes(chunk))
 
-    def close(self) -> Sink:
-        """Finish the file -> its checksums."""
+    def close(self) -> OutputFile:
+        """Close the file -> the closed file, with its checksums."""
         self._file.close()
         return self._file
 

@@ -1,7 +1,7 @@
-"""Meta's checkpoint format: its files, and where a slice of a weight lies in them.
+"""The files of a folder in Meta's layout, and where a slice of a split weight lies in the shards.
 
-A folder holds consolidated.NN.pth (one for each model-parallel rank it was saved for), params.json,
-tokenizer.model and checklist.chk. Every reshard, merge and slice is the table of split axes
+A folder holds consolidated.NN.pth (one shard for each model-parallel rank it was saved for), params.json,
+tokenizer.model and checklist.chk. Resharding, merging and slicing are the table of split axes
 (sizing/shapes.py) plus the index computation here.
 """
 
@@ -12,19 +12,16 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
-from ..sizing.args import ModelArgs
-from .files import check_folder, is_there, read_json, some
+from ...errors import CheckpointMismatchError, CheckpointNotFoundError, ConfigError
+from ...sizing.args import ModelArgs
+from ..files import check_folder, is_there, read_json, some
 
-__all__ = ["Span", "read_params", "shard_files", "spans"]
-
-# Saved by older exporters; the table is computed from rope_theta, in float32.
-IGNORED = frozenset({"rope.freqs"})
+__all__ = ["Span", "read_params", "shard_files", "spans", "with_vocab"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """Entries [start, stop) of shard `shard` along the split dimension."""
+    """Indices [start, stop) of shard `shard` along the split dimension."""
 
     shard: int
     start: int
@@ -32,7 +29,7 @@ class Span:
 
 
 def spans(start: int, stop: int, extents: list[int]) -> list[Span]:
-    """Where [start, stop) of a dimension lies, when shard i holds the next extents[i] of it."""
+    """Where [start, stop) of a dimension is stored, if shard i holds the next extents[i] indices of it."""
     found = []
     first = 0
     for shard, extent in enumerate(extents):
@@ -44,12 +41,12 @@ def spans(start: int, stop: int, extents: list[int]) -> list[Span]:
 
 
 def read_params(folder: Path, *, max_seq_len: int, max_batch_size: int) -> ModelArgs:
-    """ModelArgs from params.json; vocab_size stays -1 where the file leaves it to the embedding.
+    """ModelArgs from params.json. vocab_size stays -1 if the file leaves it to the embedding.
 
     Raises:
-        CheckpointNotFoundError: no params.json.
-        CheckpointFormatError: not a JSON object, or a key in it twice.
-        ConfigError: missing or unknown keys, bad values.
+        CheckpointNotFoundError: there is no params.json.
+        CheckpointFormatError: it is not a JSON object, or has a key twice.
+        ConfigError: keys are missing or unknown, or values are out of range.
     """
     path = folder / "params.json"
     params = read_json(path)
@@ -60,10 +57,10 @@ def read_params(folder: Path, *, max_seq_len: int, max_batch_size: int) -> Model
 
 
 def with_vocab(args: ModelArgs, rows: int, config: str = "params.json") -> ModelArgs:
-    """The args with the vocabulary of the embedding.
+    """The args with the vocabulary size set to the rows of the embedding.
 
     Raises:
-        CheckpointMismatchError: params.json (or what else the args are from) names another one.
+        CheckpointMismatchError: `config`, the file that the args come from, names another vocabulary size.
     """
     if args.vocab_size not in (-1, rows):
         raise CheckpointMismatchError(
@@ -74,10 +71,11 @@ def with_vocab(args: ModelArgs, rows: int, config: str = "params.json") -> Model
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards of a folder, in rank order.
+    """The shards of a folder, in order of rank.
 
     Raises:
-        CheckpointNotFoundError: no folder, no shards (says what is there instead), or a gap in them.
+        CheckpointNotFoundError: there is no folder, it has no shards (the message says what it has), or one
+            is missing.
     """
     check_folder(folder)
     numbered = {
@@ -108,7 +106,7 @@ def _what_is_there(folder: Path) -> str:
         )
     inner = [
         path
-        # In a cache of Hugging Face's hub, a snapshot is the folder of a model.
+        # In the cache of Hugging Face's hub, each snapshot is a model's folder.
         for path in (*sorted(folder.iterdir()), *sorted(folder.glob("snapshots/*")))
         if os.path.isdir(path) and (any(path.glob("consolidated.*.pth")) or is_there(path / "config.json"))
     ]

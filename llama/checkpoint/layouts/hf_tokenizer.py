@@ -1,8 +1,8 @@
-"""tokenizer.model -> the tokenizer files of a Hugging Face folder. Knows formats only; imports no torch.
+"""tokenizer.model -> the tokenizer files of a Hugging Face folder. Knows file formats only; imports no torch.
 
-SentencePiece's byte-pair encoding joins, again and again, the two neighbours whose joint piece has the
-best score. tokenizer.json holds the same as a ranked list of pairs, so the pairs are all ways to cut a
-piece into two pieces, ordered by the score of what they make.
+SentencePiece's byte-pair encoding repeatedly merges the two neighbours whose merged piece has the best score.
+tokenizer.json stores a ranked list of merges instead: all ways to cut a piece into two pieces, ordered by the
+score of the whole piece.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import TokenizerError
-from ..tokenizer import SPACE_SYMBOL, Tokenizer
+from ...errors import TokenizerError
+from ...tokenizer import SPACE_SYMBOL, Tokenizer
 
 __all__ = ["TOKENIZER_FILES", "tokenizer_files"]
 
@@ -24,13 +24,13 @@ _MOST_MERGES = 500_000
 
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
-    """The content of `TOKENIZER_FILES`, of which the first is the tokenizer's own file.
+    """The content of each of `TOKENIZER_FILES`. The first is a copy of the tokenizer's own file.
 
     Args:
-        context: tokens that the model was trained for, for tokenizer_config.json.
+        context: context length of the training, for tokenizer_config.json.
 
     Raises:
-        OSError: the tokenizer's file cannot be read any more.
+        OSError: the tokenizer's file can no longer be read.
     """
     named = _named_pieces(tokenizer)
     plain = {key: named[key] for key in ("bos_token", "eos_token", "unk_token")}
@@ -48,7 +48,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _named_pieces(tokenizer: Tokenizer) -> dict[str, str]:
-    """Control pieces by the names that transformers has for them."""
+    """Control pieces by the names that transformers uses for them."""
     ids: dict[str, int | None] = {
         "bos_token": tokenizer.bos_id,
         "eos_token": tokenizer.eos_id,
@@ -65,10 +65,11 @@ def _named_pieces(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def merges(tokenizer: Tokenizer) -> list[str]:
-    """Every pair of pieces that makes a piece, "left right", best first.
+    """Every pair of pieces that merges into a piece, as "left right", best first.
 
     Raises:
-        TokenizerError: more of them than any vocabulary has; each takes two strings here and in the file.
+        TokenizerError: there are more than any real vocabulary has; each takes two strings in memory and in
+            the file.
     """
     sp = tokenizer.sp_model
     ids = range(tokenizer.n_words)
@@ -90,8 +91,8 @@ def merges(tokenizer: Tokenizer) -> list[str]:
             " tokenizer.json would be larger than any; fetch the tokenizer.model that came with the weights"
         )
     pieces = list(scores)
-    # Of the ways to make one piece the longest left part comes first: runs of one character (spaces of an
-    # indentation) then join from the left, as SentencePiece joins them.
+    # Among the ways to make one piece, the longest left part comes first: runs of one character (the spaces
+    # of an indentation) then merge from the left, as in SentencePiece.
     ranked.sort(key=lambda each: (each[0], each[1], -each[2]))
     return [f"{pieces[rank][:left]} {pieces[rank][left:]}" for _, rank, left in ranked]
 
@@ -156,8 +157,8 @@ def _tokenizer_json(tokenizer: Tokenizer, named: dict[str, str]) -> dict[str, An
 def _tokenizer_config(tokenizer: Tokenizer, named: dict[str, str], context: int) -> dict[str, Any]:
     infilling = tokenizer.supports_infilling
     config: dict[str, Any] = {
-        # Not LlamaTokenizer: in transformers 5 that class drops the dummy space in front of a text that begins
-        # with a space, such as indented code. This one takes tokenizer.json as it is.
+        # Not LlamaTokenizer: in transformers 5 that class drops the dummy space in front of a text that
+        # begins with a space, such as indented code. These two use tokenizer.json unchanged.
         "tokenizer_class": "CodeLlamaTokenizer" if infilling else "PreTrainedTokenizerFast",
         **named,
         "add_bos_token": True,
@@ -167,7 +168,7 @@ def _tokenizer_config(tokenizer: Tokenizer, named: dict[str, str], context: int)
         "model_max_length": context,
     }
     if infilling:
-        # transformers 5 puts a space in front of the suffix of an infilling prompt unless told not to here;
-        # transformers 4 does not read this (docs/checkpoints.md).
+        # transformers 5 puts a space in front of the suffix of an infilling prompt unless this key is false;
+        # transformers 4 ignores the key (docs/checkpoints.md).
         config |= {"fill_token": _FILL, "add_prefix_space": False}
     return config

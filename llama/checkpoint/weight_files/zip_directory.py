@@ -1,7 +1,7 @@
-"""The directory of a zip archive whose records are stored as they are, as torch.save writes them.
+"""The directory of a zip archive with uncompressed records, as torch.save writes it.
 
-What is named here lies within the file, as plain bytes, and in no other record: a reader may map it. Read by
-hand instead of by `zipfile`, which unpacks what is compressed and believes a directory of any size.
+Every record that it returns is plain bytes within the file and overlaps no other record, so it can be
+memory-mapped. Python's `zipfile` is not used: it decompresses, and it accepts a directory of any size.
 Source: the published zip format (APPNOTE, sections 4.3 to 4.5).
 """
 
@@ -13,9 +13,11 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["CrcCheck", "Record", "quoted", "read_directory"]
+from ...printable import shown
 
-# A 70B in one file has 730 records and a directory of 60 KB.
+__all__ = ["CrcCheck", "Record", "read_directory"]
+
+# A 70B in one file has 730 records, and a directory of 60 KB.
 _MOST_RECORDS = 100_000
 _LONGEST_DIRECTORY = 16 << 20
 
@@ -24,14 +26,14 @@ _LOCATOR = struct.Struct("<4sIQI")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _ENTRY = struct.Struct("<4s6H3I5H2I")
 _LOCAL = struct.Struct("<4s5H3I2H")
-_ZIP64 = 1  # the extra field that holds what 32 bits do not
-_FULL = 0xFFFFFFFF  # "see there"
-# Bits of a record's flags: its sizes stand behind it too; its name is UTF-8. Another one changes how bytes are read.
+_ZIP64 = 1  # id of the extra field with the 64-bit sizes and offset
+_FULL = 0xFFFFFFFF  # in a 32-bit field: the number is in the zip64 field
+# Flags of a record that are accepted: a data descriptor follows the record; the name is UTF-8.
 _SIZES_BEHIND, _UTF8 = 1 << 3, 1 << 11
 
 
 class Record(NamedTuple):
-    """Bytes [start, start + size) of the file, and the CRC-32 that the archive says they have."""
+    """Bytes [start, start + size) of the file, and their CRC-32 according to the archive."""
 
     start: int
     size: int
@@ -39,7 +41,7 @@ class Record(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """A record as the directory has it."""
+    """A record according to the directory."""
 
     name: bytes
     flags: int
@@ -53,11 +55,11 @@ def read_directory(file: int, size: int) -> dict[str, Record]:
 
     Args:
         file: descriptor of the open file.
-        size: its bytes.
+        size: its size in bytes.
 
     Raises:
-        ValueError: no archive, a truncated one, a compressed or encrypted record, one that leaves the file or
-            shares bytes with another, a name that occurs twice, or more records than any checkpoint has.
+        ValueError: it is not a complete zip archive; a record is compressed or encrypted, reaches past the
+            file or overlaps another; a name occurs twice; or there are more records than any checkpoint has.
     """
     count, offset, length = _find(file, size)
     if count > _MOST_RECORDS or length > _LONGEST_DIRECTORY:
@@ -69,15 +71,13 @@ def read_directory(file: int, size: int) -> dict[str, Record]:
     found: dict[str, Record] = {}
     end = 0
     for entry in sorted(entries, key=lambda each: each.header):
-        name = quoted(entry.name)
+        name = _shown(entry.name)
         start = entry.header + _check_local(file, entry)
         if entry.header < end:
-            raise ValueError(f"record {name} shares bytes with another one")
+            raise ValueError(f"record {name} overlaps another one")
         end = start + entry.size
         if end > offset:
-            raise ValueError(
-                f"record {name} of {entry.size:,} bytes ends behind the records' part of the file"
-            )
+            raise ValueError(f"record {name} of {entry.size:,} bytes reaches past the start of the directory")
         try:
             text = entry.name.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -89,7 +89,7 @@ def read_directory(file: int, size: int) -> dict[str, Record]:
 
 
 def _find(file: int, size: int) -> tuple[int, int, int]:
-    """Of the directory: records, offset, length. It lies right before the end records, and they end the file."""
+    """Number of records, offset and length of the directory. It and the end records must end the file."""
     tail_size = min(size, _END.size + _LOCATOR.size + _END64.size)
     tail = _read(file, size - tail_size, tail_size)
     if size < _END.size or not tail[-_END.size :].startswith(b"PK\5\6"):
@@ -101,7 +101,7 @@ def _find(file: int, size: int) -> tuple[int, int, int]:
         _, _, at, _ = _LOCATOR.unpack(locator)
         end -= _LOCATOR.size + _END64.size
         if at != end or not tail.startswith(b"PK\6\6"):
-            raise ValueError(f"its end record is not at byte {at:,}, where it is said to be")
+            raise ValueError(f"its zip64 end record is not at byte {at:,}, as its locator says")
         short = (count, length, offset)
         _, _, _, _, disk, first_disk, here, count, length, offset = _END64.unpack(tail[: _END64.size])
         full = (0xFFFF, _FULL, _FULL)
@@ -109,11 +109,11 @@ def _find(file: int, size: int) -> tuple[int, int, int]:
             if low not in (high, most):
                 raise ValueError(f"its two end records disagree: {low:,} and {high:,}")
     if disk or first_disk or here != count or comment:
-        raise ValueError("it is one part of several, or has a comment behind it; torch.save writes neither")
+        raise ValueError("it is one part of several, or has a comment at its end; torch.save writes neither")
     if offset + length != end:
         raise ValueError(
-            f"its directory of {length:,} bytes at byte {offset:,} does not end at byte {end:,}; truncated, or"
-            " something was put before or behind it"
+            f"its directory of {length:,} bytes at byte {offset:,} does not end at byte {end:,}; the file is truncated,"
+            " or something was put before or after it"
         )
     return count, offset, length
 
@@ -135,9 +135,11 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
         at += name_length + extra_length + comment
         size, packed, header = _wide(extra, (size, packed, header))
         if method or size != packed:
-            raise ValueError(f"record {quoted(name)} is compressed; torch.save stores its records")
+            raise ValueError(f"record {_shown(name)} is compressed; torch.save does not compress records")
         if flags & ~(_SIZES_BEHIND | _UTF8) or disk:
-            raise ValueError(f"record {quoted(name)} is encrypted, or kept in a way that torch.save has not")
+            raise ValueError(
+                f"record {_shown(name)} is encrypted, or has flags that torch.save does not write"
+            )
         found.append(_Entry(name, flags, crc, size, header))
     if at != len(directory):
         raise ValueError(
@@ -147,7 +149,7 @@ def _entries(directory: bytes, count: int) -> list[_Entry]:
 
 
 def _wide(extra: bytes, numbers: tuple[int, int, int]) -> tuple[int, ...]:
-    """The numbers of an entry, with those that 32 bits do not hold taken from its zip64 field."""
+    """The numbers of an entry; those that do not fit 32 bits are taken from its zip64 field."""
     wide = b""
     at = 0
     while at + 4 <= len(extra):
@@ -166,11 +168,11 @@ def _wide(extra: bytes, numbers: tuple[int, int, int]) -> tuple[int, ...]:
 
 
 def _check_local(file: int, entry: _Entry) -> int:
-    """Bytes of the local header before a record; it must say what the directory says."""
+    """Size of the local header of a record in bytes. The header must agree with the directory."""
     raw = _read(file, entry.header, _LOCAL.size + len(entry.name))
     fields: tuple[Any, ...] = _LOCAL.unpack_from(raw)
     _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = fields
-    # Where the sizes stand behind the record, they may be left out here.
+    # With a data descriptor after the record, sizes and CRC may be 0 here.
     free = {0, _FULL} if flags & _SIZES_BEHIND else {_FULL}
     if (
         not raw.startswith(b"PK\3\4")
@@ -180,7 +182,7 @@ def _check_local(file: int, entry: _Entry) -> int:
         or crc not in {entry.crc} | ({0} if flags & _SIZES_BEHIND else set())
     ):
         raise ValueError(
-            f"what stands before record {quoted(entry.name)} at byte {entry.header:,} is not what the directory says"
+            f"the header of record {_shown(entry.name)} at byte {entry.header:,} differs from the directory"
         )
     return int(_LOCAL.size + name_length + extra_length)
 
@@ -188,24 +190,26 @@ def _check_local(file: int, entry: _Entry) -> int:
 def _read(file: int, offset: int, length: int) -> bytes:
     try:
         found = os.pread(file, length, offset)
-    except (OSError, OverflowError) as error:  # an offset that no file has
+    except (OSError, OverflowError) as error:  # an impossible offset
         raise ValueError(f"nothing can be read at byte {offset:,}") from error
     if len(found) != length:
         raise ValueError(f"it ends before byte {offset + length:,}: it is truncated")
     return found
 
 
-def quoted(name: bytes | str) -> str:
-    """A name out of a file, for a message: quoted, escaped and cut."""
-    text = name[:400].decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
-    return repr(text if len(text) <= 100 else text[:100] + "…")
+def _shown(name: bytes) -> str:
+    return shown(name.decode("utf-8", "backslashreplace"))
 
 
 class CrcCheck:
-    """Compares the records of a file with their CRCs while the file is read in order."""
+    """Compares the records of a file with their CRCs while the file is read from start to end.
+
+    Attributes:
+        known: the archive has CRCs.
+    """
 
     def __init__(self, records: Mapping[str, Record]) -> None:
-        # An archive may be written without: all are 0 then (torch.serialization.set_crc32_options).
+        # An archive may be written without CRCs; all are 0 then (torch.serialization.set_crc32_options).
         known = any(record.crc for record in records.values())
         self._records = sorted(records.items(), key=lambda item: item[1].start) if known else []
         self._crcs = [0] * len(self._records)
@@ -228,6 +232,6 @@ class CrcCheck:
         self._at = end
 
     def wrong(self) -> list[str]:
-        """Names of the records whose bytes are not those that were written."""
+        """Names of the records whose bytes do not have their CRC."""
         pairs = zip(self._records, self._crcs, strict=True)
         return [name for (name, record), crc in pairs if crc != record.crc]

@@ -1,4 +1,4 @@
-"""A folder in Meta's layout, opened: shards mapped, keys and shapes checked."""
+"""Meta's layout: params.json, and shards consolidated.NN.pth that each hold a slice of every split weight."""
 
 from __future__ import annotations
 
@@ -7,34 +7,44 @@ from pathlib import Path
 
 import torch
 
-from ..errors import CheckpointMismatchError
-from ..sizing.args import ModelArgs
-from ..sizing.shapes import axis_of
-from .files import some
-from .format import shard_files, spans, with_vocab
-from .pth import open_pth
-from .source import Checkpoint, Part, Range, checked_dtype
+from ...errors import CheckpointMismatchError
+from ...sizing.shapes import axis_of
+from ..base import Checkpoint, Part, Range, checked_dtype
+from ..files import is_there, some
+from ..weight_files.pth import open_pth
+from .meta_files import read_params, shard_files, spans, with_vocab
 
 __all__ = ["MetaCheckpoint"]
 
 
 class MetaCheckpoint(Checkpoint):
-    """An opened folder: its shards are mapped, its keys and shapes checked against its params.
+    """A folder in Meta's layout: shards are mapped, and keys and shapes checked against params.json.
 
     Args:
-        folder: with consolidated.NN.pth.
-        args: from its params.json; `self.args` has the vocabulary filled in.
-        agree: refuse shards that hold different values of a weight of which each has all.
+        folder: holds consolidated.NN.pth and params.json.
+        max_seq_len, max_batch_size: limits to put into `args`.
+        agree: refuse shards that hold different values of a replicated weight.
 
     Raises:
-        CheckpointNotFoundError, CheckpointFormatError, CheckpointMismatchError: naming file and tensor.
+        CheckpointNotFoundError, CheckpointFormatError, CheckpointMismatchError: with the names of file and
+            tensor.
+        ConfigError: params.json has missing, unknown or unsupported values.
     """
 
     layout = "Meta"
+    config_name = "params.json"
 
-    def __init__(self, folder: Path, args: ModelArgs, *, agree: bool = True) -> None:
+    @classmethod
+    def recognizes(cls, folder: Path) -> bool:
+        """Whether the folder has at least one shard and a params.json."""
+        return any(folder.glob("consolidated.*.pth")) and is_there(folder / cls.config_name)
+
+    def __init__(
+        self, folder: Path, max_seq_len: int = 2048, max_batch_size: int = 1, *, agree: bool = True
+    ) -> None:
         self.folder = folder
         self.files = shard_files(folder)
+        args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
         self._shards = [open_pth(path) for path in self.files]
         self.mapped = [shard.file for shard in self._shards]
         self.args = with_vocab(args, self._vocab())
@@ -76,7 +86,7 @@ class MetaCheckpoint(Checkpoint):
             )
 
     def _misfit(self, name: str, shape: tuple[int, ...]) -> str | None:
-        """What is wrong with a tensor's shapes in the shards; together they must make up the whole."""
+        """What is wrong with the shapes of a tensor's slices, or None. Together they make the full shape."""
         axis = axis_of(name)
         found = [tuple(shard[name].shape) for shard in self._shards]
         wanted = list(shape)
@@ -90,7 +100,7 @@ class MetaCheckpoint(Checkpoint):
         return None
 
     def disagreements(self) -> list[str]:
-        """Where shards hold different values of a weight of which each has all: they are of different models."""
+        """Replicated weights whose values differ between shards: the shards belong to different models."""
         first, *others = self._shards
         for file in self.mapped:
             file.check()
@@ -99,7 +109,7 @@ class MetaCheckpoint(Checkpoint):
             for name in self.shapes
             if axis_of(name) is None
             for path, shard in zip(self.files[1:], others, strict=True)
-            # As bytes: a NaN is not equal to itself, and is for `verify` to find.
+            # Compared as bytes: NaN is not equal to itself, and finding NaNs is up to `verify`.
             if not torch.equal(_raw(first[name]), _raw(shard[name]))
         ]
 
@@ -128,5 +138,5 @@ class MetaCheckpoint(Checkpoint):
 
 
 def _raw(x: torch.Tensor) -> torch.Tensor:
-    """The bytes of a small tensor."""
+    """A copy of a small tensor as bytes."""
     return x.contiguous().view(torch.uint8)

@@ -6,8 +6,8 @@ from mutant import Mutant
 
 _LIMITS, _SAFETENSORS, _ROPE = (
     "tests/engine/test_limits.py",
-    "tests/checkpoint/test_safetensors.py",
-    "tests/checkpoint/test_rope_config.py",
+    "tests/checkpoint/weight_files/test_safetensors.py",
+    "tests/checkpoint/layouts/test_rope_config.py",
 )
 
 MUTANTS = [
@@ -87,7 +87,7 @@ MUTANTS = [
         old="    counted = range(1, min(total, len(numbers) + 3) + 1)",
         new="    counted = range(1, min(total, len(numbers)) + 1)",
         tests=(
-            "tests/checkpoint/test_hugging_face.py::test_a_lost_file_of_numbered_ones_is_named",
+            "tests/checkpoint/layouts/test_hugging_face.py::test_a_lost_file_of_numbered_ones_is_named",
             f"{_LIMITS}::test_a_name_that_announces_many_files",
         ),
     ),

@@ -99,7 +99,7 @@ def test_hugging_face_to_hugging_face(tmp_path: Path) -> None:
 
 
 def test_tied_embeddings_become_two_tensors(tmp_path: Path) -> None:
-    from test_hugging_face import random_model, save
+    from hf_models import random_model, save
 
     model = random_model(2, True)
     save(model, tmp_path / "a")

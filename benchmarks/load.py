@@ -32,7 +32,7 @@ import torch
 from peers import TOKENIZER
 
 from llama import Llama
-from llama.checkpoint.hf_config import params_of
+from llama.checkpoint.layouts.hf_config import params_of
 from llama.model import ModelArgs
 from llama.sizing.shapes import expected_shapes
 

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import torch
 
 from llama.checkpoint import load_weights, open_checkpoint
-from llama.checkpoint.hf_config import params_of
-from llama.checkpoint.hugging_face import hf_name, rotary_heads
+from llama.checkpoint.layouts.hf_config import params_of
+from llama.checkpoint.layouts.hugging_face import hf_name, rotary_heads
 from llama.generation import Llama
 from llama.model import ModelArgs, Transformer
 from llama.sizing.shapes import expected_shapes

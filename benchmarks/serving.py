@@ -280,7 +280,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
     import os
 
     from llama.checkpoint import load_weights
-    from llama.checkpoint.source import Checkpoint
+    from llama.checkpoint.base import Checkpoint
     from llama.distributed.world import join, leave
 
     torch.set_num_threads(threads)
@@ -304,7 +304,7 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
             return iter(())
 
         def parts(self, name: str, rows: Any, columns: Any) -> Any:
-            from llama.checkpoint.source import Part
+            from llama.checkpoint.base import Part
             from llama.sizing.shapes import expected_shapes
 
             shape_of = expected_shapes(args)[name]

@@ -308,9 +308,9 @@ def _add_convert(verbs: Any) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from .checkpoint import open_checkpoint
+    from .checkpoint.base import dtype_name
     from .checkpoint.convert import convert
     from .checkpoint.progress import Progress
-    from .checkpoint.source import dtype_name
     from .sizing.budget import parameter_count
 
     source = open_checkpoint(options.source)
@@ -382,7 +382,7 @@ def _add_estimate(verbs: Any) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from .checkpoint.source import dtype_name
+    from .checkpoint.base import dtype_name
     from .sizing.args import check_size
     from .sizing.budget import GIB
     from .sizing.estimate import devices, estimate, table

@@ -30,7 +30,8 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama, cli
 from llama.checkpoint import convert as converting
-from llama.checkpoint import load, open_checkpoint, progress, verify
+from llama.checkpoint import open_checkpoint, progress, verify
+from llama.checkpoint.layouts import meta as meta_layout
 from llama.cli import main
 from llama.distributed import devices
 from llama.errors import CheckpointFormatError, ConfigError, LlamaError, TokenizerError
@@ -316,7 +317,7 @@ def test_a_folder_that_fails_under_the_reader_is_a_named_error(
     def fail(*_: object) -> bytes:
         raise error
 
-    monkeypatch.setattr(load, "shard_files", fail)
+    monkeypatch.setattr(meta_layout, "shard_files", fail)
     with pytest.raises(CheckpointFormatError, match=f"cannot be read: {reason(error)}"):
         open_checkpoint(meta)
     findings = {each.name: each for each in verify.verify(meta, quick=True)}

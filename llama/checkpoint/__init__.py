@@ -1,10 +1,27 @@
-"""Checkpoints: formats, loading, and the checks before it."""
+"""Checkpoints: weights on disk, in Meta's or Hugging Face's layout.
 
-from .format import read_params, shard_files
-from .hugging_face import HuggingFaceCheckpoint
-from .load import load_weights, open_checkpoint, tokenizer_of
-from .meta import MetaCheckpoint
-from .source import Checkpoint
+There is one way through. `open_checkpoint` maps the files and checks them; the `Checkpoint` it returns gives
+any window of any tensor (`Checkpoint.parts`) under Meta's names and in Meta's row order; load, verify,
+convert and info are written against that class alone.
+
+    opening.py            folder -> Checkpoint; the table of layouts; the tokenizer that goes with it
+    base.py               Checkpoint, the base class
+    layouts/              one class for each folder layout: meta, hugging_face
+    weight_files/         one reader and writer for each file format: pth, safetensors
+    load.py, verify.py, info.py                     Checkpoint -> one rank's weights, findings, a description
+    convert/              Checkpoint -> a new folder, which appears complete or not at all
+    files.py, huge_pages.py, progress.py            small files, memory pages, the progress bar
+
+To add a folder layout, write a subclass of `Checkpoint` in layouts/ and list it in `opening.LAYOUTS`. To add
+a format of weight file, write a function in weight_files/ that returns a `TensorFile`, and call it from the
+layouts that use it.
+"""
+
+from .base import Checkpoint
+from .layouts.hugging_face import HuggingFaceCheckpoint
+from .layouts.meta import MetaCheckpoint
+from .load import load_weights
+from .opening import open_checkpoint, tokenizer_of
 
 __all__ = [
     "Checkpoint",
@@ -12,7 +29,5 @@ __all__ = [
     "MetaCheckpoint",
     "load_weights",
     "open_checkpoint",
-    "read_params",
-    "shard_files",
     "tokenizer_of",
 ]

@@ -1,6 +1,6 @@
-"""Pages of memory: giving mapped ones back, and turning small ones into huge ones.
+"""Memory pages: giving back pages of a mapped file, and moving weights into huge pages.
 
-Both are advice to Linux and do nothing elsewhere; what is stored never changes.
+Both are hints to Linux (madvise) and do nothing on other systems. Contents never change.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ import torch
 __all__ = ["drop", "make_huge"]
 
 _HUGE = 2 << 20
-# madvise's number for collapsing right away, Linux 6.1 and later; Python's mmap does not name it.
+# Collapses pages right away; Linux 6.1 and later. Python's mmap module has no name for it.
 _MADV_COLLAPSE = 25
-# Bytes of one call: the interpreter may end between two of them.
+# Bytes of one call, so that the interpreter can exit between two calls.
 _STEP = 32 << 20
 
 
 def drop(address: int, length: int) -> None:
-    """Tell the kernel that a mapped range of a file is no longer needed here (it stays in the page cache)."""
+    """Tell the kernel that this process no longer needs a range of a mapped file (it stays cached)."""
     first, last = _within(address, length, mmap.PAGESIZE)
     if first < last:
         _advise(first, last - first, mmap.MADV_DONTNEED)
 
 
 def make_huge(x: torch.Tensor) -> threading.Thread | None:
-    """Move a CPU tensor's memory into huge pages, in a thread of its own -> that thread, or None.
+    """Move a CPU tensor's memory into huge pages, in a background thread -> that thread, or None.
 
-    Reading weights takes a fifth less time then (docs/log.md), since the CPU looks up fewer addresses. It
-    is done after loading and beside it, because taking huge pages from the start can cost several times the
-    time of loading: a virtual machine may have to get each of them from its host first.
+    Reading weights then takes a fifth less time (docs/log.md), because the CPU has fewer addresses to
+    translate. It is done after loading, in the background: allocating huge pages from the start can take
+    several times as long as loading, since a virtual machine may have to get each one from its host.
     """
     first, last = _within(x.data_ptr(), x.nbytes, _HUGE)
     if first >= last or not x.is_cpu or not sys.platform.startswith("linux"):
         return None
 
-    def run(kept: torch.Tensor) -> None:  # the thread holds the tensor, so the memory stays its own
+    def run(kept: torch.Tensor) -> None:  # the thread keeps the tensor alive, so its memory is not reused
         for at in range(first, last, _STEP):
             length = min(_STEP, last - at)
             if not _advise(at, length, _MADV_COLLAPSE):
-                # An older kernel, or no huge page free now: its own background thread may do it later.
+                # An older kernel, or no huge page is free: the kernel's background thread may do it later.
                 _advise(at, length, mmap.MADV_HUGEPAGE)
 
     thread = threading.Thread(target=run, args=(x,), name="llama-huge-pages", daemon=True)
@@ -53,7 +53,7 @@ def make_huge(x: torch.Tensor) -> threading.Thread | None:
 
 
 def _within(address: int, length: int, page: int) -> tuple[int, int]:
-    """The whole pages of a range: first address, and the one behind the last."""
+    """The whole pages within a range: address of the first, and one past the last."""
     return -(-address // page) * page, (address + length) // page * page
 
 

@@ -10,7 +10,7 @@ from ..sizing.args import ModelArgs, fits
 from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_bytes
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
-from .source import Checkpoint, dtype_name
+from .base import Checkpoint, dtype_name
 
 __all__ = ["describe", "guess", "shortened"]
 
@@ -19,7 +19,7 @@ _CACHED = 4096
 
 
 def shortened(count: float) -> str:
-    """A count with three digits, e.g. 6.74B."""
+    """A count with three significant digits, e.g. 6.74B."""
     for unit in ("", "K", "M"):
         if count < 1000:
             return f"{count:.3g}{unit}"
@@ -28,12 +28,12 @@ def shortened(count: float) -> str:
 
 
 def amount(nbytes: float) -> str:
-    """A size in GiB, a small one in MiB."""
+    """A size in GiB, or in MiB if it is small."""
     return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB / 10 else f"{nbytes / (1 << 20):.1f} MiB"
 
 
 def guess(args: ModelArgs, tokenizer: Tokenizer | None) -> str:
-    """The member of the family, as far as shapes, vocabulary and rope_theta tell it."""
+    """The member of the family, as far as shapes, vocabulary and rope_theta show."""
     member = member_of(args)
     if member is None:
         return "no member of the Code Llama family (its shapes are of none)"
@@ -51,7 +51,7 @@ def guess(args: ModelArgs, tokenizer: Tokenizer | None) -> str:
 
 
 def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tuple[str, str]]:
-    """Label and text of each line. `tokenizer` None: it is not there."""
+    """Label and text of each line. `tokenizer` is None if it is missing or does not fit."""
     args, dtype = checkpoint.args, checkpoint.dtype
     files = sum(path.stat().st_size for path in checkpoint.files)
     shards = f"{checkpoint.shards} weight file{'s' if checkpoint.shards > 1 else ''}"
@@ -80,7 +80,7 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
 
 
 def _context(args: ModelArgs) -> str:
-    """What shapes and rope_theta tell of the training, and no more: no file of a checkpoint has its length."""
+    """The context length of the training, guessed from shapes and rope_theta: no file states it."""
     length, theta = context_of(args), f"rope_theta {args.rope_theta:,.0f}"
     if length is None:
         return f"not known: {theta} does not tell it; see the model's card"

@@ -1,4 +1,4 @@
-"""A progress bar in bytes, on stderr."""
+"""A progress bar in bytes, on stderr. Written here because the package's five dependencies are fixed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..sizing.budget import GIB
 
 __all__ = ["Progress"]
 
-# What is over sooner than this shows no bar.
+# Work that ends sooner shows no bar.
 _QUIET_SECONDS = 3.0
 
 
 class Progress:
-    """A bar on stderr, on rank 0 and on a terminal only, once the work has taken a few seconds.
+    """A bar on stderr, only on rank 0 and on a terminal, and only if the work takes more than a few seconds.
 
     Args:
-        total: bytes of the whole work.
+        total: bytes to do.
         verb: what is being done, e.g. "loading".
     """
 
@@ -28,7 +28,7 @@ class Progress:
         self._total, self._verb, self._clock = total, verb, clock
         self._done = 0
         self._started = self._shown = clock()
-        # A host program may have closed stderr, or have none.
+        # A host program may have closed stderr, or may have none.
         self._stream = sys.stderr
         self._speaks = (
             is_first_rank() and self._stream is not None and not self._stream.closed and self._stream.isatty()
@@ -36,7 +36,7 @@ class Progress:
         self._lock = threading.Lock()
 
     def __call__(self, nbytes: int) -> None:
-        """So many more bytes are done. Any thread may say so."""
+        """Report `nbytes` more bytes done. Any thread may call it."""
         with self._lock:
             self._done += nbytes
             now = self._clock()
@@ -55,5 +55,5 @@ class Progress:
         end = "\r" + " " * len(line) + "\r" if self._done >= self._total else ""
         try:
             print(line + end, end="", file=self._stream, flush=True)
-        except (OSError, ValueError):  # the terminal is gone; the work is not
+        except (OSError, ValueError):  # the terminal is gone, but the work goes on
             self._speaks = False

@@ -1,4 +1,4 @@
-"""Is this checkpoint whole, sound, and what it should be? One row for each question."""
+"""Checks whether a checkpoint is complete, undamaged, and the model it should be: one row for each check."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CheckpointError, LlamaError
-from ..printable import reason
+from ..printable import reason, shown
 from ..prompts import infilling_prompt
 from ..sizing.family import member_of
 from ..sizing.shapes import axis_of
 from ..tokenizer import Tokenizer
+from .base import Checkpoint, dtype_name
 from .files import is_there, read_small, some
-from .load import open_checkpoint, tokenizer_of
-from .meta import MetaCheckpoint
-from .pth import records_of
-from .source import Checkpoint, dtype_name
-from .zip_directory import CrcCheck, quoted
+from .layouts.meta import MetaCheckpoint
+from .opening import open_checkpoint, tokenizer_of
+from .weight_files.pth import records_of
+from .weight_files.zip_directory import CrcCheck
 
 __all__ = ["Finding", "verify"]
 
-Told = Callable[[int], None]
+Progress = Callable[[int], None]
 _CHUNK = 8 << 20
-# Bytes of a checklist.chk: it has a line for each file.
+# Limit of a checklist.chk in bytes; it has one line for each file.
 _MOST_CHECKLIST = 1 << 20
-# The published ids of one infilling prompt, for the vocabulary of 32016 pieces (prefix-suffix-middle).
+# The published ids of one infilling prompt (prefix-suffix-middle), for the vocabulary of 32,016 pieces.
 _PREFIX, _SUFFIX = 'def remove_non_ascii(s: str) -> str:\n    """ ', "\n    return result\n"
 _GOLDEN = (
     "1 32007 822 3349 29918 5464 29918 294 18869 29898 29879 29901 851 29897 1599 851 29901 13 1678 9995 29871"
@@ -38,7 +38,7 @@ _GOLDEN_VOCABULARY = 32016
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: what was asked, "pass", "fail" or "skip", and why."""
+    """One row: the check, its status ("pass", "fail" or "skip"), and why."""
 
     name: str
     status: str
@@ -46,14 +46,20 @@ class Finding:
 
 
 def verify(
-    folder: Path, *, tokenizer_path: Path | None = None, quick: bool = False, progress: Told = lambda _: None
+    folder: Path,
+    *,
+    tokenizer_path: Path | None = None,
+    quick: bool = False,
+    progress: Progress = lambda _: None,
 ) -> Iterator[Finding]:
-    """Check a folder in either layout, a row at a time; a row that needs what another could not open is skipped.
+    """Check a folder in either layout, one row at a time.
+
+    If the tensors cannot be opened, rows that need them are skipped.
 
     Args:
         tokenizer_path: by default tokenizer.model in the folder.
-        quick: skip what reads all bytes: checksums and values.
-        progress: is told bytes as they are read.
+        quick: skip the checks that read every byte: checksums and values.
+        progress: called with the bytes read.
     """
     yield _checksums(folder, quick, progress)
     try:
@@ -76,8 +82,8 @@ def verify(
     yield _rope_theta(checkpoint)
 
 
-def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
-    """The md5 of each file in checklist.chk, and the CRCs that torch.save writes into its files."""
+def _checksums(folder: Path, quick: bool, progress: Progress) -> Finding:
+    """Compares the md5 of each file in checklist.chk, and the CRCs that torch.save writes into its files."""
     name = "checksums"
     if quick:
         return Finding(name, "skip", "--quick")
@@ -96,11 +102,9 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
             digest, crcs = _sums(folder / each, progress)
             checked += crcs.known
             if wanted.get(each, digest) != digest:
-                problems.append(f"{each} is not what checklist.chk says; download it again")
-            elif wrong := [quoted(record) for record in crcs.wrong()]:
-                problems.append(
-                    f"{each} is damaged: {some(wrong)} has not the CRC written with it; download it again"
-                )
+                problems.append(f"{each} does not have the md5 in checklist.chk; download it again")
+            elif wrong := [shown(record) for record in crcs.wrong()]:
+                problems.append(f"{each} is damaged: {some(wrong)} does not match its CRC; download it again")
     except (_ChecklistError, CheckpointError) as error:
         return Finding(name, "fail", str(error))
     except OSError as error:
@@ -121,11 +125,11 @@ def _checksums(folder: Path, quick: bool, progress: Told) -> Finding:
 
 
 class _ChecklistError(Exception):
-    """A line of checklist.chk that is none."""
+    """A line of checklist.chk is malformed."""
 
 
 def _checklist(path: Path) -> dict[str, str]:
-    """The md5 of each file."""
+    """checklist.chk -> the md5 of each file, by name."""
     wanted: dict[str, str] = {}
     for line in read_small(path, "fetch it again", _MOST_CHECKLIST).decode("utf-8").splitlines():
         match = re.fullmatch(r"([0-9a-fA-F]{32}) [ *](?:\./)?(\S.*)", line.strip())
@@ -136,8 +140,8 @@ def _checklist(path: Path) -> dict[str, str]:
     return wanted
 
 
-def _sums(path: Path, progress: Told) -> tuple[str, CrcCheck]:
-    """A file's md5, and the CRCs of its records where it is a .pth; it is read once for both."""
+def _sums(path: Path, progress: Progress) -> tuple[str, CrcCheck]:
+    """The md5 of a file and, for a .pth, the CRCs of its records, in one pass."""
     digest = hashlib.md5(usedforsecurity=False)
     crcs = CrcCheck(records_of(path) if path.suffix in (".pth", ".bin") else {})
     with path.open("rb") as file:
@@ -149,7 +153,7 @@ def _sums(path: Path, progress: Told) -> tuple[str, CrcCheck]:
 
 
 def _read(name: str, row: Callable[[], Finding]) -> Finding:
-    """A row that reads weights, whose file may be cut meanwhile."""
+    """Run a check that reads weights. It fails if their file is truncated meanwhile."""
     try:
         return row()
     except LlamaError as error:
@@ -169,7 +173,7 @@ def _agreement(checkpoint: Checkpoint) -> Finding:
     )
 
 
-def _values(checkpoint: Checkpoint, quick: bool, progress: Told) -> Finding:
+def _values(checkpoint: Checkpoint, quick: bool, progress: Progress) -> Finding:
     name = "values"
     if quick:
         return Finding(name, "skip", "--quick")
@@ -207,7 +211,7 @@ def _infilling(tokenizer: Tokenizer) -> Finding:
     if not tokenizer.supports_infilling:
         return Finding(name, "skip", "the vocabulary has no infilling pieces")
     if tokenizer.n_words != _GOLDEN_VOCABULARY:
-        return Finding(name, "skip", "a vocabulary of its own, for which no ids are published")
+        return Finding(name, "skip", "no ids are published for this vocabulary")
     found = " ".join(map(str, infilling_prompt(tokenizer, _PREFIX, _SUFFIX).tokens))
     if found != _GOLDEN:
         return Finding(name, "fail", f"the published prompt has ids {_GOLDEN}, this tokenizer gives {found}")
@@ -225,11 +229,10 @@ def _rope_theta(checkpoint: Checkpoint) -> Finding:
     allowed = (1e6, 1e4) if member.name == "70B" else (1e6,)
     if args.rope_theta in allowed:
         return Finding(name, "pass", f"{args.rope_theta:,.0f}, as Code Llama {member.name} was trained")
-    config = "params.json" if checkpoint.layout == "Meta" else "config.json"
     return Finding(
         name,
         "fail",
         f"it is {args.rope_theta:,.0f}, but Code Llama {member.name} was trained with 1,000,000: with another value"
-        f" its answers fall apart after a few tokens. Correct rope_theta in {config}; or this is Llama 2"
-        f" {member.name}, which has the same shapes and 10,000",
+        f" its answers fall apart after a few tokens. Correct rope_theta in {checkpoint.config_name}; or this is"
+        f" Llama 2 {member.name}, which has the same shapes and 10,000",
     )

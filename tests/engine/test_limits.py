@@ -19,9 +19,9 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.files import MOST_JSON, strict_object
-from llama.checkpoint.hf_tokenizer import merges
-from llama.checkpoint.safetensors import open_safetensors
+from llama.checkpoint.layouts.hf_tokenizer import merges
 from llama.checkpoint.verify import verify
+from llama.checkpoint.weight_files.safetensors import open_safetensors
 from llama.errors import (
     CheckpointError,
     CheckpointFormatError,

@@ -28,10 +28,9 @@ from tiny_models import random_weights
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama.checkpoint import open_checkpoint
-from llama.checkpoint.format import IGNORED
-from llama.checkpoint.mapped import TensorFile
-from llama.checkpoint.pth import open_pth
 from llama.checkpoint.verify import verify
+from llama.checkpoint.weight_files.mapped import TensorFile
+from llama.checkpoint.weight_files.pth import IGNORED, open_pth
 from llama.errors import LlamaError
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import torch
 from mutations import damaged, damaged_json
 from target import Target
 
-from llama.checkpoint.safetensors import open_safetensors
+from llama.checkpoint.weight_files.safetensors import open_safetensors
 from llama.errors import LlamaError
 
 # Refused on purpose, though the package reads it: another dtype, a key twice (it takes the last), more dimensions or
 # elements than torch computes with, a list in place of an entry's object.
-_STRICTER = ("which this runtime does not read", "occurs twice", ": no tensor has", "lacks dtype")
+_STRICTER = ("which this runtime does not read", "occurs twice", ", which no tensor has", "lacks dtype")
 
 
 def _theirs(path: Path) -> dict[str, torch.Tensor] | str:

@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 from target import Target
 from tiny_tokenizers import tiny_model_path
 
-from llama.checkpoint.hf_tokenizer import tokenizer_files
+from llama.checkpoint.layouts.hf_tokenizer import tokenizer_files
 from llama.tokenizer import Tokenizer
 
 _TEXTS = ("def f(x):\n    return x", " <PRE> a <SUF> b <MID>", "☺ 漢 é\0\t", "", "    ", "<step>")

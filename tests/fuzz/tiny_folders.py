@@ -11,7 +11,7 @@ import safetensors.torch
 from tiny_models import ffn_dim, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
-from llama.checkpoint.hugging_face import hf_name
+from llama.checkpoint.layouts.hugging_face import hf_name
 
 __all__ = ["CONFIG", "INDEX", "PARAMS", "hugging_face", "meta"]
 

@@ -6,35 +6,35 @@ from mutant import Mutant
 
 _LIMITS, _SAFETENSORS, _ROPE = (
     "tests/engine/test_limits.py",
-    "tests/checkpoint/test_safetensors.py",
-    "tests/checkpoint/test_rope_config.py",
+    "tests/checkpoint/weight_files/test_safetensors.py",
+    "tests/checkpoint/layouts/test_rope_config.py",
 )
 
 MUTANTS = [
     Mutant(
         name="a header's length is taken for text again",
-        file="llama/checkpoint/safetensors.py",
+        file="llama/checkpoint/weight_files/safetensors.py",
         old="            if len(start) == 8 and 2 <= length <= min(MOST_JSON, size - 8):",
         new='            if start.lstrip()[:1] != b"<" and 2 <= length <= min(MOST_JSON, size - 8):',
         tests=(f"{_SAFETENSORS}::test_headers_of_any_length_are_read",),
     ),
     Mutant(
         name="strides of an empty tensor may overflow",
-        file="llama/checkpoint/safetensors.py",
+        file="llama/checkpoint/weight_files/safetensors.py",
         old="    elements = math.prod(max(1, extent) for extent in shape)",
         new="    elements = math.prod(shape)",
         tests=(f"{_LIMITS}::test_extents_that_no_tensor_has",),
     ),
     Mutant(
         name="a shape may have any number of dimensions",
-        file="llama/checkpoint/safetensors.py",
+        file="llama/checkpoint/weight_files/safetensors.py",
         old="_MOST_DIMENSIONS, _MOST_SIZE = 64, 2**63 - 1",
         new="_MOST_DIMENSIONS, _MOST_SIZE = 10**9, 2**63 - 1",
         tests=(f"{_LIMITS}::test_a_long_shape",),
     ),
     Mutant(
         name="__metadata__ is not looked at",
-        file="llama/checkpoint/safetensors.py",
+        file="llama/checkpoint/weight_files/safetensors.py",
         old="    if told is not None and not (",
         new="    if False and not (",
         tests=(f"{_SAFETENSORS}::test_what_the_package_does_not_read_is_refused",),
@@ -49,7 +49,7 @@ MUTANTS = [
     Mutant(
         name="a pipe is opened",
         file="llama/checkpoint/files.py",
-        old="    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end",
+        old="    if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for the other end",
         new="    if stat.S_ISDIR(found.st_mode):",
         tests=(f"{_LIMITS}::test_no_file_in_place_of_one",),
     ),
@@ -76,18 +76,18 @@ MUTANTS = [
     ),
     Mutant(
         name="files are counted up to what a name announces",
-        file="llama/checkpoint/hugging_face.py",
+        file="llama/checkpoint/layouts/hugging_face.py",
         old="    counted = range(1, min(total, len(numbers) + 3) + 1)",
         new="    counted = range(1, min(total, 10**7) + 1)",
         tests=(f"{_LIMITS}::test_a_name_that_announces_many_files",),
     ),
     Mutant(
         name="only the first missing file is looked for",
-        file="llama/checkpoint/hugging_face.py",
+        file="llama/checkpoint/layouts/hugging_face.py",
         old="    counted = range(1, min(total, len(numbers) + 3) + 1)",
         new="    counted = range(1, min(total, len(numbers)) + 1)",
         tests=(
-            "tests/checkpoint/test_hugging_face.py::test_a_lost_file_of_numbered_ones_is_named",
+            "tests/checkpoint/layouts/test_hugging_face.py::test_a_lost_file_of_numbered_ones_is_named",
             f"{_LIMITS}::test_a_name_that_announces_many_files",
         ),
     ),
@@ -114,14 +114,14 @@ MUTANTS = [
     ),
     Mutant(
         name="rope_theta inside rope_scaling is ignored",
-        file="llama/checkpoint/hf_config.py",
+        file="llama/checkpoint/layouts/hf_config.py",
         old='    for key in ("rope_scaling", "rope_parameters"):',
         new='    for key in ("rope_parameters",):',
         tests=(f"{_ROPE}::test_rope_theta_is_read_wherever_it_is_named",),
     ),
     Mutant(
         name="the first rope_theta counts, whatever the others say",
-        file="llama/checkpoint/hf_config.py",
+        file="llama/checkpoint/layouts/hf_config.py",
         old="    if any(value != values[0] for value in values):",
         new="    if False:",
         tests=(f"{_ROPE}::test_what_could_be_read_in_two_ways_is_refused",),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-WALK = "llama/checkpoint/pickle_walk.py"
-ZIP = "llama/checkpoint/zip_directory.py"
-STORED = "llama/checkpoint/stored_tensor.py"
-PTH = "llama/checkpoint/pth.py"
-PICKLES = ("tests/checkpoint/test_pth.py::test_a_hostile_pickle_is_refused",)
-ARCHIVES = ("tests/checkpoint/test_pth.py::test_a_hostile_archive_is_refused",)
+WALK = "llama/checkpoint/weight_files/pickle_walk.py"
+ZIP = "llama/checkpoint/weight_files/zip_directory.py"
+STORED = "llama/checkpoint/weight_files/stored_tensor.py"
+PTH = "llama/checkpoint/weight_files/pth.py"
+PICKLES = ("tests/checkpoint/weight_files/test_hostile_pickles.py::test_a_hostile_pickle_is_refused",)
+ARCHIVES = ("tests/checkpoint/weight_files/test_hostile_archives.py::test_a_hostile_archive_is_refused",)
 
 MUTANTS = [
     Mutant(
@@ -22,7 +22,7 @@ MUTANTS = [
     Mutant(
         name="any global passes the walk",
         file=WALK,
-        old='            raise _refusal(f"names {quoted(name)}")\n',
+        old='            raise _refusal(f"names {shown(name)}")\n',
         new="            pass\n",
         tests=PICKLES,
     ),
@@ -31,7 +31,9 @@ MUTANTS = [
         file=WALK,
         old="if number >= _MOST_OPERATIONS:",
         new="if number < 0:",
-        tests=("tests/checkpoint/test_pth.py::test_more_operations_than_any_checkpoint_needs",),
+        tests=(
+            "tests/checkpoint/weight_files/test_hostile_pickles.py::test_more_operations_than_any_checkpoint_needs",
+        ),
     ),
     Mutant(
         name="a stride of 0 is taken",
@@ -66,14 +68,14 @@ MUTANTS = [
         file=PTH,
         old="if total > _MOST_SHARED * size:",
         new="if total > 1000 * size:",
-        tests=("tests/checkpoint/test_pth.py::test_one_storage_under_many_names",),
+        tests=("tests/checkpoint/weight_files/test_hostile_pickles.py::test_one_storage_under_many_names",),
     ),
     Mutant(
         name="an offset in elements is taken for bytes",
         file=PTH,
         old="record.start + each.offset * itemsize",
         new="record.start + each.offset",
-        tests=("tests/checkpoint/test_pth.py::test_any_state_dict_is_read_as_torch_reads_it",),
+        tests=("tests/checkpoint/weight_files/test_pth.py::test_any_state_dict_is_read_as_torch_reads_it",),
     ),
     Mutant(
         name="a storage may be of two dtypes",
@@ -84,10 +86,10 @@ MUTANTS = [
     ),
     Mutant(
         name="a contiguous tensor keeps strides that mean nothing",
-        file="llama/checkpoint/mapped.py",
+        file="llama/checkpoint/weight_files/mapped.py",
         old="            if not found.is_contiguous():\n                return found\n",
         new="            return found\n",
-        tests=("tests/checkpoint/test_pth.py::test_strides_that_mean_nothing_do_no_harm",),
+        tests=("tests/checkpoint/weight_files/test_pth.py::test_strides_that_mean_nothing_do_no_harm",),
     ),
     Mutant(
         name="records may share bytes",
@@ -115,50 +117,58 @@ MUTANTS = [
         file=ZIP,
         old=" or length > _LONGEST_DIRECTORY:",
         new=":",
-        tests=("tests/checkpoint/test_pth.py::test_a_directory_of_gigabytes_is_not_read",),
+        tests=(
+            "tests/checkpoint/weight_files/test_hostile_archives.py::test_a_directory_of_gigabytes_is_not_read",
+        ),
     ),
     Mutant(
         name="zip64 numbers are taken from the wrong place",
         file=ZIP,
         old='number, wide = int.from_bytes(wide[:8], "little"), wide[8:]',
         new='number = int.from_bytes(wide[:8], "little")',
-        tests=("tests/checkpoint/test_pth.py::test_records_behind_4_gib",),
+        tests=("tests/checkpoint/weight_files/test_pth.py::test_records_behind_4_gib",),
     ),
     Mutant(
         name="a CRC begins anew with each chunk",
         file=ZIP,
         old="zlib.crc32(part, self._crcs[self._next])",
         new="zlib.crc32(part)",
-        tests=("tests/checkpoint/test_verify.py::test_crcs_are_the_same_however_a_file_is_read",),
+        tests=("tests/checkpoint/verify/test_checksums.py::test_crcs_are_the_same_however_a_file_is_read",),
     ),
     Mutant(
         name="verify believes the CRCs",
         file="llama/checkpoint/verify.py",
-        old="elif wrong := [quoted(record) for record in crcs.wrong()]:",
-        new="elif wrong := [quoted(record) for record in crcs.wrong()][:0]:",
-        tests=("tests/checkpoint/test_verify.py::test_without_a_checklist_the_crcs_in_a_pth_are_checked",),
+        old="elif wrong := [shown(record) for record in crcs.wrong()]:",
+        new="elif wrong := [shown(record) for record in crcs.wrong()][:0]:",
+        tests=(
+            "tests/checkpoint/verify/test_checksums.py::test_without_a_checklist_the_crcs_in_a_pth_are_checked",
+        ),
     ),
     Mutant(
         name="a cut file is not noticed before a window",
-        file="llama/checkpoint/source.py",
+        file="llama/checkpoint/base.py",
         old="                file.check()\n            yield window\n",
         new="                pass\n            yield window\n",
-        tests=("tests/checkpoint/test_pth.py::test_a_file_that_is_cut_under_way_is_an_error_too",),
+        tests=(
+            "tests/checkpoint/weight_files/test_truncated_while_mapped.py::test_a_file_that_is_cut_under_way_is_an_error_too",
+        ),
     ),
     Mutant(
         name="a cut file is not noticed behind the last window",
-        file="llama/checkpoint/source.py",
+        file="llama/checkpoint/base.py",
         old="            yield window\n        if file is not None:\n            file.check()\n",
         new="            yield window\n",
-        tests=("tests/checkpoint/test_pth.py::test_a_file_that_is_cut_under_way_is_an_error_too",),
+        tests=(
+            "tests/checkpoint/weight_files/test_truncated_while_mapped.py::test_a_file_that_is_cut_under_way_is_an_error_too",
+        ),
     ),
     Mutant(
         name="a cut file is not noticed when shards are compared",
-        file="llama/checkpoint/meta.py",
+        file="llama/checkpoint/layouts/meta.py",
         old="            file.check()\n",
         new="            pass\n",
         tests=(
-            "tests/checkpoint/test_verify.py::test_a_file_that_is_cut_while_it_is_verified_fails_its_row",
+            "tests/checkpoint/verify/test_checksums.py::test_a_file_that_is_cut_while_it_is_verified_fails_its_row",
         ),
     ),
 ]

@@ -13,7 +13,7 @@ from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.checkpoint import MetaCheckpoint, load_weights, read_params
+from llama.checkpoint import load_weights, open_checkpoint
 from llama.distributed import world
 from llama.distributed.devices import choose_device
 from llama.distributed.parallel import Parallel
@@ -49,7 +49,7 @@ def test_announced_bytes_are_those_of_the_loaded_weights(
     params = {**SHAPE, "dim": 256, "multiple_of": 128, "n_kv_heads": kv_heads}
     weights = random_weights(params, 128)
     save_checkpoint(tmp_path, params, weights, tiny_model_path())
-    checkpoint = MetaCheckpoint(tmp_path, read_params(tmp_path, max_seq_len=32, max_batch_size=2))
+    checkpoint = open_checkpoint(tmp_path, max_seq_len=32, max_batch_size=2)
     for rank in {0, size - 1}:
         with torch.device("meta"):
             model = Transformer(checkpoint.args, parallel=Parallel(rank, size))
@@ -104,7 +104,7 @@ def room(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
 
 def bytes_of(folder: Path) -> tuple[int, int]:
     """Weights, and one position of the cache."""
-    checkpoint = MetaCheckpoint(folder, read_params(folder, max_seq_len=32, max_batch_size=2))
+    checkpoint = open_checkpoint(folder, max_seq_len=32, max_batch_size=2)
     args = checkpoint.args
     return weight_bytes(args, 1, torch.float32), cache_bytes_per_token(args, 1, torch.float32)
 

@@ -1,0 +1,153 @@
+"""The base class of an opened checkpoint: what it is, and windows of its weights.
+
+Names, shapes and the order of rotary rows are Meta's; a layout that differs translates. Files are
+memory-mapped, so reading a window costs the bytes of that window.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..errors import CheckpointFormatError
+from ..sizing.args import ModelArgs
+from ..sizing.shapes import axis_of, expected_shapes, wanted_range
+from . import huge_pages
+from .weight_files.mapped import MappedFile
+
+__all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name", "windows"]
+
+Range = tuple[int, int]
+# Bytes of a mapped file to read before giving its pages back.
+_WINDOW = 32 << 20
+
+
+class Part(NamedTuple):
+    """Mapped weights, and the rows and columns of a window that they fill (columns None: a vector)."""
+
+    source: torch.Tensor
+    rows: slice
+    columns: slice | None
+
+
+class Checkpoint(ABC):
+    """An opened checkpoint; its keys and shapes have been checked.
+
+    A subclass opens one layout. It sets the attributes below and implements `recognizes`, `parts` and
+    `stored`. Its constructor takes (folder, max_seq_len, max_batch_size, agree), as `open_checkpoint` does.
+
+    Attributes:
+        layout: the layout's name for messages, "Meta" or "Hugging Face".
+        config_name: the file with the hyperparameters.
+        folder: the folder it was opened from.
+        files: the weight files, in order.
+        args: hyperparameters, with the vocabulary size filled in.
+        dtype: of the stored weights.
+        mapped: `files`, memory-mapped.
+    """
+
+    layout: str
+    config_name: str
+    folder: Path
+    files: list[Path]
+    args: ModelArgs
+    dtype: torch.dtype
+    mapped: list[MappedFile]
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, folder: Path) -> bool:
+        """Whether the folder looks like one of this layout, by its file names."""
+
+    @abstractmethod
+    def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
+        """The pieces of mapped files that fill the window rows x columns of a tensor, in Meta's row order."""
+
+    @abstractmethod
+    def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
+        """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The full shape of every tensor, by Meta's names."""
+        return expected_shapes(self.args)
+
+    @property
+    def shards(self) -> int:
+        """Number of weight files."""
+        return len(self.files)
+
+    def read(self, name: str, out: torch.Tensor, rows: Range, columns: Range | None = None) -> None:
+        """Fill `out` with a window of a tensor, converting dtype and device."""
+        for source, to_rows, to_columns in self.parts(name, rows, columns):
+            target = out[to_rows] if to_columns is None else out[to_rows, to_columns]
+            for first, window in self.windows(source):
+                target[first : first + len(window)].copy_(window)
+
+    def windows(self, source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+        """`windows` of one of this checkpoint's tensors, checking that its file is still complete.
+
+        Raises:
+            CheckpointFormatError: the file was truncated since it was opened. Touching the lost bytes could
+                end the process first (SIGBUS) or read zeros, so the size is checked before each window and
+                after the last.
+        """
+        file = next((each for each in self.mapped if each.holds(source)), None)  # None: an empty tensor
+        for window in windows(source, multiple):
+            if file is not None:
+                file.check()
+            yield window
+        if file is not None:
+            file.check()
+
+    def slice_of(self, name: str, rank: int, size: int) -> tuple[Range, Range | None]:
+        """The rows and columns of a tensor that model-parallel rank `rank` of `size` holds."""
+        shape = self.shapes[name]
+        ranges = [(0, extent) for extent in shape]
+        axis = axis_of(name)
+        if axis is not None:
+            ranges[axis] = wanted_range(name, shape[axis], self.args, rank, size)
+        return ranges[0], ranges[1] if len(ranges) > 1 else None
+
+    def copy_slice(self, name: str, out: torch.Tensor, rank: int, size: int) -> None:
+        """Fill `out` with the slice of a tensor that rank `rank` of `size` holds (see `slice_of`, `read`)."""
+        self.read(name, out, *self.slice_of(name, rank, size))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name without "torch.", e.g. bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def checked_dtype(dtype: torch.dtype, folder: Path) -> torch.dtype:
+    """The dtype of a checkpoint's weights, if this runtime reads it.
+
+    Raises:
+        CheckpointFormatError: integers, as in a quantized checkpoint, or 8-bit floats.
+    """
+    if dtype not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise CheckpointFormatError(
+            f"{folder} holds weights of {dtype}, as a quantized checkpoint does; this runtime reads bfloat16, float16,"
+            " float32 and float64"
+        )
+    return dtype
+
+
+def windows(source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+    """Walk a mapped tensor in windows of rows: (first row, window). Pages are given back after each window.
+
+    Otherwise they would count as this process's memory. The rows of a window are a multiple of `multiple`.
+    """
+    row_bytes = source.stride(0) * source.element_size()
+    rows = max(1, _WINDOW // max(1, row_bytes) // multiple) * multiple
+    for first in range(0, source.shape[0], rows):
+        window = source[first : first + rows]
+        yield first, window
+        # Up to the last element, not the end of its row: a slice of columns would reach past the file.
+        last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
+        huge_pages.drop(window.data_ptr(), (last + 1) * source.element_size())

@@ -1,0 +1,78 @@
+"""A folder -> an opened Checkpoint, and the tokenizer that goes with it."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
+from ..printable import reason
+from ..tokenizer import Tokenizer
+from .base import Checkpoint
+from .files import as_path, check_folder, is_there
+from .layouts.hugging_face import HuggingFaceCheckpoint
+from .layouts.meta import MetaCheckpoint
+
+__all__ = ["LAYOUTS", "open_checkpoint", "tokenizer_of"]
+
+# The first layout that recognizes a folder opens it; a folder can hold two.
+LAYOUTS: tuple[type[MetaCheckpoint] | type[HuggingFaceCheckpoint], ...] = (
+    MetaCheckpoint,
+    HuggingFaceCheckpoint,
+)
+
+
+def open_checkpoint(
+    folder: str | os.PathLike[str], *, max_seq_len: int = 2048, max_batch_size: int = 1, agree: bool = True
+) -> Checkpoint:
+    """Open and check a folder in Meta's or Hugging Face's layout. Weights are mapped, not read.
+
+    If a folder holds both layouts complete, Meta's files are used.
+
+    Args:
+        max_seq_len, max_batch_size: limits to put into the checkpoint's ModelArgs.
+        agree: refuse shards that hold different values of a replicated weight.
+
+    Raises:
+        CheckpointError: files are missing, unreadable, damaged, or do not belong together.
+        ConfigError: `folder` is not a path; hyperparameters are missing, unknown or not supported.
+    """
+    folder = as_path(folder, "the checkpoint folder")
+    try:
+        check_folder(folder)
+        # Meta's is the default: its errors say what is missing, and what the folder holds instead.
+        layout = next((each for each in LAYOUTS if each.recognizes(folder)), MetaCheckpoint)
+        return layout(folder, max_seq_len, max_batch_size, agree=agree)
+    except OSError as error:  # the disk fails, or a file disappears while it is read
+        raise CheckpointFormatError(
+            f"{folder} cannot be read: {reason(error)}; check the disk, and that nothing else changes the folder"
+        ) from error
+
+
+def tokenizer_of(checkpoint: Checkpoint, path: str | os.PathLike[str] | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint: `path`, by default tokenizer.model in its folder.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointMismatchError: its number of pieces differs from the rows of the embedding.
+        TokenizerError: it is not a SentencePiece model.
+        ConfigError: `path` is not a path.
+    """
+    found = checkpoint.folder / "tokenizer.model" if path is None else as_path(path, "the tokenizer's path")
+    if path is None and not is_there(found):
+        raise CheckpointNotFoundError(
+            f"{found} is missing; fetch the tokenizer.model that came with the weights, or pass its path"
+            " (tokenizer_path of Llama.build, --tokenizer of the commands)"
+        )
+    tokenizer = Tokenizer(found)
+    rows = checkpoint.args.vocab_size
+    if tokenizer.n_words != rows:
+        fix = "use the tokenizer.model that came with these weights"
+        if checkpoint.layout == HuggingFaceCheckpoint.layout and tokenizer.n_words < rows:
+            fix = (
+                "either tokens were added to this model (added_tokens.json), which this runtime does not encode, or"
+                " the file belongs to another model"
+            )
+        raise CheckpointMismatchError(
+            f"{found} has {tokenizer.n_words} pieces, but the embedding in {checkpoint.folder} has {rows} rows; {fix}"
+        )
+    return tokenizer

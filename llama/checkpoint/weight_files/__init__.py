@@ -1,0 +1,1 @@
+"""File formats of weights, each with a reader (file -> `TensorFile`, mapped and checked) and a writer."""

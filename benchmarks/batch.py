@@ -1,4 +1,4 @@
-"""Batches beside transformers: eight equal prompts, and eight ragged ones, same weights, same run.
+"""Batches beside transformers: eight prompts of one length, and of mixed lengths, with the same weights.
 
 python benchmarks/batch.py
 python benchmarks/batch.py --shapes 110m --dtypes bfloat16 --rounds 5
@@ -50,7 +50,7 @@ def main(
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.
         dtypes: of bfloat16, float16, float32, with commas.
-        rounds: measured rounds; one more is thrown away.
+        rounds: measured rounds, after one that is dropped.
         device: cpu or cuda.
         threads: CPU threads.
         peers: of transformers, llama.cpp (CPU only), with commas.

@@ -1,10 +1,10 @@
-"""One stream: prefill and decode speed beside transformers, same weights, same run.
+"""One stream: prefill and decode speed beside transformers, with the same weights, in one run.
 
     python benchmarks/latency.py                       110M and 1.1B shapes, bfloat16 and float32
     python benchmarks/latency.py --shapes 110m --dtypes bfloat16 --rounds 5
     python benchmarks/latency.py --device cuda --shapes 7b --dtypes bfloat16
 
-Prefill is the time to one token; decode is what further tokens take, that time subtracted.
+Prefill is the time to the first token; decode is the time of the further ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _decode(peer: Peer, new: int) -> float:
 
 
 def peak(shape: str, dtype: str, device: str, which: str) -> None:
-    """Print the peak memory in MiB of one peer alone: loading, a 2,048-token prompt, 8 tokens."""
+    """Print the peak memory of one peer alone, in MiB: a prompt of 2,048 tokens, and 8 more."""
     args, target = SHAPES[shape], torch.device(device)
     ours = make_ours(args, getattr(torch, dtype), target)
     peer: Peer = ours
@@ -77,11 +77,11 @@ def main(
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.
         dtypes: of bfloat16, float16, float32, with commas.
-        rounds: measured rounds; one more is thrown away.
+        rounds: measured rounds, after one that is dropped.
         device: cpu or cuda.
         threads: CPU threads.
         peers: of transformers, llama.cpp (CPU only), with commas.
-        peak_of: internal, "ours" or "transformers": print that one's peak memory and end.
+        peak_of: internal: print only the peak memory of "ours" or "transformers".
     """
     torch.set_num_threads(threads)
     names = parts(shapes)

@@ -1,9 +1,9 @@
 """Speed of the CPU kernels that llama/kernels/linear.py chooses between, per dtype, shape and number of rows.
 
-Every kernel computes y = x @ W^T. The kernels take turns within each round and the median over the
-rounds is printed, so a slow spell of the machine falls on all of them alike: compare within a line, not
-across lines. One turn runs through enough copies of the weights to overflow the last-level cache, as a
-model's decode step does. Rows up to 16 are printed in GB/s of weights read, more rows in GFLOP/s.
+Every kernel computes y = x @ W^T. The kernels take turns in each round and the median of the rounds is
+printed, so a slow spell of the machine slows all of them: compare within a line, not across lines. One turn
+reads enough copies of the weights to overflow the last-level cache, as a model's decode step does. Up to 16
+rows the unit is GB/s of weights read, for more rows GFLOP/s.
 
     python benchmarks/linear.py --dtypes bf16 f32 --rows 1 2 8 64 --shapes 5632x2048
 """
@@ -36,7 +36,7 @@ SHAPES = [
 ]
 ROWS = [1, 2, 3, 4, 8, 16, 32, 64, 128, 512, 2048]
 WORKING_SET = 96 << 20  # bytes of weights a turn reads: three times a 32 MB cache
-MAX_FLOP = 40e9  # rows are skipped for a shape where a single call would cost more
+MAX_FLOP = 40e9  # a number of rows is skipped where one call would cost more
 
 
 class Kernel(NamedTuple):
@@ -54,7 +54,7 @@ def plain(weight: torch.Tensor) -> torch.Tensor:
 
 
 def onednn_off(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    # A process-wide switch: fine in a benchmark, not in a library.
+    # A switch of the whole process: fine in a benchmark, not in a library.
     before = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -126,7 +126,7 @@ def measure(
                 if kernel.name not in times:
                     continue
                 held = stored[kernel.store]
-                kernel.run(x, held[-1])  # the first call for a row count builds its kernel
+                kernel.run(x, held[-1])  # oneDNN builds its kernel in the first call with a row count
                 start = time.perf_counter()
                 for index in range(turn):
                     kernel.run(x, held[index])

@@ -1,8 +1,8 @@
 """llama.cpp as a peer, through llama-cpp-python's low-level calls (`pip install -e ".[bench]"`).
 
-The same weights, exported with the gguf package: matrices in the model's dtype, norms in float32. Meta's
-order of rotary rows is GGUF's own for this architecture, so nothing is permuted. The vocabulary is a dummy:
-prompts are ids.
+The same weights, exported with the gguf package: matrices in the model's dtype, norms in float32. GGUF keeps
+the rotary rows of this architecture in Meta's order, so nothing is permuted. The vocabulary is a dummy,
+because prompts are ids.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def export(model: Transformer, path: Path) -> None:
 
 
 class LlamaCpp:
-    """Greedy continuation of prompts of ids: prefill one after the other, then all decode together."""
+    """Continues prompts of ids greedily: prefill one after the other, then decode together."""
 
     name = "llama.cpp"
 
@@ -83,7 +83,7 @@ class LlamaCpp:
         self._keep = quiet
         lc.llama_log_set(quiet, ctypes.c_void_p(0))
         lc.llama_backend_init()
-        file = tempfile.NamedTemporaryFile(suffix=".gguf", delete=False)  # noqa: SIM115 - mapped beyond a with
+        file = tempfile.NamedTemporaryFile(suffix=".gguf", delete=False)  # noqa: SIM115 - outlives a with
         file.close()
         export(model, Path(file.name))
         parameters = lc.llama_model_default_params()
@@ -118,7 +118,8 @@ class LlamaCpp:
         return out
 
     def serve(self, prompts: Sequence[Sequence[int]], gap: float, new: int) -> tuple[list[float], float]:
-        """Requests that arrive `gap` seconds apart, decoded together, prompts beside them in what is left of a batch.
+        """Requests that arrive `gap` seconds apart, decoded together, prompts beside them in what is left of
+        a batch.
 
         Returns: the time to the first token of each from its arrival, and the time until all have ended.
         """
@@ -126,7 +127,7 @@ class LlamaCpp:
         lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
         started = time.perf_counter()
         first = [0.0] * len(prompts)
-        done = [0] * len(prompts)  # tokens of the prompt that were computed
+        done = [0] * len(prompts)  # tokens of the prompt that have been computed
         out: list[list[int]] = [[] for _ in prompts]
         left = set(range(len(prompts)))
         while left:
@@ -158,7 +159,7 @@ class LlamaCpp:
         return first, time.perf_counter() - started
 
     def logits(self, prompt: Sequence[int]) -> np.ndarray:
-        """Of the last position, to see that the export is right."""
+        """The logits of the last position, to check the export."""
         lc = self._lc
         lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
         self._decode([(token, i, 0, i == len(prompt) - 1) for i, token in enumerate(prompt)])

@@ -1,15 +1,16 @@
 """Loading and converting: time and peak memory, from 1, 2 and 4 shards onto 1, 2 and 4 ranks.
 
     python benchmarks/load.py                      makes a checkpoint of 4.1 GB (2.1B parameters, bfloat16)
+    python benchmarks/load.py --shape 110m --ranks 1 --rounds 1
     python benchmarks/load.py --folder /data/CodeLlama-7b --ranks 1,2
 
-Every figure stands beside its yardstick, taken in turn in the same run; medians of the rounds.
+Every figure stands beside a yardstick that takes turns with it in the same run; medians of the rounds.
 
-Loading: `Llama.build`, against reading the same bytes from the page cache, once into memory of their own (what any
-loader must at least do) and once through a small buffer. With 1 rank also until the first token, beside
-transformers' from_pretrained and its first token, since that one maps the file and reads weights when they
-are first used. Peak memory is the growth of the highest resident memory of any rank; aim: 1.15 x its
-weights + 200 MB. Converting: against `cp` of the same files; peak memory likewise.
+Loading is `Llama.build`. Its yardsticks read the same bytes from the page cache, once into new memory (the
+least that a loader must do) and once through a small buffer. With 1 rank the time to the first token is
+measured too, beside transformers: its from_pretrained maps the file, and reads the weights when they are
+first used. Peak memory is the growth of resident memory, on the rank where it is highest; the aim is 1.15 x
+its weights + 200 MB. Converting stands beside `cp` of the same files.
 """
 
 from __future__ import annotations
@@ -25,11 +26,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import fire
 import torch
-from peers import TOKENIZER
+from peers import TOKENIZER, spread
 
 from llama import Llama
 from llama.checkpoint.layouts.hf_config import params_of
@@ -39,6 +39,7 @@ from llama.sizing.shapes import expected_shapes
 MIB = 1 << 20
 _COMMON = {"vocab_size": 32016, "rope_theta": 1e6, "n_kv_heads": 4, "ffn_dim_multiplier": 1.0}
 SHAPES = {
+    "110m": ModelArgs(dim=768, n_layers=12, n_heads=12, vocab_size=32016, rope_theta=1e6),
     "1.1b": ModelArgs(dim=2048, n_layers=22, n_heads=32, **_COMMON),
     "2.1b": ModelArgs(dim=2048, n_layers=44, n_heads=32, **_COMMON),
 }
@@ -51,7 +52,7 @@ def _status(key: str) -> int:
 
 
 def _tell(**figures: float) -> None:
-    # In one piece: ranks share their standard output.
+    # One write: the ranks share their standard output.
     os.write(1, f"RESULT {json.dumps(figures)}\n".encode())
 
 
@@ -70,7 +71,7 @@ def load_worker(path: str) -> None:
 
 
 def peer_worker(path: str) -> None:
-    """transformers' from_pretrained, likewise."""
+    """The same with transformers' from_pretrained."""
     from transformers import AutoModelForCausalLM
 
     before = _status("VmRSS")
@@ -85,9 +86,9 @@ def peer_worker(path: str) -> None:
     _tell(s=seconds, first=first, peak=peak, peak_first=_status("VmHWM") - before, weights=weights)
 
 
-def convert_worker(source: str, target: str, to: str, mp: int | None) -> None:
+def convert_worker(source: str, target: str, to: str, mp: int | None = None) -> None:
     """`codellama convert`, in this process."""
-    import llama.checkpoint.convert  # noqa: F401 - its import is not what is measured
+    import llama.checkpoint.convert  # noqa: F401 - so that the import is not measured
     from llama.cli import main as cli
 
     before = _status("VmRSS")
@@ -97,7 +98,7 @@ def convert_worker(source: str, target: str, to: str, mp: int | None) -> None:
 
 
 def read_worker(path: str, fresh: bool) -> None:
-    """Read the weight files: into memory of their own, or through a buffer of 16 MB."""
+    """Read the weight files into new memory (`fresh`), or through a buffer of 16 MB."""
     files = sorted([*Path(path).glob("*.pth"), *Path(path).glob("*.safetensors")])
     buffer = memoryview(bytearray(16 * MIB))
     started = time.perf_counter()
@@ -116,12 +117,21 @@ def read_worker(path: str, fresh: bool) -> None:
     _tell(s=time.perf_counter() - started)
 
 
-def _run(ranks: int = 1, **flags: object) -> list[dict[str, float]]:
+WORKERS: dict[str, Callable[..., None]] = {
+    "load": load_worker,
+    "peer": peer_worker,
+    "convert": convert_worker,
+    "read": read_worker,
+}
+
+
+def _run(worker: str, ranks: int = 1, **flags: object) -> list[dict[str, float]]:
+    """Run a worker in processes of its own -> what each rank tells."""
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     )
-    words = [f"--{key}={value}" for key, value in flags.items()]
-    command = [sys.executable, *launcher, __file__, *words]
+    words = [f"--{key}={value}" for key, value in flags.items() if value is not None]
+    command = [sys.executable, *launcher, __file__, "worker", worker, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
@@ -157,26 +167,15 @@ def main(
     folder: str | None = None,
     ranks: str = "1,2,4",
     rounds: int = 3,
-    worker: str | None = None,
-    **flags: Any,
 ) -> None:
     """Print tables in Markdown.
 
     Args:
-        shape: of the checkpoint to make: 1.1b, 2.1b.
-        folder: a checkpoint that is there already, instead.
+        shape: of the checkpoint to make: 110m, 1.1b or 2.1b.
+        folder: an existing checkpoint to use instead.
         ranks: numbers of ranks, with commas.
-        rounds: turns of each kind.
-        worker, flags: internal.
+        rounds: turns of each measurement.
     """
-    if worker is not None:
-        workers: dict[str, Callable[..., None]] = {
-            "load": load_worker,
-            "peer": peer_worker,
-            "convert": convert_worker,
-            "read": read_worker,
-        }
-        return workers[worker](**flags)
     counts = [int(each) for each in str(ranks).strip("()").split(",") if each.strip()]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         base = Path(temporary)
@@ -185,16 +184,17 @@ def main(
         else:
             make_checkpoint(base / "1-shards", SHAPES[shape])
             sources = [base / "1-shards", base / "2-shards", base / "4-shards"]
-            _conversions(base, rounds)
+            _conversions(base, 2 * SHAPES[shape].vocab_size * SHAPES[shape].dim, rounds)
         _loads(sources, counts, rounds)
         if not folder:
             _beside_peer(sources[0], base / "hf", rounds)
-    return None
 
 
-def _conversions(base: Path, rounds: int) -> None:
+def _conversions(base: Path, largest: int, rounds: int) -> None:
+    """Print the table of converting. The bytes of the largest tensor bound the memory allowed."""
     print(
-        "\n| convert | GB/s | cp, GB/s | of cp, median (range) | peak, MiB | allowed, MiB |\n|---|---|---|---|---|---|"
+        "\n| convert | GB/s | cp, GB/s | of cp, median (range) | peak, MiB | allowed, MiB |\n"
+        "|---|---|---|---|---|---|"
     )
     source = base / "1-shards"
     for name, to, mp in (("2-shards", "meta", 2), ("4-shards", "meta", 4), ("hf", "hf", None)):
@@ -202,14 +202,8 @@ def _conversions(base: Path, rounds: int) -> None:
         for _ in range(rounds):
             for path in (base / name, base / "copy"):
                 shutil.rmtree(path, ignore_errors=True)
-            flags = {
-                "source": source,
-                "target": base / name,
-                "to": to,
-                **({"mp": mp} if mp else {"mp": None}),
-            }
             size = sum(path.stat().st_size for path in source.glob("*.pth")) / 1e9
-            [figures] = _run(worker="convert", **flags)
+            [figures] = _run("convert", source=source, target=base / name, to=to, mp=mp)
             assert figures["code"] == 0
             started = time.perf_counter()
             subprocess.run(["cp", "-r", base / name, base / "copy"], check=True)
@@ -217,11 +211,10 @@ def _conversions(base: Path, rounds: int) -> None:
             speeds.append(size / figures["s"])
             peak = max(peak, figures["peak"])
         shutil.rmtree(base / "copy")
-        ratios = sorted(a / b for a, b in zip(speeds, copies, strict=True))
-        largest = 32016 * 2048 * 2
+        ratios = [a / b for a, b in zip(speeds, copies, strict=True)]
         print(
             f"| 1 shard to {name} | {statistics.median(speeds):.2f} | {statistics.median(copies):.2f} |"
-            f" {statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {peak / MIB:.0f} |"
+            f" {spread(ratios)} | {peak / MIB:.0f} |"
             f" {(3 * largest + 300e6) / MIB:.0f} |",
             flush=True,
         )
@@ -236,17 +229,17 @@ def _loads(sources: list[Path], counts: list[int], rounds: int) -> None:
         for count in counts:
             loads, fresh, small, peak, weights = [], [], [], 0.0, 0.0
             for _ in range(rounds):
-                figures = _run(count, worker="load", path=source)
+                figures = _run("load", count, path=source)
                 loads.append(max(each["s"] for each in figures))
                 peak = max(peak, *(each["peak"] for each in figures))
                 weights = figures[0]["weights"]
-                fresh.append(_run(worker="read", path=source, fresh=True)[0]["s"])
-                small.append(_run(worker="read", path=source, fresh=False)[0]["s"])
-            to_memory = sorted(a / b for a, b in zip(loads, fresh, strict=True))
+                fresh.append(_run("read", path=source, fresh=True)[0]["s"])
+                small.append(_run("read", path=source, fresh=False)[0]["s"])
+            to_memory = [a / b for a, b in zip(loads, fresh, strict=True)]
             through = statistics.median(a / b for a, b in zip(loads, small, strict=True))
             print(
-                f"| {source.name} | {count} | {statistics.median(loads):.2f} | {statistics.median(to_memory):.2f} x"
-                f" ({to_memory[0]:.2f} to {to_memory[-1]:.2f}) | {through:.2f} x | {weights / MIB:.0f} |"
+                f"| {source.name} | {count} | {statistics.median(loads):.2f} | {spread(to_memory)} |"
+                f" {through:.2f} x | {weights / MIB:.0f} |"
                 f" {peak / MIB:.0f} | {(1.15 * weights + 200e6) / MIB:.0f} |",
                 flush=True,
             )
@@ -254,7 +247,8 @@ def _loads(sources: list[Path], counts: list[int], rounds: int) -> None:
 
 def _beside_peer(meta: Path, hf: Path, rounds: int) -> None:
     print(
-        "\n| | load, s | to the first token, s | peak after loading, MiB | peak after the first token, MiB |\n"
+        "\n| | load, s | to the first token, s | peak after loading, MiB |"
+        " peak after the first token, MiB |\n"
         "|---|---|---|---|---|"
     )
     rows = {
@@ -265,7 +259,7 @@ def _beside_peer(meta: Path, hf: Path, rounds: int) -> None:
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     for _ in range(rounds):
         for name, (worker, folder) in rows.items():
-            taken[name] += _run(worker=worker, path=folder)
+            taken[name] += _run(worker, path=folder)
     for name, runs in taken.items():
         load, first = (statistics.median(run[key] for run in runs) for key in ("s", "first"))
         peaks = [max(run[key] for run in runs) / MIB for key in ("peak", "peak_first")]
@@ -273,4 +267,7 @@ def _beside_peer(meta: Path, hf: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    fire.Fire(main)
+    if sys.argv[1:2] == ["worker"]:
+        fire.Fire(WORKERS, command=sys.argv[2:])
+    else:
+        fire.Fire(main)

@@ -1,7 +1,8 @@
-"""What the benchmarks share: shapes, one set of random weights for both peers, turns, medians.
+"""What the benchmarks share: shapes, the peers with one set of random weights, taking turns, medians.
 
-Machines are noisy and a figure alone says little, so every figure is taken in turn with its peer's, in
-one run, and the result is the median of the rounds' ratios. Peer: Hugging Face transformers.
+Machines are noisy, so a figure alone says little. Every figure is measured in turn with its peer's, in one
+run, and the result is the median of the rounds' ratios. Peers: Hugging Face transformers, and llama.cpp
+(llama_cpp_peer.py).
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ SHAPES = {
 
 
 class WideTokenizer(Tokenizer):
-    """The small vocabulary, repeated to the family's size: the text of random ids costs what it would."""
+    """CodeLlama-tiny's pieces, repeated to the size of the family's vocabulary."""
 
     def token_bytes(self, t: int) -> str | bytes | None:
-        """Of the small id that stands for `t`."""
+        """The piece of `t` modulo the small vocabulary."""
         return super().token_bytes(t % self.n_words)
 
 
@@ -61,8 +62,8 @@ class Ours:
     name: str = "ours"
 
     def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
-        # An id outside the vocabulary as stop token: no run may end early.
-        # No drafts: what random weights say repeats itself, so drafts would be right as for no real text.
+        # The stop token is outside the vocabulary, so that no run ends early. No drafts: the output of random
+        # weights repeats itself, so drafts would be right more often than for any real text.
         tokens, _ = self.llama.generate(prompts, new, temperature=0.0, stop_token=VOCAB, speculate=False)
         return tokens
 
@@ -87,7 +88,7 @@ class Transformers:
 
 
 def make_ours(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Ours:
-    """A model of random weights: on a CPU loaded from a checkpoint, as any other; on a GPU made there."""
+    """A model with random weights: on a CPU loaded from a checkpoint as any other, on a GPU made in place."""
     generator = torch.Generator(device).manual_seed(0)
     with torch.device("meta"):
         model = Transformer(args)
@@ -105,7 +106,7 @@ def make_ours(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Ours
 
 
 def _load(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-    """Through a file, as users do, so that weights lie in memory as they do for them."""
+    """Load through a file as users do, so that the weights lie in memory as theirs do."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
         torch.save(weights, Path(folder) / "consolidated.00.pth")
         (Path(folder) / "params.json").write_text(json.dumps(params_of(model.params)))
@@ -115,7 +116,7 @@ def _load(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dty
 
 
 def settle() -> None:
-    """Wait until loaded weights lie where they will stay."""
+    """Wait until the loaded weights have been moved into huge pages."""
     for thread in threading.enumerate():
         if thread.name == "llama-huge-pages":
             thread.join()
@@ -143,7 +144,7 @@ def make_transformers(model: Transformer) -> Transformers:
         peer = LlamaForCausalLM(config)
     peer.to_empty(device=model.device)
     peer.to(model.dtype)
-    # The rotary table is a buffer that to_empty left blank.
+    # The rotary table is a buffer, which to_empty did not fill.
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(model.device)
     ours = model.state_dict()
     state = {}
@@ -175,7 +176,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def in_turns(peers: Sequence[Peer], measure: Callable[[Peer], float], rounds: int) -> dict[str, list[float]]:
-    """measure(peer) for each peer, `rounds` times, the first round thrown away and the order swapped."""
+    """measure(peer) for each peer, `rounds` times. A first round is dropped, and the order alternates."""
     taken: dict[str, list[float]] = {peer.name: [] for peer in peers}
     for i in range(rounds + 1):
         for peer in peers if i % 2 else list(reversed(peers)):
@@ -185,27 +186,32 @@ def in_turns(peers: Sequence[Peer], measure: Callable[[Peer], float], rounds: in
     return taken
 
 
+def spread(ratios: Sequence[float], digits: int = 2) -> str:
+    """Median and range: `1.05 x (0.98 to 1.10)`."""
+    low, high = min(ratios), max(ratios)
+    return f"{statistics.median(ratios):.{digits}f} x ({low:.{digits}f} to {high:.{digits}f})"
+
+
 def report(label: str, unit: str, taken: dict[str, list[float]]) -> None:
-    """One row: medians, and the medians of the rounds' ratios of the first peer to each other, with range."""
+    """Print a row: medians, and the ratios of the first peer to each of the others."""
     (_, ours), *others = taken.items()
     cells = [label, f"{statistics.median(ours):.1f}"]
     cells += [f"{statistics.median(theirs):.1f}" for _, theirs in others]
     cells.append(unit)
     for _, theirs in others:
-        ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-        cells.append(f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        cells.append(spread([a / b for a, b in zip(ours, theirs, strict=True)]))
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def header(title: str, peers: Sequence[str] = ("ours", "transformers")) -> None:
-    """The head of a table of `report` rows."""
+    """Print the head of a table of `report` rows."""
     ratios = [f"of {name}: median (range)" for name in peers[1:]]
     cells = ["", *peers, "", *ratios]
     print(f"\n### {title}\n\n| " + " | ".join(cells) + " |\n|" + "---|" * len(cells), flush=True)
 
 
 def parts(value: str | Sequence[str]) -> list[str]:
-    """A flag's list, with commas."""
+    """The list that a flag with commas holds; Fire may have split it already."""
     return value.split(",") if isinstance(value, str) else list(value)
 
 
@@ -216,7 +222,7 @@ def make_peers(
 
     Args:
         names: of transformers, llama.cpp.
-        context, sequences: what llama.cpp makes room for.
+        context, sequences: tokens of a sequence, and sequences, that llama.cpp reserves memory for.
     """
     peers: list[Peer] = [ours]
     if "transformers" in names:

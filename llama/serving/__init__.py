@@ -1,7 +1,28 @@
-"""Many callers and many ranks: the engine behind asyncio, and the ranks that follow the first."""
+"""Many callers and many ranks: the engine behind asyncio, and the ranks that follow the first.
 
-from .async_engine import AsyncEngine, TextDelta
+| file | holds |
+|---|---|
+| `async_engine`, `streams` | `AsyncEngine`; each caller's unread deltas |
+| `inbox`, `protocol` | how events reach the thread that steps the engine; the events and their JSON |
+| `ranks` | the loop of the first rank, `lead`, and of the others, `follow` |
+| `channel`, `handshake` | the connection from the first rank to each other rank |
+| `lifecycle`, `follower` | `serve`: a service from start to end, on rank 0 and on the others |
+| `signals`, `timeouts` | signal handlers on an event loop; every time limit |
+
+`serving` imports `engine`; neither `engine` nor `api` imports `serving`.
+
+An HTTP server goes into `llama/serving/http/`, one file for each family of routes. It runs inside the `main`
+that `serve` awaits on rank 0, and needs only `AsyncEngine`:
+
+- `stream(request)`, `complete(request)`: a bad request raises at the call, before anything is sent.
+- closing a stream, or cancelling its task: a client that hung up. Its request leaves before the next step.
+- `accepting`, `open_streams`, `failure`: for health checks and queue limits.
+- `close(drain=True)`: let running requests finish.
+"""
+
+from .async_engine import AsyncEngine
 from .lifecycle import serve
 from .ranks import follow
+from .streams import TextDelta
 
 __all__ = ["AsyncEngine", "TextDelta", "follow", "serve"]

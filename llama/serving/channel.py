@@ -1,9 +1,9 @@
-"""How events reach the other ranks of a model: one TCP connection each, from the first rank to every other.
+"""How events reach the other ranks of a model: one TCP connection from the first rank to each of the others.
 
-Not a collective of a process group: those have a timeout, which would end a service that idles, they
-notice a peer that died only when they next speak, and gloo's broadcast waits for an answer (0.5 ms on the
-machine where a send here takes 0.02). A connection blocks without end at no cost, and ends at once with
-either process. Addresses and a secret travel through the model's own group, once.
+Why not a collective of the process group: collectives have a timeout, which would end a service that idles;
+they notice a dead peer only at the next call; and gloo's broadcast waits for an answer (0.5 ms on the machine
+where a send here takes 0.02 ms). A TCP connection can block forever at no cost, and ends as soon as either
+process does. The address and a secret travel once, through the model's process group.
 """
 
 from __future__ import annotations
@@ -21,37 +21,28 @@ import torch
 
 from ..distributed.devices import local_ranks
 from ..distributed.parallel import Parallel
-from ..errors import ParallelismError, RankError
-from .handshake import greet, introduce
+from ..errors import RankError
+from . import timeouts
+from .handshake import accept_ranks, introduce
 
-__all__ = [
-    "REASON_SECONDS",
-    "FollowerChannel",
-    "LeaderChannel",
-    "check_one_model",
-    "follow_channel",
-    "lead_channel",
-]
+__all__ = ["FollowerChannel", "LeaderChannel", "follow_channel", "lead_channel"]
 
 _LENGTH = struct.Struct("!I")
+# The first rank's address and secret, as JSON padded to a fixed size, because a broadcast needs one.
 _CARD_BYTES = 1024
-_CONNECT_SECONDS = 60.0
-_AGAIN_SECONDS = 0.05
-# How long a rank whose step failed looks for another rank's reason before it gives its own.
-REASON_SECONDS = 1.0
 
 
 class LeaderChannel:
-    """The first rank's end. With one rank there are no peers, and nothing here costs anything."""
+    """The first rank's end of all connections. With one rank it has no peers, and its methods do nothing."""
 
     def __init__(self, peers: dict[int, socket.socket] | None = None) -> None:
         self.peers = peers or {}
 
     def send(self, packet: bytes) -> None:
-        """Give a packet, empty or not, to every other rank.
+        """Send a packet, which may be empty, to every other rank.
 
         Raises:
-            RankError: a rank is gone.
+            RankError: a rank died.
         """
         for rank, peer in self.peers.items():
             try:
@@ -60,21 +51,21 @@ class LeaderChannel:
                 raise self._gone(rank) from error
 
     def check(self) -> None:
-        """Look whether all ranks are still there. Raises as `send`: they never speak but to say why they end."""
-        for rank in self._speaking(0):
+        """Raise as `send` if a rank has died or sent something: ranks only ever send why they end."""
+        for rank in self._heard(0):
             raise self._gone(rank)
 
     def reason(self) -> RankError | None:
-        """Why another rank ended, if one did within a second: for a step that failed here."""
-        return next((self._gone(rank) for rank in self._speaking(REASON_SECONDS)), None)
+        """Why another rank ended, if one does so within `timeouts.REASON`. For a step that failed here."""
+        return next((self._gone(rank) for rank in self._heard(timeouts.REASON)), None)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         for peer in self.peers.values():
             peer.close()
 
-    def _speaking(self, timeout: float) -> list[int]:
-        """Ranks that said something or hung up, waiting `timeout` seconds for the first."""
+    def _heard(self, timeout: float) -> list[int]:
+        """Ranks that sent something or closed their connection, waiting `timeout` seconds for the first."""
         if not self.peers:
             return []
         with selectors.DefaultSelector() as selector:
@@ -85,7 +76,7 @@ class LeaderChannel:
     def _gone(self, rank: int) -> RankError:
         words = b""
         with contextlib.suppress(OSError):
-            self.peers[rank].settimeout(REASON_SECONDS)
+            self.peers[rank].settimeout(timeouts.REASON)
             words = _receive(self.peers[rank])
         return RankError(
             words.decode(errors="replace")
@@ -94,17 +85,17 @@ class LeaderChannel:
 
 
 class FollowerChannel:
-    """The end of any other rank."""
+    """Another rank's end of its connection."""
 
     def __init__(self, leader: socket.socket) -> None:
         self.leader = leader
 
     def receive(self, seconds: float | None = None) -> bytes:
-        """The next packet; waits for it as long as the first rank lives, or for so many seconds.
+        """Wait for the next packet, as long as the first rank lives or for so many seconds.
 
         Raises:
-            RankError: the first rank is gone.
-            TimeoutError: nothing came.
+            RankError: the first rank died or left.
+            TimeoutError: nothing arrived in time.
         """
         self.leader.settimeout(seconds)
         try:
@@ -117,20 +108,21 @@ class FollowerChannel:
             ) from error
 
     def send(self, words: str) -> None:
-        """Tell the first rank why this one ends, as the last that it says. Waits up to a second."""
+        """Tell the first rank why this one ends. Nothing is sent after it. Waits up to `timeouts.REASON`."""
         packet = words.encode()
         with contextlib.suppress(OSError):
             self.leader.sendall(_LENGTH.pack(len(packet)) + packet)
             self.leader.shutdown(socket.SHUT_WR)
-            # A connection closed with something unread in it is reset, and the words would be lost.
-            self.leader.settimeout(REASON_SECONDS)
+            # Closing a socket that holds unread data resets the connection, and what was sent would be lost.
+            self.leader.settimeout(timeouts.REASON)
             while self.leader.recv(4096):
                 pass
 
     def hang_up(self, words: str) -> None:
-        """`send`, and end with RankError a `receive` that is under way in another thread, and all later ones.
+        """`send`, then make a `receive` that is waiting in another thread, and all later ones, raise
+        RankError.
 
-        Reads nothing itself: two readers of one connection would lose packets to each other.
+        Does not read: two readers of one connection would take parts of each other's packets.
         """
         packet = words.encode()
         with contextlib.suppress(OSError):
@@ -138,63 +130,53 @@ class FollowerChannel:
             self.leader.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self.leader.close()
 
 
-def check_one_model(parallel: Parallel) -> None:
-    """Raise ParallelismError where the launch holds several replicas: a service runs one model."""
-    if parallel.replicas > 1:
-        raise ParallelismError(
-            f"the launch holds {parallel.replicas} replicas of {parallel.size} rank(s), but a service runs one"
-            f" model; build with model_parallel_size={parallel.size * parallel.replicas}, or launch one service"
-            f" of {parallel.size} rank(s) for each replica"
-        )
-
-
 def lead_channel(parallel: Parallel, device: torch.device) -> LeaderChannel:
-    """The first rank's end, when all others have come. They call `follow_channel` at the same time.
+    """The first rank's end, once all others have connected. They call `follow_channel` at the same time.
 
     Raises:
-        RankError: a rank did not come within a minute.
+        RankError: a rank did not connect within `timeouts.CONNECT`.
     """
     if parallel.size == 1:
         return LeaderChannel()
     here = local_ranks() >= parallel.size
     secret = secrets.token_bytes(32)
-    # Open to the network only where ranks on other machines must reach it.
+    # Open to the network only if some ranks are on other machines.
     with socket.create_server(("127.0.0.1" if here else "", 0)) as server:
         names = [os.environ.get("MASTER_ADDR", ""), socket.gethostname(), "127.0.0.1"]
         hosts = ["127.0.0.1"] if here else [name for name in names if name]
         card = {"hosts": hosts, "port": server.getsockname()[1], "secret": secret.hex()}
         _share(parallel, device, json.dumps(card).encode())
         ranks = set(range(1, parallel.size))
-        peers = greet(server, secret, ranks, _CONNECT_SECONDS)
+        peers = accept_ranks(server, secret, ranks, timeouts.CONNECT)
     channel = LeaderChannel({rank: _tuned(peers[rank]) for rank in sorted(peers)})
     if missing := sorted(ranks - set(peers)):
         channel.close()
         raise RankError(
             f"rank(s) {missing} did not reach rank 0 at {' or '.join(hosts)} port {card['port']} within"
-            f" {_CONNECT_SECONDS:.0f} s; check that every rank serves, and the machines' firewall"
+            f" {timeouts.CONNECT:.0f} s; check that every rank calls `serve`, and the machines' firewalls"
         )
     return channel
 
 
 def follow_channel(parallel: Parallel, device: torch.device) -> FollowerChannel:
-    """The end of a rank other than the first.
+    """The end of a rank other than the first, connected.
 
     Raises:
         RankError: the first rank cannot be reached.
     """
     card = json.loads(_share(parallel, device, b""))
     failure: OSError | None = None
-    secret, end, answered = bytes.fromhex(card["secret"]), time.monotonic() + _CONNECT_SECONDS, True
+    secret, end, answered = bytes.fromhex(card["secret"]), time.monotonic() + timeouts.CONNECT, True
     while answered and time.monotonic() < end:
-        # Again where somebody answered: rank 0 sends callers away when there are too many of them.
+        # If somebody answered, try again: rank 0 drops callers while there are too many of them.
         answered = False
         for host in card["hosts"]:
             try:
-                leader = socket.create_connection((host, card["port"]), timeout=_CONNECT_SECONDS / 4)
+                leader = socket.create_connection((host, card["port"]), timeout=timeouts.CONNECT / 4)
             except OSError as error:
                 failure = error
                 continue
@@ -202,25 +184,25 @@ def follow_channel(parallel: Parallel, device: torch.device) -> FollowerChannel:
             try:
                 if introduce(leader, secret, parallel.rank):
                     return FollowerChannel(_tuned(leader))
-                failure = ConnectionError("something else answers there")
+                failure = ConnectionError("another program answers there")
             except OSError as error:
                 failure = error
             leader.close()
-        time.sleep(_AGAIN_SECONDS)
+        time.sleep(timeouts.CONNECT_RETRY)
     raise RankError(
         f"rank {parallel.rank} cannot reach rank 0 at {' or '.join(card['hosts'])} port {card['port']}"
-        f" ({failure}); check the machines' names and firewall"
+        f" ({failure}); check the machines' names and firewalls"
     )
 
 
 def _share(parallel: Parallel, device: torch.device, card: bytes) -> bytes:
-    """The first rank's card, on every rank, through the group of the model."""
+    """Broadcast the first rank's card to all ranks of the model."""
     rows = torch.tensor(list(card.ljust(_CARD_BYTES)), dtype=torch.uint8, device=device)
     return bytes(parallel.broadcast(rows).tolist()).strip()
 
 
 def _tuned(connection: socket.socket) -> socket.socket:
-    """Packets leave at once; a machine that vanished without a word is noticed within a minute or two."""
+    """Send packets at once (no Nagle), and notice a machine that vanished within about 70 s (keep-alive)."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -236,7 +218,7 @@ def _receive(connection: socket.socket) -> bytes:
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
-    """That many bytes. Raises ConnectionError where the connection ends before."""
+    """Read `count` bytes. Raises ConnectionError if the connection ends before."""
     parts = bytearray()
     while len(parts) < count:
         part = connection.recv(count - len(parts))

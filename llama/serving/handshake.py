@@ -1,8 +1,8 @@
-"""How the ranks of one model know each other on a port that anybody can call. Never imports torch.
+"""How the ranks of one model recognize each other on a port that anybody can connect to. Never imports torch.
 
-Both ends know a secret, which never travels: each proves it by a digest over two numbers that are used once, one of
-its own and one of the other's. The first rank proves it first, so that a caller tells nothing to something else with
-that port. Whoever calls costs the first rank a few bytes for a few seconds, and keeps nobody waiting.
+Both ends know a secret, which is never sent. Each proves that it knows it by a digest over two nonces, one
+from each end. The first rank proves it first, so a rank that reached another program by mistake tells it
+nothing useful. A stranger costs the first rank a few bytes for a few seconds, and delays nobody.
 """
 
 from __future__ import annotations
@@ -15,155 +15,160 @@ import struct
 import time
 from dataclasses import dataclass, field
 
-__all__ = ["greet", "introduce"]
+from . import timeouts
 
-_ONCE = 32  # bytes of a number that is used once, and of a digest
-_CALL = struct.Struct(f"!I{_ONCE}s")  # rank, number
+__all__ = ["accept_ranks", "introduce"]
+
+_NONCE = 32  # bytes of a nonce, and of a digest
+_CALL = struct.Struct(f"!I{_NONCE}s")  # rank, nonce
 _ACCEPTED = b"!"
-# How long a caller may take, and how many may be under way: then the one that has been there longest goes. A rank
-# takes three messages in a row; one that is sent away calls again.
-_SECONDS = 5.0
+# Handshakes at the same time. One more drops the oldest; a rank that is dropped calls again.
 _MOST = 64
 
 
 @dataclass(eq=False)
 class _Caller:
-    """Somebody on the line: until when, what came in, and what the proof must be once the call was answered."""
+    """A connection that has proved nothing yet: its deadline, its bytes so far, the proof it must send."""
 
-    line: socket.socket
-    until: float
-    said: bytearray = field(default_factory=bytearray)
+    connection: socket.socket
+    deadline: float
+    received: bytearray = field(default_factory=bytearray)
     rank: int = -1
     proof: bytes = b""
 
-    def hear(self, secret: bytes) -> bool:
-        """Take in what there is -> whether this is a rank that proved it.
+    def receive(self, secret: bytes) -> bool:
+        """Read what has arrived -> whether the caller has now proved that it is a rank.
 
         Raises:
-            OSError: it is none.
+            OSError: it hung up, or sent something wrong.
         """
-        wanted = _ONCE if self.proof else _CALL.size
-        part = self.line.recv(wanted - len(self.said))
-        self.said += part
+        wanted = _NONCE if self.proof else _CALL.size
+        part = self.connection.recv(wanted - len(self.received))
+        self.received += part
         if not part:
             raise ConnectionError("hung up")
-        if len(self.said) < wanted:
+        if len(self.received) < wanted:
             return False
         if self.proof:
-            if not hmac.compare_digest(self.said, self.proof):
+            if not hmac.compare_digest(self.received, self.proof):
                 raise ConnectionError("does not know the secret")
-            return self.line.send(_ACCEPTED) == len(_ACCEPTED)
-        mine = secrets.token_bytes(_ONCE)
-        self.rank = _CALL.unpack(self.said)[0]
-        leader, self.proof = _proofs(secret, bytes(self.said), mine)
-        self.said.clear()
-        if self.line.send(mine + leader) != 2 * _ONCE:
+            return self.connection.send(_ACCEPTED) == len(_ACCEPTED)
+        mine = secrets.token_bytes(_NONCE)
+        self.rank = _CALL.unpack(self.received)[0]
+        leader, self.proof = _proofs(secret, bytes(self.received), mine)
+        self.received.clear()
+        if self.connection.send(mine + leader) != 2 * _NONCE:
             raise ConnectionError("does not read")
         return False
 
 
-class _Door:
-    """Those who have called and proved nothing yet."""
+class _Listener:
+    """The listening socket, and the callers that have proved nothing yet."""
 
     def __init__(self, server: socket.socket) -> None:
         self.server = server
-        self.callers: dict[_Caller, None] = {}  # the oldest first
+        self.callers: dict[_Caller, None] = {}  # an ordered set, the oldest first
         self.selector = selectors.DefaultSelector()
         self.selector.register(server, selectors.EVENT_READ)
 
     def wait(self, end: float) -> list[_Caller]:
-        """Callers that said something before `end`; lets in who is new, and sends away whose time is over."""
-        soonest = min([end, *(caller.until for caller in self.callers)])
+        """Wait until `end` -> callers that sent something.
+
+        Accepts a new caller, and drops those past their deadline.
+        """
+        soonest = min([end, *(caller.deadline for caller in self.callers)])
         ready = self.selector.select(max(0.0, soonest - time.monotonic()))
         now = time.monotonic()
-        said = [key.data for key, _ in ready if key.data is not None]
-        for caller in [each for each in self.callers if each.until <= now]:
-            self.send_away(caller)
-        if len(said) < len(ready):
-            self._let_in(now)
-        return [caller for caller in said if caller in self.callers]
+        heard = [key.data for key, _ in ready if key.data is not None]
+        for caller in [each for each in self.callers if each.deadline <= now]:
+            self.drop(caller)
+        if len(heard) < len(ready):
+            self._accept(now)
+        return [caller for caller in heard if caller in self.callers]
 
-    def _let_in(self, now: float) -> None:
+    def _accept(self, now: float) -> None:
         try:
-            line, _ = self.server.accept()
-        except OSError:  # gone again
+            connection, _ = self.server.accept()
+        except OSError:  # it has hung up already
             return
-        line.setblocking(False)
+        connection.setblocking(False)
         if len(self.callers) == _MOST:
-            self.send_away(next(iter(self.callers)))
-        caller = _Caller(line, now + _SECONDS)
+            self.drop(next(iter(self.callers)))
+        caller = _Caller(connection, now + timeouts.HANDSHAKE)
         self.callers[caller] = None
-        self.selector.register(line, selectors.EVENT_READ, caller)
+        self.selector.register(connection, selectors.EVENT_READ, caller)
 
-    def let_go(self, caller: _Caller) -> None:
-        """It is here no longer; its line stays open."""
+    def release(self, caller: _Caller) -> None:
+        """Forget a caller; its connection stays open."""
         del self.callers[caller]
-        self.selector.unregister(caller.line)
+        self.selector.unregister(caller.connection)
 
-    def send_away(self, caller: _Caller) -> None:
-        """Hang up."""
-        self.let_go(caller)
-        caller.line.close()
+    def drop(self, caller: _Caller) -> None:
+        """Forget a caller, and hang up."""
+        self.release(caller)
+        caller.connection.close()
 
 
-def greet(server: socket.socket, secret: bytes, ranks: set[int], seconds: float) -> dict[int, socket.socket]:
-    """Take the calls of these ranks -> their connections, of those that came within so many seconds."""
+def accept_ranks(
+    server: socket.socket, secret: bytes, ranks: set[int], seconds: float
+) -> dict[int, socket.socket]:
+    """Accept calls from these ranks -> connections of those that proved themselves within `seconds`."""
     end = time.monotonic() + seconds
     server.setblocking(False)
     peers: dict[int, socket.socket] = {}
-    door = _Door(server)
+    listener = _Listener(server)
     try:
         while len(peers) < len(ranks) and time.monotonic() < end:
-            for caller in door.wait(end):
+            for caller in listener.wait(end):
                 try:
-                    proved = caller.hear(secret)
+                    proved = caller.receive(secret)
                 except OSError:
-                    door.send_away(caller)
+                    listener.drop(caller)
                     continue
                 if proved and caller.rank in ranks and caller.rank not in peers:
-                    door.let_go(caller)
-                    peers[caller.rank] = caller.line
+                    listener.release(caller)
+                    peers[caller.rank] = caller.connection
                 elif proved:
-                    door.send_away(caller)
+                    listener.drop(caller)
     finally:
-        for caller in list(door.callers):
-            door.send_away(caller)
-        door.selector.close()
+        for caller in list(listener.callers):
+            listener.drop(caller)
+        listener.selector.close()
     return peers
 
 
-def introduce(line: socket.socket, secret: bytes, rank: int) -> bool:
-    """Say who calls -> whether the first rank is at the other end and took the call; false after a few seconds.
+def introduce(connection: socket.socket, secret: bytes, rank: int) -> bool:
+    """Do the caller's part -> whether the other end proved to be the first rank, and accepted.
 
     Raises:
-        OSError: the connection failed.
+        OSError: the connection failed, or no answer came within `timeouts.HANDSHAKE`.
     """
-    end = time.monotonic() + _SECONDS
-    call = _CALL.pack(rank, secrets.token_bytes(_ONCE))
-    line.sendall(call)
-    answer = _exactly(line, 2 * _ONCE, end)
-    leader, mine = _proofs(secret, call, answer[:_ONCE])
-    if not hmac.compare_digest(answer[_ONCE:], leader):
+    end = time.monotonic() + timeouts.HANDSHAKE
+    call = _CALL.pack(rank, secrets.token_bytes(_NONCE))
+    connection.sendall(call)
+    answer = _exactly(connection, 2 * _NONCE, end)
+    leader, mine = _proofs(secret, call, answer[:_NONCE])
+    if not hmac.compare_digest(answer[_NONCE:], leader):
         return False
-    line.sendall(mine)
-    return _exactly(line, len(_ACCEPTED), end) == _ACCEPTED
+    connection.sendall(mine)
+    return _exactly(connection, len(_ACCEPTED), end) == _ACCEPTED
 
 
-def _proofs(secret: bytes, call: bytes, number: bytes) -> tuple[bytes, bytes]:
-    """What proves the first rank, and what proves the caller."""
+def _proofs(secret: bytes, call: bytes, nonce: bytes) -> tuple[bytes, bytes]:
+    """The digests that prove the first rank, and the caller."""
     return (
-        hmac.digest(secret, b"first rank" + call + number, "sha256"),
-        hmac.digest(secret, b"other rank" + call + number, "sha256"),
+        hmac.digest(secret, b"first rank" + call + nonce, "sha256"),
+        hmac.digest(secret, b"other rank" + call + nonce, "sha256"),
     )
 
 
-def _exactly(line: socket.socket, count: int, end: float) -> bytes:
-    """That many bytes, however they drip, before `end`."""
+def _exactly(connection: socket.socket, count: int, end: float) -> bytes:
+    """Read `count` bytes before `end`, however slowly they arrive."""
     parts = bytearray()
     while len(parts) < count:
-        line.settimeout(max(0.01, end - time.monotonic()))
-        part = line.recv(count - len(parts))
+        connection.settimeout(max(0.01, end - time.monotonic()))
+        part = connection.recv(count - len(parts))
         if not part or time.monotonic() > end:
-            raise ConnectionError("no answer of a first rank")
+            raise ConnectionError("rank 0 did not answer")
         parts += part
     return bytes(parts)

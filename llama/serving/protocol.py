@@ -1,14 +1,14 @@
-"""What happens to an engine from outside, as plain data. Never imports torch.
+"""The events that change an engine from outside, as plain data. Never imports torch.
 
-The first rank of a model sends these to the others, which apply them in the same order. They travel as
-JSON: nothing that arrives is ever run, and a reader of the wire can read it.
+The first rank of a model sends them to the others, which apply them in the same order. They travel as JSON:
+nothing that arrives is executed, and the packets can be read by a person.
 """
 
 from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ __all__ = ["Add", "Cancel", "Event", "Pause", "Resume", "Stop", "decode", "encod
 
 @dataclass(frozen=True)
 class Add:
-    """A request. `ticket` names it in later events: unlike the engine's id it is known beforehand."""
+    """A new request. Later events name it by `ticket`, which is known before the engine gives it an id."""
 
     ticket: int
     request: Request
@@ -30,28 +30,28 @@ class Add:
 
 @dataclass(frozen=True)
 class Cancel:
-    """The caller of `ticket` went away. Unknown and finished tickets are fine, here and below."""
+    """The caller of `ticket` has left. Unknown and finished tickets are ignored, here and below."""
 
     ticket: int
 
 
 @dataclass(frozen=True)
 class Pause:
-    """The caller of `ticket` stopped reading."""
+    """The caller of `ticket` has too many unread deltas."""
 
     ticket: int
 
 
 @dataclass(frozen=True)
 class Resume:
-    """The caller of `ticket` reads on."""
+    """The caller of `ticket` has caught up."""
 
     ticket: int
 
 
 @dataclass(frozen=True)
 class Stop:
-    """The service ends: now, or with `drain` when its requests have ended. failure: why, if it failed."""
+    """End the service, at once or (`drain`) after its requests. failure: the reason, if it failed."""
 
     drain: bool = False
     failure: str | None = None
@@ -61,13 +61,17 @@ Event = Add | Cancel | Pause | Resume | Stop
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (Add, Cancel, Pause, Resume, Stop)}
 
 
-def encode(events: Rows[Event]) -> bytes:
-    """Events -> bytes; none -> no bytes."""
+def encode(events: Sequence[Event]) -> bytes:
+    """Events -> a packet; no events -> an empty packet."""
     return json.dumps([_row(event) for event in events], default=_plain).encode() if events else b""
 
 
 def decode(packet: bytes, sampling: type[SamplingParams]) -> list[Event]:
-    """The inverse of `encode`. sampling: the class of `Request.sampling`, which lives beside torch."""
+    """The inverse of `encode`.
+
+    Args:
+        sampling: the class of `Request.sampling`. An argument, because its module imports torch.
+    """
     return [_event(row, sampling) for row in json.loads(packet)] if packet else []
 
 
@@ -90,12 +94,12 @@ def _event(row: list[Any], sampling: type[SamplingParams]) -> Event:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: a set, and the integers of numpy."""
+    """For types that JSON does not know: sets, and numpy's integers."""
     return {"set": sorted(value)} if isinstance(value, frozenset | set) else operator.index(value)
 
 
 def _restored(value: Any) -> Any:
-    """A request holds tuples and frozensets where JSON has lists and objects."""
+    """JSON's lists and objects -> the tuples and frozensets that a request holds."""
     if isinstance(value, list):
         return tuple(_restored(each) for each in value)
     return frozenset(value["set"]) if isinstance(value, dict) else value

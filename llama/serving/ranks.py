@@ -1,49 +1,48 @@
-"""One engine on all ranks of a model, fed from the first rank.
+"""One engine on all ranks of a model, driven from the first rank.
 
-Every step begins with one packet from the first rank: the events since the last step, often none. Every
-rank applies them in that order and runs the same step, so all take the same decisions. While there is
-nothing to do no packet goes out, and every rank sleeps in the kernel until one comes or a rank dies.
+Each step begins with one packet from the first rank: the events since the last step, often none. All ranks
+apply them in the same order and run the same step, so they take the same decisions. While there is nothing to
+do no packet is sent, and every rank sleeps in the operating system's kernel until one comes or a rank dies.
 """
 
 from __future__ import annotations
 
 import contextlib
-import selectors
-import socket
-from collections import deque
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..distributed.agreement import UnexplainedError
 from ..distributed.devices import rank_threads
+from ..distributed.parallel import Parallel
 from ..engine.engine import Engine
 from ..engine.request import Delta
-from ..errors import LlamaError, NumericsError, RankError
+from ..errors import LlamaError, NumericsError, ParallelismError, RankError
 from ..sampling import SamplingParams
-from .channel import REASON_SECONDS, FollowerChannel, LeaderChannel, follow_channel, lead_channel
+from . import timeouts
+from .channel import FollowerChannel, LeaderChannel, follow_channel, lead_channel
+from .inbox import Inbox
 from .protocol import Add, Cancel, Event, Pause, Resume, Stop, decode, encode
 
-__all__ = ["Inbox", "RankWorker", "Result", "follow", "lead"]
+__all__ = ["RankWorker", "Result", "check_one_model", "follow", "lead"]
 
 Result = tuple[int, Delta | Exception]
-"""(ticket, what a step added to its request, or what ended it)."""
+"""(ticket of a request, what a step added to one of its samples or the error that ended it)."""
 
 
 @dataclass
 class _Live:
-    """A request that has not ended: its id in the engine, and how many of its samples are still to end."""
+    """A request that has not ended: its id in the engine, and how many of its samples have not ended."""
 
     request_id: int
     samples: int
 
 
 class RankWorker:
-    """This rank's engine, and all that every rank does alike. Belongs to one thread.
+    """This rank's engine, and what every rank does in the same way. Used by one thread.
 
-    `over` is set when the service has ended; `failure` says why, if it was not asked to.
+    failure: why the service ended, if it did not end on request.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -57,7 +56,7 @@ class RankWorker:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether a step would do anything: some request is not paused."""
         return len(self._paused) < len(self._live) and self.engine.unfinished
 
     @property
@@ -65,8 +64,8 @@ class RankWorker:
         """Whether the service has ended."""
         return self._stopped or (self._draining and not self._live)
 
-    def apply(self, events: Rows[Event]) -> list[Result]:
-        """Tell the engine what happened -> requests that it refused, with its errors."""
+    def apply(self, events: Sequence[Event]) -> list[Result]:
+        """Apply events to the engine -> the requests that it refused, with the errors."""
         refused: list[Result] = []
         for event in events:
             if isinstance(event, Add):
@@ -84,11 +83,12 @@ class RankWorker:
         return refused
 
     def step(self) -> list[Result]:
-        """Run a step -> what its requests gained, or what ended them: logits of their own that are not finite, or an
-        error that names no request and ends all of this batch.
+        """Run a step -> what its requests gained, or the errors that ended them.
+
+        A request whose logits are not finite ends alone. Any other error ends all requests of the step.
 
         Raises:
-            Exception: with several ranks, one that may not have struck all of them. Only NumericsError does.
+            Exception: with several ranks, any error but NumericsError. It may be this rank's alone.
         """
         try:
             with rank_threads(self.engine.model.device):
@@ -104,7 +104,7 @@ class RankWorker:
                 failure = delta.sequence.error
                 results.append((ticket, failure or delta))
                 if failure is not None:
-                    self._forget(ticket)  # with all samples
+                    self._forget(ticket)  # all its samples at once
                 elif delta.finish_reason is not None:
                     self._live[ticket].samples -= 1
                     if not self._live[ticket].samples:
@@ -112,7 +112,7 @@ class RankWorker:
         return results
 
     def cancel_all(self) -> None:
-        """Leave the engine as it was before the service."""
+        """Leave the engine without requests of the service."""
         for ticket in list(self._live):
             self._cancel(ticket)
 
@@ -136,10 +136,10 @@ class RankWorker:
             self.cancel_all()
 
     def _fail(self) -> list[int]:
-        """Cancel what was in a step that failed -> its tickets. The engine is as it was before the step."""
+        """Cancel the requests of a failed step -> their tickets. The engine is as it was before the step."""
         planned = self.engine.planned
         failed = [ticket for ticket, live in self._live.items() if live.request_id in planned]
-        # A plan that failed before it named anybody would fail again: it ends all that could have been in it.
+        # Scheduling itself failed, and would again: end every request that it may have failed on.
         failed = failed or [ticket for ticket in self._live if ticket not in self._paused]
         for ticket in failed:
             self._cancel(ticket)
@@ -154,67 +154,22 @@ class RankWorker:
         self._paused.discard(ticket)
 
 
-class Inbox:
-    """Events on their way from any thread to the one that steps the engine."""
-
-    def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-        self._asleep = False
-        self._alarm, self._bed = socket.socketpair()
-        self._alarm.setblocking(False)
-        self._bed.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._bed, selectors.EVENT_READ)
-
-    def put(self, event: Event) -> None:
-        """Hand over an event; wakes the reader if it sleeps. From any thread, at any time."""
-        self._events.append(event)
-        if self._asleep:
-            # No room: enough alarms are there. Closed: nobody sleeps there any more.
-            with contextlib.suppress(OSError):
-                self._alarm.send(b"!")
-
-    def watch(self, connections: Iterable[socket.socket]) -> None:
-        """Let news on these end a `take` too."""
-        for connection in connections:
-            self._selector.register(connection, selectors.EVENT_READ)
-
-    def take(self, wait: bool) -> list[Event]:
-        """All events so far, in order. With `wait`, sleeps while there are none and nothing else happens."""
-        if wait:
-            self._asleep = True
-            # Looked at after the flag is up: an event before it is seen here, one after it sends an alarm.
-            if not self._events:
-                self._selector.select()
-            self._asleep = False
-            with contextlib.suppress(BlockingIOError):
-                while self._bed.recv(4096):
-                    pass
-        return [self._events.popleft() for _ in range(len(self._events))]
-
-    def close(self) -> None:
-        """Give the descriptors back; `put` stays harmless."""
-        self._selector.close()
-        self._alarm.close()
-        self._bed.close()
-
-
 def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) -> None:
-    """Run the engine on the first rank until a Stop comes in; the other ranks `follow`.
+    """Run the engine on the first rank until a Stop arrives; the other ranks `follow`.
 
     Args:
-        deliver: gets what each step yielded; what it raises ends the service.
+        deliver: called with the results of each step; if it raises, the service ends.
 
     Raises:
-        RankError: a rank failed or is gone.
+        RankError: a rank failed or died.
     """
     parallel, device = engine.model.parallel, engine.model.device
-    channel, replica = LeaderChannel(), RankWorker(engine)
+    channel, worker = LeaderChannel(), RankWorker(engine)
     try:
         channel = lead_channel(parallel, device)
         inbox.watch(channel.peers.values())
         with torch.inference_mode(), _current(device):
-            _lead(replica, channel, inbox, deliver)
+            _run_steps(worker, channel, inbox, deliver)
     except BaseException as error:
         if parallel.size == 1:
             raise
@@ -224,25 +179,25 @@ def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) 
         parallel.failed(failure)
         raise failure from error
     finally:
-        # Also after a Stop: what came in behind it was added like anything else.
-        replica.cancel_all()
+        # After a Stop too: a request that arrived behind it was added like any other.
+        worker.cancel_all()
         channel.close()
         inbox.close()
 
 
-def _lead(
-    replica: RankWorker, channel: LeaderChannel, inbox: Inbox, deliver: Callable[[list[Result]], None]
+def _run_steps(
+    worker: RankWorker, channel: LeaderChannel, inbox: Inbox, deliver: Callable[[list[Result]], None]
 ) -> None:
-    while not replica.over:
-        events = inbox.take(wait=not replica.busy)
-        if not events and not replica.busy:
+    while not worker.over:
+        events = inbox.take(wait=not worker.busy)
+        if not events and not worker.busy:
             channel.check()
             continue
         if channel.peers:
             channel.send(encode(events))
-        results = replica.apply(events)
-        if replica.busy:
-            results += replica.step()
+        results = worker.apply(events)
+        if worker.busy:
+            results += worker.step()
         if results:
             deliver(results)
 
@@ -250,24 +205,24 @@ def _lead(
 def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
     """Run the engine on a rank other than the first, until the first ends the service.
 
-    Waits in a system call while there is nothing to do. All ranks enter the service at the same time.
+    Sleeps in a system call while there is nothing to do. All ranks enter the service at the same time.
 
     Args:
         channel: from `follow_channel`, for a caller that wants to hang up from another thread.
 
     Raises:
-        RankError: this or another rank failed, or is gone.
+        RankError: this or another rank failed or died.
     """
     parallel = engine.model.parallel
-    replica = RankWorker(engine)
+    worker = RankWorker(engine)
     channel = channel or follow_channel(parallel, engine.model.device)
     try:
         engine.exclusive = True
         with torch.inference_mode(), _current(engine.model.device):
-            while not replica.over:
-                replica.apply(decode(channel.receive(), SamplingParams))
-                if replica.busy:
-                    replica.step()
+            while not worker.over:
+                worker.apply(decode(channel.receive(), SamplingParams))
+                if worker.busy:
+                    worker.step()
     except RankError as error:
         failure = _why(channel, error) if isinstance(error, UnexplainedError) else error
         parallel.failed(failure)
@@ -279,17 +234,17 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
             raise failure from error
         raise
     finally:
-        replica.cancel_all()
+        worker.cancel_all()
         engine.exclusive = False
         channel.close()
-    if replica.failure is not None:
-        raise RankError(replica.failure)
+    if worker.failure is not None:
+        raise RankError(worker.failure)
 
 
 def _why(channel: FollowerChannel, error: UnexplainedError) -> RankError:
-    """What the first rank knows of the end of an exchange that failed here."""
+    """The first rank's reason for an exchange that failed here without one, if it sends it soon."""
     try:
-        told = decode(channel.receive(REASON_SECONDS), SamplingParams)
+        told = decode(channel.receive(timeouts.REASON), SamplingParams)
     except TimeoutError:
         return error
     except RankError as gone:
@@ -299,11 +254,21 @@ def _why(channel: FollowerChannel, error: UnexplainedError) -> RankError:
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A thread has a CUDA device of its own, at first always the machine's first one."""
+    """Makes the device current. Each thread has its own current CUDA device, at first always cuda:0."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def check_one_model(parallel: Parallel) -> None:
+    """Raise ParallelismError if the launch holds several replicas: a service runs one model."""
+    if parallel.replicas > 1:
+        raise ParallelismError(
+            f"the launch holds {parallel.replicas} replicas of {parallel.size} rank(s), but a service runs"
+            f" one model; build with model_parallel_size={parallel.size * parallel.replicas}, or launch one"
+            f" service of {parallel.size} rank(s) for each replica"
+        )
 
 
 def _tell(channel: LeaderChannel, failure: RankError) -> None:
     for rank, peer in channel.peers.items():
-        with contextlib.suppress(RankError):  # it may be the one that is gone
+        with contextlib.suppress(RankError):  # this may be the rank that died
             LeaderChannel({rank: peer}).send(encode([Stop(failure=str(failure))]))

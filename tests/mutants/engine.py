@@ -8,7 +8,7 @@ _INTERRUPTS = ("tests/engine/test_interrupts.py",)
 _LOOP = "tests/api/test_session.py"
 _LAWS = "tests/engine/test_engine_laws.py"
 _LIMITS = "tests/engine/test_request_limits.py"
-_SERVICE = "tests/serving/test_service.py"
+_HANDSHAKE = "tests/serving/test_handshake.py"
 
 MUTANTS = [
     Mutant(
@@ -88,26 +88,26 @@ MUTANTS = [
     Mutant(
         name="strangers are heard one after the other",
         file="llama/serving/handshake.py",
-        old="        line.setblocking(False)\n        if len(self.callers)",
-        new="        line.settimeout(5.0)\n"
-        "        line.recv(36, socket.MSG_PEEK | socket.MSG_WAITALL)\n"
+        old="        connection.setblocking(False)\n        if len(self.callers)",
+        new="        connection.settimeout(5.0)\n"
+        "        connection.recv(36, socket.MSG_PEEK | socket.MSG_WAITALL)\n"
         "        if len(self.callers)",
-        tests=(f"{_SERVICE}::test_strangers_keep_no_rank_waiting",),
+        tests=(f"{_HANDSHAKE}::test_strangers_keep_no_rank_waiting",),
     ),
     Mutant(
         name="a rank proves itself to whoever answers",
         file="llama/serving/handshake.py",
-        old="    if not hmac.compare_digest(answer[_ONCE:], leader):\n        return False\n",
+        old="    if not hmac.compare_digest(answer[_NONCE:], leader):\n        return False\n",
         new="",
-        tests=(f"{_SERVICE}::test_a_rank_tells_a_stranger_nothing",),
+        tests=(f"{_HANDSHAKE}::test_a_rank_tells_a_stranger_nothing",),
     ),
     Mutant(
         name="a stranger's wrong proof is taken",
         file="llama/serving/handshake.py",
-        old="            if not hmac.compare_digest(self.said, self.proof):\n"
+        old="            if not hmac.compare_digest(self.received, self.proof):\n"
         '                raise ConnectionError("does not know the secret")\n',
         new="",
-        tests=(f"{_SERVICE}::test_strangers_keep_no_rank_waiting",),
+        tests=(f"{_HANDSHAKE}::test_strangers_keep_no_rank_waiting",),
     ),
     Mutant(
         name="stop strings are as long as anybody likes",
@@ -143,7 +143,7 @@ MUTANTS = [
         old="stream.unread <= self._unread // 2",
         new="stream.unread <= 0",
         tests=(
-            "tests/serving/test_async_engine.py::test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read",
+            "tests/serving/test_callers.py::test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read",
         ),
     ),
     Mutant(

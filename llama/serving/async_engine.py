@@ -17,8 +17,7 @@ from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from ..engine.engine import Engine
-from ..engine.request import Delta, FinishReason, Request, SequenceState
+from ..engine import Delta, Engine, FinishReason, Request, SequenceState
 from ..errors import EngineClosedError, RequestError
 from .channel import check_one_model
 from .protocol import Add, Cancel, Pause, Resume, Stop

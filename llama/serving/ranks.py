@@ -19,8 +19,7 @@ import torch
 
 from ..distributed.agreement import UnexplainedError
 from ..distributed.devices import rank_threads
-from ..engine.engine import Engine
-from ..engine.request import Delta
+from ..engine import Delta, Engine
 from ..errors import LlamaError, NumericsError, RankError
 from ..sampling import SamplingParams
 from .channel import REASON_SECONDS, FollowerChannel, LeaderChannel, follow_channel, lead_channel

@@ -198,7 +198,7 @@ def test_a_step_of_many_streams_wakes_the_loop_once():
 
 def test_max_new_tokens_0_runs_no_model(monkeypatch):
     engine = gated()
-    monkeypatch.setattr(engine.runner, "forward", lambda *_: pytest.fail("the model was run"))
+    monkeypatch.setattr(engine.runner, "run", lambda *_: pytest.fail("the model was run"))
 
     async def main():
         async with AsyncEngine(engine) as front:
@@ -459,7 +459,7 @@ def test_a_stream_pauses_when_so_many_wait_and_goes_on_when_half_are_read(unread
 def test_a_failed_step_fails_its_batch_and_nothing_else(monkeypatch, error):
     engine = gated(2)
     running, waiting = [ask(ids(4, i), 50) for i in range(2)], [ask(ids(9, i), 6) for i in range(5)]
-    forward = engine.runner.forward
+    forward = engine.runner.run
 
     def failing(plan):
         if len(plan[0][0].output) == 3:
@@ -473,10 +473,10 @@ def test_a_failed_step_fails_its_batch_and_nothing_else(monkeypatch, error):
             await until(engine.inside.is_set)
             tasks += [asyncio.ensure_future(collect(front, request)) for request in waiting]
             await until(lambda: len(front._streams) == 7)
-            monkeypatch.setattr(engine.runner, "forward", failing)
+            monkeypatch.setattr(engine.runner, "run", failing)
             engine.open.set()
             results = await asyncio.gather(*tasks[:2], return_exceptions=True)
-            monkeypatch.setattr(engine.runner, "forward", forward)
+            monkeypatch.setattr(engine.runner, "run", forward)
             results += await asyncio.gather(*tasks[2:], return_exceptions=True)
             assert front.failure is None
             again = await collect(front, running[0])

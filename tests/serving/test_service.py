@@ -122,7 +122,7 @@ def test_a_paused_request_waits_where_it_is_and_goes_on():
     engine.resume(number)
     engine.resume(other)
     assert not engine.unfinished
-    assert not engine.scheduler._paused
+    assert not engine.scheduler.waiting
 
 
 # ---- ranks that are threads ----------------------------------------------------------------------------

@@ -208,7 +208,7 @@ idle_without_0 = idle_without_1 = sleeping
 
 def failing(folder: Path, failing_rank: int) -> None:
     with build(folder) as llama:
-        forward, steps = llama.engine.runner.forward, []
+        forward, steps = llama.engine.runner.run, []
 
         def forward_once_too_often(plan: Any) -> Any:
             steps.append(plan)
@@ -216,7 +216,7 @@ def failing(folder: Path, failing_rank: int) -> None:
                 raise ValueError(f"the device of rank {failing_rank} fell off")
             return forward(plan)
 
-        llama.engine.runner.forward = forward_once_too_often  # type: ignore[method-assign]
+        llama.engine.runner.run = forward_once_too_often  # type: ignore[method-assign]
 
         async def main(front: AsyncEngine) -> None:
             try:

@@ -42,7 +42,7 @@ class Detokenizer:
         self, tokenizer: Tokenizer, *, start_of_text: bool = False, stop: Sequence[str] | Stops = ()
     ) -> None:
         stops = stop if isinstance(stop, Stops) else Stops(stop)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._start_of_text, self._stops = tokenizer, start_of_text, stops
         self._drop_space = start_of_text and tokenizer.has_dummy_prefix
         self._bytes = b""  # the beginning of a character, one byte per token
         self._matcher = _Matcher(stops) if stops.texts else None
@@ -52,6 +52,10 @@ class Detokenizer:
         self._kept = 0
         self._stopped: str | None = None
         self._finished = False
+
+    def fresh(self) -> Detokenizer:
+        """A new one for another text of the same kind; they share the tables of the stop strings."""
+        return Detokenizer(self._tokenizer, start_of_text=self._start_of_text, stop=self._stops)
 
     @property
     def stopped(self) -> str | None:

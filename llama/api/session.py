@@ -103,7 +103,7 @@ class Session:
             for index, request in requests:
                 with engine.lock:
                     self._check_free()
-                    request_id = engine.add(request, feed)
+                    request_id = engine.enqueue(request, feed)
                 index_of[request_id] = index
             while left:
                 with engine.lock:

@@ -1,8 +1,9 @@
 """The engine: requests in, one step at a time, tokens and text out."""
 
 from .engine import Engine
-from .live import Feed
-from .request import Counts, Delta, FinishReason, Request, SequenceState, Times, TokenScore
+from .request import FinishReason, Request
+from .request_state import Feed
+from .sequence import Counts, Delta, SequenceState, Times, TokenScore
 
 __all__ = [
     "Counts",

@@ -1,4 +1,4 @@
-"""Whose turn it is to change an engine, where several threads may want to."""
+"""The lock of an engine that several threads share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["FairLock"]
 
 
 class FairLock:
-    """A lock that goes to whoever waits, and not again to whoever just had it: `with turn:`.
+    """FIFO lock: releasing and re-acquiring cannot starve waiters. Use it as `with lock:`.
 
-    A plain lock, given back and wanted again at once, as between two steps, hardly ever changes hands.
+    A plain lock that is released and taken again at once, as between two steps, hardly ever changes hands.
 
-    Python runs signal handlers behind a call into C, on the way into a function and at the end of a loop's body. An
-    interrupt there must neither leave the lock closed nor open somebody else's. Hence the odd forms: what takes the
-    lock notes it in the same call, and what gives it back is the first call there.
+    Python runs signal handlers after a call into C, on entry to a function and at the end of a loop's body.
+    An interrupt there must neither leave the lock taken nor release somebody else's. Hence the odd forms: the
+    call that takes the lock also notes it, and the release is the first call on the way out.
     """
 
     def __init__(self) -> None:
-        self._queue = threading.Lock()  # held by the next one
+        self._queue = threading.Lock()  # held by the next in line
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
@@ -33,11 +33,11 @@ class FairLock:
                 self._lock.release()
             raise
 
-    # `with` looks this up before it enters, so that leaving is one call into C, of the lock's own method.
+    # `with` looks this up before it enters, so leaving is one call into C, of the lock's own method.
     __exit__ = property(operator.attrgetter("_lock.__exit__"))
 
     def if_free(self, work: Callable[[], None]) -> None:
-        """Do `work` if nobody is in; never waits, so that whoever is in may ask too."""
+        """Do `work` if the lock is free. Never waits, so its holder may call this too."""
         had: list[bool] = []
         try:
             had.extend(map(self._lock.acquire, (False,)))

@@ -1,20 +1,19 @@
-"""What was computed and may be used again: who holds the keys and values of which tokens. Never imports torch.
+"""Prefix cache: who holds the keys and values of which tokens. Never imports torch.
 
-Caches are found by content, through a tree whose edges are blocks of tokens, compared one by one: equal
-hashes are never taken for equal tokens. In the tree stand the running sequences, with all the tokens they
-are certain to compute, and what ended sequences left behind. The latter is kept until its memory is
-needed, least recently used out first.
+Caches are found by content, through a tree whose edges are blocks of tokens. Tokens are compared one by one,
+so equal hashes are never taken for equal tokens. The tree holds the running sequences, with all tokens that
+they are certain to compute, and the retained caches of sequences that left. A retained cache is kept until
+its memory is needed; the least recently used goes first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
-from collections.abc import Sequence as Tokens
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .request import SequenceState
+from .sequence import SequenceState
 
 if TYPE_CHECKING:
     from ..kv_cache import KVCache
@@ -24,7 +23,7 @@ __all__ = ["Match", "PrefixCache", "Retained"]
 
 @dataclass(eq=False)
 class Retained:
-    """The cache of a sequence that is gone: it holds `tokens` and `blocks` blocks."""
+    """The cache of a sequence that left: the tokens in it, and the blocks that it holds."""
 
     tokens: list[int]
     cache: KVCache
@@ -32,13 +31,13 @@ class Retained:
 
     @property
     def computed(self) -> int:
-        """Positions that can be taken from it."""
+        """Positions that can be reused."""
         return len(self.tokens)
 
 
 @dataclass(frozen=True)
 class Match:
-    """`count` tokens can be had from `holder`; an older sequence `leader` will soon have `shared` > count."""
+    """`holder` has the first `count` tokens; an older sequence, `leader`, will soon have `shared` > count."""
 
     count: int = 0
     holder: SequenceState | Retained | None = None
@@ -71,7 +70,7 @@ class PrefixCache:
         self._retained: OrderedDict[Retained, None] = OrderedDict()
 
     def clear(self) -> None:
-        """Nobody holds anything any more."""
+        """Forget all holders."""
         self.blocks = 0
         self._root = _Node(None, ())
         self._paths, self._retained = {}, OrderedDict()
@@ -83,11 +82,11 @@ class PrefixCache:
 
     @property
     def sequences(self) -> list[SequenceState]:
-        """Those that run."""
+        """The running sequences."""
         return [holder for holder in self._paths if isinstance(holder, SequenceState)]
 
     def follow(self, holder: SequenceState | Retained) -> None:
-        """Enter a holder, or the blocks that its tokens have gained."""
+        """Add a holder to the tree, or the blocks that its tokens have gained."""
         path = self._paths.get(holder)
         if path is None:
             path = self._paths[holder] = []
@@ -102,33 +101,41 @@ class PrefixCache:
             path.append(node)
 
     def forget(self, holder: SequenceState | Retained) -> None:
-        """Take a holder out of the tree; one that is not in it is fine."""
+        """Remove a holder from the tree; one that is not in it is fine."""
         for node in reversed(self._paths.pop(holder, [])):
             del node.holders[holder]
             if not node.holders and node.parent is not None:
                 del node.parent.children[node.edge]
 
-    def find(self, tokens: Tokens[int], most: int, may_lead: Callable[[SequenceState], bool]) -> Match:
-        """The longest prefix of tokens[:most] that somebody has, or is about to have."""
+    def find(self, sequence: SequenceState, most: int) -> Match:
+        """The longest prefix of sequence.tokens[:most] that somebody has, or an older sequence soon will.
+
+        One that is paused will not.
+        """
         count, shared = 0, 0
         holder: SequenceState | Retained | None = None
         leader: SequenceState | None = None
-        path = self._walk(tokens, most)
+        path = self._walk(sequence.tokens, most)
         for depth in range(len(path), 0, -1):
-            reach = depth * self.size
-            if reach <= count:
+            depth_tokens = depth * self.size
+            if depth_tokens <= count:
                 break
             for each in reversed(path[depth - 1].holders):
-                have = min(reach, each.computed)
+                have = min(depth_tokens, each.computed)
                 if have > count:
                     count, holder = have, each
-                if have == reach:
+                if have == depth_tokens:
                     break
-                if reach > shared and isinstance(each, SequenceState) and may_lead(each):
-                    shared, leader = reach, each
+                if (
+                    depth_tokens > shared
+                    and isinstance(each, SequenceState)
+                    and each.key < sequence.key
+                    and not each.is_paused
+                ):
+                    shared, leader = depth_tokens, each
         return Match(count, holder, shared, leader) if shared > count else Match(count, holder)
 
-    def _walk(self, tokens: Tokens[int], most: int) -> list[_Node]:
+    def _walk(self, tokens: Sequence[int], most: int) -> list[_Node]:
         path: list[_Node] = []
         node: _Node | None = self._root
         for start in range(0, most - self.size + 1, self.size):
@@ -139,10 +146,10 @@ class PrefixCache:
             path.append(node)
         return path
 
-    # ---- what is retained ------------------------------------------------------------------------
+    # ---- retained caches -----------------------------------------------------------------------------------
 
-    def covered(self, tokens: Tokens[int]) -> bool:
-        """Whether something retained has all whole blocks of these tokens; it counts as used then."""
+    def covered(self, tokens: Sequence[int]) -> bool:
+        """Whether a retained cache has all whole blocks of these tokens; if so, it counts as just used."""
         path = self._walk(tokens, len(tokens))
         if path and len(path) == len(tokens) // self.size:
             for holder in path[-1].holders:
@@ -162,11 +169,11 @@ class PrefixCache:
         self._retained.move_to_end(entry)
 
     def drop(self, entry: Retained) -> None:
-        """Retain an entry no longer; its blocks are the caller's now."""
+        """Retain an entry no longer; the caller now owns its blocks."""
         del self._retained[entry]
         self.blocks -= entry.blocks
         self.forget(entry)
 
     def oldest(self, keep: Retained | None = None) -> Retained | None:
-        """What has not been used for the longest time, except for one entry to keep."""
+        """The least recently used entry, other than `keep`."""
         return next((entry for entry in self._retained if entry is not keep), None)

@@ -1,14 +1,16 @@
-"""A step's plan -> tensors -> logits -> sampled ids, the same on every rank.
+"""A scheduled batch -> tensors -> logits -> sampled tokens, the same on every rank.
 
-The model's first rank decides every token and broadcasts what it decided, scores included: no rank
-can diverge by its random state or by rounding.
+The model's first rank decides every token and broadcasts ids and scores, so ranks cannot diverge by random
+state or rounding.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -23,16 +25,14 @@ from ..kernels.sampling import (
 )
 from ..kv_cache import BatchCache
 from ..model import Transformer
-from .request import ScheduledBatch, SequenceState, TokenScore
+from .sequence import ScheduledBatch, ScheduledSequence, SequenceState, TokenScore
 from .step_digest import step_of
 
-__all__ = ["Runner", "SampleRow", "SampledToken"]
+__all__ = ["Runner", "SampleRow", "SampledToken", "StepResult"]
 
 _Choose = Callable[[torch.Tensor], torch.Tensor]
-# A row of logits -> whose it is, and what an error calls it.
+# A row of logits -> its sequence, and how an error names the row.
 _Name = Callable[[int], tuple[SequenceState, str]]
-# A sequence whose token is wanted, the row it is decided from, and the drafted tokens before it.
-SampleRow = tuple[SequenceState, int, int]
 # Rows of logits that exist at once while a prompt is scored: 128 x 32016 float32 are 16 MB.
 _SCORED_ROWS = 128
 
@@ -45,78 +45,135 @@ class SampledToken:
     score: TokenScore
 
 
+class SampleRow(NamedTuple):
+    """A token to decide: for whom, from which row of the hidden states, behind which drafted tokens."""
+
+    sequence: SequenceState
+    row: int
+    drafted: Sequence[int] = ()
+
+
+@dataclass
+class StepResult:
+    """What a step computed for a scheduled sequence.
+
+    prompt_scores: of the prompt tokens that its positions predict. samples: the sequence and its new forks,
+    if the next token was due. tokens: for each of these, one token for each drafted one and one more; none if
+    the request asks for no new token.
+    """
+
+    scheduled: ScheduledSequence
+    prompt_scores: list[TokenScore]
+    samples: list[SequenceState] = field(default_factory=list)
+    tokens: list[list[SampledToken]] = field(default_factory=list)
+
+
 class Runner:
-    """Runs plans on a model."""
+    """Runs scheduled batches on a model.
 
-    def __init__(self, model: Transformer) -> None:
-        self.model = model
+    Args:
+        model: this rank's part.
+        block: positions of a block of the cache account.
+    """
 
-    def forward(self, plan: ScheduledBatch) -> torch.Tensor:
-        """Run a plan's tokens through the model -> hidden states (T, C); the caches have grown by them."""
-        tokens = [token for sequence, count in plan for token in _next(sequence, count)]
-        if self.model.parallel.size > 1:
-            self.model.parallel.begin(step_of(plan, tokens), self.model.device)
-        cache = BatchCache([sequence.cache for sequence, _ in plan], [count for _, count in plan])
-        return self.model.hidden(torch.tensor(tokens, device=self.model.device), cache)
+    def __init__(self, model: Transformer, block: int) -> None:
+        self.model, self.block = model, block
 
-    def score_prompts(self, plan: ScheduledBatch, hidden_TC: torch.Tensor) -> None:
-        """Append the scores of the prompt tokens that this step's positions predict, where they are not known."""
-        start = 0
-        for sequence, count in plan:
-            if sequence.request.score_prompt:
-                # A sequence that was put back has scores already.
-                first = max(sequence.computed, len(sequence.prompt_scores)) + 1
-                row = start + first - 1 - sequence.computed
-                targets = list(sequence.request.prompt[first : sequence.computed + count + 1])
-                for a in range(0, len(targets), _SCORED_ROWS):
-                    rows = targets[a : a + _SCORED_ROWS]
-                    logits = self.model.logits(hidden_TC[row + a : row + a + len(rows)])
+    def run(self, batch: ScheduledBatch) -> list[StepResult]:
+        """Run a step through the model and decide its tokens.
 
-                    def name(
-                        i: int, sequence: SequenceState = sequence, begin: int = first + a
-                    ) -> tuple[SequenceState, str]:
-                        return sequence, f"{sequence.name()}, prompt token {begin + i}"
+        Only the caches change: each grows by its part of the step. If this raises, the caller truncates them
+        to `start`, and the step has left no trace.
+        """
+        for scheduled in batch:
+            cache = scheduled.sequence.cache
+            cache.limit = scheduled.sequence.blocks * self.block
+            cache.reserve(cache.limit)
+        tokens = [token for scheduled in batch for token in scheduled.tokens]
+        model = self.model
+        if model.parallel.size > 1:
+            model.parallel.begin(step_of(batch, tokens), model.device)
+        caches = BatchCache([each.sequence.cache for each in batch], [each.length for each in batch])
+        hidden_TC = model.hidden(torch.tensor(tokens, device=model.device), caches)
+        results = self._score_prompts(batch, hidden_TC)
+        sampled = iter(self._sample(_due(results), hidden_TC))
+        for result in results:
+            scheduled = result.scheduled
+            count = 1 + len(scheduled.draft) if scheduled.sequence.request.max_new_tokens else 0
+            result.tokens = [list(itertools.islice(sampled, count)) for _ in result.samples]
+        return results
 
-                    drawn = self._decide(logits, name, sequence.request.top, _given(rows))
-                    sequence.prompt_scores += [each.score for each in drawn]
-            start += count
+    def _score_prompts(self, batch: ScheduledBatch, hidden_TC: torch.Tensor) -> list[StepResult]:
+        """Results with the scores of the prompt tokens that this step predicts."""
+        results: list[StepResult] = []
+        row = 0
+        for scheduled in batch:
+            scores: list[TokenScore] = []
+            if scheduled.sequence.request.score_prompt:
+                scores = self._score_prompt(scheduled, row, hidden_TC)
+            results.append(StepResult(scheduled, scores))
+            row += scheduled.length
+        return results
 
-    def draw(self, asks: list[SampleRow], hidden_TC: torch.Tensor) -> list[SampledToken]:
-        """Decide a token for each (sequence, row of hidden_TC, number of drafted tokens before it)."""
-        if not asks:
+    def _score_prompt(
+        self, scheduled: ScheduledSequence, row: int, hidden_TC: torch.Tensor
+    ) -> list[TokenScore]:
+        """Scores of the prompt tokens that a sequence's hidden states, from `row` on, predict."""
+        sequence, start, length, _ = scheduled
+        # A sequence that was preempted has scores already.
+        first = max(start, len(sequence.prompt_scores)) + 1
+        row += first - 1 - start
+        targets = sequence.request.prompt[first : start + length + 1]
+        scores: list[TokenScore] = []
+        for done in range(0, len(targets), _SCORED_ROWS):
+            ids = targets[done : done + _SCORED_ROWS]
+            logits = self.model.logits(hidden_TC[row + done : row + done + len(ids)])
+
+            def name(i: int, position: int = first + done) -> tuple[SequenceState, str]:
+                return sequence, f"{sequence.name()}, prompt token {position + i}"
+
+            sampled = self._decide(logits, name, sequence.request.top, _given(ids))
+            scores += [each.score for each in sampled]
+        return scores
+
+    def _sample(self, rows: list[SampleRow], hidden_TC: torch.Tensor) -> list[SampledToken]:
+        """Decide a token for each row."""
+        if not rows:
             return []
 
         def choose(logits_NV: torch.Tensor) -> torch.Tensor:
-            params = [sequence.request.sampling for sequence, _, _ in asks]
+            params = [each.sequence.request.sampling for each in rows]
             if all(param.greedy and param.repetition_penalty == 1 for param in params):
                 return most_probable(logits_NV)
-            uniforms = [0.0 if s.request.sampling.greedy else s.uniform(s.generated + j) for s, _, j in asks]
+            uniforms = [
+                0.0 if param.greedy else each.sequence.uniform(each.sequence.generated + len(each.drafted))
+                for each, param in zip(rows, params, strict=True)
+            ]
             if any(param.repetition_penalty != 1 for param in params):
-                pairs = zip(logits_NV, asks, params, strict=True)
+                histories = [[*each.sequence.tokens, *each.drafted] for each in rows]
+                pairs = zip(logits_NV, histories, params, strict=True)
                 logits_NV = torch.stack(
                     [
-                        penalize(row, [*s.tokens, *s.draft[:j]], param.repetition_penalty)
-                        for row, (s, _, j), param in pairs
+                        penalize(logits_V, history, param.repetition_penalty)
+                        for logits_V, history, param in pairs
                     ]
                 )
             return sample(logits_NV, params, uniforms)
 
-        rows = [row for _, row, _ in asks]
-        hidden_NC = hidden_TC if rows == list(range(len(hidden_TC))) else hidden_TC[rows]
-        top = max(sequence.request.top for sequence, _, _ in asks)
-
         def name(i: int) -> tuple[SequenceState, str]:
-            sequence, _, ahead = asks[i]
-            return sequence, sequence.name(ahead)
+            return rows[i].sequence, rows[i].sequence.name(len(rows[i].drafted))
 
+        wanted = [each.row for each in rows]
+        hidden_NC = hidden_TC if wanted == list(range(len(hidden_TC))) else hidden_TC[wanted]
+        top = max(each.sequence.request.top for each in rows)
         return self._decide(self.model.logits(hidden_NC), name, top, choose)
 
     @torch.inference_mode()
     def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[SampledToken]:
-        """Ids and scores of the first rank, on all ranks.
+        """Ids and scores that the first rank decides, on all ranks.
 
-        One float32 row an id, which holds every id below 2^24 exactly. Where logits are not finite the row is
-        NaN and their number, so that all ranks raise alike, not only the one that sees them.
+        One float32 row for each id, which holds every id below 2^24 exactly. If logits are not finite, the
+        row is NaN and their number, so that all ranks raise alike.
         """
         parallel, device = self.model.parallel, logits_NV.device
         packet = torch.full((len(logits_NV), 2 + 2 * top), torch.nan, dtype=torch.float32, device=device)
@@ -143,9 +200,25 @@ class Runner:
         ]
 
 
-def _next(sequence: SequenceState, count: int) -> list[int]:
-    tokens = sequence.tokens[sequence.computed : sequence.computed + count]
-    return tokens + sequence.draft if sequence.draft else tokens
+def _due(results: list[StepResult]) -> list[SampleRow]:
+    """Set the samples whose next token is due, forks included -> the rows to decide them from."""
+    rows: list[SampleRow] = []
+    end = 0
+    for result in results:
+        sequence, start, length, draft = result.scheduled
+        end += length
+        if start + length - len(draft) < len(sequence.tokens):
+            continue
+        forks = range(sequence.sample + 1, sequence.sample + sequence.slots)
+        result.samples = [sequence, *map(sequence.fork, forks)]
+        if sequence.request.max_new_tokens:
+            first = end - 1 - len(draft)
+            rows += [
+                SampleRow(each, first + i, draft[:i])
+                for each in result.samples
+                for i in range(1 + len(draft))
+            ]
+    return rows
 
 
 def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Tensor:
@@ -159,6 +232,6 @@ def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Ten
     return torch.cat(columns, dim=-1)
 
 
-def _given(ids: list[int]) -> _Choose:
+def _given(ids: Sequence[int]) -> _Choose:
     """The choice that takes ids as they are: for the scores of a prompt."""
     return lambda logits_NV: torch.tensor(ids, device=logits_NV.device)

@@ -1,4 +1,4 @@
-"""Drafts without a draft model: what followed the last tokens when they stood there before.
+"""Drafts without a draft model: what followed the last tokens when they occurred before.
 
 Saxena 2023 (prompt lookup), Yang et al. 2023 (inference with reference). A draft comes from the
 sequence's own tokens, or from a prediction that the caller gave, and is verified in one forward: each
@@ -11,7 +11,7 @@ those of a run without drafts, so no draft, however long, can change a result. N
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Tokens
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,45 +20,46 @@ __all__ = ["MOST", "Drafter", "Lookup"]
 
 # Tokens of a draft at most.
 MOST = 16
-# Tokens that must agree before a place is believed.
+# An earlier place counts only if this many tokens before it agree.
 _GRAM = 3
-# A new attempt waits until so many can be tried: a single token hardly pays where it is right.
+# A new attempt waits until it can try this many: a single token hardly pays even if it is right.
 _FEWEST = 2
-# Of the places where these stand, the last few are compared, by at most so many tokens before them.
+# The last few such places are compared, by at most this many tokens before them.
 _PLACES = 8
 _BACK = 24
-# Tokens of a prompt or prediction that one step takes into the index, in under a millisecond, the last ones first.
+# Tokens of a prompt or prediction that one step indexes, in under a millisecond, the last ones first.
 _PIECE = 8192
-# Ids of a place as one number; where ids are larger than this, places that do not agree are found too, and compared.
+# Bits of each id in the number that stands for three. Larger ids only find places that turn out not to agree.
 _BITS = 21
 
-# All in units of a step that decodes one token. What a draft costs beside what it saves: a step over several
-# rows leaves the kernels for one row, and each row takes its part. Measured with bfloat16 on a CPU, 110M,
-# behind 200 to 1,500 positions: up to 0.3, and 0.08 to 0.13 a row.
+# Costs of a draft, in units of a step that decodes one token: a step over several rows cannot use the kernels
+# for one row, and each row takes time. Measured with bfloat16 on a CPU, 110M, at positions 200 to 1,500: up
+# to 0.3 for the draft, and 0.08 to 0.13 for each row.
 _CHECK = 0.25
 _ROW = 0.12
-# What every step earns towards new attempts: the share of speed that drafting may cost where it never pays.
+# What every step earns towards new attempts: the share of speed that drafting may cost if it never pays.
 _EARNED = 0.03
 _START = 1.5
 _SAVED = 4.0
 
 
 class Lookup:
-    """Where any three ids stand in a text that does not change; the samples of a request share it.
+    """Where any three ids occur in a text that does not change; the samples of a request share it.
 
-    Sorted numbers, 16 bytes a token, made piece by piece from the end: the last places are what is looked at.
+    Sorted numbers, 16 bytes for each token, made piece by piece from the end, because the last places are
+    wanted.
 
     Args:
         ids: the text.
     """
 
-    def __init__(self, ids: Tokens[int]) -> None:
+    def __init__(self, ids: Sequence[int]) -> None:
         self.ids = ids
-        self._pieces: list[tuple[np.ndarray, np.ndarray]] = []  # numbers in order, and the end of each place
+        self._pieces: list[tuple[np.ndarray, np.ndarray]] = []  # sorted numbers, and the end of each place
         self._left = len(ids)  # the next piece ends before this
 
     def grow(self) -> None:
-        """Take in a piece, if there is one left."""
+        """Index one more piece, if there is one left."""
         stop = self._left
         start = max(_GRAM, stop - _PIECE)
         if start >= stop:
@@ -69,8 +70,8 @@ class Lookup:
         self._pieces.append((numbers[order], order + start))
         self._left = start
 
-    def places(self, last: Tokens[int]) -> list[int]:
-        """The last few ends of places where these three ids stand and something follows, in order."""
+    def places(self, last: Sequence[int]) -> list[int]:
+        """The ends of the last few places where these three ids occur and something follows, in order."""
         if len(last) < _GRAM:
             return []
         found: list[int] = []
@@ -84,38 +85,42 @@ class Lookup:
 
 
 class Drafter:
-    """Drafts for one sequence, and how many of them pay.
+    """Drafts for one sequence, as long as they pay.
 
-    A balance says how much may be lost: a draft lowers it by what it costs, an accepted token raises it by
-    the step it saved, and each step earns a little. So drafting stops where it does not pay, is tried again
-    now and then, and never costs more than 3 % of the steps and its first credit.
+    A balance limits what may be lost: a draft lowers it by its cost, an accepted token raises it by the step
+    it saved, and each step earns a little. So drafting stops when it does not pay, is tried again now and
+    then, and never costs more than 3 % of the steps and its first credit.
 
     Args:
         tokens: the sequence's own list: prompt and output, growing.
-        prompt: how many of these are the prompt.
+        prompt: length of the prompt.
         prediction: ids that the output may repeat.
-        given: the index of the prompt, where samples share it.
+        given: the index of the prompt, if samples share it.
     """
 
     def __init__(
         self,
         tokens: list[int],
         prompt: int,
-        prediction: Tokens[int] | Lookup = (),
+        prediction: Sequence[int] | Lookup = (),
         given: Lookup | None = None,
     ) -> None:
         self._tokens, self._prompt = tokens, prompt
         self._given = Lookup(tokens[:prompt]) if given is None else given
         self._predicted = prediction if isinstance(prediction, Lookup) else Lookup(prediction)
         self._prediction = self._predicted.ids
-        # Of what it generated itself.
+        # Places in its own output.
         self._places: dict[tuple[int, ...], list[int]] = {}
         self._indexed = max(_GRAM, prompt) - 1
         self._balance = _START
         self._length = MOST if self._prediction else 4
 
+    def fork(self, tokens: list[int]) -> Drafter:
+        """A drafter for another sample of the same prompt, with its own tokens; they share the indexes."""
+        return Drafter(tokens, self._prompt, self._predicted, self._given)
+
     def propose(self, most: int) -> list[int]:
-        """At most `most` tokens that may come next, perhaps none."""
+        """Up to `most` tokens that may come next, perhaps none."""
         self._balance = min(_SAVED, self._balance + _EARNED)
         affordable = int((self._balance - _CHECK) / _ROW)
         self._index()
@@ -133,7 +138,7 @@ class Drafter:
         return [] if end is None else self._copied(end, count)
 
     def judge(self, drafted: int, accepted: int) -> None:
-        """Learn how much of the last draft was right."""
+        """Learn how many tokens of the last draft were right."""
         if drafted:
             cost = _CHECK + _ROW * drafted
             self._balance = min(_SAVED, self._balance + accepted - cost)
@@ -143,7 +148,7 @@ class Drafter:
         return tuple(self._tokens[-_GRAM:])
 
     def _index(self) -> None:
-        """Take in the tokens that are new, up to the last but one: the last ones match only themselves."""
+        """Index new tokens, up to the last but one: the last three would match only themselves."""
         self._given.grow()
         self._predicted.grow()
         tokens, places = self._tokens, self._places
@@ -163,7 +168,7 @@ class Drafter:
         return _longest(self._tokens, self._prediction, self._predicted.places(self._last()))
 
     def _copied(self, start: int, count: int) -> list[int]:
-        """From `start` on; past the last token the copy repeats itself, as in a loop."""
+        """The tokens from `start` on. Past the last token the copy continues with itself, as in a loop."""
         tokens, draft = self._tokens, self._tokens[start : start + count]
         while len(draft) < count:
             draft.append(draft[start + len(draft) - len(tokens)])
@@ -171,12 +176,12 @@ class Drafter:
 
 
 def _number(a: Any, b: Any, c: Any) -> Any:
-    """Three ids as one integer, or three arrays of ids as an array; what does not fit is cut off alike."""
+    """Three ids as one integer, or three arrays of ids as one array. Longer ids are cut to _BITS bits."""
     return (a << 2 * _BITS ^ b << _BITS ^ c) & (1 << 3 * _BITS) - 1
 
 
-def _longest(tokens: Tokens[int], text: Tokens[int], ends: Tokens[int]) -> int | None:
-    """The end in `text` before which most of the last tokens stand; of equal ones the latest."""
+def _longest(tokens: Sequence[int], text: Sequence[int], ends: Sequence[int]) -> int | None:
+    """The end in `text` before which the longest run of the last tokens occurs; the latest of equals."""
     best, most = None, 0
     for end in reversed(ends):
         same = 0

@@ -1,4 +1,4 @@
-"""What a step is, in one number: the same on ranks that do the same. Never imports torch."""
+"""A hash of each step, by which ranks notice that they do not run the same one. Never imports torch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from ..distributed.agreement import Step
-from .request import Request, ScheduledBatch
+from .request import Request
+from .sequence import ScheduledBatch
 
 __all__ = ["digest_of", "step_of"]
 
-# What steers the steps of a request. Not its sampling and its seed, which only the first rank uses, nor its row.
+# What decides the steps of a request. Not sampling and seed, which only the first rank uses, nor the row.
 _STEERING = (
     "max_new_tokens",
     "stop",
@@ -27,24 +28,24 @@ _STEERING = (
 )
 
 
-def step_of(plan: ScheduledBatch, tokens: Sequence[int]) -> Step:
-    """The step of a plan.
+def step_of(batch: ScheduledBatch, tokens: Sequence[int]) -> Step:
+    """What a rank is about to run, for comparison with the other ranks.
 
     Args:
-        tokens: of all its sequences, drafts included.
+        tokens: of all sequences of the batch, drafts included.
     """
     numbers = array("q")
-    for sequence, count in plan:
+    for sequence, start, length, draft in batch:
         if sequence.digest is None:
             sequence.digest = digest_of([sequence.request])
-        row = (*sequence.key, sequence.digest, sequence.computed, count, len(sequence.draft))
+        row = (*sequence.key, sequence.digest, start, length, len(draft))
         numbers.extend(row)
     numbers.extend(tokens)
-    return Step(_number(numbers.tobytes()), len(plan), len(tokens))
+    return Step(_number(numbers.tobytes()), len(batch), len(tokens))
 
 
 def digest_of(requests: Iterable[Request]) -> int:
-    """63 bits of what these requests ask."""
+    """A hash of 63 bits of what these requests ask."""
     rows = [
         [getattr(request, name) for name in _STEERING]
         + [list(request.prompt), list(request.prediction), sorted(request.stop_ids)]

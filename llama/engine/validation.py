@@ -1,4 +1,4 @@
-"""Whether a request is one that a model can run: its sizes first, so that nothing large is looked at one by one."""
+"""Whether a model can run a request. Sizes are checked first, so nothing huge is walked item by item."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
 
 
 def _check_sizes(request: Request, max_seq_len: int, vocab: int) -> None:
-    """Refuse what is too large to be looked at, here and on other ranks."""
+    """Refuse what is too large to walk, here or on other ranks."""
     if isinstance(request.prompt, Sized) and len(request.prompt) > max_seq_len:
         raise PromptTooLongError(
             f"the prompt has {len(request.prompt):,} tokens, but max_seq_len is {max_seq_len:,}; shorten it, or build"

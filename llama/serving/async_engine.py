@@ -15,8 +15,7 @@ import threading
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 
-from ..engine.engine import Engine
-from ..engine.request import Delta, FinishReason, Request
+from ..engine import Delta, Engine, FinishReason, Request
 from ..errors import EngineClosedError, RequestError
 from . import timeouts
 from .inbox import Inbox

@@ -16,8 +16,7 @@ import torch
 from ..distributed.agreement import UnexplainedError
 from ..distributed.devices import rank_threads
 from ..distributed.parallel import Parallel
-from ..engine.engine import Engine
-from ..engine.request import Delta
+from ..engine import Delta, Engine
 from ..errors import LlamaError, NumericsError, ParallelismError, RankError
 from ..sampling import SamplingParams
 from . import timeouts

@@ -28,7 +28,7 @@ def made():
     engine = made.engine
     assert not engine.unfinished
     assert not engine.scheduler.running
-    assert not engine._live
+    assert not engine._requests
     assert not engine._unread
     prefixes = engine.scheduler.prefixes
     assert engine.blocks.used == prefixes.blocks
@@ -94,10 +94,10 @@ def test_a_call_does_not_wait_for_the_end_of_another(made, monkeypatch):
 def test_a_stream_that_is_cleared_away_in_the_middle_of_a_step_leaves_nothing(made, monkeypatch):
     """The garbage collector ends what is part of a circle, whenever it likes."""
     expected = text(made, PROMPTS[0])
-    forward = made.engine.runner.forward
+    run = made.engine.runner.run
 
-    def forward_and_collect(plan):
-        found = forward(plan)
+    def run_and_collect(batch):
+        found = run(batch)
         gc.collect()
         return found
 
@@ -105,7 +105,7 @@ def test_a_stream_that_is_cleared_away_in_the_middle_of_a_step_leaves_nothing(ma
     next(stream)
     circle = [stream]
     circle.append(circle)
-    monkeypatch.setattr(made.engine.runner, "forward", forward_and_collect)
+    monkeypatch.setattr(made.engine.runner, "run", run_and_collect)
     del stream, circle
     assert text(made, PROMPTS[0]) == expected
 
@@ -129,7 +129,7 @@ def test_a_call_beside_a_service_is_refused(made):
 def poisoned(made, monkeypatch, prompt):
     """Logits of the sequences with this prompt are no numbers."""
     bad = tuple(made.tokenizer.encode(prompt, bos=True, eos=False))
-    draw = made.engine.runner.draw
+    draw = made.engine.runner._sample
 
     def drawn(asks, hidden_TC):
         rows = [row for sequence, row, _ in asks if sequence.request.prompt == bad]
@@ -137,7 +137,7 @@ def poisoned(made, monkeypatch, prompt):
         hidden_TC[rows] = torch.nan
         return draw(asks, hidden_TC)
 
-    monkeypatch.setattr(made.engine.runner, "draw", drawn)
+    monkeypatch.setattr(made.engine.runner, "_sample", drawn)
 
 
 def rest(stream, begun):
@@ -174,7 +174,7 @@ def test_an_error_that_names_nobody_ends_the_call_that_stepped(made, monkeypatch
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(made.engine.runner, "forward", forward)
+        patch.setattr(made.engine.runner, "run", forward)
         with pytest.raises(MemoryError, match="no room"):
             made.text_completion(PROMPTS[1:3], temperature=0, max_gen_len=20)
     assert rest(stream, begun) == expected

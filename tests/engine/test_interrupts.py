@@ -24,30 +24,10 @@ from llama.engine import Feed
 from llama.engine.fair_lock import FairLock
 from llama.generation import Llama
 
-ROOM = Path(llama.__file__).parent
-# What changes anything that outlives the call.
-FILES = {
-    str(ROOM / name)
-    for name in (
-        "api/session.py",
-        "detokenizer.py",
-        *(
-            f"engine/{each}.py"
-            for each in (
-                "blocks",
-                "cache_manager",
-                "engine",
-                "enter",
-                "fair_lock",
-                "live",
-                "prefix_cache",
-                "request",
-                "scheduler",
-                "speculation",
-            )
-        ),
-    )
-}
+ROOT = Path(llama.__file__).parent
+# All that changes anything which outlives a call: the engine, what steps it, and what a sequence holds.
+FILES = {str(path) for path in (ROOT / "engine").glob("*.py")}
+FILES |= {str(ROOT / name) for name in ("api/session.py", "detokenizer.py")}
 assert all(Path(name).is_file() for name in FILES), "a file was renamed, and would be struck no more"
 # All of them: STRIDE=1, some minutes.
 STRIDE = int(os.environ.get("STRIDE", "149"))
@@ -55,7 +35,7 @@ HANGS = 1000
 
 
 @functools.cache
-def places(code):
+def instructions(code):
     """(what stands at each offset, the entry of the exception table that covers it)."""
     table = dis._parse_exception_table(code)
     covers = {
@@ -72,7 +52,7 @@ def struck_at(number, passed):
     def enter(frame, event, argument):
         if frame.f_code.co_filename not in FILES:
             return None
-        names, covers = places(frame.f_code)
+        names, covers = instructions(frame.f_code)
         frame.f_trace_opcodes = True
         before = None
 
@@ -101,11 +81,11 @@ def struck_at(number, passed):
 
 
 def small():
-    """Little memory, so that sequences wait, grow and are put back; what was computed is copied."""
+    """Little memory, so that sequences wait, grow and are preempted; what was computed is copied."""
     made = Llama(
         tiny_model(max_batch_size=4, max_seq_len=64), tiny_tokenizer(), cache_tokens=96, retained_tokens=48
     )
-    made.engine.scheduler.limits = replace(made.engine.scheduler.limits, ahead=0)
+    made.engine.scheduler.limits = replace(made.engine.scheduler.limits, reserve_tokens=0)
     return made
 
 
@@ -139,7 +119,7 @@ def texts(deltas, into=None):
 
 def clean(engine):
     assert not engine.unfinished
-    assert not engine._live
+    assert not engine._requests
     assert not engine.scheduler.running
     assert engine.scheduler.waiting == 0
     assert engine.blocks.used == engine.scheduler.prefixes.blocks
@@ -236,15 +216,15 @@ def test_what_was_entered_just_before_an_interrupt_is_read(monkeypatch):
     clean(made.engine)
 
 
-def test_an_interrupt_leaves_no_turn_taken():
+def test_an_interrupt_leaves_no_lock_taken():
     for number in itertools.count():
-        turn, passed, done = FairLock(), [], []
+        lock, passed, done = FairLock(), [], []
         with contextlib.suppress(KeyboardInterrupt), struck_at(number, passed):
-            with turn:
+            with lock:
                 done.append(1)
-            turn.if_free(done.clear)
-        assert not turn._lock.locked(), passed
-        assert not turn._queue.locked(), passed
+            lock.if_free(done.clear)
+        assert not lock._lock.locked(), passed
+        assert not lock._queue.locked(), passed
         if len(passed) <= number:
             break
     assert number > 5

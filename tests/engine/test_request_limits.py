@@ -12,7 +12,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from llama import detokenizer
 from llama.engine import Engine, Request, speculation
-from llama.engine.live import RequestState
+from llama.engine.request_state import RequestState
 from llama.engine.speculation import Drafter, Lookup
 from llama.errors import PromptTooLongError, RequestError, SamplingError
 from llama.sampling import GREEDY

@@ -8,9 +8,9 @@ import random
 
 import pytest
 import torch
+from engine_requests import GREEDY, TOKENIZER, ask, ids, model, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import GREEDY, TOKENIZER, ask, ids, model, run
 from tiny_llama import tiny_model
 
 from llama.engine import Engine, speculation

@@ -77,17 +77,17 @@ MUTANTS = [
     Mutant(
         name="who begins a second time brings its followers a second time",
         file="llama/engine/scheduler.py",
-        old="            sequence.rest = 0\n",
+        old="            sequence.rest = 0  # a preempted sequence begins again, but brings nobody along\n",
         new="            pass\n",
         tests=(
-            "tests/engine/test_scheduler.py::test_who_is_put_back_and_begins_again_brings_no_sample_twice",
+            "tests/engine/test_scheduler.py::test_a_preempted_sequence_begins_again_and_brings_no_sample_twice",
         ),
     ),
     Mutant(
         name="samples that follow are numbered from 0 again",
         file="llama/engine/scheduler.py",
-        old="following = self._wave(sequence.request_id, request, queued, request.n - sequence.rest)",
-        new="following = self._wave(sequence.request_id, request, queued, 0)",
+        old="self._wave(sequence.request_id, sequence.request, sequence.request.n - sequence.rest)",
+        new="self._wave(sequence.request_id, sequence.request, 0)",
         tests=(
             "tests/engine/test_scheduler.py::test_samples_that_do_not_run_together_follow_one_another_before_the_next_request",
         ),
@@ -103,7 +103,7 @@ MUTANTS = [
     ),
     Mutant(
         name="replicas that share a prompt's samples all make the first ones",
-        file="llama/engine/engine.py",
+        file="llama/engine/scheduler.py",
         old="first_sample=request.first_sample + first)",
         new="first_sample=request.first_sample)",
         tests=("tests/engine/test_engine.py::test_samples_go_on_where_an_earlier_request_stopped",),

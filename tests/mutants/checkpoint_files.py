@@ -5,7 +5,7 @@ from __future__ import annotations
 from mutant import Mutant
 
 _LIMITS, _SAFETENSORS, _ROPE = (
-    "tests/engine/test_limits.py",
+    "tests/checkpoint/test_limits.py",
     "tests/checkpoint/weight_files/test_safetensors.py",
     "tests/checkpoint/layouts/test_rope_config.py",
 )

@@ -1,4 +1,4 @@
-"""Mutations of the engine, of the calls' way through it, and of how its ranks meet."""
+"""Mutations of the engine, of the way calls take through it, and of how its ranks meet."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ from mutant import Mutant
 
 _INTERRUPTS = ("tests/engine/test_interrupts.py",)
 _LOOP = "tests/api/test_session.py"
-_LAWS = "tests/engine/test_engine_laws.py"
+_ENGINE = "tests/engine/test_engine.py"
+_REUSE = "tests/engine/test_prefix_reuse.py"
 _LIMITS = "tests/engine/test_request_limits.py"
 _HANDSHAKE = "tests/serving/test_handshake.py"
 
 MUTANTS = [
     Mutant(
-        name="after an interrupt a paused request runs on",
+        name="what a failed step wrote into the caches counts",
         file="llama/engine/engine.py",
-        old="            if live.paused:\n                self.scheduler.pause",
-        new="            if not live.paused and live.paused:\n                self.scheduler.pause",
+        old="            sequence.cache.truncate(start)\n",
+        new="            pass\n",
+        tests=("tests/engine/test_failures.py::test_a_failed_step_is_as_if_it_had_not_been",),
+    ),
+    Mutant(
+        name="after an interrupt a paused request runs on",
+        file="llama/engine/sequence.py",
+        old="        self.cache, self.stale = cache, False\n",
+        new="        self.cache, self.stale, self.is_paused = cache, False, False\n",
         tests=("tests/engine/test_interrupts.py::test_a_paused_request_stays_paused_when_all_is_made_again",),
     ),
     Mutant(
         name="after an interrupt a wave that was not forked stands for one sample",
         file="llama/engine/scheduler.py",
-        old="sequence.places, sequence.rest = end - sequence.sample, 0",
-        new="sequence.places, sequence.rest = 1, 0",
+        old="sequence.slots, sequence.rest = following.sample - sequence.sample, 0",
+        new="sequence.slots, sequence.rest = 1, 0",
         tests=(
             "tests/engine/test_scheduler.py::test_sequences_stand_for_all_samples_of_a_request_whichever_have_begun",
         ),
@@ -37,37 +45,37 @@ MUTANTS = [
     Mutant(
         name="an interrupt in a plan is forgotten",
         file="llama/engine/engine.py",
-        old="        self._torn = True\n        plan = self.scheduler.plan()\n",
-        new="        plan = self.scheduler.plan()\n",
+        old="        self._torn = True\n        reuse = ",
+        new="        reuse = ",
         tests=_INTERRUPTS,
     ),
     Mutant(
         name="a step counts before its tokens are cut to what was entered",
-        file="llama/engine/request.py",
-        old="        del self.tokens[last.tokens :]\n",
+        file="llama/engine/sequence.py",
+        old="            del self.tokens[last.tokens :]\n",
         new="",
         tests=_INTERRUPTS,
     ),
     Mutant(
         name="after an interrupt a reader is not told of what it has not read",
-        file="llama/engine/engine.py",
-        old="            live.tell()\n            live.left = live.request.n\n",
-        new="            live.left = live.request.n\n",
+        file="llama/engine/request_state.py",
+        old="        self.notify()\n        left = self.request.n\n",
+        new="        left = self.request.n\n",
         tests=("tests/engine/test_interrupts.py::test_what_was_entered_just_before_an_interrupt_is_read",),
     ),
     Mutant(
-        name="an interrupt leaves the turn taken",
+        name="an interrupt leaves the lock taken",
         file="llama/engine/fair_lock.py",
         old="            if had:\n                self._lock.release()\n            raise\n",
         new="            raise\n",
-        tests=("tests/engine/test_interrupts.py::test_an_interrupt_leaves_no_turn_taken",),
+        tests=("tests/engine/test_interrupts.py::test_an_interrupt_leaves_no_lock_taken",),
     ),
     Mutant(
         name="a request whose reader is gone runs on",
         file="llama/engine/engine.py",
         old="        self._settle()\n        self.tidy()\n",
         new="        self._settle()\n",
-        tests=(f"{_LAWS}::test_a_request_that_nobody_reads_any_more_is_cancelled_at_the_next_step",),
+        tests=(f"{_ENGINE}::test_a_request_that_nobody_reads_any_more_is_cancelled_at_the_next_step",),
     ),
     Mutant(
         name="logits that are not finite end whoever stepped",
@@ -78,11 +86,11 @@ MUTANTS = [
     ),
     Mutant(
         name="what a broken request computed is used again",
-        file="llama/engine/engine.py",
-        old="                sequence.stale = True  # nobody is to use what it computed\n",
+        file="llama/engine/request_state.py",
+        old="                sequence.stale = True  # nobody may reuse what it computed\n",
         new="",
         tests=(
-            "tests/engine/test_engine.py::test_logits_that_are_not_finite_are_named_and_the_engine_lives_on",
+            "tests/engine/test_failures.py::test_logits_that_are_not_finite_are_named_and_the_engine_lives_on",
         ),
     ),
     Mutant(
@@ -118,9 +126,9 @@ MUTANTS = [
     ),
     Mutant(
         name="each sample makes its own index of the prompt",
-        file="llama/engine/engine.py",
-        old="Drafter(tokens, len(tokens), live.prediction, live.prompt)",
-        new="Drafter(tokens, len(tokens), live.prediction)",
+        file="llama/engine/speculation.py",
+        old="return Drafter(tokens, self._prompt, self._predicted, self._given)",
+        new="return Drafter(tokens, self._prompt, self._predicted)",
         tests=(f"{_LIMITS}::test_the_samples_of_a_request_share_what_they_look_up",),
     ),
     Mutant(
@@ -151,20 +159,20 @@ MUTANTS = [
         file="llama/engine/prefix_cache.py",
         old="        return next((entry for entry in self._retained if entry is not keep), None)",
         new="        return next((entry for entry in reversed(self._retained) if entry is not keep), None)",
-        tests=(f"{_LAWS}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
+        tests=(f"{_REUSE}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
     ),
     Mutant(
         name="a use does not count for eviction",
         file="llama/engine/prefix_cache.py",
         old="        self._retained.move_to_end(entry)\n",
         new="        pass\n",
-        tests=(f"{_LAWS}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
+        tests=(f"{_REUSE}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
     ),
     Mutant(
         name="a prefix that another one computes is computed too",
         file="llama/engine/cache_manager.py",
         old="        if leader is None:\n            return False\n",
         new="        return False\n",
-        tests=(f"{_LAWS}::test_a_prefix_that_several_begin_with_is_computed_once",),
+        tests=(f"{_REUSE}::test_a_prefix_that_several_begin_with_is_computed_once",),
     ),
 ]

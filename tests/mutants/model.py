@@ -52,7 +52,7 @@ MUTANTS = [
         tests=WATCH,
     ),
     Mutant(
-        name="what was put back stays stale",
+        name="what was preempted stays stale",
         file="llama/engine/cache_manager.py",
         old="stale, sequence.stale = sequence.stale, False",
         new="stale = sequence.stale",
@@ -60,8 +60,8 @@ MUTANTS = [
     ),
     Mutant(
         name="samples of a stale prompt count as fresh",
-        file="llama/engine/engine.py",
-        old="            fork.stale = sequence.stale\n",
+        file="llama/engine/sequence.py",
+        old="            stale=self.stale,\n",
         new="",
         tests=WATCH,
     ),
@@ -74,8 +74,8 @@ MUTANTS = [
     ),
     Mutant(
         name="forget_prefixes forgets nothing",
-        file="llama/engine/engine.py",
-        old="        self._forgotten += 1\n",
+        file="llama/engine/model_watch.py",
+        old="        self._told_changes += 1\n",
         new="        pass\n",
         tests=WATCH,
     ),

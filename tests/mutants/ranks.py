@@ -50,8 +50,8 @@ MUTANTS = [
     Mutant(
         name="a step's hash leaves the requests out",
         file="llama/engine/step_digest.py",
-        old="row = (*sequence.key, sequence.digest, sequence.computed,",
-        new="row = (*sequence.key, 0, sequence.computed,",
+        old="row = (*sequence.key, sequence.digest, start,",
+        new="row = (*sequence.key, 0, start,",
         tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
     ),
     Mutant(

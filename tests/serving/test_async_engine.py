@@ -73,7 +73,7 @@ def test_a_step_of_many_streams_wakes_the_loop_once():
 
 def test_max_new_tokens_0_runs_no_model(monkeypatch):
     engine = gated()
-    monkeypatch.setattr(engine.runner, "forward", lambda *_: pytest.fail("the model was run"))
+    monkeypatch.setattr(engine.runner, "run", lambda *_: pytest.fail("the model was run"))
 
     async def main():
         async with AsyncEngine(engine) as async_engine:

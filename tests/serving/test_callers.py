@@ -197,7 +197,7 @@ def test_a_paused_request_waits_where_it_is_and_goes_on():
     engine.resume(number)
     engine.resume(other)
     assert not engine.unfinished
-    assert not engine.scheduler._paused
+    assert not engine.scheduler.waiting
 
 
 def test_a_loop_that_is_gone_cancels_its_requests():

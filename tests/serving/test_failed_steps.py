@@ -16,7 +16,7 @@ from llama.serving import AsyncEngine
 def test_a_failed_step_fails_its_batch_and_nothing_else(monkeypatch, error):
     engine = gated(2)
     running, waiting = [ask(ids(4, i), 50) for i in range(2)], [ask(ids(9, i), 6) for i in range(5)]
-    forward = engine.runner.forward
+    forward = engine.runner.run
 
     def failing(plan):
         if len(plan[0][0].output) == 3:
@@ -30,10 +30,10 @@ def test_a_failed_step_fails_its_batch_and_nothing_else(monkeypatch, error):
             await until(engine.inside.is_set)
             tasks += [asyncio.ensure_future(collect(async_engine, request)) for request in waiting]
             await until(lambda: async_engine.open_streams == 7)
-            monkeypatch.setattr(engine.runner, "forward", failing)
+            monkeypatch.setattr(engine.runner, "run", failing)
             engine.open.set()
             results = await asyncio.gather(*tasks[:2], return_exceptions=True)
-            monkeypatch.setattr(engine.runner, "forward", forward)
+            monkeypatch.setattr(engine.runner, "run", forward)
             results += await asyncio.gather(*tasks[2:], return_exceptions=True)
             assert async_engine.failure is None
             again = await collect(async_engine, running[0])

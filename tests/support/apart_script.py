@@ -66,7 +66,7 @@ def model(folder: Path, size: int) -> Iterator[Llama]:
 
 def fails_once(llama: Llama, error: BaseException, rank: int = LAST) -> None:
     """The second step from now raises this, on one rank."""
-    forward, left = llama.engine.runner.forward, [2 if rank == RANK else 10**9]
+    forward, left = llama.engine.runner.run, [2 if rank == RANK else 10**9]
 
     def failing(plan: Any) -> Any:
         left[0] -= 1
@@ -74,7 +74,7 @@ def fails_once(llama: Llama, error: BaseException, rank: int = LAST) -> None:
             raise error
         return forward(plan)
 
-    llama.engine.runner.forward = failing  # type: ignore[method-assign]
+    llama.engine.runner.run = failing  # type: ignore[method-assign]
 
 
 # ---- one model on all ranks ------------------------------------------------------------------------------
@@ -174,13 +174,13 @@ def replicas(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     errors = [MemoryError("none left"), DeviceError("GPU full"), KeyboardInterrupt(), NumericsError("a NaN")]
     with model(folder, WORLD // 2) as llama:
-        plain = llama.engine.runner.forward
+        plain = llama.engine.runner.run
         found["before"] = seen(lambda: text(llama))
         for error in errors:
             for name, call in (("run", text), ("stream", streamed)):
                 fails_once(llama, error)
                 found[f"{name} {type(error).__name__}"] = seen(lambda call=call: call(llama))
-                llama.engine.runner.forward = plain  # type: ignore[method-assign]
+                llama.engine.runner.run = plain  # type: ignore[method-assign]
                 found[f"{name} after {type(error).__name__}"] = seen(lambda: text(llama))
     for scenario in (early, other_prompts, gather_interrupted):
         with model(folder, WORLD // 2) as llama:

@@ -232,7 +232,7 @@ def sleeping(folder: Path) -> Any:
 
 def failing(folder: Path, failing_rank: int) -> None:
     with build(folder) as llama:
-        forward, steps = llama.engine.runner.forward, []
+        forward, steps = llama.engine.runner.run, []
 
         def forward_once_too_often(plan: Any) -> Any:
             steps.append(plan)
@@ -240,7 +240,7 @@ def failing(folder: Path, failing_rank: int) -> None:
                 raise ValueError(f"the device of rank {failing_rank} fell off")
             return forward(plan)
 
-        llama.engine.runner.forward = forward_once_too_often  # type: ignore[method-assign]
+        llama.engine.runner.run = forward_once_too_often  # type: ignore[method-assign]
 
         async def main(engine: AsyncEngine) -> None:
             try:

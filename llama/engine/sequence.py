@@ -1,0 +1,262 @@
+"""What the engine keeps for each sequence, and what a step does with it. Never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .request import FinishReason, Request
+
+if TYPE_CHECKING:
+    from ..detokenizer import Detokenizer
+    from ..kv_cache import KVCache
+    from .speculation import Drafter
+
+__all__ = [
+    "Counts",
+    "Delta",
+    "JournalEntry",
+    "ScheduledBatch",
+    "ScheduledSequence",
+    "SequenceState",
+    "Times",
+    "TokenScore",
+]
+
+# Random numbers are drawn in bulk: this many at first, then twice as many each time.
+_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """Log-probability of a token, and the most probable ids at its position, best first.
+
+    Both are log softmax of the model's logits, before temperature, top-p and penalties.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    def best(self, count: int) -> TokenScore:
+        """With only the best `count` alternatives."""
+        return self if len(self.top) == count else TokenScore(self.logprob, self.top[:count])
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Tokens of the prompt, how many of those were reused from a cache, and tokens generated."""
+
+    prompt: int
+    reused: int
+    generated: int
+
+
+@dataclass
+class Times:
+    """When a sequence was queued, first scheduled, gave its first token and ended, by the engine's clock.
+
+    For reporting only: no decision depends on them.
+    """
+
+    queued: float = 0.0
+    begun: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds in the queue."""
+        return None if self.begun is None else self.begun - self.queued
+
+    @property
+    def to_first_token(self) -> float | None:
+        """Seconds from the queue to the first token."""
+        return None if self.first_token is None else self.first_token - self.queued
+
+    @property
+    def total(self) -> float | None:
+        """Seconds from the queue to the end."""
+        return None if self.ended is None else self.ended - self.queued
+
+
+class JournalEntry(NamedTuple):
+    """What a step added to a sequence: text, its tokens since then, prompt included, and why it ended."""
+
+    text: str
+    tokens: int
+    reason: FinishReason | None = None
+
+
+@dataclass(eq=False)
+class SequenceState:
+    """One sample of a request in progress.
+
+    slots: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for
+    all of them and holds their slots and memory; afterwards each has its own. rest: further samples of the
+    request, which wait until these have begun. blocks: held by each slot; 0 while it does not run. is_paused:
+    its caller wants no more of it for now. digest: of its request, set once ranks had to compare it
+    (step_digest.py). leader, shared: an older sequence that is about to compute the first `shared` tokens of
+    this one, which waits for them. stale: the model changed since it began, or its logits were not finite, so
+    nobody else may use its cache.
+
+    journal: the truth about it. A step counts once its entry is appended; tokens, scores and the rest follow
+    from the journal and the request, and are made again from them after an interrupt (`restore`). read:
+    entries that its reader has had. error: what ended it, if something failed.
+    """
+
+    request_id: int
+    request: Request
+    sample: int
+    cache: KVCache
+    detokenizer: Detokenizer
+    tokens: list[int]
+    scores: list[TokenScore] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    journal: list[JournalEntry] = field(default_factory=list)
+    read: int = 0
+    error: Exception | None = None
+    finish_reason: FinishReason | None = None
+    times: Times = field(default_factory=Times)
+    reused: int = 0
+    slots: int = 1
+    rest: int = 0
+    blocks: int = 0
+    is_paused: bool = False
+    drafter: Drafter | None = None
+    digest: int | None = None
+    leader: SequenceState | None = None
+    shared: int = 0
+    stale: bool = False
+
+    def __post_init__(self) -> None:
+        self._uniforms: list[float] = []
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(request id, sample); a smaller key is older."""
+        return self.request_id, self.sample
+
+    @property
+    def computed(self) -> int:
+        """Tokens whose keys and values are in the cache."""
+        return self.cache.length
+
+    @property
+    def pending(self) -> int:
+        """Tokens that the model has not seen yet: one in decode, more in prefill."""
+        return len(self.tokens) - self.cache.length
+
+    @property
+    def text(self) -> list[str]:
+        """The text of each step, to be joined."""
+        return [entry.text for entry in self.journal]
+
+    @property
+    def output(self) -> list[int]:
+        """The ids generated so far."""
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def generated(self) -> int:
+        """How many ids were generated so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def counts(self) -> Counts:
+        """Its tokens so far."""
+        return Counts(len(self.request.prompt), self.reused, self.generated)
+
+    def name(self, ahead: int = 0) -> str:
+        """How an error names this sequence at its next token, or at one drafted `ahead` of that."""
+        sample = self.request.first_sample + self.sample
+        return f"row {self.request.row}, sample {sample}, step {self.generated + ahead}"
+
+    def uniform(self, index: int) -> float:
+        """The random number for output token `index`, in [0, 1).
+
+        It depends on seed, sample and index only, so a token that was drafted, preempted or tried again is
+        drawn with the same number.
+        """
+        count = len(self._uniforms)
+        if index >= count:
+            while index >= count:
+                count = 2 * count or _DRAWS
+            entropy = [self.request.seed, self.request.first_sample + self.sample]
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+            # All numbers again, set by one assignment: an interrupt could leave a kept generator between two.
+            self._uniforms = generator.random(count).tolist()
+        return self._uniforms[index]
+
+    def fork(self, sample: int) -> SequenceState:
+        """Another sample of the same prompt, with a copy of the cache. Only before the first output."""
+        tokens = list(self.tokens)
+        return SequenceState(
+            self.request_id,
+            self.request,
+            sample,
+            self.cache.fork(),
+            self.detokenizer.fresh(),
+            tokens,
+            prompt_scores=list(self.prompt_scores),
+            times=Times(self.times.queued, self.times.begun),
+            reused=self.reused,
+            drafter=None if self.drafter is None else self.drafter.fork(tokens),
+            digest=self.digest,
+            stale=self.stale,
+        )
+
+    def restore(self, cache: KVCache) -> None:
+        """Go back to what the journal says, with nothing computed and a new, empty cache."""
+        if self.finish_reason is None:
+            last = self.journal[-1] if self.journal else JournalEntry("", len(self.request.prompt))
+            del self.tokens[last.tokens :]
+            del self.scores[last.tokens - len(self.request.prompt) :]
+            self.finish_reason = last.reason
+            detokenizer = self.detokenizer.fresh()
+            for token in self.output:
+                detokenizer.push(token)
+            self.detokenizer = detokenizer
+        self.blocks, self.leader, self.shared = 0, None, 0
+        self.cache, self.stale = cache, False
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to a sequence. The text may be empty; the last delta has a finish reason.
+
+    The sequence carries `counts` and `times`, which are final with the last delta. If the reason is ERROR,
+    `sequence.error` says what happened.
+    """
+
+    sequence: SequenceState
+    text: str
+    finish_reason: FinishReason | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(request id, sample)."""
+        return self.sequence.key
+
+
+class ScheduledSequence(NamedTuple):
+    """A sequence's part of a step: `length` tokens from position `start` on, the last of them its draft.
+
+    `start` is what was computed before the step; `sequence.computed` grows as soon as the model has run.
+    """
+
+    sequence: SequenceState
+    start: int
+    length: int
+    draft: Sequence[int] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids to run."""
+        tokens = self.sequence.tokens[self.start : self.start + self.length]
+        return [*tokens, *self.draft] if self.draft else tokens
+
+
+ScheduledBatch = list[ScheduledSequence]

@@ -1,0 +1,131 @@
+"""Prefixes are computed once and reused; the least recently used goes first."""
+
+from __future__ import annotations
+
+import pytest
+from engine_requests import (
+    TOKENIZER,
+    ask,
+    build,
+    computed,
+    conserved,
+    ids,
+    model,
+    run,
+    run_one,
+    same_as_alone,
+)
+
+from llama.engine import Engine
+
+
+def test_the_second_request_computes_only_what_is_new():
+    engine = Engine(model(4), TOKENIZER, block=4, speculate=False)
+    seen = computed(engine)
+    header = ids(40)
+    run(engine, [ask((*header, 5, 6, 7), 1)])
+    assert seen == [43]
+    result = engine.add(ask((*header, 8, 9), 1))
+    (delta,) = engine.step()
+    assert seen == [43, 2]
+    assert delta.sequence.counts == (delta.sequence.counts.__class__)(42, 40, 1)
+    assert result == delta.key[0]
+    # The same prompt again: all but its last block's end is there.
+    engine.add(ask((*header, 8, 9), 1))
+    (delta,) = engine.step()
+    assert seen == [43, 2, 2]
+    # Reuse off, and a prompt whose scores are wanted, compute everything.
+    engine.add(ask((*header, 8, 9), 1, score_prompt=True))
+    engine.step()
+    assert seen[-1] == 42
+
+
+def test_a_chat_goes_on_in_the_cache_of_its_last_turn():
+    engine = Engine(model(4), TOKENIZER, block=4, speculate=False)
+    seen = computed(engine)
+    first = run(engine, [ask(ids(20), 12)])[0, 0].sequence
+    (entry,) = engine.scheduler.prefixes.retained
+    keys = entry.cache._keys[0]
+    engine.add(ask((*ids(20), *first.output[:8], 7, 8, 9), 1))
+    (delta,) = engine.step()
+    assert seen[-1] == 31 - 28
+    assert delta.sequence.reused == 28
+    (entry,) = engine.scheduler.prefixes.retained
+    assert entry.cache._keys[0] is keys  # taken over, not copied
+
+
+def test_two_that_arrive_together_compute_their_prefix_once():
+    engine = Engine(model(4), TOKENIZER, block=4, speculate=False, step_tokens=10)
+    seen = computed(engine)
+    header = ids(40)
+    wanted = [ask((*header, 5 + i), 1) for i in range(3)]
+    results = run(engine, wanted)
+    assert sum(seen) == 41 + 1 + 1
+    assert sorted(result.sequence.reused for result in results.values()) == [0, 40, 40]
+    for (i, _), result in results.items():
+        same_as_alone(result, wanted[i], 0)
+
+
+def test_what_waits_for_a_prefix_goes_on_when_its_leader_is_gone():
+    for leave in ("cancel", "pause"):
+        engine = Engine(model(4), TOKENIZER, block=4, step_tokens=10)
+        first, second = engine.add(ask((*ids(40), 5), 4)), engine.add(ask((*ids(40), 6), 4))
+        engine.step()
+        assert [s.leader is not None for s in engine.scheduler.running] == [False, True]
+        getattr(engine, leave)(first)
+        ended = []
+        while engine.unfinished:
+            ended += [delta.key[0] for delta in engine.step() if delta.finish_reason]
+        assert ended == [second]
+
+
+def test_the_least_recently_used_prefix_goes_first():
+    engine = Engine(model(4), TOKENIZER, block=4, cache_tokens=64, retained_tokens=64, speculate=False)
+    for seed in (1, 2, 1, 3):  # 20 tokens each: three fit beside one that runs
+        run_one(engine, ask(ids(19, seed), 1))
+    kept = [tuple(entry.tokens[:19]) for entry in engine.scheduler.prefixes.retained]
+    assert kept[-1] == ids(19, 3)
+    run_one(engine, ask(ids(19, 4), 1))
+    kept = [tuple(entry.tokens[:19]) for entry in engine.scheduler.prefixes.retained]
+    assert ids(19, 2) not in kept
+    assert ids(19, 1) in kept
+    conserved(engine)
+
+
+@pytest.mark.parametrize("late", [0, 3])
+def test_a_prefix_that_several_begin_with_is_computed_once(late):
+    """Who comes while another computes it waits for it, whether it comes at once or in the middle."""
+    engine = build(4, {"step_tokens": 8, "block": 4, "reserve_tokens": 64})
+    counts = computed(engine)
+    shared = ids(40)
+    engine.add(ask((*shared, 5, 6, 7, 8, 9), 1))
+    for _ in range(late):
+        engine.step()
+    for other in (300, 310):
+        engine.add(ask((*shared, *range(other, other + 5)), 1))
+    while engine.unfinished:
+        engine.step()
+    assert sum(counts) == 45 + 5 + 5
+
+
+@pytest.mark.parametrize("again", ["copied", "computed again"])
+def test_what_was_not_used_for_the_longest_time_is_evicted_first(again):
+    engine = build(4, {"cache_tokens": 64, "retained_tokens": 64, "block": 4, "reserve_tokens": 64})
+    first, second = ids(12, 1), ids(12, 2)
+    for prompt in (first, second):
+        run(engine, [ask(prompt, 1)])
+    # The first is used: by two samples, which copy it, or by the same prompt once more, which leaves nothing new.
+    if again == "copied":
+        run(engine, [ask((*first, 9), 1, n=2)])
+    else:
+        run(engine, [ask(first, 1, score_prompt=True)])
+    prefixes = engine.scheduler.prefixes
+    order = [entry.tokens[:12] for entry in prefixes.retained]
+    assert order.index(list(second)) < order.index(list(first))
+    # As much as only the second, and what is older, has to go for.
+    kept = sum(entry.blocks for entry in prefixes.retained[order.index(list(second)) + 1 :])
+    engine.add(ask(ids((64 // 4 - kept) * 4 - 1, 3), 1))
+    engine.step()
+    left = [entry.tokens[:12] for entry in prefixes.retained]
+    assert list(first) in left
+    assert list(second) not in left

@@ -1,0 +1,55 @@
+"""Log-probabilities are the model's own, of prompt and output, and the penalty sees both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from engine_requests import PENALIZED, TOKENIZER, alone, ask, ids, model, run
+from tiny_llama import twin_logits
+
+from llama.engine import Engine
+from llama.sampling import SamplingParams
+
+
+@pytest.mark.parametrize("step_tokens", [1, 50, 1024])
+def test_prompt_scores_are_the_log_softmax_of_the_twin(step_tokens):
+    """200 tokens: more than the rows of logits that exist at once."""
+    prompt = ids(200)
+    engine = Engine(model(4, 256), TOKENIZER, step_tokens=step_tokens)
+    request = ask(prompt, 2, score_prompt=True, top=3)
+    sequence = run(engine, [request])[0, 0].sequence
+    logs = torch.log_softmax(twin_logits([*prompt, *sequence.output]).double(), dim=-1)
+    every = [*sequence.prompt_scores, *sequence.scores]
+    assert len(every) == 199 + 2
+    for row, target, score in zip(logs, [*prompt[1:], *sequence.output], every, strict=False):
+        assert score.logprob == pytest.approx(float(row[target]), abs=2e-3)
+        best = row.topk(3)
+        assert [token for token, _ in score.top] == best.indices.tolist()
+        assert [value for _, value in score.top] == pytest.approx(best.values.tolist(), abs=2e-3)
+    assert [score.logprob for score in sequence.scores] == [score.top[0][1] for score in sequence.scores]
+
+
+def test_scores_are_of_the_model_not_of_the_limits():
+    """Temperature, top-k and penalty choose; the log-probability is still the model's."""
+    result = alone(ask(12, 8, PENALIZED, seed=2))
+    logs = torch.log_softmax(twin_logits([*ids(12), *result.sequence.output]).double(), dim=-1)[11:]
+    for row, token, score in zip(logs, result.sequence.output, result.sequence.scores, strict=False):
+        assert score.logprob == pytest.approx(float(row[token]), abs=2e-3)
+
+
+def test_each_request_gets_the_alternatives_it_asked_for():
+    wanted = [ask(ids(6, i), 4, top=i) for i in range(4)]
+    for (i, _), result in run(Engine(model(4), TOKENIZER), wanted).items():
+        assert [len(score.top) for score in result.sequence.scores] == [i] * 4
+
+
+def test_the_penalty_sees_prompt_and_output():
+    strong = SamplingParams(temperature=0, repetition_penalty=1e6)
+    result = alone(ask(20, 15, strong))
+    everything = [*ids(20), *result.sequence.output]
+    logits = twin_logits(everything)
+    for position in range(20, 35):
+        row = logits[position - 1].clone()
+        seen = torch.tensor(sorted(set(everything[:position])))
+        row[seen] = torch.where(row[seen] > 0, row[seen] / 1e6, row[seen] * 1e6)
+        assert int(row.argmax()) == everything[position]

@@ -1,0 +1,169 @@
+"""Requests on a tiny model: how tests make and run them, and what each would get alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from tiny_llama import tiny_model
+from tiny_tokenizers import tiny_tokenizer
+
+from llama.engine import Engine, Request
+from llama.sampling import GREEDY, SamplingParams
+
+TOKENIZER = tiny_tokenizer()
+SAMPLED = SamplingParams(temperature=1.2, top_p=0.95)
+PENALIZED = SamplingParams(temperature=0.9, top_p=1.0, top_k=20, repetition_penalty=1.3)
+
+
+@functools.cache
+def model(max_batch_size=4, max_seq_len=64):
+    return tiny_model(max_batch_size=max_batch_size, max_seq_len=max_seq_len)
+
+
+@functools.cache
+def texty():
+    """A model that writes pieces with text only: no control ids, no single bytes."""
+    made = tiny_model(max_batch_size=4, max_seq_len=64)
+    silent = [i for i in range(TOKENIZER.n_words) if not isinstance(TOKENIZER.token_bytes(i), str)]
+    plain = made.logits
+
+    def logits(hidden_NC):
+        return plain(hidden_NC).index_fill(1, torch.tensor(silent), -1e4)
+
+    made.logits = logits
+    return made
+
+
+def ids(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (1, *torch.randint(3, 400, (count - 1,), generator=generator).tolist())
+
+
+def ask(prompt, new, sampling=GREEDY, **more):
+    return Request(ids(prompt) if isinstance(prompt, int) else prompt, new, sampling, **more)
+
+
+class Result:
+    """What a client puts together from the deltas of one sample."""
+
+    def __init__(self):
+        self.text, self.reason, self.sequence = "", None, None
+
+    def take(self, delta):
+        assert self.reason is None, "a delta after the end"
+        self.text += delta.text
+        self.reason, self.sequence = delta.finish_reason, delta.sequence
+
+    @property
+    def whole(self):
+        """All that must not depend on the company; scores apart."""
+        return self.sequence.output, self.text, self.reason
+
+    @property
+    def scores(self):
+        return self.sequence.scores, self.sequence.prompt_scores
+
+
+def run(engine, requests, results=None, limit=500):
+    """Add requests and step until the engine is done -> {(position, sample): Result}."""
+    numbers = {engine.add(request): i for i, request in enumerate(requests)}
+    results = {} if results is None else results
+    for _ in range(limit):
+        if not engine.unfinished:
+            break
+        for delta in engine.step():
+            number, sample = delta.key
+            results.setdefault((numbers[number], sample), Result()).take(delta)
+    else:
+        pytest.fail("the engine never ended")
+    assert all(result.reason is not None for result in results.values())
+    assert sorted(results) == [(i, j) for i, request in enumerate(requests) for j in range(request.n)]
+    return results
+
+
+def same_scores(got, wanted):
+    assert len(got) == len(wanted)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=2e-3)
+        assert [token for token, _ in mine.top] == [token for token, _ in theirs.top]
+
+
+def plain(**more):
+    """An engine without reuse and drafts."""
+    return Engine(model(4), TOKENIZER, prefix_reuse=False, speculate=False, **more)
+
+
+@functools.cache
+def alone(request, sample=0):
+    """A sample by itself, without reuse, drafts or siblings."""
+    single = dataclasses.replace(request, n=1, first_sample=request.first_sample + sample, prediction=())
+    return run(plain(), [single])[0, 0]
+
+
+def same_as_alone(result, request, sample):
+    expected = alone(request, sample)
+    assert result.whole == expected.whole
+    for mine, theirs in zip(result.scores, expected.scores, strict=True):
+        same_scores(mine, theirs)
+
+
+def conserved(engine):
+    """What is counted is what is held, and nothing more is allocated."""
+    scheduler, blocks = engine.scheduler, engine.blocks
+    retained = scheduler.prefixes.retained if scheduler.prefixes else []
+    held = sum(s.blocks * s.slots for s in scheduler.running)
+    assert blocks.used == held + sum(entry.blocks for entry in retained) <= blocks.total
+    for sequence in scheduler.running:
+        assert sequence.finish_reason is None
+        assert 0 < sequence.computed + 1 <= len(sequence.tokens)
+        assert sequence.cache.capacity <= sequence.blocks * blocks.size
+    for entry in retained:
+        assert entry.cache.length == len(entry.tokens) <= entry.cache.capacity <= entry.blocks * blocks.size
+    if scheduler.prefixes:
+        assert (
+            sum(entry.blocks for entry in retained) == scheduler.prefixes.blocks <= scheduler.prefixes.limit
+        )
+        assert holders(scheduler.prefixes._root) <= {*retained, *scheduler.running}
+    assert sum(s.slots for s in scheduler.running) <= scheduler.limits.max_batch_size
+    assert scheduler.running == sorted(scheduler.running, key=lambda s: s.key)
+
+
+def holders(node):
+    """All holders in the tree of prefixes; a node without a holder must be gone."""
+    found = set()
+    for child in node.children.values():
+        assert child.holders, "a node that nobody holds"
+        found |= {*child.holders, *holders(child)}
+    return found
+
+
+def build(batch, setup):
+    """An engine with these options; `reserve_tokens` is one of its limits."""
+    engine = Engine(model(batch), TOKENIZER, **{k: v for k, v in setup.items() if k != "reserve_tokens"})
+    engine.scheduler.limits = dataclasses.replace(
+        engine.scheduler.limits, reserve_tokens=setup["reserve_tokens"]
+    )
+    return engine
+
+
+def computed(engine):
+    """A list that grows by the tokens of each forward."""
+    plain, counts = engine.runner.run, []
+
+    def counted(batch):
+        counts.append(sum(scheduled.length for scheduled in batch))
+        return plain(batch)
+
+    engine.runner.run = counted
+    return counts
+
+
+def run_one(engine, request):
+    """Run a request to its end -> its sequence."""
+    engine.add(request)
+    while engine.unfinished:
+        last = engine.step()
+    return last[-1].sequence

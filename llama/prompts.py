@@ -33,6 +33,7 @@ __all__ = [
     "Message",
     "Prompt",
     "Role",
+    "answer_message",
     "chat_prompt",
     "completion_prompt",
     "infilling_prompt",
@@ -169,6 +170,13 @@ def chat_prompt(tokenizer: Tokenizer, dialog: Iterable[Message]) -> Prompt:
         return _step_prompt(tokenizer, tokenizer.step_id, messages)
     _check_dialog(messages, _INST_TAGS, with_destination=False)
     return _inst_prompt(tokenizer, messages)
+
+
+def answer_message(tokenizer: Tokenizer, text: str) -> Message:
+    """A model's answer as a message of its dialog; with `<step>` it also names its destination, the user."""
+    if tokenizer.step_id is None:
+        return {"role": "assistant", "content": text}
+    return {"role": "assistant", "destination": "user", "content": text}
 
 
 def render_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:

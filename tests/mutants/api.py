@@ -13,9 +13,9 @@ _PROMPTS = "tests/test_prompts.py"
 MUTANTS = [
     Mutant(
         name="an unseeded call takes the system's entropy",
-        file="llama/api/options.py",
-        old="entropy = self._drawn(call) if",
-        new="entropy = self._drawn(call) + __import__('secrets').randbits(63) if",
+        file="llama/api/seeds.py",
+        old="else self._draw() if samples",
+        new="else self._draw() + __import__('secrets').randbits(63) if samples",
         tests=(f"{_HOST}::test_without_a_seed_a_call_draws_once_from_torch_and_repeats_with_it",),
     ),
     Mutant(
@@ -27,8 +27,8 @@ MUTANTS = [
     ),
     Mutant(
         name="each replica keeps the seed that it drew",
-        file="llama/api/options.py",
-        old="return self._first(int(drawn))",
+        file="llama/api/seeds.py",
+        old="return self._agree(int(drawn))",
         new="return int(drawn)",
         tests=("tests/distributed/test_ranks.py::test_replicas_give_all_results_in_order_on_every_rank",),
     ),
@@ -70,8 +70,8 @@ MUTANTS = [
     Mutant(
         name="an error forgets the refused dialogs before its row",
         file="llama/generation.py",
-        old="self._calls.run(list(safe.values()), call, list(safe), len(prompts))",
-        new="self._calls.run(list(safe.values()), call, range(len(safe)), len(prompts))",
+        old="self._session.run(list(allowed.values()), call, list(allowed), len(prompts))",
+        new="self._session.run(list(allowed.values()), call, range(len(allowed)), len(prompts))",
         tests=(f"{_CALLS}::test_an_error_names_the_place_of_a_dialog_behind_refused_ones",),
     ),
     Mutant(

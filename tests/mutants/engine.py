@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a text is encoded before its length is looked at",
-        file="llama/api/options.py",
+        file="llama/api/arguments.py",
         old="    if least > max_seq_len:\n",
         new="    if False:\n",
         tests=(f"{_LIMITS}::test_a_text_that_can_never_fit_is_not_encoded",),

@@ -51,15 +51,15 @@ __all__ += ["dialog_prompt_tokens", "infilling_prompt_tokens", "sample_top_p"]
 class Llama:
     """A loaded model with its tokenizer and engine.
 
-    Use `Llama.build`; `Llama(model, tokenizer)` wraps a Transformer that is already there. As a context manager,
-    or with `close`, it gives its process groups back before the program ends.
+    Use `Llama.build`; `Llama(model, tokenizer)` wraps a Transformer that is already there. As a context
+    manager, or with `close`, it gives its process groups back before the program ends.
 
     Args:
         model: its params carry max_seq_len and max_batch_size.
         tokenizer: of the same vocabulary.
-        cache_tokens: positions that all sequences may hold together, running and retained; None for as many as the
-            two limits allow.
-        retained_tokens: how many of these may be kept for reuse; None for a quarter, and at least max_seq_len.
+        cache_tokens: positions that all sequences may hold together, running and retained; None for as many
+            as the two limits allow.
+        retained_tokens: how many of these may be kept for reuse; None for a quarter, at least max_seq_len.
         prefix_reuse: as in `build`.
         seed: as in `build`.
     """
@@ -81,27 +81,27 @@ class Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
         Args:
-            ckpt_dir: a folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's (config.json,
-                *.safetensors or pytorch_model*.bin), unchanged.
+            ckpt_dir: a folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
+                (config.json, *.safetensors or pytorch_model*.bin), unchanged.
             tokenizer_path: by default tokenizer.model in ckpt_dir.
-            max_seq_len, max_batch_size: limits of a sequence's tokens, and of sequences that run at the same time.
-                Memory follows the tokens in use, not these.
-            model_parallel_size: ranks that hold one model; by default all of the launch. With fewer, the launch
-                holds several replicas that share out a call's prompts.
+            max_seq_len, max_batch_size: limits of a sequence's tokens, and of sequences that run at the same
+                time. Memory follows the tokens in use, not these.
+            model_parallel_size: ranks that hold one model; by default all of the launch. With fewer, the
+                launch holds several replicas that share out a call's prompts.
             device: auto (cuda, then mps, then cpu) or a device's name.
             dtype: auto (as stored, if the device computes well in it), bfloat16, float16, float32.
-            seed: for calls that sample and pass no seed of their own: they repeat from one run of the program to the
-                next. None: each such call draws one from torch's CPU generator, so that a program repeats under
-                `torch.manual_seed`.
-            cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of what is free
-                beside the weights (a float in (0, 1], or "50%"). By default what the two limits allow, and at most a
-                quarter of the free memory for prefixes to reuse.
-            prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for prompts that
-                begin alike.
+            seed: for calls that sample and pass no seed of their own: they repeat from one run of the program
+                to the next. None: each such call draws one from torch's CPU generator, so that a program
+                repeats under `torch.manual_seed`.
+            cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of what
+                is free beside the weights (a float in (0, 1], or "50%"). By default what the two limits
+                allow, and at most a quarter of the free memory for prefixes to reuse.
+            prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for
+                prompts that begin alike.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
-            ConfigError: a parameter or params.json out of range; a feature in config.json that is not supported.
+            ConfigError: a parameter or params.json out of range; an unsupported feature in config.json.
             ParallelismError: a number of ranks that heads or devices do not allow.
             TokenizerError: a tokenizer file that cannot be used.
             SamplingError: seed is negative or not an integer.
@@ -148,8 +148,8 @@ class Llama:
         """Give back the process groups that `build` joined. All ranks call it; a second call does nothing.
 
         Args:
-            error: the error that ends the use of this model early, if any: a rank that failed alone does not wait for
-                the others.
+            error: the error that ends the use of this model early, if any: a rank that failed alone does not
+                wait for the others.
         """
         if self._joined:
             self._joined = False
@@ -183,8 +183,8 @@ class Llama:
             options: see `text_completion`.
 
         Returns:
-            The ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's first), else
-            None. With n > 1 the samples of a prompt follow one another.
+            The ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's first),
+            else None. With n > 1 the samples of a prompt follow one another.
         """
         last = self.tokenizer.eos_id if stop_token is None else stop_token
         stops = frozenset({arguments.check_integer("stop_token", last, 0)})
@@ -209,8 +209,8 @@ class Llama:
         """Continue texts. `prompt + generation` is the true text: the first space of a generation is kept.
 
         Args:
-            prompts: any texts, in a list, an array, a generator. A control piece written out in one is plain text,
-                unless `allow_control`. Numbers, here and below, may be numpy's.
+            prompts: any texts, in a list, an array, a generator. A control piece written out in one is plain
+                text, unless `allow_control`. Numbers, here and below, may be numpy's.
             temperature: 0 is greedy.
             top_p: nucleus, in [0, 1]; 0 is greedy.
             max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
@@ -220,8 +220,8 @@ class Llama:
                 `SamplingOptions` (api/options.py).
 
         Returns:
-            For each sample generation and finish_reason (stop, length, stop_sequence), and with logprobs tokens,
-            logprobs and, for a number, top_logprobs.
+            For each sample generation and finish_reason (stop, length, stop_sequence), and with logprobs
+            tokens, logprobs and, for a number, top_logprobs.
 
         Raises:
             RequestError: parameters or prompts out of range; nothing was generated.
@@ -295,10 +295,10 @@ class Llama:
         logprobs: Logprobs = False,
         **options: Unpack[SamplingOptions],
     ) -> list[ChatPrediction]:
-        """Answer dialogs in the chat format of the vocabulary: [INST], or Source/Destination if it has <step>.
+        """Answer dialogs in the vocabulary's chat format: [INST], or Source/Destination if it has <step>.
 
-        A dialog that holds a tag of that format is answered with the reference's error text, without running the
-        model; finish_reason is "error" and `error` names tag and message.
+        A dialog that holds a tag of that format is answered with the reference's error text, without running
+        the model; finish_reason is "error" and `error` names tag and message.
 
         Args: as in `text_completion`.
 
@@ -339,9 +339,10 @@ class Llama:
     ) -> Iterator[StreamDelta]:
         """Continue texts, or prompts made by prompts.py, and yield new text as it comes.
 
-        The deltas of a prompt, joined, are the `generation` of the blocking call. Bad input raises here, not at the
-        first delta. Leaving the loop early ends the generation. On several ranks close the iterator then, with
-        `contextlib.closing` or its `close`: the garbage collector may end it at different times on different ranks.
+        The deltas of a prompt, joined, are the `generation` of the blocking call. Bad input raises here, not
+        at the first delta. Leaving the loop early ends the generation. On several ranks close the iterator
+        then, with `contextlib.closing` or its `close`: the garbage collector may end it at different times on
+        different ranks.
         """
         return self._session.stream(self.requests(prompts, temperature, top_p, max_gen_len, **options))
 
@@ -363,7 +364,7 @@ class Llama:
         return self._session.requests(made, call)
 
     async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
-        """Await main(engine) on rank 0, with an AsyncEngine that takes requests, while the other ranks follow.
+        """Await main(engine), with an AsyncEngine that takes requests, on rank 0; the other ranks follow it.
 
         All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run.
         """
@@ -372,8 +373,8 @@ class Llama:
     def forget_prefixes(self) -> None:
         """Let no later call reuse keys and values computed before now.
 
-        Needed only after a change of the model that the engine does not notice, such as a write to `weight.data`
-        (docs/engine.md, "A changed model"). On several ranks it is enough to call it on one.
+        Needed only after a change of the model that the engine does not notice, such as a write to
+        `weight.data` (docs/engine.md, "A changed model"). On several ranks it is enough to call it on one.
         """
         self.engine.forget_prefixes()
 

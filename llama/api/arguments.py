@@ -1,4 +1,4 @@
-"""Checks of what a caller passes: each returns plain Python values, or raises an error that names the argument."""
+"""Checks of what a caller passes: each returns plain Python values, or an error that names the argument."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def id_lists(name: str, lists: object) -> list[tuple[int, ...]]:
     """Lists of ids, of any integer type, as tuples of Python's own integers.
 
     Raises:
-        PromptError: not a list of lists, or an entry that is not an integer; the message gives its list's index.
+        PromptError: not a list of lists, or an entry that is not an integer; the message gives the list.
     """
     made = []
     for i, ids in enumerate(check_list(name, lists, "lists of ids")):

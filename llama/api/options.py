@@ -26,11 +26,11 @@ class SamplingOptions(TypedDict, total=False):
     top_k, min_p, repetition_penalty: see `SamplingParams`.
     stop: a string, or several, that end the text and are cut off; at most 64, of 8,192 characters together.
     stop_ids: further ids that end it.
-    seed: an integer, or one for each prompt. Without it, and without one of `Llama.build`, torch's CPU generator
-        gives one: one draw a call, and none if nothing is sampled.
+    seed: an integer, or one for each prompt. Without it, and without one of `Llama.build`, torch's CPU
+        generator gives one: one draw a call, and none if nothing is sampled.
     n: samples of each prompt, at most 4,096, one after the other in the result.
-    prediction: text that the output is likely to repeat (the file before an edit), or one for each prompt. A right
-        one makes the call faster; none ever changes the result.
+    prediction: text that the output is likely to repeat (the file before an edit), or one for each prompt. A
+        right one makes the call faster; none ever changes the result.
     speculate: False switches off drafting from the prediction and from the prompt.
     """
 
@@ -80,8 +80,8 @@ class Options:
         self.n = check_integer("n", self.n, 1)
         if self.n > MOST_SAMPLES:
             raise SamplingError(
-                f"n is {self.n}; a call returns at most {MOST_SAMPLES} samples of a prompt, since it keeps all of"
-                " them until it returns; make several calls, each with a seed of its own"
+                f"n is {self.n}; {MOST_SAMPLES} samples of a prompt are the most that a call returns, since it keeps"
+                " them all until then; make several calls, each with a seed of its own"
             )
         scored = flag(self.logprobs)
         self.logprobs = check_integer("logprobs", self.logprobs, 0) if scored is None else scored

@@ -1,7 +1,7 @@
 """What replicas exchange during a call: results, deltas and errors, as JSON.
 
-Each gather is tagged with the call's number, its own number within the call, and a hash of the call's requests, so
-that replicas at different points raise an error instead of mixing up two calls' answers.
+Each gather is tagged with the call's number, its own number within the call, and a hash of the call's
+requests, so that replicas at different points raise an error instead of mixing up two calls' answers.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Gathering:
 
         Args:
             items: this replica's; None if it has finished.
-            failure: what ended the call on this replica. It reaches all of them, so that none waits for another.
+            failure: the error that ended the call on this replica; all replicas get it, so that none waits.
 
         Raises:
-            The failure of this replica, else of the first that failed: an error of this package as it is, any other
-                as RankError.
+            The failure of this replica, else of the first that failed: an error of this package as it is, any
+                other as RankError.
             RankError: a replica is at another point, or gone. The model cannot be used any more.
         """
         group = self._parallel.replica_group
@@ -98,7 +98,7 @@ class Gathering:
 
 
 def first_of(parallel: Parallel, device: torch.device, value: int) -> int:
-    """The first replica's number. All replicas call this together; the exchange counts as a call of its own."""
+    """The first replica's number. All replicas call this together; it counts as a call of its own."""
     return Gathering(parallel, device, ()).number(value)
 
 

@@ -1,4 +1,4 @@
-"""What a call returns: the reference's result dictionaries, stream deltas, and the outputs they are made of."""
+"""What a call returns: the reference's dictionaries and stream deltas, and the outputs they are made of."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class Output:
         return [score.logprob for score in self._scores(echo)]
 
     def scored(self, tokenizer: Tokenizer, call: Options) -> Scores:
-        """What a result says of each of `ids`: nothing, scores, or scores and alternatives, as the call asked."""
+        """Tokens and scores of a result, as the call asked: nothing, scores, or alternatives too."""
         if not call.scored:
             return {}
         found: Scores = {

@@ -17,14 +17,15 @@ __all__ = ["Seeds"]
 class Seeds:
     """Gives each prompt of a call its seed.
 
-    A seed passed to the call goes to each of its prompts unchanged, so that a result does not depend on the rest
-    of the batch. A call without one gets a different seed for each prompt: derived from `base` and the number of
-    the call if there is a base, else from one draw of torch's CPU generator. Every rank draws once in a call that
-    samples, and not at all in any other. Ranks whose generators differ use the number that rank 0 drew.
+    A seed passed to the call goes to each of its prompts unchanged, so that a result does not depend on the
+    rest of the batch. A call without one gets a different seed for each prompt: derived from `base` and the
+    number of the call if there is a base, else from one draw of torch's CPU generator. Every rank draws once
+    in a call that samples, and not at all in any other. Ranks whose generators differ use the number that
+    rank 0 drew.
 
     Args:
         base: the seed passed to `Llama.build`, or None.
-        agree: maps the number drawn on this replica to the one drawn on the first; all replicas call it together.
+        agree: maps the number that this replica drew to the first replica's; all replicas call it together.
 
     Raises:
         SamplingError: base is negative or not an integer.

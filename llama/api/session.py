@@ -24,8 +24,8 @@ __all__ = ["Session"]
 class Session:
     """The calls of one `Llama` on its engine. Several may be open at once.
 
-    On one rank they may come from several threads, which take turns stepping the engine. Several ranks must make
-    the same calls in the same order.
+    On one rank they may come from several threads, which take turns stepping the engine. Several ranks must
+    make the same calls in the same order.
 
     Args:
         engine: this rank's.
@@ -48,8 +48,8 @@ class Session:
         """The requests of a call, one for each prompt, all checked.
 
         Args:
-            rows, count: where only some of a call's prompts run: their indices in the call, and how many it has. Lists
-                of seeds and of predictions have an entry for each of the call's prompts.
+            rows, count: where only some of a call's prompts run: their indices in the call, and how many it
+                has. Lists of seeds and of predictions have an entry for each of the call's prompts.
             streaming: see `Request`.
 
         Raises:
@@ -78,7 +78,7 @@ class Session:
         rows: Sequence[int] | None = None,
         count: int | None = None,
     ) -> list[Output]:
-        """Run a call to its end -> the outputs of all its prompts, sample by sample, on every rank of every replica.
+        """Run a call -> its outputs, in order of prompt and sample, on every rank of every replica.
 
         Args: as of `requests`.
 
@@ -132,9 +132,9 @@ class Session:
     def _steps(self, requests: Sequence[Request]) -> Iterator[list[Delta]]:
         """Run requests on this rank's replica; each item is what one step yielded for them.
 
-        Several of these may be open, as when a stream is open during another call. A step advances the requests of
-        all; the deltas of the others wait in their feeds. However this ends, also by an interrupt anywhere, its feed
-        goes out of scope, and the engine cancels requests whose feed is gone.
+        Several of these may be open, as when a stream is open during another call. A step advances the
+        requests of all; the deltas of the others wait in their feeds. However this ends, also by an interrupt
+        anywhere, its feed goes out of scope, and the engine cancels requests whose feed is gone.
 
         Raises:
             NumericsError: of one of these requests; those of other calls go on.
@@ -201,7 +201,7 @@ class Session:
         self.engine.lock.if_free(self.engine.tidy)
 
     def _report(self, error: BaseException) -> None:
-        """Let no other rank of the model wait for this one, also where it was interrupted between two steps."""
+        """Let no other rank of the model wait for this one, also after an error between two steps."""
         if not isinstance(error, LlamaError):  # an error of this package is raised on all ranks alike
             self.engine.model.parallel.failed(error)
 

@@ -1,7 +1,7 @@
 """`main`: parses the command line, runs one verb, and turns every outcome into an exit code and one line.
 
-Exit codes are a shell's: 0 done; 1 a named error or a failed check; 2 wrong usage; 128 + n ended by signal n: 130
-Ctrl-C, 143 SIGTERM, 129 a closed terminal, 141 a reader of stdout that went away.
+Exit codes are a shell's: 0 done; 1 a named error or a failed check; 2 wrong usage; 128 + n ended by signal n:
+130 Ctrl-C, 143 SIGTERM, 129 a closed terminal, 141 a reader of stdout that went away.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; parsed options hold the verb's function as `run`."""
     parser = Parser(
         prog="codellama",
-        description="Checkpoints of the Code Llama family: describe, verify, convert, and estimate their memory.",
+        description="Describe, verify and convert checkpoints of the Code Llama family, and estimate their memory.",
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for name, verb in VERBS.items():

@@ -9,8 +9,8 @@ from .terminal import out
 
 SUMMARY = "change layout, number of shards or dtype"
 DESCRIPTION = """
-    Write a checkpoint in another layout, number of shards or dtype. Memory use stays small for a model of any
-    size. DST appears once all of it is written, read back and opened. A conversion that is stopped leaves nothing;
+    Write a checkpoint in another layout, number of shards or dtype. Memory use stays small for any model.
+    DST appears once all of it is written, read back and opened. A conversion that is stopped leaves nothing;
     one that is killed leaves .DST.unfinished, which no loader takes for a checkpoint and the next run removes.
 
       codellama convert CodeLlama-13b/ CodeLlama-13b-mp1/ --to meta --mp 1
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mp",
         type=positive,
         metavar="N",
-        help="number of shards in Meta's layout (default: as in SRC; from Hugging Face as many as Meta ships, or 1)",
+        help="shards in Meta's layout (default: as in SRC; from Hugging Face as many as Meta ships, or 1)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as stored)")
     parser.add_argument(

@@ -19,8 +19,8 @@ _FAMILY = ("7b", "13b", "34b", "70b")
 
 SUMMARY = "estimate a model's memory without loading it"
 DESCRIPTION = """
-    Memory per rank of a model: weights, KV cache and work space; whether that fits on the devices of this machine,
-    and the longest sequences and the largest batch that fit.
+    Memory per rank of a model: weights, KV cache and work space; whether that fits on the devices of this
+    machine, and the longest sequences and the largest batch that fit.
 
       codellama estimate --model 34b --mp 4 --seq 16384 --batch 2
       codellama estimate --model CodeLlama-7b/ --dtype float32
@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         choices=("int8", "int4"),
-        help="weight-only quantization: int8 with a scale per row, int4 with one per 128 weights (for planning:"
-        " this version computes with unquantized weights only)",
+        help="weight-only quantization: int8 with a scale per row, int4 with one per 128 weights (for planning"
+        " only: this version computes with unquantized weights)",
     )
     parser.add_argument(
         "--table", action="store_true", help="print only the family's memory, as a Markdown table"

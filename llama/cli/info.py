@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _tokenizer(checkpoint: Checkpoint, path: Path | None) -> Tokenizer | None:
-    """The tokenizer, or None if the folder has none that can be read; one that was asked for must be readable."""
+    """The tokenizer; None if the folder has none that can be read. A `path` must be readable."""
     from ..checkpoint import tokenizer_of
 
     try:

@@ -32,12 +32,12 @@ def drop_stdout() -> None:
 
 
 class TerminatedError(BaseException):
-    """SIGTERM or SIGHUP, raised so that unfinished work is cleaned up. args: a word for it and the signal's number."""
+    """SIGTERM or SIGHUP, raised so that unfinished work is cleaned up. args: a word, the signal's number."""
 
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP (a closed terminal) raise TerminatedError, as Ctrl-C raises KeyboardInterrupt."""
+    """Within it SIGTERM and SIGHUP (a closed terminal) raise, as Ctrl-C does, but TerminatedError."""
     names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     numbers: list[signal.Signals] = [getattr(signal, name) for name in names]
     if threading.current_thread() is not threading.main_thread():

@@ -11,7 +11,7 @@ from .terminal import out
 
 SUMMARY = "check that a checkpoint is complete and sound"
 DESCRIPTION = """
-    Check a checkpoint and print a table with pass, fail or skip, and why. Exit code 0 if nothing failed, else 1.
+    Check a checkpoint: print a table of pass, fail or skip, and why. Exit code 0 if nothing failed, else 1.
 
       checksums        md5 of every file in checklist.chk
       tensors          every key, shape and dtype
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _bytes_to_read(folder: Path) -> int:
-    """Weights are read for their values, and once more for checksums: of a checklist, else those inside the file."""
+    """Weights are read for their values, and again for checksums: the checklist's or the file's own."""
     weights = [*folder.glob("*.pth"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
     has_checklist = (folder / "checklist.chk").is_file()
     twice = [path for path in weights if has_checklist or path.suffix in (".pth", ".bin")]

@@ -188,7 +188,7 @@ def test_a_bad_seed_is_refused_before_anything_is_loaded(tmp_path):
 
 
 def test_the_negative_temperature_of_the_reference_is_explained(llama):
-    with pytest.raises(SamplingError, match="the reference takes below 0 too, pass 0"):
+    with pytest.raises(SamplingError, match="which the reference does below 0 too, pass 0"):
         llama.text_completion(["a"], temperature=-1)
 
 

@@ -30,7 +30,7 @@ MUTANTS = [
     Mutant(
         name="a list without end is walked",
         file="llama/values.py",
-        old="list(itertools.islice(values, _MOST + 1))",
+        old="list(itertools.islice(values, _MAX_ENTRIES + 1))",
         new="list(itertools.islice(values, 10**6))",
         tests=("tests/engine/test_request_limits.py::test_a_list_without_end_is_not_walked",),
     ),

@@ -1,9 +1,9 @@
 """Ids to text, one id at a time.
 
 Turns a stream of ids into pieces of text that are safe to show: no character is split, no part of a stop
-string gets out, and the pieces joined are the whole text. Costs per id: its own text times the number of
-stop strings, however long the text has become. Knows nothing of stop ids, requests or time.
-Imports no torch.
+    string
+gets out, and the pieces joined are the whole text. The cost per id is its own text times the number of stop
+strings, however long the text has become. Knows nothing of stop ids, requests or time. Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from .errors import SamplingError, TokenizerError
+from .printable import shown
 from .tokenizer import Tokenizer
 
 __all__ = ["Detokenizer", "Stops"]
@@ -20,22 +21,22 @@ REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes ids as they come, holding back what is not decided yet.
+    """Decodes ids as they come, and holds back text that is not certain yet.
 
     Laws, for any ids, with `text` the whole text (`Tokenizer.decode(ids)` with `start_of_text`, else
     `Tokenizer.decode_infilling(ids)`):
-      * without a stop string in `text`, all deltas and `finish()` joined are `text`;
-      * with one, they are `text` up to the match that starts first (of two that start together the
-        shorter), whatever the borders of the tokens, and `stopped` is that string.
+      * if `text` holds no stop string, all deltas and `finish()` joined are `text`;
+      * otherwise they are `text` up to the match that starts first (of two that start together, the shorter),
+        wherever tokens begin and end, and `stopped` is that string.
 
     Args:
         tokenizer: the vocabulary.
-        start_of_text: the ids begin a text, so the dummy space in front of it is dropped; otherwise they
+        start_of_text: the ids begin a text, so that the dummy space in front of it is dropped; otherwise they
             continue one and their first space is kept.
-        stop: strings that end the text; they are no part of it. `Stops` where several texts share them.
+        stop: strings that end the text and are not part of it; as `Stops` if several texts share them.
 
     Raises:
-        SamplingError: `stop` is no sequence of non-empty strings.
+        SamplingError: `stop` is not a sequence of non-empty strings.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class Detokenizer:
         stops = stop if isinstance(stop, Stops) else Stops(stop)
         self._tokenizer, self._start_of_text, self._stops = tokenizer, start_of_text, stops
         self._drop_space = start_of_text and tokenizer.has_dummy_prefix
-        self._bytes = b""  # the beginning of a character, one byte per token
+        self._bytes = b""  # the first bytes of a character, one byte per token
         self._matcher = _Matcher(stops) if stops.texts else None
-        self._held = ""  # decoded, but perhaps the beginning of a stop string
+        self._held = ""  # decoded, but may be the beginning of a stop string
         self._decoded = 0  # characters decoded, shown and held
-        self._ends: deque[int] = deque()  # where the text of each token that is not settled ends
+        self._ends: deque[int] = deque()  # end of the text of each token that is not counted in _kept
         self._kept = 0
         self._stopped: str | None = None
         self._finished = False
@@ -59,16 +60,16 @@ class Detokenizer:
 
     @property
     def stopped(self) -> str | None:
-        """The stop string that ended the text, None as long as there is none."""
+        """The stop string that ended the text; None until one does."""
         return self._stopped
 
     @property
     def kept_tokens(self) -> int:
-        """How many of the ids pushed have all their text in what was returned so far.
+        """How many of the pushed ids have had all their text returned.
 
-        Once `stopped` is set, or after `finish`, this is the number of ids that belong to the result: the
-        ones whose text ends at or before the cut. An id whose text the cut goes through is not counted,
-        though its text before the cut is returned. Ids without text count with the text before them.
+        Once `stopped` is set, or after `finish`, these are the ids of the result: those whose text ends at or
+        before the cut. An id whose text the cut goes through is not counted, though its text before the cut
+        is returned. Ids without text count with the text before them.
         """
         return self._kept
 
@@ -78,7 +79,7 @@ class Detokenizer:
         return self._decoded - len(self._held)
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` makes safe to show, often empty. Nothing once `stopped` is set.
+        """The text that `token_id` makes safe to show, often empty. Always empty once `stopped` is set.
 
         Raises:
             TokenizerError: the id is outside the vocabulary, or `finish` was called before.
@@ -93,8 +94,8 @@ class Detokenizer:
             return self._release(self._take_bytes(final=False), final=False)
         text = self._take_bytes(final=True)
         if piece and self._drop_space and not self._decoded:
-            # As SentencePiece does: one space, of the first piece with text, if no byte came before.
-            # `_decoded` counts what _take_bytes above has added.
+            # As SentencePiece: drop one space of the first piece with text, if no byte came before
+            # (`_decoded` counts the characters that _take_bytes has just added).
             self._drop_space = False
             piece = piece.removeprefix(" ") if token_id != self._tokenizer.unk_id else piece
         self._decoded += len(piece or "")
@@ -102,9 +103,10 @@ class Detokenizer:
         return self._release(text + (piece or ""), final=False)
 
     def finish(self) -> str:
-        """What was held back: text that began like a stop string, one U+FFFD per byte of half a character.
+        """The text held back: one that began like a stop string, or one U+FFFD per byte of an incomplete
+        character.
 
-        A second call gives nothing.
+        A second call returns an empty string.
         """
         if self._finished or self._stopped is not None:
             self._finished = True
@@ -113,7 +115,7 @@ class Detokenizer:
         return self._release(self._take_bytes(final=True), final=True)
 
     def _take_bytes(self, final: bool) -> str:
-        """The characters that the bytes held so far make up; `final` leaves no byte behind."""
+        """The characters that the held bytes make up; `final` leaves no byte behind."""
         text = ""
         while self._bytes:
             size = _char_size(self._bytes)
@@ -122,7 +124,7 @@ class Detokenizer:
             try:
                 text_of_char, used = self._bytes[:size].decode("utf-8"), size
             except UnicodeDecodeError:
-                text_of_char, used = REPLACEMENT, 1  # as SentencePiece: one for each byte
+                text_of_char, used = REPLACEMENT, 1  # as SentencePiece: one per byte
             text += text_of_char
             self._bytes = self._bytes[used:]
             self._decoded += 1
@@ -130,7 +132,7 @@ class Detokenizer:
         return text
 
     def _release(self, text: str, final: bool) -> str:
-        """The part of held text plus `text` that no stop string can take back."""
+        """The part of held text and `text` that no stop string can still cut off."""
         if self._matcher is None:
             self._settle(self._decoded)
             return text
@@ -138,11 +140,11 @@ class Detokenizer:
         start = self._decoded - len(self._held)
         safe = self._matcher.feed(text, final)
         self._stopped = self._matcher.matched if self._matcher.decided else None
-        shown, self._held = self._held[: safe - start], self._held[safe - start :]
+        released, self._held = self._held[: safe - start], self._held[safe - start :]
         if self._stopped is not None:
             self._decoded, self._held = safe, ""
         self._settle(safe)
-        return shown
+        return released
 
     def _settle(self, position: int) -> None:
         while self._ends and self._ends[0] <= position:
@@ -151,15 +153,15 @@ class Detokenizer:
 
 
 class Stops:
-    """Stop strings and the tables for them, which never change: made once for all texts that they may end.
+    """Stop strings with their matching tables, made once for all texts that they may end.
 
     Raises:
-        SamplingError: no sequence of non-empty strings.
+        SamplingError: not a sequence of non-empty strings.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         if isinstance(texts, str) or not all(isinstance(s, str) for s in texts):
-            raise SamplingError(f"stop must be a sequence of strings, got {texts!r}")
+            raise SamplingError(f"stop must be a sequence of strings, got {shown(texts)}")
         if "" in texts:
             raise SamplingError("a stop string is empty; it would match everywhere")
         self.texts = tuple(dict.fromkeys(texts))
@@ -167,9 +169,9 @@ class Stops:
 
 
 class _Matcher:
-    """Finds the first of several strings in a text that comes in parts (Knuth, Morris, Pratt 1977).
+    """Finds the first of several strings in a text that comes in parts (Knuth, Morris and Pratt 1977).
 
-    Each string keeps how much of its beginning the text ends with: that is at once what must be held back.
+    For each string it keeps how many of its first characters the text ends with: those must be held back.
     """
 
     def __init__(self, stops: Stops) -> None:
@@ -181,10 +183,10 @@ class _Matcher:
         self.decided = False
 
     def feed(self, text: str, final: bool) -> int:
-        """Read on. Returns up to where the text is certain to be no part of the first match.
+        """Read more text -> the position up to which it cannot be part of the first match.
 
-        Once `decided` is set that is where `matched` begins. A string that was found is not decided while
-        one that began before it may still come; `final` says that no text follows.
+        Once `decided` is set, that is where `matched` begins. A match stays undecided while one that began
+        before it may still be completed; `final` says that no text follows.
         """
         for char in text:
             self._length += 1
@@ -213,12 +215,12 @@ class _Matcher:
             self._start, self.matched = start, stop
 
     def _pending(self) -> int:
-        """Where the earliest beginning of a string starts that the text ends with."""
+        """Start of the longest partial match at the end of the text."""
         return self._length - max(self._reached)
 
 
 def _borders(s: str) -> list[int]:
-    """For each length n <= len(s): the longest proper prefix of s[:n] that also ends it."""
+    """For each n <= len(s): the length of the longest proper prefix of s[:n] that is also its suffix."""
     borders, reached = [0, 0], 0
     for char in s[1:]:
         while reached and s[reached] != char:
@@ -229,9 +231,9 @@ def _borders(s: str) -> list[int]:
 
 
 def _char_size(data: bytes) -> int:
-    """Bytes of the UTF-8 character that `data` begins with, by its first byte; 1 where it begins none.
+    """Bytes of the UTF-8 character at the start of `data`, by its first byte; 1 if there is none.
 
-    1 also where the second byte rules the character out, so that broken bytes are not held back.
+    Also 1 if a later byte rules the character out, so that broken bytes are not held back.
     """
     first = data[0]
     size = 2 if 0xC2 <= first < 0xE0 else 3 if 0xE0 <= first < 0xF0 else 4 if 0xF0 <= first < 0xF5 else 1

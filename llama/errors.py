@@ -1,29 +1,29 @@
-"""The tree of errors a caller can catch.
+"""The errors that a caller can catch, as a tree.
 
     LlamaError
     ├── CheckpointError (ValueError)            a checkpoint folder that cannot be loaded
     │   ├── CheckpointNotFoundError             the folder, or a file it must hold, is not there
     │   ├── CheckpointFormatError               a file is there, but is not what its name says
-    │   ├── CheckpointMismatchError             files that are sound by themselves, but do not fit together
+    │   ├── CheckpointMismatchError             files that are sound, but do not fit together
     │   └── CheckpointWriteError                a folder that cannot be written: exists, read-only, disk full
-    ├── ConfigError (ValueError)                a parameter of build, params.json or ModelArgs out of its range
+    ├── ConfigError (ValueError)                a parameter of build, params.json or ModelArgs out of range
     ├── ParallelismError (ValueError)           ranks, devices and heads that do not fit together
     ├── OutOfMemoryError (MemoryError)          weights or cache larger than the memory that is free
-    ├── TokenizerError (ValueError)             a tokenizer file that cannot be used, ids outside the vocabulary
-    ├── RequestError (ValueError)               a call that asks for something impossible
-    │   ├── SamplingError                       a sampling parameter out of its range
+    ├── TokenizerError (ValueError)             a tokenizer file that cannot be used, ids outside of it
+    ├── RequestError (ValueError)               a call that asks for the impossible; nothing was generated
+    │   ├── SamplingError                       a sampling parameter out of range
     │   ├── PromptError                         a prompt that cannot be encoded
     │   │   ├── PromptTooLongError              more tokens than max_seq_len leaves room for
-    │   │   ├── DialogError                     roles or order that the chat format does not know
+    │   │   ├── DialogError                     roles or an order that the chat format does not know
     │   │   └── UnsafeTagError                  a chat message that holds a tag of the chat format
     │   └── UnsupportedError                    the loaded checkpoint has no such capability
     ├── NumericsError (ArithmeticError)         logits that are not finite
-    ├── EngineClosedError (RuntimeError)        a request to a front that was closed
-    └── RankError (RuntimeError)                a rank failed, is gone or does something else; the model has ended
+    ├── EngineClosedError (RuntimeError)        a request to an AsyncEngine that was closed
+    └── RankError (RuntimeError)                a rank failed, is gone, or differs; the model has ended
 
-Each also derives from the built-in class in brackets, so `except ValueError` of a host program
-works. A message says what was wrong, with the numbers, and what to do about it: one line of printable
-characters, of bounded length, whatever the file or the call held that it tells of.
+Each also derives from the built-in class in brackets, so that `except ValueError` in a host program works. A
+message says what was wrong, with numbers, and what to do about it. It is one printable line of bounded
+length, whatever the file or call that it quotes.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ __all__ = [
     "UnsupportedError",
 ]
 
-# Characters of a message. What is longer quotes a stranger's file.
-_LONGEST = 2000
+# Characters of a message; a longer one quotes too much of somebody's file.
+_MAX_LENGTH = 2000
 
 
 class LlamaError(Exception):
     """Base of every error that this package raises on purpose."""
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message, _LONGEST))
+        super().__init__(printable(message, _MAX_LENGTH))
 
 
 class CheckpointError(LlamaError, ValueError):
@@ -69,7 +69,7 @@ class CheckpointError(LlamaError, ValueError):
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """The folder, or a file that it must hold, is not there."""
+    """The folder, or a file it must hold, is not there."""
 
 
 class CheckpointFormatError(CheckpointError):
@@ -77,11 +77,11 @@ class CheckpointFormatError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError):
-    """Sound files that do not fit together: tensors missing or mis-shaped, a foreign tokenizer."""
+    """Sound files that do not fit together: a missing or misshapen tensor, another model's tokenizer."""
 
 
 class CheckpointWriteError(CheckpointError):
-    """A folder that cannot be written: it exists, is read-only, or its disk is full. Nothing half done stays."""
+    """A folder that cannot be written: it exists, is read-only, or the disk is full. It is left as it was."""
 
 
 class ConfigError(LlamaError, ValueError):
@@ -101,11 +101,11 @@ class TokenizerError(LlamaError, ValueError):
 
 
 class RequestError(LlamaError, ValueError):
-    """A call that asks for something impossible. Nothing was generated."""
+    """A call that asks for the impossible. Nothing was generated."""
 
 
 class SamplingError(RequestError):
-    """A sampling parameter outside its range."""
+    """A sampling parameter out of range."""
 
 
 class PromptError(RequestError):
@@ -117,7 +117,7 @@ class PromptTooLongError(PromptError):
 
 
 class DialogError(PromptError):
-    """Messages whose roles or order the chat format does not know."""
+    """Messages whose roles, or their order, the chat format does not know."""
 
 
 class UnsafeTagError(PromptError):
@@ -145,19 +145,19 @@ class UnsupportedError(RequestError):
 class NumericsError(LlamaError, ArithmeticError):
     """Logits that are not finite; the message names row, step and dtype.
 
-    request_id: the engine's id of the request that they belong to, if it is known.
+    request_id: the engine's id of their request, if known.
     """
 
     request_id: int | None = None
 
 
 class EngineClosedError(LlamaError, RuntimeError):
-    """A request to a front that was closed, or is being closed."""
+    """A request to an AsyncEngine that was closed, or is closing."""
 
 
 class RankError(LlamaError, RuntimeError):
     """A rank of the model failed, is gone, or does something else; the message says which and why.
 
-    The model cannot be used any more, and its service has ended. Where the message does not say so, only the call has:
-    a replica failed whose own ranks are still together.
+    If the message says that the model has ended, it and its service cannot be used any more. Otherwise only
+    the call has ended: a replica failed as a whole, and its ranks still agree.
     """

@@ -1,7 +1,7 @@
-"""`Llama`: the reference's calls, each a fold over the engine's one loop.
+"""`Llama`: the calls of the reference, and `stream`, `requests` and `serve`.
 
-A call turns texts into prompts (prompts.py), prompts into requests, and what the engine yields into
-the reference's dictionaries. Every rank makes the same call and gets the same result.
+A call makes prompts (prompts.py), runs them on the engine (api/session.py), and turns the outputs into the
+reference's dictionaries (api/results.py). Every rank makes the same call and gets the same result.
 """
 
 from __future__ import annotations
@@ -9,54 +9,30 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from . import loading as builder
+from . import loading
+from . import prompts as formats
+from .api import arguments
 from .api.compat import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
-from .api.options import (
-    NOTHING,
+from .api.options import Logprobs, Options, SamplingOptions
+from .api.replicas import first_of
+from .api.results import (
     ChatPrediction,
     CompletionPrediction,
     InfillingPrediction,
-    Logprobs,
-    Options,
     Output,
-    SamplingOptions,
-    Seeds,
     StreamDelta,
-    alternatives,
-    check_integer,
-    check_length,
-    check_seed,
-    id_lists,
-    listed,
-    numbered,
-    text_list,
 )
-from .api.replicas import first_of
+from .api.seeds import Seeds
 from .api.session import Session
 from .distributed.world import leave
 from .engine import Engine, Request
 from .errors import RequestError, UnsafeTagError
 from .model import Transformer
-from .prompts import (
-    B_INST,
-    B_SYS,
-    E_INST,
-    E_SYS,
-    SPECIAL_TAGS,
-    UNSAFE_ERROR,
-    Dialog,
-    Message,
-    Prompt,
-    Role,
-    chat_prompt,
-    completion_prompt,
-    infilling_prompt,
-    split_fill,
-)
+from .prompts import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS, UNSAFE_ERROR, Dialog, Message, Prompt, Role
 from .serving import AsyncEngine, serve
 from .sizing.budget import CacheMemory
 from .tokenizer import Tokenizer
@@ -66,42 +42,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = [
-    "B_INST",
-    "B_SYS",
-    "E_INST",
-    "E_SYS",
-    "SPECIAL_TAGS",
-    "UNSAFE_ERROR",
-    "ChatPrediction",
-    "CompletionPrediction",
-    "Dialog",
-    "InfillingPrediction",
-    "Llama",
-    "Message",
-    "Role",
-    "StreamDelta",
-    "dialog_prompt_tokens",
-    "infilling_prompt_tokens",
-    "sample_top_p",
-]
+__all__ = ["ChatPrediction", "CompletionPrediction", "Dialog", "InfillingPrediction", "Llama", "StreamDelta"]
+# Other names that code written for the reference imports from here.
+__all__ += ["B_INST", "B_SYS", "E_INST", "E_SYS", "SPECIAL_TAGS", "UNSAFE_ERROR", "Message", "Role"]
+__all__ += ["dialog_prompt_tokens", "infilling_prompt_tokens", "sample_top_p"]
 
 
 class Llama:
     """A loaded model with its tokenizer and engine.
 
-    Use `Llama.build`; `Llama(model, tokenizer)` wraps a Transformer that is already there. As a
-    context manager, or with `close`, it gives its process groups back before the program ends.
+    Use `Llama.build`; `Llama(model, tokenizer)` wraps a Transformer that is already there. As a context
+    manager, or with `close`, it gives its process groups back before the program ends.
 
     Args:
         model: its params carry max_seq_len and max_batch_size.
         tokenizer: of the same vocabulary.
-        cache_tokens: positions that all sequences may hold together, running and retained; None for as
-            many as the two limits allow.
-        retained_tokens: positions of these that may be kept for reuse; None for a quarter, and at least
-            max_seq_len.
-        seed: makes calls without a seed of their own repeat from one run of the program to the next; None draws
-            theirs from torch's CPU generator.
+        cache_tokens: positions that all sequences may hold together, running and retained; None for as many
+            as the two limits allow.
+        retained_tokens: how many of these may be kept for reuse; None for a quarter, at least max_seq_len.
+        prefix_reuse: as in `build`.
+        seed: as in `build`.
     """
 
     @staticmethod
@@ -121,43 +81,36 @@ class Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
         Args:
-            ckpt_dir: folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
-                (config.json, *.safetensors or pytorch_model*.bin), as it is.
+            ckpt_dir: a folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
+                (config.json, *.safetensors or pytorch_model*.bin), unchanged.
             tokenizer_path: by default tokenizer.model in ckpt_dir.
-            max_seq_len, max_batch_size: limits of a sequence's tokens and of sequences that run at the
-                same time. Memory follows the tokens in use, not these.
-            model_parallel_size: ranks that hold one model; by default all of the launch. With fewer,
-                the launch holds several replicas that share out a call's prompts.
+            max_seq_len, max_batch_size: limits of a sequence's tokens, and of sequences that run at the same
+                time. Memory follows the tokens in use, not these.
+            model_parallel_size: ranks that hold one model; by default all of the launch. With fewer, the
+                launch holds several replicas that share out a call's prompts.
             device: auto (cuda, then mps, then cpu) or a device's name.
-            dtype: auto (as stored, where the device computes well in it), bfloat16, float16, float32.
-            seed: for sampling in calls that have no seed of their own. None: each of them that samples draws one
-                from torch's CPU generator, so that a program repeats under `torch.manual_seed`.
-            cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of
-                what is free beside the weights (a float in (0, 1], or "50%"). By default what the two
-                limits allow, and at most a quarter of what is free for prefixes to use again.
-            prefix_reuse: keep what was computed until its memory is needed, and use it for prompts that begin alike.
+            dtype: auto (as stored, if the device computes well in it), bfloat16, float16, float32.
+            seed: for calls that sample and pass no seed of their own: they repeat from one run of the program
+                to the next. None: each such call draws one from torch's CPU generator, so that a program
+                repeats under `torch.manual_seed`.
+            cache_memory: of each rank, for keys and values: bytes (an integer, or "4GiB") or a share of what
+                is free beside the weights (a float in (0, 1], or "50%"). By default what the two limits
+                allow, and at most a quarter of the free memory for prefixes to reuse.
+            prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for
+                prompts that begin alike.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
-            ConfigError: a parameter or params.json out of range; something in config.json that this
-                runtime does not do.
-            ParallelismError: ranks that heads or devices do not allow.
+            ConfigError: a parameter or params.json out of range; an unsupported feature in config.json.
+            ParallelismError: a number of ranks that heads or devices do not allow.
             TokenizerError: a tokenizer file that cannot be used.
-            SamplingError: seed is no non-negative integer.
+            SamplingError: seed is negative or not an integer.
             OutOfMemoryError: weights and cache do not fit.
         """
         if seed is not None:
-            seed = check_seed(seed)  # before minutes of loading
-        built = builder.build(
-            ckpt_dir,
-            tokenizer_path,
-            max_seq_len,
-            max_batch_size,
-            model_parallel_size,
-            device,
-            dtype,
-            cache_memory=cache_memory,
-        )
+            seed = arguments.check_seed(seed)  # before minutes of loading
+        sizes = (max_seq_len, max_batch_size, model_parallel_size)
+        built = loading.build(ckpt_dir, tokenizer_path, *sizes, device, dtype, cache_memory=cache_memory)
         llama = Llama(
             built.model,
             built.tokenizer,
@@ -188,15 +141,15 @@ class Llama:
             retained_tokens=retained_tokens,
             prefix_reuse=prefix_reuse,
         )
-        self._calls = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
+        self._session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:
-        """Give back the process groups that `build` joined. All ranks call it; twice is fine.
+        """Give back the process groups that `build` joined. All ranks call it; a second call does nothing.
 
         Args:
-            error: what ends the use of this model early, if anything does: a rank that failed alone
-                does not wait for the others.
+            error: the error that ends the use of this model early, if any: a rank that failed alone does not
+                wait for the others.
         """
         if self._joined:
             self._joined = False
@@ -224,24 +177,22 @@ class Llama:
         """Continue lists of ids.
 
         Args:
-            max_gen_len: tokens to add at most; None for as many as max_seq_len leaves room for.
+            max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
             echo: return the prompt's ids, and scores, in front.
             stop_token: ends a sequence and is not returned; by default eos.
             options: see `text_completion`.
 
         Returns:
-            ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's
-            first), else None. With n > 1, a prompt's samples stand one behind the other.
+            The ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's first),
+            else None. With n > 1 the samples of a prompt follow one another.
         """
         last = self.tokenizer.eos_id if stop_token is None else stop_token
-        stops = frozenset({check_integer("stop_token", last, 0)})
-        prompts = [
-            Prompt(ids, stops, start_of_text=False) for ids in id_lists("prompt_tokens", prompt_tokens)
-        ]
+        stops = frozenset({arguments.check_integer("stop_token", last, 0)})
+        ids = arguments.id_lists("prompt_tokens", prompt_tokens)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
-        outputs = self._calls.run(prompts, call)
-        ids = [call.tokens(output) for output in outputs]
-        return ids, [call.logprobs_of(output) for output in outputs] if call.scored else None
+        outputs = self._session.run([Prompt(each, stops, start_of_text=False) for each in ids], call)
+        scores = [output.logprobs(call.echo) for output in outputs] if call.scored else None
+        return [output.ids(call.echo) for output in outputs], scores
 
     def text_completion(
         self,
@@ -255,49 +206,39 @@ class Llama:
         allow_control: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> list[CompletionPrediction]:
-        """Continue texts. `prompt + generation` is the true text: its first space is kept.
+        """Continue texts. `prompt + generation` is the true text: the first space of a generation is kept.
 
         Args:
-            prompts: any texts, in a list, an array, a generator; control pieces written out in them are text, unless
-                `allow_control`. Numbers, here and below, may be numpy's.
+            prompts: any texts, in a list, an array, a generator. A control piece written out in one is plain
+                text, unless `allow_control`. Numbers, here and below, may be numpy's.
             temperature: 0 is greedy.
             top_p: nucleus, in [0, 1]; 0 is greedy.
-            max_gen_len: tokens to add at most; None for as many as max_seq_len leaves room for.
+            max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
             logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
             echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
-            options: top_k, min_p, repetition_penalty (see `SamplingParams`); stop, a string or several
-                that end the text and are cut off (at most 64, of 8,192 characters together); stop_ids, further ids
-                that end it; seed, an integer, or one for each prompt (without it, and without one of `build`, torch's
-                CPU generator gives one: one draw a call, none where nothing is sampled); n, samples for each prompt,
-                at most 4,096, one behind the other in the result;
-                prediction, text that the output is likely to repeat (the file before an edit), or one for
-                each prompt: it makes the call faster where it is right and never changes the result;
-                speculate=False switches that and lookup in the prompt off.
+            options: top_k, min_p, repetition_penalty, stop, stop_ids, seed, n, prediction, speculate: see
+                `SamplingOptions` (api/options.py).
 
-        Returns: for each sample generation, finish_reason (stop, length, stop_sequence), and with
-            logprobs tokens, logprobs and, for a number, top_logprobs.
+        Returns:
+            For each sample generation and finish_reason (stop, length, stop_sequence), and with logprobs
+            tokens, logprobs and, for a number, top_logprobs.
 
         Raises:
             RequestError: parameters or prompts out of range; nothing was generated.
             NumericsError: logits that are not finite.
-            RankError: with several ranks, one that failed, is gone, or does not make the same call.
+            RankError: one of several ranks failed, is gone, or does not make the same call.
         """
-        texts = text_list("prompts", prompts)
+        texts = arguments.text_list("prompts", prompts)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
-        prompts_made = numbered(
-            lambda text: completion_prompt(self.tokenizer, *self._short(text), allow_control=allow_control),
-            texts,
-        )
-        outputs = self._calls.run(prompts_made, call)
-        results: list[CompletionPrediction] = []
-        for i, output in enumerate(outputs):
-            before = texts[i // call.n] if echo else ""
-            result: CompletionPrediction = {
-                "generation": before + output.text,
+        made = arguments.for_each_prompt(partial(self._prompt, allow_control=allow_control), texts)
+        return [
+            {
+                "generation": (texts[i // call.n] if echo else "") + output.text,
                 "finish_reason": output.finish_reason,
+                **output.scored(self.tokenizer, call),
             }
-            results.append(self._scored(result, output, call))
-        return results
+            for i, output in enumerate(self._session.run(made, call))
+        ]
 
     def text_infilling(
         self,
@@ -320,29 +261,30 @@ class Llama:
         Raises:
             UnsupportedError: the vocabulary has no infilling pieces. Else as `text_completion`.
         """
-        before = text_list("prefixes", prefixes)
+        before = arguments.text_list("prefixes", prefixes)
         if suffixes is None:
-            pairs = numbered(split_fill, before)
+            pairs = arguments.for_each_prompt(formats.split_fill, before)
         else:
-            after = text_list("suffixes", suffixes)
+            after = arguments.text_list("suffixes", suffixes)
             if len(before) != len(after):
                 raise RequestError(f"{len(before)} prefixes, but {len(after)} suffixes; give one for each")
             pairs = list(zip(before, after, strict=True))
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
-        prompts = numbered(
-            lambda pair: infilling_prompt(self.tokenizer, *self._short(*pair), suffix_first=suffix_first),
-            pairs,
-        )
-        results: list[InfillingPrediction] = []
-        for i, output in enumerate(self._calls.run(prompts, call)):
-            prefix, suffix = pairs[i // call.n]
-            result: InfillingPrediction = {
+
+        def prompt(pair: tuple[str, str]) -> Prompt:
+            self._check_length(*pair)
+            return formats.infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first)
+
+        outputs = self._session.run(arguments.for_each_prompt(prompt, pairs), call)
+        return [
+            {
                 "generation": output.text,
-                "full_text": prefix + output.text + suffix,
+                "full_text": pairs[i // call.n][0] + output.text + pairs[i // call.n][1],
                 "finish_reason": output.finish_reason,
+                **output.scored(self.tokenizer, call),
             }
-            results.append(self._scored(result, output, call))
-        return results
+            for i, output in enumerate(outputs)
+        ]
 
     def chat_completion(
         self,
@@ -353,62 +295,39 @@ class Llama:
         logprobs: Logprobs = False,
         **options: Unpack[SamplingOptions],
     ) -> list[ChatPrediction]:
-        """Answer dialogs in the chat format of the vocabulary: [INST], or Source/Destination where it has <step>.
+        """Answer dialogs in the vocabulary's chat format: [INST], or Source/Destination if it has <step>.
 
-        A dialog that holds a tag of that format is answered with the reference's error text, without
-        running the model; finish_reason is "error" and `error` names tag and message.
+        A dialog that holds a tag of that format is answered with the reference's error text, without running
+        the model; finish_reason is "error" and `error` names tag and message.
 
         Args: as in `text_completion`.
 
         Raises:
-            DialogError: roles, or an order, that the format does not know. Else as `text_completion`.
+            DialogError: roles, or an order of them, that the format does not know. Else as `text_completion`.
         """
-        asked = listed("dialogs", dialogs, "lists of messages")
+        asked = arguments.check_list("dialogs", dialogs, "lists of messages")
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
-
-        def made(dialog: Dialog) -> Prompt | UnsafeTagError:
-            try:
-                if isinstance(dialog, list | tuple):
-                    self._short(*(each.get("content") for each in dialog if isinstance(each, dict)))
-                return chat_prompt(self.tokenizer, dialog)
-            except UnsafeTagError as error:
-                return error
-
-        prompts = numbered(made, asked)
-        safe = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
-        if safe or not prompts:
-            outputs = iter(self._calls.run(list(safe.values()), call, list(safe), len(prompts)))
-        else:
-            outputs = iter(())
+        prompts = arguments.for_each_prompt(self._chat_prompt, asked)
+        allowed = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
+        outputs: Iterator[Output] = iter(())
+        if allowed or not prompts:
+            outputs = iter(self._session.run(list(allowed.values()), call, list(allowed), len(prompts)))
         results: list[ChatPrediction] = []
         for prompt in prompts:
+            error = prompt if isinstance(prompt, UnsafeTagError) else None
             for _ in range(call.n):
-                if isinstance(prompt, UnsafeTagError):
-                    refused: ChatPrediction = {
-                        "generation": self._answer(UNSAFE_ERROR),
-                        "finish_reason": "error",
-                        "error": str(prompt),
+                output = next(outputs) if error is None else Output.refused(UNSAFE_ERROR)
+                results.append(
+                    {
+                        "generation": formats.answer_message(self.tokenizer, output.text),
+                        "finish_reason": output.finish_reason,
+                        **({} if error is None else {"error": str(error)}),
+                        **output.scored(self.tokenizer, call),
                     }
-                    results.append(self._scored(refused, NOTHING, call))
-                    continue
-                output = next(outputs)
-                result: ChatPrediction = {
-                    "generation": self._answer(output.text),
-                    "finish_reason": output.finish_reason,
-                }
-                results.append(self._scored(result, output, call))
+                )
         return results
 
-    def _short(self, *texts: Any) -> Any:
-        """The texts of a prompt, which together may still fit."""
-        check_length(self.tokenizer, self.model.params.max_seq_len, *texts)
-        return texts
-
-    def _answer(self, content: str) -> Message:
-        """The message that the chat format expects back: the 70B one says to whom it goes."""
-        if self.tokenizer.step_id is None:
-            return {"role": "assistant", "content": content}
-        return {"role": "assistant", "destination": "user", "content": content}
+    # ---- streams and services --------------------------------------------------------------------
 
     def stream(
         self,
@@ -418,14 +337,14 @@ class Llama:
         max_gen_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[StreamDelta]:
-        """Continue texts, or prompts made by prompts.py, and yield what is new as it comes.
+        """Continue texts, or prompts made by prompts.py, and yield new text as it comes.
 
-        The joined text of a prompt's deltas is the `generation` of the blocking call. Bad input raises
-        here, not at the first delta. Leaving the loop early ends the generation. On several ranks close it then, with
-        `contextlib.closing` or its `close`: when Python would clear it away may differ between them.
+        The deltas of a prompt, joined, are the `generation` of the blocking call. Bad input raises here, not
+        at the first delta. Leaving the loop early ends the generation. On several ranks close the iterator
+        then, with `contextlib.closing` or its `close`: the garbage collector may end it at different times on
+        different ranks.
         """
-        requests = self.requests(prompts, temperature, top_p, max_gen_len, **options)
-        return self._calls.stream([(request.row, request) for request in requests])
+        return self._session.stream(self.requests(prompts, temperature, top_p, max_gen_len, **options))
 
     def requests(
         self,
@@ -435,39 +354,46 @@ class Llama:
         max_gen_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
-        """What `stream` asks of the engine, checked: for the front of `serve`.
+        """The requests that `stream` gives the engine, checked: for the AsyncEngine of `serve`.
 
-        Returns: one request for each prompt, of whatever n; `row` is the prompt's place.
+        Returns: one request for each prompt, with all its n samples; `row` is the prompt's index.
         """
-        made = numbered(
-            lambda each: (
-                each if isinstance(each, Prompt) else completion_prompt(self.tokenizer, *self._short(each))
-            ),
-            listed("prompts", prompts, "strings or Prompts"),
-        )
+        given = arguments.check_list("prompts", prompts, "strings or Prompts")
+        made = arguments.for_each_prompt(self._prompt, given)
         call = Options.of(temperature, top_p, max_gen_len, False, False, options)
-        return [request for _, request in self._calls.requests(made, call)]
+        return self._session.requests(made, call)
 
     async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
-        """Await main(front) on rank 0, where requests come in, while the other ranks follow; see `engine.serve`.
+        """Await main(engine), with an AsyncEngine that takes requests, on rank 0; the other ranks follow it.
 
-        All ranks call it. Until it returns the engine is the front's: no other call of this Llama may run.
+        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run.
         """
         return await serve(self.engine, main)
 
     def forget_prefixes(self) -> None:
-        """Let no call from now on use keys and values that were computed before.
+        """Let no later call reuse keys and values computed before now.
 
-        Needed only after a change of the model that the engine does not see, such as a write to `weight.data`
-        (docs/engine.md, "A changed model"). On several ranks one of them is enough.
+        Needed only after a change of the model that the engine does not notice, such as a write to
+        `weight.data` (docs/engine.md, "A changed model"). On several ranks it is enough to call it on one.
         """
         self.engine.forget_prefixes()
 
-    def _scored(self, result: Any, output: Output, call: Options) -> Any:
-        """The result with tokens and scores, where the call asked for them."""
-        if call.scored:
-            result["tokens"] = [self.tokenizer.token_piece(token) for token in call.tokens(output)]
-            result["logprobs"] = call.logprobs_of(output)
-        if call.top:
-            result["top_logprobs"] = alternatives(self.tokenizer, call.scores(output))
-        return result
+    # ---- helpers ---------------------------------------------------------------------------------
+
+    def _check_length(self, *texts: object) -> None:
+        arguments.check_length(self.tokenizer, self.model.params.max_seq_len, *texts)
+
+    def _prompt(self, text: str | Prompt, allow_control: bool = False) -> Prompt:
+        if isinstance(text, Prompt):
+            return text
+        self._check_length(text)
+        return formats.completion_prompt(self.tokenizer, text, allow_control=allow_control)
+
+    def _chat_prompt(self, dialog: Dialog) -> Prompt | UnsafeTagError:
+        """The prompt of a dialog; the error, as a value, if a message holds a tag of the chat format."""
+        try:
+            if isinstance(dialog, list | tuple):
+                self._check_length(*(each.get("content") for each in dialog if isinstance(each, dict)))
+            return formats.chat_prompt(self.tokenizer, dialog)
+        except UnsafeTagError as error:
+            return error

@@ -1,9 +1,10 @@
-"""Text on its way to a terminal: one line, no character that a terminal obeys, of bounded length.
+"""Text for a terminal: one line of bounded length, without control characters.
 
-Names of files and tensors, keys of a config and the messages that quote them are chosen by strangers. An escape
-sequence among them could clear the screen, a newline forge a second line, U+202E turn a name around; a byte that
-is no UTF-8, or a terminal that knows ASCII only, would end the program with a UnicodeEncodeError. All that the
-package prints goes through `say` or `tell`.
+Strangers choose the names of files and tensors, the keys of a config, and so parts of the messages that quote
+them. An escape sequence could clear the screen, a newline forge a second line, U+202E reverse a name; a byte
+that is not UTF-8, or a terminal that knows ASCII only, would end the program with a UnicodeEncodeError.
+Everything the package prints goes through `say` or `tell`; values in messages go through `shown`, exceptions
+through `reason`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,16 @@ from typing import TextIO
 
 __all__ = ["printable", "reason", "say", "shown", "tell"]
 
-# Characters of a line. The longest of our own have a few hundred.
-_LONGEST = 4000
+_MAX_LINE = 4000  # characters; the package's own lines have a few hundred
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel, _BRIEF.maxdict, _BRIEF.maxlist, _BRIEF.maxtuple = 3, 8, 8, 8
 _BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 100
 
 
-def printable(text: str, longest: int = _LONGEST) -> str:
-    """`text` as one printable line of at most `longest` (> 80) characters: escaped as in Python, cut in the middle.
+def printable(text: str, longest: int = _MAX_LINE) -> str:
+    """`text` as one printable line: escaped as in Python, cut in the middle to `longest` (> 80) characters.
 
-    Its end is kept, since a message says there what to do. A line that was made printable stays as it is.
+    The end is kept, since that is where a message says what to do. Applying it twice changes nothing.
     """
     if len(text) <= longest and text.isprintable():
         return text
@@ -37,36 +37,36 @@ def _cut(text: str, longest: int) -> str:
     if len(text) <= longest:
         return text
     tail = longest // 4
-    head = longest - tail - 40  # room for the words between them
+    head = longest - tail - 40  # room for the words in the middle
     return f"{text[:head]} [{len(text) - head - tail:,} more characters] {text[-tail:]}"
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is no UTF-8, as Python carries it
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8, as Python decodes it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 
 
 def shown(value: object) -> str:
-    """A value as a message names it: its repr, cut where it is long."""
+    """A value for a message: its repr, shortened."""
     try:
         return _BRIEF.repr(value)
-    except ValueError:  # more digits than Python writes out
+    except ValueError:  # more digits than Python prints
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, for a message: never empty, the file of an OSError behind what is wrong with it."""
+    """An exception's text for a message: never empty; of an OSError the reason, then the file."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {error.filename}" if error.filename else "")
     return str(error).strip() or type(error).__name__
 
 
 def say(text: str, stream: TextIO | None) -> None:
-    """Print a line at once. What the stream's encoding has not is escaped; without a stream nothing happens.
+    """Print a line and flush; characters that the encoding lacks are escaped. Without a stream, do nothing.
 
     Raises:
-        OSError: the stream cannot be written; BrokenPipeError if nobody reads it any more.
+        OSError: the stream cannot be written; BrokenPipeError if its reader is gone.
     """
     if stream is None:
         return
@@ -76,6 +76,6 @@ def say(text: str, stream: TextIO | None) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line on stderr. Nothing is raised where nobody can read it."""
+    """Print a line on stderr; a stderr that cannot be written is ignored."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
         say(text, sys.stderr)

@@ -1,7 +1,8 @@
 """Prompt formats: text in, ids and their stop rule out.
 
-Every function returns a `Prompt`: the ids a model was trained to continue, the ids that end its answer,
-and how the answer's text begins. Knows the formats, nothing of models, lengths or sampling; no torch.
+Every format's function returns a `Prompt`: the ids that a model was trained to continue, the ids that end its
+answer, and how the answer's text begins. Knows the formats; knows nothing of models, lengths or sampling.
+Imports no torch.
 
     completion     [bos] text                                          stops at eos
     infilling PSM  [bos] [PRE] prefix [SUF] suffix [MID]               stops at EOT, eos
@@ -9,7 +10,10 @@ and how the answer's text begins. Knows the formats, nothing of models, lengths 
     chat, [INST]   ([bos] [INST] user [/INST] answer [eos])* [bos] [INST] user [/INST]    stops at eos
     chat, <step>   [bos] (Source: role [Destination: d] content [step])* Source: assistant ...
                                                                        stops at step, eos
-Which chat format is meant, and whether infilling is there, is read off the tokenizer's pieces.
+The tokenizer's pieces decide which chat format applies and whether infilling is possible.
+
+To add a format: a function here that returns a `Prompt`, its row above, and its golden ids in
+tests/test_prompts.py.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ __all__ = [
     "Message",
     "Prompt",
     "Role",
+    "answer_message",
     "chat_prompt",
     "completion_prompt",
     "infilling_prompt",
@@ -46,7 +51,7 @@ STEP = "<step>"
 SPECIAL_TAGS = [B_INST, E_INST, "<<SYS>>", "<</SYS>>", STEP]
 UNSAFE_ERROR = "Error: special tags are not allowed as part of the prompt."
 
-# A tag is refused only where it means something: `<step>` is plain code for an [INST] model.
+# A tag is refused only by the format that uses it: `<step>` is plain code for an [INST] model.
 _INST_TAGS = tuple(tag for tag in SPECIAL_TAGS if tag != STEP)
 _STEP_TAGS = (STEP,)
 _FILL_MARKS = ("<FILL>", "<FILL_ME>")
@@ -60,7 +65,7 @@ class _MessageBase(TypedDict):
 
 
 class Message(_MessageBase, total=False):
-    """One message of a dialog. `destination` is known to the 70B format only; [INST] ignores it."""
+    """One message of a dialog. Only the 70B format (<step>) uses `destination`; [INST] ignores it."""
 
     destination: str
 
@@ -70,12 +75,13 @@ Dialog = list[Message]
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model continues, with the rule that ends its answer.
+    """The ids that a model continues, and the rule that ends its answer.
 
-    tokens: ids, bos first. stop_ids: ids that end the answer and are no part of it. start_of_text: the
-    answer begins a text of its own, so the dummy space in front of it is no part of it (chat, and where nothing
-    stands before it: an empty text or, in the SPM order, an empty prefix); otherwise it continues the prompt's
-    text and its first space counts (completion, infilling).
+    tokens: ids, bos first.
+    stop_ids: ids that end the answer and are not part of it.
+    start_of_text: the answer begins a text of its own, so that SentencePiece's dummy space in front of it is
+        dropped: in chat, behind an empty prompt and, in the SPM order, behind an empty prefix. Otherwise it
+        continues the prompt's text and keeps its first space (completion, infilling).
     """
 
     tokens: tuple[int, ...]
@@ -84,28 +90,28 @@ class Prompt:
 
 
 def completion_prompt(tokenizer: Tokenizer, text: str, *, allow_control: bool = False) -> Prompt:
-    """`text`, to be continued. `allow_control` is the one of `Tokenizer.encode`.
+    """The prompt that continues `text`. For `allow_control` see `Tokenizer.encode`.
 
     Raises:
-        PromptError: `text` is no str, or holds a lone surrogate.
+        PromptError: `text` is not a str, or holds a lone surrogate.
     """
     tokens = tokenizer.encode(text, bos=True, eos=False, allow_control=allow_control)
     stops = {tokenizer.eos_id}
     if allow_control:
-        # A prompt made by hand may be one of another format: its end counts too.
+        # A prompt written by hand may be of another format: that one's stop ids count too.
         stops |= {token for token in (tokenizer.eot_id, tokenizer.step_id) if token is not None}
     return Prompt(tuple(tokens), frozenset(stops), start_of_text=text == "")
 
 
 def infilling_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_first: bool = False) -> Prompt:
-    """The middle between `prefix` and `suffix`, to be filled; either may be empty.
+    """The prompt that fills the middle between `prefix` and `suffix`; either may be empty.
 
-    `suffix_first` takes the SPM order, in which the answer follows the prefix directly; else PSM.
+    `suffix_first` selects the SPM order, in which the answer follows the prefix directly; else PSM.
     Source: the Code Llama paper (arXiv 2308.12950, section 2.3) and the reference's token order.
 
     Raises:
-        UnsupportedError: the vocabulary has no infilling pieces; it names them.
-        PromptError: a part is no str, or holds a lone surrogate.
+        UnsupportedError: the vocabulary lacks infilling pieces; the message names them.
+        PromptError: a part is not a str, or holds a lone surrogate.
     """
     pre, suf, mid, eot = (
         tokenizer.prefix_id,
@@ -126,17 +132,17 @@ def infilling_prompt(tokenizer: Tokenizer, prefix: str, suffix: str, *, suffix_f
         tokens = [tokenizer.bos_id, pre, suf, *after, mid, *before]
     else:
         tokens = [tokenizer.bos_id, pre, *before, suf, *after, mid]
-    # In training, prefix and middle were one text in the SPM order: without a prefix the middle has its dummy space.
-    # In the PSM order a middle has none, whatever is before it.
+    # In training with the SPM order prefix and middle were one text, so without a prefix the middle begins
+    # with the dummy space. With the PSM order a middle never does.
     alone = suffix_first and not before
     return Prompt(tuple(tokens), frozenset({eot, tokenizer.eos_id}), start_of_text=alone)
 
 
 def split_fill(text: str) -> tuple[str, str]:
-    """Prefix and suffix of a text with one `<FILL>` or `<FILL_ME>` in it.
+    """Prefix and suffix of a text that holds one `<FILL>` or `<FILL_ME>`.
 
     Raises:
-        PromptError: there is none, or more than one, or `text` is no str.
+        PromptError: it holds none, or more than one, or is not a str.
     """
     if not isinstance(text, str):
         raise PromptError(f"text must be a str, got {type(text).__name__}")
@@ -151,13 +157,13 @@ def split_fill(text: str) -> tuple[str, str]:
 
 
 def chat_prompt(tokenizer: Tokenizer, dialog: Iterable[Message]) -> Prompt:
-    """A dialog, to be answered, in the chat format of the tokenizer's pieces: `<step>` or [INST].
+    """The prompt that answers a dialog, in the vocabulary's chat format: [INST], or `<step>` if it has it.
 
-    A dialog is a list of messages: at most one of the system, first; then user and assistant in turn,
-    the user first and last.
+    A dialog is a list of messages: at first one of the system, or none; then user and assistant in turn, the
+    user first and last.
 
     Raises:
-        DialogError: anything else; it names the message and what was expected there.
+        DialogError: any other order; the message names the place and what was expected there.
         UnsafeTagError: a message holds a tag of the format.
         PromptError: a message holds a lone surrogate.
     """
@@ -171,11 +177,18 @@ def chat_prompt(tokenizer: Tokenizer, dialog: Iterable[Message]) -> Prompt:
     return _inst_prompt(tokenizer, messages)
 
 
-def render_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Ids as a person can read them: control ids as `⟨bos⟩`, `⟨PRE⟩`, text as the model sees it.
+def answer_message(tokenizer: Tokenizer, text: str) -> Message:
+    """A model's answer as a message of its dialog; with `<step>` it also names its destination, the user."""
+    if tokenizer.step_id is None:
+        return {"role": "assistant", "content": text}
+    return {"role": "assistant", "destination": "user", "content": text}
 
-    The text between two control ids keeps the dummy space it was encoded with. A `⟨` in the text is
-    doubled, so a text that looks like a control id stays distinguishable from one: `⟨⟨bos⟩`.
+
+def render_prompt(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
+    """Ids in readable form: control ids as `⟨bos⟩`, `⟨PRE⟩`, text as the model sees it.
+
+    Text between two control ids keeps the dummy space it was encoded with. A `⟨` in the text is doubled,
+    `⟨⟨bos⟩`, so that it cannot be mistaken for a control id.
 
     Raises:
         TokenizerError: an id outside the vocabulary.
@@ -210,7 +223,7 @@ def _inst_prompt(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Prompt:
     contents = [message["content"] for message in dialog]
     if dialog[0]["role"] == "system":
         contents = [B_SYS + contents[0] + E_SYS + contents[1], *contents[2:]]
-    # Stripped after the system message is in front, as in the reference: its block is part of the turn.
+    # As in the reference, stripped only after the system block is in front: the block is part of the turn.
     contents = [content.strip() for content in contents]
     tokens: list[int] = []
     for user, answer in zip(contents[0:-1:2], contents[1::2], strict=True):
@@ -220,11 +233,11 @@ def _inst_prompt(tokenizer: Tokenizer, dialog: Sequence[Message]) -> Prompt:
 
 
 def _step_prompt(tokenizer: Tokenizer, step_id: int, dialog: Sequence[Message]) -> Prompt:
-    # The format always begins with a system message, if an empty one.
+    # The format always begins with a system message, even an empty one.
     if dialog[0]["role"] != "system":
         dialog = [Message(role="system", content=""), *dialog]
     tokens = [tokenizer.bos_id]
-    # Header and body are encoded apart: each begins with a dummy space of its own.
+    # Header and body are encoded separately: each begins with its own dummy space.
     for message in dialog:
         tokens += tokenizer.encode(_header(message["role"], message.get("destination")), bos=False, eos=False)
         if message["content"]:
@@ -240,7 +253,7 @@ def _header(role: str, destination: str | None) -> str:
 
 
 def _check_dialog(dialog: Sequence[Message], tags: tuple[str, ...], *, with_destination: bool) -> None:
-    """Types first, then the order of the roles, then the tags, so that the first error is the cause."""
+    """Check types, then the order of roles, then tags, so that the error raised is the first cause."""
     if not dialog:
         raise DialogError("the dialog is empty; it needs at least one message with role 'user'")
     for index, message in enumerate(dialog):
@@ -271,7 +284,7 @@ def _check_message(index: int, message: object, with_destination: bool) -> None:
     destination = message.get("destination")
     if not with_destination or destination is None:
         return
-    # A line break in a header would begin a header line of the user's own.
+    # A line break would let the caller add header lines.
     if not isinstance(destination, str) or len(destination.strip().splitlines()) != 1:
         raise DialogError(f"{where}: 'destination' must be a str of one line, got {destination!r}")
 

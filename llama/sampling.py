@@ -1,4 +1,4 @@
-"""`SamplingParams`: how the next token is chosen. Never imports torch; kernels/sampling.py does the choosing."""
+"""`SamplingParams`: how the next token is chosen. Imports no torch; kernels/sampling.py draws the token."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ __all__ = ["GREEDY", "SamplingParams"]
 class SamplingParams:
     """How one token is chosen.
 
-    temperature: 0 takes the most probable id; otherwise logits are divided by it.
-    top_p: the smallest set of most probable ids whose mass exceeds top_p, in [0, 1]: with 0 the best one alone.
+    temperature: logits are divided by it; 0 takes the most probable id.
+    top_p: sample from the smallest set of most probable ids whose mass exceeds top_p, in [0, 1]; 0 leaves the
+        best one.
     top_k: only the k most probable ids; 0 for all.
     min_p: only ids at least min_p times as probable as the best one, in [0, 1].
     repetition_penalty: > 1 makes ids of prompt and output less likely (Keskar et al. 2019); 1 is off.
 
-    Numbers of other types (numpy's, a tensor without an axis, a fraction) become Python's own.
+    Numbers of other types (numpy's, a tensor without axes, a fraction) become Python's own.
 
     Raises:
-        SamplingError: a value out of its range, NaN, or of the wrong type. A negative temperature, which the
-            reference takes for 0, is one: divided by it, the least probable id would be the best.
+        SamplingError: a value out of range, NaN, or of the wrong type. A negative temperature, which the
+            reference treats as 0, is an error: dividing by it would turn the order of the ids around.
     """
 
     temperature: float = 0.6
@@ -40,7 +41,7 @@ class SamplingParams:
         self._take(
             "temperature",
             lambda x: 0 <= x < math.inf,
-            "a finite number of at least 0; for the most probable id, which the reference takes below 0 too, pass 0",
+            "a finite number of at least 0; for greedy decoding, which the reference does below 0 too, pass 0",
         )
         self._take("top_p", lambda x: 0 <= x <= 1, "in [0, 1]; 0 takes the most probable id, 1 is off")
         self._take("min_p", lambda x: 0 <= x <= 1, "in [0, 1]")

@@ -1,14 +1,14 @@
 """SentencePiece ids: text in, ids out, and back.
 
-Knows the vocabulary, its control pieces and the two ways a text can begin (with SentencePiece's dummy
-space or without it). Knows nothing of prompt formats (`prompts.py`) and nothing of streams
-(`detokenizer.py`). Imports no torch.
+Knows the vocabulary, its control pieces and the two ways a text can begin (with SentencePiece's dummy space
+or without it). Knows nothing of prompt formats (`prompts.py`) or of streams (`detokenizer.py`). Imports no
+torch.
 
 Two rules hold for every text and every vocabulary:
-  * text of a user never becomes a control id, unless the caller asks for it with `allow_control`;
+  * a user's text never becomes a control id, unless the caller asks for it with `allow_control`;
   * control ids never appear in decoded text.
 
-What a vocabulary can do is read off its pieces, never off the name of a file or of a model.
+The pieces of a vocabulary decide what it supports, never the name of a file or model.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = ["SPACE_SYMBOL", "Tokenizer"]
 # SentencePiece writes a space inside a piece as this character (U+2581).
 SPACE_SYMBOL = "\u2581"
 
-# Comes back from a vocabulary that neither normalizes text nor lacks a character: spaces, what Unicode's normal forms
-# change, and what no vocabulary has a piece for.
+# Survives encoding and decoding only if the vocabulary does not normalize text and lacks no character:
+# spaces, characters that Unicode's normal forms change, and one that no vocabulary has a piece for.
 _PROBE = "  x  \ufb01 e\u0301 \u2460\U0010ffff\U0010ffff  "
 
 # Serialized protobuf: field 3 of ModelProto (normalizer_spec), 2 bytes long, with its field 3
-# (add_dummy_prefix) = false. A message that occurs twice is merged field by field, so these four bytes
-# at the end of a model switch the dummy prefix off and leave all else as it is; no protobuf package is
-# needed for it. Source: sentencepiece_model.proto and protobuf's encoding of embedded messages.
+# (add_dummy_prefix) = false. A message that occurs twice is merged field by field, so that these four bytes
+# at the end of a model switch off the dummy prefix and change nothing else, without a protobuf package.
+# Source: sentencepiece_model.proto, and protobuf's encoding of embedded messages.
 _WITHOUT_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
-# Bytes of a tokenizer file. A vocabulary of 32,000 pieces has half a megabyte; SentencePiece makes up to 30 times
-# the bytes of a file of it.
-_MOST_BYTES = 4 << 20
-# Characters of a piece; SentencePiece trains with 16. Every cut of a piece is looked at in a conversion.
-_LONGEST_PIECE = 256
+# Largest tokenizer file. One of 32,000 pieces has half a megabyte; SentencePiece takes up to 30 times a
+# file's size.
+_MAX_FILE_BYTES = 4 << 20
+# Longest piece, in characters. SentencePiece trains with 16; a conversion tries every split of a piece.
+_MAX_PIECE_LENGTH = 256
 
 
 class Tokenizer:
@@ -57,8 +57,8 @@ class Tokenizer:
         pad_id: the id that marks "no token", -1 in the Llama vocabularies. Never an embedding's index.
         prefix_id, middle_id, suffix_id, eot_id: infilling ids, None where the piece is absent.
         step_id: end of a message in the 70B chat format, None where the piece is absent.
-        control_ids: every id that is not text: the ones above (not unk) and SentencePiece's control pieces.
-        supports_infilling: all four infilling pieces are there.
+        control_ids: every id that is not text: those above (not unk) and SentencePiece's control pieces.
+        supports_infilling: the vocabulary has all four infilling pieces.
         sp_model: the SentencePiece processor, as in the reference.
     """
 
@@ -66,8 +66,8 @@ class Tokenizer:
         """Read the SentencePiece model in `model_path` (a file).
 
         Raises:
-            TokenizerError: there is no such file, it is no SentencePiece model, it has no bos, eos or unk,
-                or a piece of it is no text.
+            TokenizerError: the file does not exist, is not a SentencePiece model, has no bos, eos or unk, or
+                has a piece that is not text.
         """
         proto = _read_model(Path(model_path))
         self.model_path = os.fspath(model_path)
@@ -98,10 +98,11 @@ class Tokenizer:
             i for i, control in enumerate(self.sp_model.is_control(list(range(self.n_words)))) if control
         }
         self.supports_infilling = None not in spelled[:4]
-        # Whether decoding drops the space that encoding put in front of the text.
+        # Whether decoding drops a space that encoding put in front of the text.
         self.has_dummy_prefix: bool = self.sp_model.decode(self._sp_plain.encode(" x")) != " x"
         self._as_text = {i: self._spell(i) for i in ordinary}
-        # Characters of the longest piece. None where a piece, or a normalizer, may stand for any number of them.
+        # Characters of the longest piece; None if a piece, or the normalizer, may stand for any number of
+        # characters.
         faithful = self.sp_model.decode(self.sp_model.encode(_PROBE)) == _PROBE
         self._longest: int | None = None
         if faithful:
@@ -111,42 +112,42 @@ class Tokenizer:
         """Ids of `s`, with SentencePiece's dummy space in front of it.
 
         Args:
-            s: any text, the empty one and NUL characters included.
+            s: any text; it may be empty and may hold NUL characters.
             bos, eos: put the bos id in front, the eos id at the end.
             allow_control: let control pieces written out in `s` (` <PRE>`) become control ids, as the
-                reference does; meant for prompts made by hand, not for text of others.
+                reference does; meant for prompts written by hand, not for other people's text.
 
-        Returns: ids. Without `allow_control` the ones of `s` hold no control id and `decode` gives `s` back
-        (but for U+2581, which SentencePiece reads as a space); they are SentencePiece's own unless those
-        hold a control id.
+        Returns: ids. Without `allow_control` those of `s` hold no control id, and `decode` gives `s` back,
+        except for U+2581, which SentencePiece reads as a space. They are SentencePiece's own unless those hold
+        a control id.
 
         Raises:
-            PromptError: `s` is no str, or holds a lone surrogate.
+            PromptError: `s` is not a str, or holds a lone surrogate.
         """
         ids = self._encode(self.sp_model, s, allow_control)
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
     def fewest_ids(self, characters: int) -> int:
-        """Ids that a text of so many characters has at least; 0 where the vocabulary says nothing about that."""
+        """The fewest ids that a text of so many characters can have; 0 if the vocabulary sets no bound."""
         return 0 if self._longest is None else -(-characters // self._longest)
 
     def encode_infilling(self, s: str) -> list[int]:
         """Ids of `s` without the implicit leading space: for text that follows other text.
 
-        The reference's `encode("☺" + s)[2:]`, without its need for a piece `☺`. Never holds a control id.
+        The reference's `encode("☺" + s)[2:]`, without needing a piece `☺`. Never holds a control id.
 
         Raises:
-            PromptError: `s` is no str, or holds a lone surrogate.
+            PromptError: `s` is not a str, or holds a lone surrogate.
         """
         return self._encode(self._sp_plain, s, False)
 
     def decode(self, t: Iterable[int]) -> str:
         """Text of the ids `t`, without the dummy space in front. Control ids and pad_id give no text.
 
-        Bytes that are no UTF-8 become one U+FFFD each.
+        Bytes that are not UTF-8 become one U+FFFD each.
 
         Raises:
-            TokenizerError: an id outside the vocabulary, or something that is no integer.
+            TokenizerError: an id outside the vocabulary, or not an integer.
         """
         text: str = self.sp_model.decode(self._text_ids(t))
         return text
@@ -155,7 +156,7 @@ class Tokenizer:
         """Text of the ids `t` as it continues other text: a space in front of it is kept.
 
         Raises:
-            TokenizerError: an id outside the vocabulary, or something that is no integer.
+            TokenizerError: an id outside the vocabulary, or not an integer.
         """
         text: str = self._sp_plain.decode(self._text_ids(t))
         return text
@@ -172,7 +173,7 @@ class Tokenizer:
     def token_bytes(self, t: int) -> bytes | str | None:
         """What id `t` adds to a text that has begun: a str, one raw byte as bytes, or None for no text.
 
-        None stands for control ids and pad_id. Used to decode incrementally.
+        Control ids and pad_id have no text. Used to decode incrementally.
 
         Raises:
             TokenizerError: `t` is outside the vocabulary.
@@ -189,10 +190,10 @@ class Tokenizer:
         return piece.replace(SPACE_SYMBOL, " ")
 
     def check_id(self, t: int) -> int:
-        """`t` as an int inside the vocabulary (pad_id is not, where it is negative).
+        """`t` as an int inside the vocabulary. A negative pad_id is outside.
 
         Raises:
-            TokenizerError: it is none.
+            TokenizerError: it is not an integer, or not inside.
         """
         token_id = _index(t)
         if not 0 <= token_id < self.n_words:
@@ -203,7 +204,7 @@ class Tokenizer:
         return token_id
 
     def _check_text(self) -> None:
-        """Whatever is decoded later is UTF-8, if every piece and what stands for unk is."""
+        """Check that every piece, and the text of unk, is UTF-8: then all decoded text is."""
         try:
             texts = [
                 *self.sp_model.id_to_piece(list(range(self.n_words))),
@@ -211,18 +212,18 @@ class Tokenizer:
             ]
         except UnicodeDecodeError as error:
             raise TokenizerError(
-                f"{self.model_path}: a piece of the vocabulary is no UTF-8 text ({shown(error.object)}); download the"
+                f"{self.model_path}: a piece of the vocabulary is not UTF-8 ({shown(error.object)}); download the"
                 " file again"
             ) from error
         longest = max(texts, key=len)
-        if len(longest) > _LONGEST_PIECE:
+        if len(longest) > _MAX_PIECE_LENGTH:
             raise TokenizerError(
-                f"{self.model_path}: a piece of the vocabulary has {len(longest):,} characters, more than the"
-                f" {_LONGEST_PIECE} that any has ({shown(longest)}); download the file again"
+                f"{self.model_path}: a piece of the vocabulary has {len(longest):,} characters; at most"
+                f" {_MAX_PIECE_LENGTH} are accepted ({shown(longest)}); download the file again"
             )
 
     def _piece_id(self, piece: str) -> int | None:
-        # piece_to_id answers unk for a piece that is absent, so the answer is asked back.
+        # piece_to_id returns unk for an absent piece, so check the piece of the id.
         token_id: int = self.sp_model.piece_to_id(piece)
         return token_id if self.sp_model.id_to_piece(token_id) == piece else None
 
@@ -239,12 +240,12 @@ class Tokenizer:
         ids: list[int] = processor.encode(s)
         if allow_control or self.control_ids.isdisjoint(ids):
             return ids
-        # Decoding is a concatenation, so an id may be swapped for others that spell the same text.
+        # Decoding concatenates, so an id can be replaced by others that spell the same text.
         return [t for token_id in ids for t in self._as_text.get(token_id, (token_id,))]
 
     def _text_ids(self, t: Iterable[int]) -> list[int]:
-        # A control id becomes bos instead of being left out: like any piece it ends a run of byte
-        # pieces, so that bytes before and after it are never read as one character.
+        # A control id becomes bos instead of being left out: like any piece it ends a run of byte pieces, so
+        # that bytes before and after it are never joined into one character.
         if isinstance(t, (str, bytes)):
             raise TokenizerError(f"decode takes token ids, got {type(t).__name__}")
         ids = []
@@ -258,8 +259,8 @@ class Tokenizer:
     def _spell(self, control_id: int) -> tuple[int, ...]:
         """Ids without a control id that decode to the text of a control piece.
 
-        A piece is broken in two and its halves encoded apart, so that they cannot merge; after `<` by
-        preference, since that is how a vocabulary without the piece spells it.
+        The piece is split in two and its halves encoded separately, so that they cannot merge; preferably
+        after `<`, since that is how a vocabulary without the piece spells it.
         """
         text: str = self.sp_model.id_to_piece(control_id).replace(SPACE_SYMBOL, " ")
         bracket = text.find("<") + 1
@@ -274,7 +275,7 @@ class Tokenizer:
 
 
 def _index(t: object) -> int:
-    # Of any integer type, a numpy or torch scalar as well; but 1.0 is no id, though it equals one.
+    # Any integer type, also a numpy or torch scalar; 1.0 is not an id, though it equals 1.
     try:
         return operator.index(t)  # type: ignore[arg-type]
     except TypeError:
@@ -284,11 +285,11 @@ def _index(t: object) -> int:
 def _read_model(path: Path) -> bytes:
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its other end
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for its writer
             raise TokenizerError(f"{path}: the tokenizer file cannot be read: it is a folder, pipe or device")
-        if found.st_size > _MOST_BYTES:
+        if found.st_size > _MAX_FILE_BYTES:
             raise TokenizerError(
-                f"{path}: a tokenizer file has at most {_MOST_BYTES:,} bytes, this one {found.st_size:,}; is it"
+                f"{path}: a tokenizer file has at most {_MAX_FILE_BYTES:,} bytes, this one {found.st_size:,}; is it"
                 " the weights, or was it made to do harm?"
             )
         with path.open("rb") as file:

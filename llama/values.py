@@ -1,8 +1,8 @@
-"""What callers pass, as Python's own numbers and lists.
+"""Converts what callers pass into Python's own numbers and lists.
 
-Research code computes its arguments: a length is numpy's integer, a temperature an element of a linspace, ids are
-a tensor, prompts come from a generator. Any of these is taken, as what it is; what is none gives None, and the
-caller, who knows the parameter's name, says so. Imports neither torch nor numpy.
+Research code computes its arguments: a length is a numpy integer, a temperature an element of a linspace, ids
+are a tensor, prompts come from a generator. All of these are accepted. Anything else gives None, and the
+calling function, which knows the parameter's name, raises the error. Imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .errors import RequestError
 
 __all__ = ["flag", "integer", "real", "rows"]
 
-# Entries of a list that is not in memory yet, as a range or a generator: some 150 MB of Python's numbers.
-_MOST = 1 << 22
+# Most entries of a list that is not in memory yet, such as a range or a generator: about 150 MB of numbers.
+_MAX_ENTRIES = 1 << 22
 
 _TEXT = (str, bytes, bytearray, memoryview)
 
 
 def flag(value: object) -> bool | None:
-    """A bool, Python's or numpy's."""
+    """A bool, Python's or numpy's; else None."""
     return bool(value) if _is_scalar(value) and _is_bool(value) else None
 
 
 def integer(value: object) -> int | None:
-    """Any integer type, arrays and tensors without an axis included; no bool, and no 4.0."""
+    """An integer of any type, also an array or tensor without axes; None for a bool and for 4.0."""
     if type(value) is int:
         return value
     if not _is_scalar(value) or _is_bool(value):
@@ -42,7 +42,7 @@ def integer(value: object) -> int | None:
 
 
 def real(value: object) -> float | None:
-    """Any number that is no bool and not complex; an infinity where it is too large for a float."""
+    """A real number of any type, infinite if too large for a float; None for a bool and a complex number."""
     if type(value) is float:
         return value
     if not _is_scalar(value) or _is_bool(value) or isinstance(value, _TEXT):
@@ -58,27 +58,27 @@ def real(value: object) -> float | None:
 
 
 def rows(values: object) -> list[Any] | None:
-    """What can be walked in an order of its own: no text, no set (whose order differs between ranks), no mapping.
+    """An ordered iterable as a list; None for text, a set (whose order differs between ranks) and a mapping.
 
     Raises:
-        RequestError: it has more entries than any call takes; no more of them are looked at.
+        RequestError: more entries than any call takes; the rest is not read.
     """
     if isinstance(values, list | tuple):
         return list(values)
     if isinstance(values, (*_TEXT, set, frozenset, Mapping)) or getattr(values, "ndim", 1) == 0:
         return None
-    if isinstance(values, Sized) and len(values) > _MOST:
-        raise RequestError(f"a list of {len(values):,} entries was given; {_MOST:,} are the most")
-    if callable(getattr(values, "tolist", None)):  # at once, where a walk would ask a GPU for each element
+    if isinstance(values, Sized) and len(values) > _MAX_ENTRIES:
+        raise RequestError(f"a list has {len(values):,} entries; at most {_MAX_ENTRIES:,} are accepted")
+    if callable(getattr(values, "tolist", None)):  # at once: an iterator would ask a GPU for each element
         values = values.tolist()  # type: ignore[attr-defined]
     try:
-        found = list(itertools.islice(values, _MOST + 1))  # type: ignore[call-overload]
+        found = list(itertools.islice(values, _MAX_ENTRIES + 1))  # type: ignore[call-overload]
     except TypeError:
         if hasattr(values, "__iter__"):
-            raise  # its own
+            raise  # an error of the iterable itself
         return None
-    if len(found) > _MOST:
-        raise RequestError(f"a list of more than {_MOST:,} entries was given; that is the most")
+    if len(found) > _MAX_ENTRIES:
+        raise RequestError(f"a list has more than the {_MAX_ENTRIES:,} entries that are accepted")
     return found
 
 

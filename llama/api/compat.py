@@ -1,7 +1,7 @@
 """Small functions of the reference's modules, under its names, for research code that imports them.
 
-Nothing in this package uses them. `llama.model` and `llama.generation` export them, as the reference
-does. Shapes: B batch, T tokens, H heads, K key/value heads, D head dimension, V vocabulary.
+Nothing in this package uses them. `llama.model` and `llama.generation` export them, as the reference does.
+Shapes: B batch, T tokens, H heads, K key/value heads, D head dimension, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ def precompute_freqs_cis(dim: int, end: int, theta: float = 10000.0) -> torch.Te
 def apply_rotary_emb(
     xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries (B, T, H, D) and keys (B, T, K, D) turned by a table (T, D / 2) of their positions."""
+    """Queries (B, T, H, D) and keys (B, T, K, D) rotated by the table (T, D / 2) of their positions."""
 
-    def turned(x: torch.Tensor) -> torch.Tensor:
+    def rotated(x: torch.Tensor) -> torch.Tensor:
         pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
         return torch.view_as_real(pairs * freqs_cis[:, None]).flatten(-2).type_as(x)
 
-    return turned(xq), turned(xk)
+    return rotated(xq), rotated(xk)
 
 
 def repeat_kv(x: torch.Tensor, n_rep: int) -> torch.Tensor:
-    """Each key/value head n_rep times: (B, T, K, D) -> (B, T, K * n_rep, D)."""
+    """Repeat each key/value head n_rep times: (B, T, K, D) -> (B, T, K * n_rep, D)."""
     return x.repeat_interleave(n_rep, dim=2)
 
 
 def sample_top_p(probs: torch.Tensor, p: float) -> torch.Tensor:
-    """An id for each row of probabilities (..., V) out of its nucleus -> (..., 1); draws from torch's global seed."""
+    """Draw an id from the nucleus of each row of probs (..., V) -> (..., 1), with torch's global generator."""
     best, ids = probs.sort(dim=-1, descending=True)
     best = best.masked_fill(best.cumsum(dim=-1) - best > p, 0.0)
     return ids.gather(-1, torch.multinomial(best, num_samples=1))

@@ -1,7 +1,7 @@
-"""What the replicas of a model tell one another of a call: results, deltas, and how it failed, as JSON.
+"""What replicas exchange during a call: results, deltas and errors, as JSON.
 
-Each gather is tagged with the call's number, its own number within the call, and a hash of what the call asks. Replicas
-that are not at the same place of the same call are told so, instead of getting another call's answers.
+Each gather is tagged with the call's number, its own number within the call, and a hash of the call's
+requests, so that replicas at different points raise an error instead of mixing up two calls' answers.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from ..distributed.parallel import Parallel
 from ..engine import Counts, Request, Times, TokenScore
 from ..engine.step_digest import digest_of
 from ..errors import LlamaError, RankError
-from .options import Output, StreamDelta
+from .results import Output, StreamDelta
 
 __all__ = ["Gathering", "Item", "decode", "encode", "first_of"]
 
 Item = tuple[tuple[int, int], Output] | StreamDelta
-"""((prompt, sample), its output), or what a step added to one."""
+"""((prompt, sample), output) of a finished sample, or new text of one."""
 
 
 class Gathering:
-    """The gathers of one call, which every replica makes. With one replica there is nothing to do.
+    """The gathers of one call, made by every replica. With one replica there is nothing to exchange.
 
     Args:
-        parallel: this rank's place.
+        parallel: this rank's groups.
         device: of its model.
-        requests: of the whole call, alike on all replicas but for the seeds.
+        requests: of the whole call; the same on all replicas, except for their seeds.
     """
 
     def __init__(self, parallel: Parallel, device: torch.device, requests: Sequence[Request]) -> None:
@@ -47,12 +47,16 @@ class Gathering:
             self._tag = (parallel.replica_group.calls, digest_of(requests))
 
     def gather(self, items: Sequence[Item] | None, failure: BaseException | None) -> list[list[Item] | None]:
-        """Each replica's items; None from one that has come to its end.
+        """Each replica's items, or None where it has finished the call.
+
+        Args:
+            items: this replica's; None if it has finished.
+            failure: the error that ended the call on this replica; all replicas get it, so that none waits.
 
         Raises:
-            What went wrong here, or on the first replica where something did: an error of this package as it is,
-                any other as RankError. So none waits for another.
-            RankError: a replica is at another place, or gone. No further call is possible then.
+            The failure of this replica, else of the first that failed: an error of this package as it is, any
+                other as RankError.
+            RankError: a replica is at another point, or gone. The model cannot be used any more.
         """
         group = self._parallel.replica_group
         if group is None:
@@ -70,7 +74,7 @@ class Gathering:
         return [theirs for theirs, _ in everyone]
 
     def number(self, value: int) -> int:
-        """That of the first replica. Raises RankError as `gather`."""
+        """The first replica's number. Raises RankError as `gather`."""
         group = self._parallel.replica_group
         return value if group is None else int(self._exchange(group, str(value).encode())[0])
 
@@ -86,32 +90,32 @@ class Gathering:
         group = self._parallel.replica_group
         assert group is not None
         group.health.fail(
-            f"replicas 0 and {other} do not do the same: replica 0 is at {_place(tags[0])}, replica {other} at"
-            f" {_place(tags[other])}; all ranks must make the same calls in the same order, with the same prompts"
+            f"replicas 0 and {other} do not do the same: replica 0 is at {_point(tags[0])}, replica {other} at"
+            f" {_point(tags[other])}; all ranks must make the same calls in the same order, with the same prompts"
             " and limits, and end a stream at the same delta"
         )
         raise group.health.error()
 
 
 def first_of(parallel: Parallel, device: torch.device, value: int) -> int:
-    """A number of the first replica, which all of them ask for as if it were a call of its own."""
+    """The first replica's number. All replicas call this together; it counts as a call of its own."""
     return Gathering(parallel, device, ()).number(value)
 
 
-def _place(tag: Sequence[int]) -> str:
+def _point(tag: Sequence[int]) -> str:
     call, part, digest = tag
     return f"gather {part} of call {call} (content {digest:016x})"
 
 
 def encode(items: Sequence[Item] | None, failure: BaseException | None) -> bytes:
-    """A replica's part of a gather -> bytes."""
+    """What a replica sends to a gather, as bytes."""
     rows = None if items is None else [_row(item) for item in items]
     error = None if failure is None else [type(failure).__name__, str(failure), words_of(failure)]
     return json.dumps([rows, error]).encode()
 
 
 def decode(packet: bytes, replica: int) -> tuple[list[Item] | None, LlamaError | None]:
-    """The inverse of `encode`. An error that is none of this package's is a RankError here."""
+    """The inverse of `encode`; an error from outside this package becomes a RankError."""
     rows, error = json.loads(packet)
     return (
         None if rows is None else [_item(*row) for row in rows],
@@ -124,7 +128,7 @@ def _error(replica: int, name: str, text: str, words: str) -> LlamaError:
     if kind is not None:
         try:
             made = kind(text)
-        except TypeError:  # it is made of other things than its text
+        except TypeError:  # its constructor takes more than a message
             pass
         else:
             assert isinstance(made, LlamaError)

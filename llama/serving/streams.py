@@ -8,7 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
 
-from ..engine.request import FinishReason, SequenceState
+from ..engine.request import FinishReason
+from ..engine.sequence import SequenceState
 
 __all__ = ["Item", "Mailbox", "Stream", "TextDelta"]
 

@@ -136,3 +136,12 @@ def test_prompt_functions():
     dialog = [{"role": "user", "content": "hi"}]
     expected = tokenizer.encode("[INST] hi [/INST]", bos=True, eos=False)
     assert llama.generation.dialog_prompt_tokens(tokenizer, dialog) == expected
+
+
+def test_a_state_dict_goes_out_and_in():
+    made = tiny_model()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    assert before["layers.0.attention.wq.weight"].shape == (made.params.dim, made.params.dim)
+    made.load_state_dict(before)
+    for name, value in made.state_dict().items():
+        assert torch.equal(value, before[name])

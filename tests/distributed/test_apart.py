@@ -22,8 +22,8 @@ from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import errors
-from llama.api.options import Output, StreamDelta
 from llama.api.replicas import decode, encode
+from llama.api.results import Output, StreamDelta
 from llama.distributed.agreement import Health, UnexplainedError
 from llama.distributed.groups import Group
 from llama.engine import Counts, Request, Times, TokenScore

@@ -62,7 +62,7 @@ def endless():
 @pytest.mark.parametrize("endless", [lambda: range(10**12), endless], ids=["range", "generator"])
 @pytest.mark.parametrize("name", ["stop_ids", "seed", "stop", "prediction"])
 def test_a_list_without_end_is_not_walked(monkeypatch, name, endless):
-    monkeypatch.setattr("llama.values._MOST", 1000)
+    monkeypatch.setattr("llama.values._MAX_ENTRIES", 1000)
     with pytest.raises(RequestError, match="1,000"):
         llama().text_completion(["def"], max_gen_len=1, **{name: endless()})
 

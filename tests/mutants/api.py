@@ -7,15 +7,15 @@ from mutant import Mutant
 __all__ = ["MUTANTS"]
 
 _HOST = "tests/api/test_host_untouched.py"
-_CALLS = "tests/api/test_generation.py"
+_API = "tests/api"
 _PROMPTS = "tests/test_prompts.py"
 
 MUTANTS = [
     Mutant(
         name="an unseeded call takes the system's entropy",
-        file="llama/api/options.py",
-        old="entropy = self._drawn(call) if",
-        new="entropy = self._drawn(call) + __import__('secrets').randbits(63) if",
+        file="llama/api/seeds.py",
+        old="else self._draw() if samples",
+        new="else self._draw() + __import__('secrets').randbits(63) if samples",
         tests=(f"{_HOST}::test_without_a_seed_a_call_draws_once_from_torch_and_repeats_with_it",),
     ),
     Mutant(
@@ -27,8 +27,8 @@ MUTANTS = [
     ),
     Mutant(
         name="each replica keeps the seed that it drew",
-        file="llama/api/options.py",
-        old="return self._first(int(drawn))",
+        file="llama/api/seeds.py",
+        old="return self._agree(int(drawn))",
         new="return int(drawn)",
         tests=("tests/distributed/test_ranks.py::test_replicas_give_all_results_in_order_on_every_rank",),
     ),
@@ -51,14 +51,14 @@ MUTANTS = [
         file="llama/prompts.py",
         old='start_of_text=text == ""',
         new="start_of_text=False",
-        tests=(f"{_CALLS}::test_a_leading_space_is_part_of_a_continuation_and_of_no_answer",),
+        tests=(f"{_API}/test_results.py::test_a_leading_space_is_part_of_a_continuation_and_of_no_answer",),
     ),
     Mutant(
         name="infilling written by hand runs past EOT",
         file="llama/prompts.py",
         old="for token in (tokenizer.eot_id, tokenizer.step_id) if token",
         new="for token in (tokenizer.step_id,) if token",
-        tests=(f"{_CALLS}::test_which_control_ids_end_what",),
+        tests=(f"{_API}/test_results.py::test_which_control_ids_end_what",),
     ),
     Mutant(
         name="off the CPU all ties at the border of top-k are kept",
@@ -70,9 +70,11 @@ MUTANTS = [
     Mutant(
         name="an error forgets the refused dialogs before its row",
         file="llama/generation.py",
-        old="self._calls.run(list(safe.values()), call, list(safe), len(prompts))",
-        new="self._calls.run(list(safe.values()), call, range(len(safe)), len(prompts))",
-        tests=(f"{_CALLS}::test_an_error_names_the_place_of_a_dialog_behind_refused_ones",),
+        old="self._session.run(list(allowed.values()), call, list(allowed), len(prompts))",
+        new="self._session.run(list(allowed.values()), call, range(len(allowed)), len(prompts))",
+        tests=(
+            f"{_API}/test_infilling_and_chat.py::test_an_error_names_the_place_of_a_dialog_behind_refused_ones",
+        ),
     ),
     Mutant(
         name="who begins a second time brings its followers a second time",
@@ -113,21 +115,21 @@ MUTANTS = [
         file="llama/values.py",
         old="        return operator.index(value)  # type: ignore[arg-type]",
         new="        return None",
-        tests=(f"{_CALLS}::test_numbers_of_any_type_are_taken",),
+        tests=(f"{_API}/test_argument_types.py::test_numbers_of_any_type_are_taken",),
     ),
     Mutant(
         name="a number too large for a float is a traceback",
         file="llama/values.py",
         old="    except OverflowError:\n",
         new="    except ZeroDivisionError:\n",
-        tests=(f"{_CALLS}::test_bad_options_are_named",),
+        tests=(f"{_API}/test_bad_input.py::test_bad_options_are_named",),
     ),
     Mutant(
         name="a set of prompts is taken",
         file="llama/values.py",
         old="(*_TEXT, set, frozenset, Mapping)",
         new="(*_TEXT, Mapping)",
-        tests=(f"{_CALLS}::test_bad_input_is_named",),
+        tests=(f"{_API}/test_bad_input.py::test_bad_input_is_named",),
     ),
     Mutant(
         name="top_p 0 is drawn, not greedy",

@@ -63,8 +63,8 @@ MUTANTS = [
     Mutant(
         name="a tokenizer of any size is read",
         file="llama/tokenizer.py",
-        old="        if found.st_size > _MOST_BYTES:",
-        new="        if found.st_size > _MOST_BYTES << 20:",
+        old="        if found.st_size > _MAX_FILE_BYTES:",
+        new="        if found.st_size > _MAX_FILE_BYTES << 20:",
         tests=(f"{_LIMITS}::test_a_sparse_file_of_metas_layout",),
     ),
     Mutant(
@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="messages carry a file's control characters",
         file="llama/errors.py",
-        old="        super().__init__(printable(message, _LONGEST))",
+        old="        super().__init__(printable(message, _MAX_LENGTH))",
         new="        super().__init__(message)",
         tests=(f"{_LIMITS}::test_a_message_is_one_printable_line_and_never_long",),
     ),

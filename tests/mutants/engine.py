@@ -38,7 +38,7 @@ MUTANTS = [
     Mutant(
         name="a list without end is walked",
         file="llama/values.py",
-        old="list(itertools.islice(values, _MOST + 1))",
+        old="list(itertools.islice(values, _MAX_ENTRIES + 1))",
         new="list(itertools.islice(values, 10**6))",
         tests=("tests/engine/test_request_limits.py::test_a_list_without_end_is_not_walked",),
     ),
@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a text is encoded before its length is looked at",
-        file="llama/api/options.py",
+        file="llama/api/arguments.py",
         old="    if least > max_seq_len:\n",
         new="    if False:\n",
         tests=(f"{_LIMITS}::test_a_text_that_can_never_fit_is_not_encoded",),

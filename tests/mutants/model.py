@@ -133,7 +133,7 @@ MUTANTS = [
         file="llama/sizing/family.py",
         old="    if member is None:\n        return None\n    if args.rope_theta == 1e6:\n        return 16384\n",
         new="    if args.rope_theta == 1e6:\n        return 16384\n    if member is None:\n        return None\n",
-        tests=("tests/test_cli.py::test_info_of_the_bundled_model",),
+        tests=("tests/cli/test_verbs.py::test_info_of_the_bundled_model",),
     ),
     Mutant(
         name="auto asks the first GPU",

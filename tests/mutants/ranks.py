@@ -11,19 +11,15 @@ MUTANTS = [
     Mutant(
         name="an interrupt between two steps is told to nobody",
         file="llama/api/session.py",
-        old="        if not isinstance(error, LlamaError):  # those strike all ranks alike\n",
+        old="        if not isinstance(error, LlamaError):  # an error of this package is raised on all ranks alike\n",
         new="        if isinstance(error, MemoryError):\n",
         tests=(_APART + "test_a_step_that_fails_on_one_rank_fails_on_all_with_its_reason",),
     ),
     Mutant(
         name="an error of one replica that is none of the package is not gathered",
         file="llama/api/session.py",
-        old="""        except BaseException as error:
-            self._tell(error)
-            # Whatever it is""",
-        new="""        except ValueError as error:
-            self._tell(error)
-            # Whatever it is""",
+        old="        except BaseException as error:\n            self._report(error)\n",
+        new="        except ValueError as error:\n            self._report(error)\n",
         tests=(_APART + "test_an_error_of_one_replica_reaches_all_and_the_next_call_is_right",),
     ),
     Mutant(

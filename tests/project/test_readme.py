@@ -214,7 +214,7 @@ def test_there_are_commands_of_each_kind() -> None:
 
 def parsed(words: tuple[str, ...]) -> argparse.Namespace:
     try:
-        return cli._parser().parse_args(words)
+        return cli.make_parser().parse_args(words)
     except SystemExit as error:
         raise AssertionError(f"codellama {shlex.join(words)} does not parse") from error
 
@@ -226,7 +226,7 @@ def test_codellama_takes_it(command: Command) -> None:
         assert parsed((verb, *more)).run
     else:  # the verb is spoken of
         with pytest.raises(SystemExit) as ended:
-            cli._parser().parse_args((verb, "--help") if verb != "--help" else ("--help",))
+            cli.make_parser().parse_args((verb, "--help") if verb != "--help" else ("--help",))
         assert ended.value.code == 0
 
 

@@ -1,0 +1,137 @@
+"""What a call returns: the reference's dictionaries and stream deltas, and the outputs they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from ..engine import Counts, Delta, Times, TokenScore
+from ..prompts import Message
+from ..tokenizer import Tokenizer
+from .options import Options
+
+__all__ = [
+    "ChatPrediction",
+    "CompletionPrediction",
+    "InfillingPrediction",
+    "Output",
+    "Scores",
+    "StreamDelta",
+    "place",
+]
+
+
+class Scores(TypedDict, total=False):
+    """Tokens, as their pieces, and scores of a result; each key is there only if it was asked for.
+
+    top_logprobs: for each token the best pieces of its position and their log-probabilities, best first.
+    """
+
+    tokens: list[str]
+    logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionPrediction(Scores):
+    """A result of `text_completion`."""
+
+    generation: str
+    finish_reason: str
+
+
+class InfillingPrediction(Scores):
+    """A result of `text_infilling`; `full_text` is prefix + generation + suffix."""
+
+    generation: str
+    full_text: str
+    finish_reason: str
+
+
+class ChatPrediction(Scores, total=False):
+    """A result of `chat_completion`; `error` is there only if the dialog was refused."""
+
+    generation: Message
+    finish_reason: str
+    error: str
+
+
+@dataclass(frozen=True)
+class StreamDelta:
+    """New text of sample `sample` of prompt `index`; its last delta has a finish reason, counts and times."""
+
+    index: int
+    sample: int
+    text: str
+    finish_reason: str | None = None
+    counts: Counts | None = None
+    times: Times | None = None
+
+    @classmethod
+    def of(cls, delta: Delta) -> StreamDelta:
+        """From what the engine yields."""
+        index, sample = place(delta)
+        if delta.finish_reason is None:
+            return cls(index, sample, delta.text)
+        sequence = delta.sequence
+        return cls(index, sample, delta.text, delta.finish_reason.value, sequence.counts, sequence.times)
+
+
+@dataclass(frozen=True)
+class Output:
+    """One finished sample: its prompt's ids, its own ids, text and scores.
+
+    scores, prompt_scores: of `tokens`, and of `prompt` from its second id on; empty unless asked for.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: list[int]
+    text: str
+    scores: list[TokenScore]
+    prompt_scores: list[TokenScore]
+    finish_reason: str
+
+    @classmethod
+    def of(cls, delta: Delta) -> Output:
+        """From the last delta of a sequence."""
+        s = delta.sequence
+        assert delta.finish_reason is not None
+        return cls(
+            s.request.prompt, s.output, "".join(s.text), s.scores, s.prompt_scores, delta.finish_reason.value
+        )
+
+    @classmethod
+    def refused(cls, text: str) -> Output:
+        """A dialog's answer without running the model."""
+        return cls((), [], text, [], [], "error")
+
+    def ids(self, echo: bool) -> list[int]:
+        """The ids to return: with `echo` the prompt's in front."""
+        return [*self.prompt, *self.tokens] if echo else self.tokens
+
+    def logprobs(self, echo: bool) -> list[float]:
+        """The log-probability of each of `ids`; a prompt's first id is given, so it has 0."""
+        return [score.logprob for score in self._scores(echo)]
+
+    def scored(self, tokenizer: Tokenizer, call: Options) -> Scores:
+        """Tokens and scores of a result, as the call asked: nothing, scores, or alternatives too."""
+        if not call.scored:
+            return {}
+        found: Scores = {
+            "tokens": [tokenizer.token_piece(token) for token in self.ids(call.echo)],
+            "logprobs": self.logprobs(call.echo),
+        }
+        if call.top:
+            found["top_logprobs"] = [
+                {tokenizer.token_piece(token): value for token, value in score.top}
+                for score in self._scores(call.echo)
+            ]
+        return found
+
+    def _scores(self, echo: bool) -> list[TokenScore]:
+        return [TokenScore(0.0), *self.prompt_scores, *self.scores] if echo else self.scores
+
+
+def place(delta: Delta) -> tuple[int, int]:
+    """(prompt, sample) of a delta in its call."""
+    sequence = delta.sequence
+    return sequence.request.row, sequence.request.first_sample + sequence.sample

@@ -1,0 +1,74 @@
+"""Command-line arguments that several verbs share, and their types."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..printable import printable, tell
+from .terminal import out
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DTYPES", "Parser", "add_tokenizer", "path", "positive", "torch_dtype"]
+
+DTYPES = ("bfloat16", "float16", "float32")
+_MAX_DIGITS = 12
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser; words of the command line that its messages quote are made printable."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        for line in message.splitlines():
+            if file is sys.stdout:
+                out(line)
+            else:
+                tell(line)
+
+
+def add_tokenizer(parser: argparse.ArgumentParser, folder: str = "DIR") -> None:
+    """Add --tokenizer, by default the file in the folder of that name."""
+    parser.add_argument(
+        "--tokenizer",
+        type=path,
+        metavar="FILE",
+        help=f"the SentencePiece model (default: tokenizer.model in {folder})",
+    )
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, as an argument's type."""
+    # Not isdigit alone: "²" is a digit, and int() accepts at most 4,300 of them.
+    if not (text.isascii() and text.isdigit()) or not text.strip("0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
+    if len(text.lstrip("0")) > _MAX_DIGITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large: it has more than {_MAX_DIGITS} digits")
+    return int(text)
+
+
+def path(text: str) -> Path:
+    """A name that a file can have, as an argument's type. Whether the file exists is up to the verb."""
+    if not text:  # as a Path it would be the current folder
+        raise argparse.ArgumentTypeError("the name is empty; is a shell variable not set?")
+    try:
+        os.lstat(text)
+    except OSError:
+        pass  # it does not exist: the verb says so
+    except ValueError:  # NUL, or half a surrogate pair
+        raise argparse.ArgumentTypeError(f"{text!r} is not a possible file name") from None
+    return Path(text)
+
+
+def torch_dtype(name: str | None) -> torch.dtype | None:
+    """The torch dtype of a --dtype; imports torch."""
+    import torch
+
+    return None if name is None else getattr(torch, name)

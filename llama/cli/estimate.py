@@ -1,0 +1,134 @@
+"""`codellama estimate`: the memory that a model needs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import CheckpointNotFoundError, ConfigError
+from .arguments import DTYPES, positive, torch_dtype
+from .terminal import out
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..sizing.args import ModelArgs
+
+_FAMILY = ("7b", "13b", "34b", "70b")
+
+SUMMARY = "estimate a model's memory without loading it"
+DESCRIPTION = """
+    Memory per rank of a model: weights, KV cache and work space; whether that fits on the devices of this
+    machine, and the longest sequences and the largest batch that fit.
+
+      codellama estimate --model 34b --mp 4 --seq 16384 --batch 2
+      codellama estimate --model CodeLlama-7b/ --dtype float32
+      codellama estimate --table          the family's table, in Markdown
+    """
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", metavar="NAME|DIR", help=f"one of {', '.join(_FAMILY)}, or a checkpoint folder"
+    )
+    parser.add_argument(
+        "--mp", type=positive, default=1, metavar="N", help="ranks that hold the model (default 1)"
+    )
+    parser.add_argument(
+        "--seq", type=positive, default=4096, metavar="S", help="tokens of a sequence (default 4096)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=1, metavar="B", help="sequences at the same time (default 1)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, help="of weights and cache (default: as stored; bfloat16 for a name)"
+    )
+    parser.add_argument(
+        "--quant",
+        choices=("int8", "int4"),
+        help="weight-only quantization: int8 with a scale per row, int4 with one per 128 weights (for planning"
+        " only: this version computes with unquantized weights)",
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="print only the family's memory, as a Markdown table"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..checkpoint.base import dtype_name
+    from ..sizing.args import check_size
+    from ..sizing.budget import GIB
+    from ..sizing.estimate import estimate, table
+
+    if options.table:
+        for line in table().splitlines():
+            out(line)
+        return 0
+    if options.model is None:
+        raise ConfigError(f"pass --model with one of {', '.join(_FAMILY)} or a checkpoint folder, or --table")
+    args, stored = _shapes(options.model)
+    dtype = torch_dtype(options.dtype) or stored
+    check_size(args, options.mp)
+    found = estimate(args, options.mp, options.seq, options.batch, dtype, options.quant)
+    out(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
+    out(f"  weights     {found.weights / GIB:8.2f}  {options.quant or dtype_name(dtype)}")
+    out(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens")
+    out(f"  work space  {found.work / GIB:8.2f}")
+    out(f"  total       {found.total / GIB:8.2f}")
+    _print_devices(args, dtype, options)
+    return 0
+
+
+def _print_devices(args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace) -> None:
+    """A line for each device: whether the model fits on it."""
+    from ..sizing import estimate
+
+    devices = estimate.devices()
+    on_cpu = devices[0][0] == "cpu"
+    for name, free in devices:
+        # The ranks of one machine share its memory; each GPU has its own.
+        per_rank = None if free is None else free // options.mp if on_cpu else free
+        out(_fit(name, per_rank, args, dtype, options))
+    if not on_cpu and len(devices) < options.mp:
+        out(f"{options.mp} ranks need as many GPUs; this machine has {len(devices)}")
+
+
+def _fit(
+    name: str, free: int | None, args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace
+) -> str:
+    """Whether a rank's part fits in the free bytes, and the longest sequences and largest batch that do."""
+    from ..sizing.budget import GIB, SPARE
+    from ..sizing.estimate import estimate, largest
+
+    if free is None:
+        return f"{name}: the system does not say how much memory is free"
+    size, seq, batch, quant = options.mp, options.seq, options.batch, options.quant
+
+    def fits(seq: int, batch: int) -> bool:
+        return estimate(args, size, seq, batch, dtype, quant).total <= free * SPARE
+
+    has = f"{name}: {free / GIB:.2f} GiB free per rank"
+    if not fits(1, 1):
+        return f"{has}: does not fit, not even with an empty cache; use more ranks or a smaller dtype"
+    verdict = "fits" if fits(seq, batch) else "does not fit"
+    longest, most = largest(lambda n: fits(n, batch)), largest(lambda n: fits(seq, n))
+    return f"{has}: {verdict}; what fits: {batch:,} x {longest:,} tokens, or {most:,} x {seq:,}"
+
+
+def _shapes(model: str) -> tuple[ModelArgs, torch.dtype]:
+    """Shapes and dtype of a model of the family, by its name, or of a checkpoint folder."""
+    import torch
+
+    from ..checkpoint import open_checkpoint
+    from ..sizing.family import MEMBERS, args_of
+
+    for member in MEMBERS:
+        if model.lower() == member.name.lower():
+            return args_of(member), torch.bfloat16
+    if not Path(model).exists():
+        raise CheckpointNotFoundError(
+            f"there is no model and no folder {model!r}; pass one of {', '.join(_FAMILY)}, or a checkpoint folder"
+        )
+    checkpoint = open_checkpoint(model)
+    return checkpoint.args, checkpoint.dtype

@@ -1,0 +1,104 @@
+"""Laws of the estimate: it is what a built model takes, grows with tokens and sequences, and fills the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama import Llama
+from llama.distributed.parallel import Parallel
+from llama.kv_cache import KVCache
+from llama.model import ModelArgs, Transformer
+from llama.sizing import estimate
+from llama.sizing.estimate import table
+from llama.sizing.family import MEMBERS, args_of
+
+GIB = 1 << 30
+# A shape that 1, 2, 4 and 8 ranks share, where ranks come to outnumber key/value heads.
+ARGS = ModelArgs(dim=64, n_layers=3, n_heads=8, n_kv_heads=4, vocab_size=440, multiple_of=16, rope_theta=1e6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_weights_and_cache_are_those_of_a_built_model(size: int, dtype: torch.dtype) -> None:
+    """Of every rank: tensors that are really there, and a cache that is really reserved."""
+    found = estimate.estimate(ARGS, size, 100, 3, dtype)
+    for rank in range(size):
+        with torch.device("meta"):
+            model = Transformer(ARGS, parallel=Parallel(rank, size)).to(dtype)
+        assert found.weights == sum(value.nbytes for value in model.state_dict().values())
+        caches = []
+        for _ in range(3):
+            cpu = torch.device("cpu")
+            caches.append(KVCache(ARGS.n_layers, model.local_kv_heads, ARGS.head_dim, dtype, cpu, 100))
+            caches[-1].reserve(100)
+        assert found.cache == sum(cache.nbytes for cache in caches)
+    assert found.total == found.weights + found.cache + found.work
+    assert found.per_token * 300 == found.cache
+
+
+def test_weights_are_those_that_are_loaded(tiny_checkpoint: Path) -> None:
+    with Llama.build(tiny_checkpoint, None, 64, 2, 1, device="cpu", dtype="float32") as llama:
+        loaded = sum(value.nbytes for value in llama.model.state_dict().values())
+        args = llama.model.params
+    assert estimate.estimate(args, 1, 1, 1, torch.float32).weights == loaded
+
+
+def test_quantized_weights_counted_by_hand() -> None:
+    """int8: a byte for each weight, two for each row. int4: half a byte, two for 128 of them."""
+    linear, plain = 0, 0
+    for name, value in Transformer(ARGS, parallel=Parallel()).state_dict().items():
+        if value.dim() == 1 or name.startswith("tok_embeddings"):
+            plain += 2 * value.numel()
+        else:
+            linear += 1
+            plain += value.numel() + 2 * len(value)
+    assert linear == 7 * ARGS.n_layers + 1
+    assert estimate.estimate(ARGS, 1, 1, 1, torch.bfloat16, "int8").weights == plain
+
+
+@settings(max_examples=200, deadline=None)
+@given(limit=st.integers(0, 1 << 39))
+def test_the_largest_is_the_largest_that_fits(limit: int) -> None:
+    assert estimate.largest(lambda n: n <= limit) == limit
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.sampled_from([1, 2, 4, 8]),
+    seq=st.integers(1, 100_000),
+    batch=st.integers(1, 64),
+)
+def test_more_tokens_and_sequences_never_take_less(size: int, seq: int, batch: int) -> None:
+    """What the search for the largest rests on."""
+    for args in (ARGS, args_of(MEMBERS[0]), args_of(MEMBERS[3])):
+        found = estimate.estimate(args, size, seq, batch, torch.bfloat16)
+        longer = estimate.estimate(args, size, seq + 1, batch, torch.bfloat16)
+        more = estimate.estimate(args, size, seq, batch + 1, torch.bfloat16)
+        assert found.total == found.weights + found.cache + found.work
+        assert found.total < longer.total
+        assert found.total < more.total
+
+
+def test_the_table_says_what_estimate_says() -> None:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table().splitlines()]
+    assert rows[0][1:] == ["7B", "13B", "34B", "70B"]
+    by_label = {row[0].split(",")[0].split(" of")[0]: row[1:] for row in rows[2:]}
+    for column, member in enumerate(MEMBERS):
+        for place, size in enumerate((1, 2, 4, 8)):
+            found = estimate.estimate(args_of(member), size, 16384, 1, torch.bfloat16)
+            for label, value in (
+                ("weights", found.weights),
+                ("KV cache", found.cache),
+                ("work space", found.work),
+            ):
+                cells = by_label[label][column].split(" / ")
+                assert float(cells[place]) == pytest.approx(value / GIB, abs=0.0501), (
+                    label,
+                    member.name,
+                    size,
+                )

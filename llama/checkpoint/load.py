@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..distributed.layers import PackedWeight
 from ..errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
 from ..kernels import linear as kernels
 from ..kernels import native
@@ -113,13 +114,11 @@ def load_weights(
     parameters = list(model.named_parameters())
     modules: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in parameters}
     on_cpu = device.type == "cpu"
-    blocks = {
-        name: on_cpu and hasattr(modules[name], "multiply") and kernels.packs_blocks(p.shape, dtype)
-        for name, p in parameters
-    }
+    packs = {name: on_cpu and isinstance(modules[name], PackedWeight) for name in modules}
+    blocks = {name: packs[name] and kernels.packs_blocks(p.shape, dtype) for name, p in parameters}
     # What is packed whole is read into one buffer that serves all: plain and packed weights taken
     # and freed in turn leave holes between what stays, up to 0.6 of its size (measured).
-    borrows = {name: on_cpu and hasattr(modules[name], "multiply") and not blocks[name] for name in modules}
+    borrows = {name: packs[name] and not blocks[name] for name in modules}
     staging = torch.empty(
         max((p.numel() for name, p in parameters if borrows[name]), default=0), dtype=dtype, device=device
     )

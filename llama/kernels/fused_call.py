@@ -1,4 +1,4 @@
-"""Rows through whole layers in one call of csrc/bf16.c: its work space and addresses. For fused.py."""
+"""The native call behind fused.py: `llama_bf16_layers` of csrc/bf16.c, its arguments and its work space."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 from .native import kernels
 
-__all__ = ["Addresses", "LayerShape", "Layers"]
+__all__ = ["Addresses", "FusedCall", "LayerShape"]
 
-# Rows up to which every thread norms all of them for itself; FEW in csrc/bf16.c.
+# Up to so many rows, every thread computes the norm of all of them for itself; FEW in csrc/bf16.c.
 _FEW = 8
-# Scores are made room for in such steps of positions.
-_ROOM = 1024
+# Score buffers grow by 1,024 positions.
+_SCORE_STEP = 1024
 Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -40,8 +40,9 @@ class _Step(ctypes.Structure):
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Of a rank's part of every layer: query and key/value heads, head dimension, feed-forward dimension."""
+    """A rank's part of a layer: width of the model, heads, width of the feed-forward (hidden), norms' eps."""
 
+    width: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -49,12 +50,12 @@ class LayerShape:
     eps: float
 
 
-class Layers:
-    """Rows through layers, in one call or in parts; keeps the work space of the last number of rows."""
+class FusedCall:
+    """Calls the kernel for whole layers. Each thread keeps the work space of its last number of rows."""
 
     def __init__(self, shape: LayerShape) -> None:
         self._shape = shape
-        # Of each thread its own: several may run one model.
+        # Several threads may run one model.
         self._local = threading.local()
 
     def prepare(
@@ -66,22 +67,22 @@ class Layers:
         position_T: Addresses,
         table: np.ndarray[Any, np.dtype[np.float32]],
     ) -> Callable[[int, int, int], torch.Tensor]:
-        """Take rows x, contiguous -> run(first, last, part).
+        """Set the arguments for rows x, contiguous -> run(first, last, part).
 
         Args:
             weights: addresses (layers, 9), in the order of layer_t in csrc/bf16.c.
-            caches: addresses (layers, T, 2) of the keys and values (kv_heads, capacity, head_dim) of each row.
+            caches: addresses (layers, T, 2) of each row's keys and values (kv_heads, capacity, head_dim).
             position_T: of each row in its sequence; its key and value are stored there.
             table: (T, head_dim): cos and sin of each pair at the row's position.
 
-        `run(first, last, 0)` takes x through whole layers, in place, and returns it; part 1 and 2 return what
-        the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it. What
-        they return is overwritten by the next.
+        `run(first, last, 0)` takes x through whole layers, in place, and returns it. Parts 1 and 2 return
+        what the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it; the
+        next call overwrites that.
         """
         library = kernels()
         assert library is not None
-        rows, width = x_TC.shape
-        space = self._space(rows, width, torch.get_num_threads(), int(position_T.max()) + 1)
+        rows = x_TC.shape[0]
+        space = self._space(rows, torch.get_num_threads(), int(position_T.max()) + 1)
         step, out = space.step, space.out
         step.table, step.capacity, step.position = (
             each.ctypes.data for each in (table, capacity_T, position_T)
@@ -104,35 +105,43 @@ class Layers:
 
         return run
 
-    def _space(self, rows: int, width: int, threads: int, positions: int) -> _Space:
-        """Work space of this thread for these rows, and for scores of so many positions."""
+    def _space(self, rows: int, threads: int, positions: int) -> _Space:
+        """This thread's work space for so many rows, with scores of at least so many positions."""
         space: _Space | None = getattr(self._local, "space", None)
-        if space is not None and space.rows == (rows, width, threads) and positions <= space.room:
-            return space
-        shape, room = self._shape, -(-positions // _ROOM) * _ROOM
-        query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        normed = rows * width * (threads if rows <= _FEW else 1)
-        sizes = [normed, *(rows * n for n in (query, key, key, query, shape.hidden))]
-        parts = [torch.empty(size, dtype=torch.bfloat16, device="cpu") for size in sizes]
-        out = torch.empty(rows, width, dtype=torch.bfloat16, device="cpu")
-        score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
-        step = _Step(
-            *(rows, width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
-            *(shape.eps, shape.head_dim**-0.5),
-            *(None, None, None, room),
-            *(part.data_ptr() for part in parts),
-            *(out.data_ptr(), score.data_ptr()),
-        )
-        self._local.space = space = _Space((rows, width, threads), room, step, out, [*parts, score])
+        if space is None or space.sized_for != (rows, threads) or positions > space.room:
+            room = -(-positions // _SCORE_STEP) * _SCORE_STEP
+            self._local.space = space = _allocate(self._shape, rows, threads, room)
         return space
 
 
 @dataclass(frozen=True)
 class _Space:
-    """What a step of so many (rows, width, threads) works in."""
+    """Buffers of a step, and the structure that points to them.
 
-    rows: tuple[int, int, int]
+    Args:
+        sized_for: (rows, threads).
+        room: positions that the scores have room for.
+    """
+
+    sized_for: tuple[int, int]
     room: int
     step: _Step
     out: torch.Tensor
     buffers: list[torch.Tensor]
+
+
+def _allocate(shape: LayerShape, rows: int, threads: int, room: int) -> _Space:
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    normed = rows * shape.width * (threads if rows <= _FEW else 1)
+    sizes = [normed, *(rows * n for n in (query, key, key, query, shape.hidden))]
+    parts = [torch.empty(size, dtype=torch.bfloat16, device="cpu") for size in sizes]
+    out = torch.empty(rows, shape.width, dtype=torch.bfloat16, device="cpu")
+    score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
+    step = _Step(
+        *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
+        *(shape.eps, shape.head_dim**-0.5),
+        *(None, None, None, room),
+        *(part.data_ptr() for part in parts),
+        *(out.data_ptr(), score.data_ptr()),
+    )
+    return _Space((rows, threads), room, step, out, [*parts, score])

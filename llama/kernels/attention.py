@@ -38,11 +38,11 @@ def attend(
     Args:
         keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
     """
-    if native.takes_one(q_THD):
-        return native.attend_one(q_THD, k_TKD, v_TKD, keys, values, start)
+    if native.takes_decode(q_THD):
+        return native.decode_attention(q_THD, k_TKD, v_TKD, keys, values, start)
     k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
     if native.takes_chunk(q_THD):
-        return native.attend_chunk(q_THD, keys, values, start)
+        return native.chunk_attention(q_THD, keys, values, start)
     return causal_attention(q_THD, k_KSD, v_KSD)
 
 

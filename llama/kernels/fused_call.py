@@ -34,7 +34,7 @@ class _Step(ctypes.Structure):
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("table", "capacity", "position")),
         ("room", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("normed", "q", "k", "v", "seen", "gated", "out", "score")),
+        *((name, ctypes.c_void_p) for name in ("normed", "q", "k", "v", "attended", "gated", "out", "score")),
     )
 
 

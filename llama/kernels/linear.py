@@ -26,7 +26,18 @@ import torch.nn.functional as F
 
 from . import native
 
-__all__ = ["can_pack", "can_prepare", "format_of", "linear", "packs_blocks", "prepare", "unpack"]
+__all__ = [
+    "BLOCKED",
+    "ONEDNN",
+    "WeightFormat",
+    "can_pack",
+    "can_prepare",
+    "format_of",
+    "linear",
+    "packs_blocks",
+    "prepare",
+    "unpack",
+]
 
 # oneDNN reads the packed weights a third faster for four rows than for one to three (33 against 25 GB/s for
 # a large matrix), which pays for computing up to three rows that nobody asked for.

@@ -18,10 +18,10 @@ import torch
 
 __all__ = [
     "LANES",
-    "attend_chunk",
-    "attend_one",
     "available",
     "can_pack_block",
+    "chunk_attention",
+    "decode_attention",
     "draw",
     "kernels",
     "linear",
@@ -33,10 +33,10 @@ __all__ = [
     "rms_norm",
     "rotate_",
     "takes_chunk",
+    "takes_decode",
     "takes_layers",
     "takes_logits",
     "takes_norm",
-    "takes_one",
     "takes_rotation",
     "unpack",
     "why_missing",
@@ -246,12 +246,12 @@ def takes_layers(x_TC: torch.Tensor) -> bool:
 # ---- attention ----
 
 
-def takes_one(q_THD: torch.Tensor) -> bool:
-    """Whether `attend_one` takes these queries: a single one."""
+def takes_decode(q_THD: torch.Tensor) -> bool:
+    """Whether `decode_attention` takes these queries: a single token's."""
     return q_THD.shape[0] == 1 and _runs(q_THD, 2 * LANES)
 
 
-def attend_one(
+def decode_attention(
     q_1HD: torch.Tensor,
     k_1KD: torch.Tensor,
     v_1KD: torch.Tensor,
@@ -281,11 +281,13 @@ def attend_one(
 
 
 def takes_chunk(q_THD: torch.Tensor) -> bool:
-    """Whether `attend_chunk` takes these queries."""
+    """Whether `chunk_attention` takes these queries."""
     return q_THD.shape[2] <= _MAX_HEAD_DIM and _runs(q_THD, 2 * LANES)
 
 
-def attend_chunk(q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int) -> torch.Tensor:
+def chunk_attention(
+    q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
+) -> torch.Tensor:
     """Attend from tokens at positions start.. of a cache (K, capacity, D) to 0..their own -> (T, H, D).
 
     Their keys and values are stored already. All tensors are contiguous; D is a multiple of 32, at most 256.

@@ -70,7 +70,7 @@ def test_a_chunk_behind_a_prefix(
 def test_the_compiled_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """One query, several, and none of them where the heads are too large or of no whole vector."""
     taken: list[str] = []
-    for name in ("attend_one", "attend_chunk"):
+    for name in ("decode_attention", "chunk_attention"):
         kernel = getattr(native, name)
         monkeypatch.setattr(
             native, name, lambda *args, name=name, kernel=kernel: (taken.append(name), kernel(*args))[1]
@@ -78,7 +78,7 @@ def test_the_compiled_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None
     for count, dim in ((1, 32), (2, 32), (1, 288), (2, 256), (2, 288), (1, 24), (2, 24)):
         check(3, count, 2, 1, dim)
         taken.append("|")
-    assert "".join(taken) == "attend_one|attend_chunk|attend_one|attend_chunk||||"
+    assert "".join(taken) == "decode_attention|chunk_attention|decode_attention|chunk_attention||||"
 
 
 @pytest.mark.usefixtures("compiled")
@@ -90,7 +90,7 @@ def test_a_chunk_does_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            found.append(native.attend_chunk(query, keys, values, 100))
+            found.append(native.chunk_attention(query, keys, values, 100))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(each, found[0]) for each in found)
@@ -113,6 +113,6 @@ def test_scores_of_any_size(place: int, count: int) -> None:
 def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
     {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
-    out = native.attend_chunk(q.bfloat16(), keys.bfloat16(), values.bfloat16(), 30)
+    out = native.chunk_attention(q.bfloat16(), keys.bfloat16(), values.bfloat16(), 30)
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected

@@ -200,13 +200,13 @@ typedef struct {
 typedef struct {
     long rows, width, heads, kv_heads, dim, hidden, threads; /* width of the model, hidden of its FFN */
     float eps, scale;
-    const float *table;             /* (rows, dim): cos and sin of each pair at the row's position */
+    const float *table;              /* (rows, dim): cos and sin of each pair at the row's position */
     const long *capacity, *position; /* of each row */
-    long room;                      /* floats of a thread's scores: 16 n, above the largest position */
+    long room;                       /* floats of a thread's scores: a multiple of 16, above any position */
     /* Work space: */
-    uint16_t *normed; /* (threads, rows, width) if rows <= FEW, else (rows, width) */
-    uint16_t *q, *k, *v, *seen, *gated, *out; /* out: (rows, width) */
-    float *score;     /* (threads, room) */
+    uint16_t *normed;                /* (threads, rows, width) if rows <= FEW, else (rows, width) */
+    uint16_t *q, *k, *v, *attended, *gated, *out; /* out: (rows, width) */
+    float *score;                    /* (threads, room) */
 } step_t;
 
 /* A barrier for waits of a few microseconds. Cheaper than OpenMP's, which soon sleeps. A thread that waits
@@ -217,17 +217,17 @@ typedef struct {
 } barrier_t;
 
 /* The next piece of work between two barriers. Threads take pieces as they become free, as above. */
-static long take(barrier_t *m) { return __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED); }
+static long next_piece(barrier_t *b) { return __atomic_fetch_add(&b->next, 1, __ATOMIC_RELAXED); }
 
-static void wait_all(barrier_t *m) {
-    const int round = __atomic_load_n(&m->round, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == m->threads) {
-        __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&m->next, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
+static void wait_all(barrier_t *b) {
+    const int round = __atomic_load_n(&b->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == b->threads) {
+        __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&b->next, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&b->round, round + 1, __ATOMIC_RELEASE);
         return;
     }
-    for (long spins = 0; __atomic_load_n(&m->round, __ATOMIC_ACQUIRE) == round; spins++)
+    for (long spins = 0; __atomic_load_n(&b->round, __ATOMIC_ACQUIRE) == round; spins++)
         if (spins < SPINS)
             _mm_pause();
         else
@@ -263,7 +263,7 @@ TARGET static void one_panel(const uint16_t *x, const uint16_t *packed, uint16_t
 TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *packed, uint16_t *y,
                            uint16_t *residual, long in, long out, barrier_t *barrier) {
     const long count = panels(out), step = GROUPS * LANES;
-    for (long i; (i = take(barrier)) < count;) {
+    for (long i; (i = next_piece(barrier)) < count;) {
         one_panel(x, packed, y, s->rows, in, out, i);
         const long first = i * step, last = first + step < out ? first + step : out;
         if (residual)
@@ -273,11 +273,11 @@ TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *p
     }
 }
 
-/* Attention of each row to its sequence -> s->seen. Queries of one sequence that share a key head (rows of a
- * draft or a chunk, heads of a group) run together, each in a lane, where there are enough of them. */
-TARGET static void look(const step_t *s, const cache_t *caches, long thread, barrier_t *barrier) {
+/* Attention of each row to its sequence -> s->attended. Queries of one sequence that share a key head (rows of
+ * a draft or a chunk, heads of a group) run together, each in a lane, where there are enough of them. */
+TARGET static void attend_rows(const step_t *s, const cache_t *caches, long thread, barrier_t *barrier) {
     const long query = s->heads * s->dim, group = s->heads / s->kv_heads;
-    long item = 0, mine = take(barrier);
+    long item = 0, mine = next_piece(barrier);
     for (long first = 0, rows; first < s->rows; first += rows) {
         for (rows = 1; first + rows < s->rows && caches[first + rows].keys == caches[first].keys;) rows++;
         const long all = rows * group, start = s->position[first];
@@ -285,22 +285,22 @@ TARGET static void look(const step_t *s, const cache_t *caches, long thread, bar
             const long at = h * s->capacity[first] * s->dim;
             const uint16_t *keys = caches[first].keys + at, *values = caches[first].values + at;
             const uint16_t *q = s->q + first * query + h * group * s->dim;
-            uint16_t *seen = s->seen + first * query + h * group * s->dim;
+            uint16_t *attended = s->attended + first * query + h * group * s->dim;
             if (all < LANES_PAY || s->dim > DEEP) {
                 for (long i = 0; i < all; i++, item++)
                     if (item == mine) {
                         const long to = i / group * query + i % group * s->dim;
-                        llama_one_query(q + to, keys, values, seen + to, s->score + thread * s->room,
-                                        start + i / group + 1, s->dim, s->scale);
-                        mine = take(barrier);
+                        llama_attend_query(q + to, keys, values, attended + to, s->score + thread * s->room,
+                                           start + i / group + 1, s->dim, s->scale);
+                        mine = next_piece(barrier);
                     }
             } else {
                 const long tile = llama_tile_size(all, s->kv_heads, s->threads);
                 for (long i = 0; i < all; i += tile, item++)
                     if (item == mine) {
-                        llama_tile(q, keys, values, seen, i, all - i < tile ? all - i : tile, group, query, s->dim,
-                                   start, s->scale);
-                        mine = take(barrier);
+                        llama_attend_tile(q, keys, values, attended, i, all - i < tile ? all - i : tile, group, query,
+                                          s->dim, start, s->scale);
+                        mine = next_piece(barrier);
                     }
             }
         }
@@ -312,7 +312,7 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
     const long query = s->heads * s->dim, key = s->kv_heads * s->dim, group = s->heads / s->kv_heads;
     const uint16_t *in = normed(s, x, w->attention_norm, thread, threads, barrier);
     const long nq = panels(query), nk = panels(key), all = nq + 2 * nk;
-    for (long i; (i = take(barrier)) < all;)
+    for (long i; (i = next_piece(barrier)) < all;)
         if (i < nq)
             one_panel(in, w->wq, s->q, s->rows, s->width, query, i);
         else if (i < nq + nk)
@@ -321,7 +321,7 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
             one_panel(in, w->wv, s->v, s->rows, s->width, key, i - nq - nk);
     wait_all(barrier);
     const long stores = s->rows * s->kv_heads;
-    for (long i; (i = take(barrier)) < stores;) {
+    for (long i; (i = next_piece(barrier)) < stores;) {
         const long r = i / s->kv_heads, h = i % s->kv_heads;
         const long at = (h * s->capacity[r] + s->position[r]) * s->dim;
         const float *table = s->table + r * s->dim;
@@ -332,9 +332,9 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
     }
     wait_all(barrier);
     /* Rows of one sequence see each other's keys, so all are stored before any is read. */
-    look(s, caches, thread, barrier);
+    attend_rows(s, caches, thread, barrier);
     wait_all(barrier);
-    product(s, s->seen, w->wo, s->out, add ? x : 0, query, s->width, barrier);
+    product(s, s->attended, w->wo, s->out, add ? x : 0, query, s->width, barrier);
 }
 
 TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, int add, long thread, long threads,
@@ -342,7 +342,7 @@ TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, 
     const uint16_t *in = normed(s, x, w->ffn_norm, thread, threads, barrier);
     const long step = GROUPS * LANES, count = panels(s->hidden);
     uint16_t up[s->rows * step];
-    for (long i; (i = take(barrier)) < count;) {
+    for (long i; (i = next_piece(barrier)) < count;) {
         const long first = i * step, width = s->hidden - first < step ? s->hidden - first : step;
         one_panel(in, w->w1, s->gated, s->rows, s->width, s->hidden, i);
         any_panel(w->w3 + first * s->width, in, up, s->rows, s->width, step, width);

@@ -81,7 +81,7 @@ typedef struct {
 
 /* sums (queries, dim) = sums * fading + weights x values, for QUERIES queries and 32 of dim at a time. Two
  * positions at a time: weights[s / 2] has a pair for each lane. Of 32 sums in a row, the first 16 belong to
- * 0-3, 8-11, 16-19 and 24-27 of dim, the order in which unpacking leaves the values; `store_sums` undoes it. */
+ * 0-3, 8-11, 16-19 and 24-27 of dim, the order in which unpacking leaves them; `store_sums` undoes it. */
 TARGET INLINE void accumulate(float *sums, const float *fading, const int32_t *weights, const uint16_t *values,
                               long length, long dim) {
     __m512 low[QUERIES], high[QUERIES];

@@ -5,8 +5,8 @@
 
 #include <stdint.h>
 
-/* DEEP: the largest head dimension of a tile. LANES_PAY: from so many queries on, one pass with a query in each
- * lane takes less time than one pass for each query. */
+/* DEEP: the largest head dimension of a tile. LANES_PAY: from so many queries on, one pass with one query in
+ * each lane takes less time than one pass for each query. */
 enum { DEEP = 256, LANES_PAY = 3 };
 
 void llama_attend_query(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, float *score,

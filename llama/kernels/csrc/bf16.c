@@ -273,8 +273,8 @@ TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *p
     }
 }
 
-/* Attention of each row to its sequence -> s->attended. Queries of one sequence that share a key head (rows of
- * a draft or a chunk, heads of a group) run together, each in a lane, where there are enough of them. */
+/* Attention of each row to its sequence -> s->attended. Queries of one sequence that share a key head (rows
+ * of a draft or a chunk, heads of a group) run together, each in a lane, where there are enough of them. */
 TARGET static void attend_rows(const step_t *s, const cache_t *caches, long thread, barrier_t *barrier) {
     const long query = s->heads * s->dim, group = s->heads / s->kv_heads;
     long item = 0, mine = next_piece(barrier);

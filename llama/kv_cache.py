@@ -1,8 +1,10 @@
-"""KV caches: they own where a token is written and what a query may see.
+"""KV caches: where a token's key and value are stored, and what a query may see.
 
-`KVCache` holds one sequence, contiguous in each layer, and grows with the tokens in it: max_seq_len
-and max_batch_size never size an allocation. `BatchCache` is the view of a step: several sequences,
-each with the number of its tokens in the flattened run. Shapes as in attention.py.
+`KVCache` holds one sequence, contiguous in each layer, and grows with its tokens: max_seq_len and
+max_batch_size never size an allocation. `BatchCache` is what one step sees: several sequences, each with the
+number of its tokens in the flattened run.
+
+Shapes: T new tokens, S cached positions, H query heads, K key/value heads, D head dimension.
 """
 
 from __future__ import annotations
@@ -10,18 +12,18 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from .kernels import native
-from .kernels.attention import causal_attention
-from .kernels.native_layers import Addresses
+from .kernels.attention import attend
 
 __all__ = ["BatchCache", "KVCache"]
 
-# Positions are allocated in such steps, so that a growing sequence is not copied for each token.
+# Capacity is a multiple of this, so that a growing sequence is not copied for each token.
 _GRAIN = 64
+_Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class KVCache:
@@ -30,8 +32,8 @@ class KVCache:
     Args:
         n_layers, n_kv_heads, head_dim: of this rank's part of the model.
         dtype, device: of the stored keys and values.
-        limit: positions that it can come to hold; growth never allocates more, so that what was
-            promised at admission is what is taken. None: not known.
+        limit: the most positions it will hold. Growth never allocates more, so a sequence takes no more memory
+            than it was admitted with. None: not known.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class KVCache:
         self.length = 0
         self._keys = [empty] * n_layers
         self._values = [empty] * n_layers
-        self._addresses: Addresses | None = None
+        self._addresses: _Integers | None = None
 
     @property
     def capacity(self) -> int:
@@ -61,9 +63,9 @@ class KVCache:
         return sum(x.nbytes for x in (*self._keys, *self._values))
 
     def reserve(self, positions: int) -> None:
-        """Make room for `positions` in all, by at least a quarter more than before.
+        """Make room for `positions` in all; capacity grows by at least a quarter.
 
-        One layer is copied after the other, so the peak is one layer above the result.
+        Layers are copied one after the other, so the peak is one layer above the result.
         """
         if positions <= self.capacity:
             return
@@ -82,31 +84,31 @@ class KVCache:
                     store[layer] = new
                     grown.append((store, layer))
         except BaseException:
-            # All layers alike again, without asking for memory: what reads them knows one capacity.
+            # Readers expect one capacity in all layers: shrink the grown ones again, without allocating.
             for store, layer in grown:
                 store[layer] = _shrunk(store[layer], before, self.length)
             raise
 
     def fork(self) -> KVCache:
-        """A copy that goes its own way from here on."""
+        """An independent copy."""
         other = object.__new__(KVCache)
         other.limit = self.limit
         other.length = self.length
-        # With the room of the original: an exact copy would be copied again for its first token.
+        # With the capacity of the original: an exact copy would be copied again for its first token.
         other._addresses = None
         other._keys = [_copied(x, self.length) for x in self._keys]
         other._values = [_copied(x, self.length) for x in self._values]
         return other
 
-    def addresses(self) -> Addresses:
-        """Where keys and values of each layer begin, (layers, 2), for native.layers."""
+    def addresses(self) -> _Integers:
+        """Addresses of the keys and values of each layer, (layers, 2)."""
         if self._addresses is None:
             pairs = zip(self._keys, self._values, strict=True)
             self._addresses = np.array([(k.data_ptr(), v.data_ptr()) for k, v in pairs], dtype=np.int64)
         return self._addresses
 
     def take(self) -> KVCache:
-        """The content as a new cache; this one is empty afterwards."""
+        """Move the content into a new cache; this one is empty afterwards."""
         other = copy.copy(self)
         other._keys, other._values = list(self._keys), list(self._values)
         self.length = 0
@@ -130,31 +132,11 @@ class KVCache:
         assert 0 <= length <= self.length
         self.length = length
 
-    def write(
-        self, layer: int, k_TKD: torch.Tensor, v_TKD: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store T tokens behind the complete ones; returns all keys and values, (K, S, D) each."""
-        end = self.length + k_TKD.shape[0]
-        keys, values = self._keys[layer], self._values[layer]
-        keys[:, self.length : end] = k_TKD.transpose(0, 1)
-        values[:, self.length : end] = v_TKD.transpose(0, 1)
-        return keys[:, :end], values[:, :end]
-
     def attend(
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
     ) -> torch.Tensor:
         """Store T tokens behind the complete ones and attend from each to all up to itself -> (T, H, D)."""
-        if q_THD.shape[0] == 1 and native.fits(q_THD, 32):
-            out = torch.empty_like(q_THD)
-            keys, values = self._keys[layer], self._values[layer]
-            native.decode(q_THD[0], k_TKD[0], v_TKD[0], keys, values, self.length, out[0])
-            return out
-        seen = self.write(layer, k_TKD, v_TKD)
-        if native.fits(q_THD, 32) and q_THD.shape[2] <= 256:
-            out = torch.empty_like(q_THD)
-            native.attend(q_THD, self._keys[layer], self._values[layer], self.length, out)
-            return out
-        return causal_attention(q_THD, *seen)
+        return attend(q_THD, k_TKD, v_TKD, self._keys[layer], self._values[layer], self.length)
 
 
 def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:
@@ -167,7 +149,7 @@ def _shrunk(x_KSD: torch.Tensor, capacity: int, length: int) -> torch.Tensor:
     """The first `length` positions, in place, in a layout of `capacity`."""
     heads, _, dim = x_KSD.shape
     small = x_KSD.view(-1)[: heads * capacity * dim].view(heads, capacity, dim)
-    for head in range(heads):  # each moves to the front, over what was copied already
+    for head in range(heads):  # each moves forward, over heads that were moved before
         small[head, :length] = x_KSD[head, :length].clone()
     return small
 
@@ -182,8 +164,11 @@ class BatchCache:
         for cache, count in zip(caches, counts, strict=True):
             cache.reserve(cache.length + count)
 
-    def rows(self) -> tuple[Addresses, Addresses, Addresses]:
-        """For native.layers: addresses (layers, T, 2), and capacity and position (T,) of every token of the run."""
+    def rows(self) -> tuple[_Integers, _Integers, _Integers]:
+        """For kernels that take addresses: where the keys and values of each token's sequence are.
+
+        Returns addresses (layers, T, 2), and of each token its cache's capacity and its position, (T,) each.
+        """
         total = sum(self.counts)
         addresses = np.empty((len(self.caches[0].addresses()), total, 2), dtype=np.int64)
         capacity = np.empty(total, dtype=np.int64)
@@ -205,7 +190,7 @@ class BatchCache:
     def attend(
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
     ) -> torch.Tensor:
-        """Write this layer's keys and values of the run and attend to what each token may see -> (T, H, D)."""
+        """Store the run's keys and values of a layer; each token attends to its sequence -> (T, H, D)."""
         if len(self.caches) == 1:
             return self.caches[0].attend(layer, q_THD, k_TKD, v_TKD)
         ends = list(itertools.accumulate(self.counts, initial=0))
@@ -217,6 +202,6 @@ class BatchCache:
         return torch.cat(parts)
 
     def commit(self) -> None:
-        """Count the run's tokens as complete. A step that failed before it leaves no trace."""
+        """Count the run's tokens as complete. A step that fails before this leaves no trace."""
         for cache, count in zip(self.caches, self.counts, strict=True):
             cache.length += count

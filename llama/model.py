@@ -1,15 +1,18 @@
 """The Code Llama Transformer over flattened tokens.
 
-Shapes: T tokens of a step (of all its sequences, one behind the other), C model dimension, H and K
-query and key/value heads of this rank, D head dimension, N positions whose logits are wanted, V
-vocabulary. Pre-norm layers with RMSNorm (Zhang and Sennrich 2019), rotary positions on interleaved
-pairs (Su et al. 2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie et al. 2023).
+Pre-norm layers with RMSNorm (Zhang and Sennrich 2019), rotary positions on interleaved pairs (Su et al.
+2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie et al. 2023). The operators are in kernels/,
+which chooses an implementation for the device and dtype; steps of few bfloat16 rows on a CPU skip the modules
+and take kernels/fused.py.
+
+Shapes: T tokens of a step (its sequences, one behind the other), C model dimension, H and K query and
+key/value heads of this rank, D head dimension, N positions whose logits are wanted, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +22,10 @@ from .distributed.layers import ColumnParallelLinear, ParallelEmbedding, RowPara
 from .distributed.parallel import Parallel
 from .distributed.world import host_parallel
 from .errors import ConfigError
-from .kernels import native
-from .kernels.fused import FusedLayers
+from .kernels.fused import FusedLayers, LayerShape
+from .kernels.norms import rms_norm, rotary_table, rotate
 from .kv_cache import BatchCache, KVCache
 from .sizing.args import ModelArgs, check_size, valid_sizes
-
-if TYPE_CHECKING:
-    from .api.compat import apply_rotary_emb, precompute_freqs_cis, repeat_kv
 
 __all__ = [
     "Attention",
@@ -34,15 +34,15 @@ __all__ = [
     "RMSNorm",
     "Transformer",
     "TransformerBlock",
-    "apply_rotary_emb",
-    "precompute_freqs_cis",
-    "repeat_kv",
+    "apply_rotary_emb",  # noqa: F822 (this and the next two: see __getattr__)
+    "precompute_freqs_cis",  # noqa: F822
+    "repeat_kv",  # noqa: F822
     "valid_sizes",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    # The reference keeps these here; nothing in this package uses them.
+    """The small functions that the reference has in this module. Nothing in this package uses them."""
     if name in ("apply_rotary_emb", "precompute_freqs_cis", "repeat_kv"):
         from .api import compat
 
@@ -59,41 +59,15 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim), requires_grad=False)
 
     def assign(self, weight: torch.Tensor) -> None:
-        """Take a loaded weight over."""
+        """Take over a loaded weight."""
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if native.fits(x, 16) and self.weight.dtype == x.dtype and self.weight.is_contiguous():
-            return native.rms_norm(x, self.weight, self.eps)
-        x32 = x.float()
-        scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(self.eps))
-        return (x32 * scale).type_as(x) * self.weight
-
-
-def rotary_table(positions_T: torch.Tensor, head_dim: int, theta: float) -> torch.Tensor:
-    """exp(i * position * theta^(-2j/D)) as (T, D/2) complex64.
-
-    Made for the positions of a step, in float32 whatever the model's dtype: half-precision angles
-    break theta 1e6. One table serves all layers.
-    """
-    pair = torch.arange(0, head_dim, 2, device=positions_T.device, dtype=torch.float32)
-    angle = positions_T.float()[:, None] * (1.0 / theta ** (pair / head_dim))
-    return torch.polar(torch.ones_like(angle), angle)
-
-
-def rotate(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn each interleaved pair (2j, 2j+1) of every head by its position's angle; x may be overwritten."""
-    if native.fits(x_THD, 16) and x_THD.is_contiguous():
-        return native.rotate_(x_THD, table)
-    pairs = torch.view_as_complex(x_THD.float().view(*x_THD.shape[:-1], -1, 2))
-    return torch.view_as_real(pairs * table[:, None]).flatten(-2).type_as(x_THD)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; heads are split over the ranks.
-
-    Where ranks outnumber key/value heads, each of these is held by several ranks.
-    """
+    """Grouped-query attention. Heads are split over the ranks; more ranks than key/value heads share them."""
 
     def __init__(self, layer: int, args: ModelArgs, parallel: Parallel) -> None:
         super().__init__()
@@ -144,7 +118,7 @@ class TransformerBlock(nn.Module):
         return out
 
 
-# What the fused step stands for.
+# The forwards that FusedLayers replaces. It declines where one of them was patched.
 _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
     TransformerBlock: TransformerBlock.forward,
     Attention: Attention.forward,
@@ -156,18 +130,18 @@ _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
 
 
 class Transformer(nn.Module):
-    """The model of one rank. Inference only: no parameter asks for a gradient.
+    """One rank's part of the model. Inference only: no parameter requires a gradient.
 
-    `hidden` and `logits` are what the engine calls. `forward(tokens, start_pos)` is the reference's
-    call, for research code written to it.
+    The engine calls `hidden` and `logits`. `forward(tokens, start_pos)` is the reference's call, for research
+    code.
 
     Args:
         params: with vocab_size set.
-        parallel: this rank's place; by default what the host set up through fairscale, else one rank.
+        parallel: this rank's place; by default from the host's fairscale groups, else a single rank.
 
     Raises:
-        ConfigError: vocab_size is not known.
-        ParallelismError: heads that the ranks cannot share, with the sizes that work.
+        ConfigError: vocab_size is not set.
+        ParallelismError: the ranks cannot split the heads evenly; the message names the sizes that work.
     """
 
     def __init__(self, params: ModelArgs, *, parallel: Parallel | None = None) -> None:
@@ -187,21 +161,30 @@ class Transformer(nn.Module):
             params.dim, params.vocab_size, parallel=parallel, gather_output=True
         )
         self._own_caches: list[KVCache] = []
-        self._fused = FusedLayers(self, _FORWARDS)
+        shape = LayerShape(
+            width=params.dim,
+            heads=params.n_heads // parallel.size,
+            kv_heads=self.local_kv_heads,
+            head_dim=params.head_dim,
+            hidden=params.ffn_dim // parallel.size,
+            eps=params.norm_eps,
+        )
+        all_reduce = parallel.all_reduce if parallel.size > 1 else None
+        self._fused = FusedLayers(shape, self.layers, _FORWARDS, all_reduce)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights and of everything between them but norms, rotary tables and logits."""
+        """Of weights and activations. Norms, rotations and logits are computed in float32."""
         return self.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """That holds the weights."""
         return self.norm.weight.device
 
     @property
     def local_kv_heads(self) -> int:
-        """Key/value heads that this rank holds."""
+        """Key/value heads on this rank."""
         return max(1, self.params.kv_heads // self.parallel.size)
 
     def new_cache(self, limit: int | None = None) -> KVCache:
@@ -212,12 +195,12 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
-        """The normed last hidden states (T, C) of a flattened run; its keys and values are in the cache."""
-        # The dtypes are the model's own, also where the host program runs within autocast.
+        """Run flattened tokens -> normed last hidden states (T, C); the cache gains their keys and values."""
+        # A host program's autocast must not change the model's dtypes.
         with torch.autocast(self.device.type, enabled=False):
             x_TC = self.tok_embeddings(tokens_T)
-            if self._fused.fits(self, x_TC):
-                x_TC = self._fused.run(x_TC, cache)
+            if self._fused.takes(x_TC, self.layers):
+                x_TC = self._fused.run(x_TC, self.params.rope_theta, *cache.rows())
             else:
                 positions = torch.tensor(cache.positions(), device=tokens_T.device)
                 rotary = rotary_table(positions, self.params.head_dim, self.params.rope_theta)
@@ -229,7 +212,7 @@ class Transformer(nn.Module):
 
     @torch.inference_mode()
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
-        """Scores of the whole vocabulary (N, V) in float32, on every rank."""
+        """Logits of the whole vocabulary (N, V) in float32, on every rank."""
         with torch.autocast(self.device.type, enabled=False):
             out: torch.Tensor = self.output(hidden_NC)
         return out.float()
@@ -238,9 +221,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: torch.Tensor, start_pos: int = 0) -> torch.Tensor:
         """The reference's call: ids (B, T) at positions start_pos.. -> logits (B, T, V) in float32.
 
-        Keys and values of earlier calls are kept in the model, as in the reference. `start_pos` may
-        be any position up to the end of what was computed; several new tokens at start_pos > 0 are
-        masked right.
+        The model keeps keys and values of earlier calls, as in the reference. `start_pos` may be any position
+        that was computed, or the one behind it. The causal mask is right for several tokens at start_pos > 0,
+        too.
 
         Raises:
             ConfigError: more rows than max_batch_size, positions past max_seq_len or past what was computed.

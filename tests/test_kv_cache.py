@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_model
 
+from llama.kernels.attention import store
 from llama.kv_cache import BatchCache, KVCache
 
 LAYERS, K, D = 2, 3, 4
@@ -23,10 +24,15 @@ def tokens(count, seed=0):
     return [tuple(torch.randn(count, K, D, generator=generator) for _ in range(2)) for _ in range(LAYERS)]
 
 
+def put(cache, layer, k_TKD, v_TKD):
+    """Store tokens behind the complete ones, as `attend` does -> all keys and values of the layer so far."""
+    return store(k_TKD, v_TKD, cache._keys[layer], cache._values[layer], cache.length)
+
+
 def write(cache, run, start, end):
     """One step: room, all layers, commit. Returns what each layer sees."""
     batch = BatchCache([cache], [end - start])
-    seen = [cache.write(layer, k[start:end], v[start:end]) for layer, (k, v) in enumerate(run)]
+    seen = [put(cache, layer, k[start:end], v[start:end]) for layer, (k, v) in enumerate(run)]
     batch.commit()
     return seen
 
@@ -34,8 +40,8 @@ def write(cache, run, start, end):
 def holds(cache, run, length):
     """Whether the cache holds the first `length` tokens of a run, and nothing else is complete."""
     nothing = torch.empty(0, K, D)
-    # A write of no token returns all that is complete.
-    seen = [cache.write(layer, nothing, nothing) for layer in range(LAYERS)]
+    # To store no token returns all that is complete.
+    seen = [put(cache, layer, nothing, nothing) for layer in range(LAYERS)]
     return cache.length == length and all(
         torch.equal(got, wanted[:length].transpose(0, 1))
         for pair, expected in zip(seen, run, strict=True)
@@ -192,7 +198,7 @@ def test_a_growth_that_fails_leaves_the_cache_as_it_was(
     cache.reserve(64)
     given = [torch.randn(50, 2, 4) for _ in range(6)]
     for layer in range(3):
-        cache.write(layer, given[layer], given[3 + layer])
+        put(cache, layer, given[layer], given[3 + layer])
     cache.length = 50
     calls = []
     new_empty = torch.Tensor.new_empty

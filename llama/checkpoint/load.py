@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..distributed.layers import PackedWeight
 from ..kernels import linear as kernels
 from ..kernels import native
 from ..model import Transformer
@@ -40,13 +41,11 @@ def load_weights(
     parameters = list(model.named_parameters())
     modules: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in parameters}
     on_cpu = device.type == "cpu"
-    blocks = {
-        name: on_cpu and hasattr(modules[name], "multiply") and kernels.packs_blocks(p.shape, dtype)
-        for name, p in parameters
-    }
+    packs = {name: on_cpu and isinstance(modules[name], PackedWeight) for name in modules}
+    blocks = {name: packs[name] and kernels.packs_blocks(p.shape, dtype) for name, p in parameters}
     # Weights that are packed as a whole share one staging buffer: allocating and freeing a plain copy of each
     # in turn leaves holes between the packed ones, up to 0.6 of their size (measured).
-    staged = {name: on_cpu and hasattr(modules[name], "multiply") and not blocks[name] for name in modules}
+    staged = {name: packs[name] and not blocks[name] for name in modules}
     staging = torch.empty(
         max((p.numel() for name, p in parameters if staged[name]), default=0), dtype=dtype, device=device
     )

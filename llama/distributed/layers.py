@@ -1,15 +1,16 @@
-"""fairscale's parallel layers with the group as a value, weights assigned later, and a chosen kernel.
+"""fairscale's parallel layers, with an explicit group, weights assigned later, and this package's kernels.
 
-The split of every weight is fairscale's: `ColumnParallelLinear` along the output (dim 0 of the
-weight), `RowParallelLinear` and `ParallelEmbedding` along the input or embedding (dim 1). Three
-things differ from the layers of fairscale 0.4.13 and are all that is overridden:
+Every weight is split as in fairscale: `ColumnParallelLinear` along the output (dim 0 of the weight),
+`RowParallelLinear` and `ParallelEmbedding` along the input or embedding (dim 1). Four things differ from the
+layers of fairscale 0.4.13:
 
-* They take their group from a `Parallel` value instead of fairscale's global registry, so that one
-  rank needs no process group, models of different sizes live side by side, and a host program that
-  uses fairscale itself is left alone.
-* They allocate through `torch.empty`, which the meta device takes over; fairscale's own
-  constructors allocate and scatter a full master weight on every rank.
-* They are for inference: collectives run in place and record no gradient.
+* They take their group from a `Parallel` value instead of fairscale's global registry. One rank needs no
+  process group, models of different sizes live side by side, and a host program that uses fairscale itself is
+  not affected.
+* They allocate through `torch.empty`, so the meta device allocates nothing; fairscale's constructors allocate
+  and scatter a full master weight on every rank.
+* They store weights in the format that kernels/linear.py chooses, and multiply through it.
+* They are for inference only: collectives run in place and record no gradient.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from fairscale.nn.model_parallel import layers as fairscale
 from fairscale.nn.model_parallel.utils import divide_and_check_no_remainder
 from torch import nn
 
-from ..kernels import linear as kernels
+from ..kernels.linear import format_of, linear, prepare, unpack
 from .parallel import Parallel
 
-__all__ = ["ColumnParallelLinear", "ParallelEmbedding", "RowParallelLinear"]
+__all__ = ["ColumnParallelLinear", "PackedWeight", "ParallelEmbedding", "RowParallelLinear"]
 
 
 def _parameter(rows: int, columns: int) -> nn.Parameter:
@@ -44,7 +45,7 @@ class ParallelEmbedding(fairscale.ParallelEmbedding):  # type: ignore[misc]
         self.weight = _parameter(num_embeddings, self.embedding_dim_per_partition)
 
     def assign(self, weight: torch.Tensor) -> None:
-        """Take a loaded weight over."""
+        """Take over a loaded weight."""
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
@@ -52,37 +53,32 @@ class ParallelEmbedding(fairscale.ParallelEmbedding):  # type: ignore[misc]
         return self.parallel.all_gather_last(F.embedding(input_, self.weight))
 
 
-class _ChosenKernel(nn.Module):
-    """A weight (rows, in) in the form that this device multiplies fastest; plain again in a state dict."""
+class PackedWeight(nn.Module):
+    """A weight (rows, in) in the format that this device multiplies fastest; plain in a state dict."""
 
     weight: nn.Parameter
     rows: int
     shape: tuple[int, int]  # of the plain weight
 
-    def multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., rows), without any exchange between ranks."""
-        return kernels.linear(x, self.weight, self.rows)
-
     def assign(self, weight: torch.Tensor) -> None:
-        """Take a loaded weight over. The caller drops its own reference, so it is in memory once."""
-        self.weight = nn.Parameter(kernels.prepare(weight), requires_grad=False)
+        """Take over a loaded weight. The caller drops its own reference, so it is in memory once."""
+        self.weight = nn.Parameter(prepare(weight), requires_grad=False)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[prefix + "weight"] = kernels.unpack(
-            self.weight if keep_vars else self.weight.detach(), self.rows
-        )
+        weight = self.weight if keep_vars else self.weight.detach()
+        destination[prefix + "weight"] = unpack(weight, self.rows)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         given = state_dict.get(prefix + "weight")
-        packed = self.weight.dim() != 2 or self.weight.is_mkldnn
+        packed = format_of(self.weight) is not None
         if packed and given is not None and given.shape == self.shape:
-            # What is packed cannot be copied into: take the weight over, in the dtype and place of the old one.
+            # A packed weight cannot be copied into: assign a new one, of the old one's dtype and device.
             self.assign(given.detach().to(self.weight.device, self.weight.dtype, copy=True))
         else:
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class ColumnParallelLinear(_ChosenKernel, fairscale.ColumnParallelLinear):  # type: ignore[misc]
+class ColumnParallelLinear(PackedWeight, fairscale.ColumnParallelLinear):  # type: ignore[misc]
     """y = x W^T split along the output: (..., in) -> (..., out / ranks), or (..., out) when gathered."""
 
     bias = None
@@ -101,11 +97,11 @@ class ColumnParallelLinear(_ChosenKernel, fairscale.ColumnParallelLinear):  # ty
         self.weight = _parameter(*self.shape)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        output = self.multiply(input_)
+        output = linear(input_, self.weight, self.rows)
         return self.parallel.all_gather_last(output) if self.gather_output else output
 
 
-class RowParallelLinear(_ChosenKernel, fairscale.RowParallelLinear):  # type: ignore[misc]
+class RowParallelLinear(PackedWeight, fairscale.RowParallelLinear):  # type: ignore[misc]
     """y = sum over ranks of x_r W_r^T: (..., in / ranks) -> (..., out). The input is already split."""
 
     bias = None
@@ -122,4 +118,4 @@ class RowParallelLinear(_ChosenKernel, fairscale.RowParallelLinear):  # type: ig
         self.weight = _parameter(*self.shape)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        return self.parallel.all_reduce(self.multiply(input_))
+        return self.parallel.all_reduce(linear(input_, self.weight, self.rows))

@@ -1,8 +1,12 @@
-"""Causal attention of the newest tokens of one sequence over all its cached keys and values.
+"""Causal attention of the newest tokens of one sequence over its cached keys and values.
 
-Shapes: T new tokens, S cached positions (the T new ones are the last of them), H query heads,
-K key/value heads (H = K * G), D head dimension. Heads of keys are never repeated in memory and no
-score matrix of T x S outlives a kernel, so memory is linear in S.
+`attend` is the operator: it stores the new keys and values and chooses the kernel. One query, or a chunk of
+them, runs in csrc/attention.c on CPUs with AVX512-BF16; `causal_attention` is PyTorch's way for every other
+device and dtype.
+
+Shapes: T new tokens, S cached positions (the T new ones are the last of them), H query heads, K key/value
+heads (H = K * G), D head dimension. Key heads are never repeated in memory and no T x S score matrix outlives
+a kernel, so memory is linear in S.
 """
 
 from __future__ import annotations
@@ -10,17 +14,50 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-__all__ = ["causal_attention"]
+from . import native
 
-# Bytes of one float32 block of keys in the CPU's decode path: small enough to stay in its caches.
+__all__ = ["attend", "causal_attention", "store"]
+
+# Bytes of one float32 block of keys in the CPU's 16-bit decode path: small enough for its caches.
 _BLOCK_BYTES = 1 << 20
 # Queries of one tile where an explicit mask is needed.
 _TILE = 128
 _FLASH_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
+def attend(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+) -> torch.Tensor:
+    """Store T tokens at positions start.. of a cache and attend from each to all up to itself -> (T, H, D).
+
+    Args:
+        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
+    """
+    if native.takes_decode(q_THD):
+        return native.decode_attention(q_THD, k_TKD, v_TKD, keys, values, start)
+    k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
+    if native.takes_chunk(q_THD):
+        return native.chunk_attention(q_THD, keys, values, start)
+    return causal_attention(q_THD, k_KSD, v_KSD)
+
+
+def store(
+    k_TKD: torch.Tensor, v_TKD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Store T tokens at positions start.. of a cache (K, capacity, D) -> all so far, (K, start + T, D)."""
+    end = start + k_TKD.shape[0]
+    keys[:, start:end] = k_TKD.transpose(0, 1)
+    values[:, start:end] = v_TKD.transpose(0, 1)
+    return keys[:, :end], values[:, :end]
+
+
 def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:
-    """Softmax(q k^T / sqrt(D)) v for T queries that stand at the last T of S positions -> (T, H, D)."""
+    """PyTorch's kernels: softmax(q k^T / sqrt(D)) v for queries at the last T of S positions -> (T, H, D)."""
     T, H, D = q_THD.shape
     K, S, _ = k_KSD.shape
     if T == 1:
@@ -30,7 +67,7 @@ def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tens
     if T == S:
         out = F.scaled_dot_product_attention(q_1HTD, k_KSD[None], v_KSD[None], is_causal=True, enable_gqa=gqa)
     elif q_THD.device.type == "cuda":
-        # Here, since it brings torch's compiler with it: two seconds that a CPU need not spend.
+        # Imported here: it loads torch's compiler, which takes two seconds that CPU runs need not spend.
         from torch.nn.attention.bias import causal_lower_right
 
         bias = causal_lower_right(T, S)
@@ -43,11 +80,11 @@ def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tens
 
 
 def _decode(q_KGD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:
-    """One query: it sees everything, so the G query heads of a key head are simply its rows."""
+    """One query sees every position, so the G query heads of a key head are the rows of one product."""
     if q_KGD.device.type != "cpu" or q_KGD.dtype == torch.float32:
         return F.scaled_dot_product_attention(q_KGD[None], k_KSD[None], v_KSD[None])[0]
     # On the CPU, 16-bit attention over few rows is several times slower than float32 (docs/log.md).
-    # Block by block, so that the float32 copies stay in the cache.
+    # Keys go block by block, so that the float32 copies stay in the CPU's caches.
     K, S, D = k_KSD.shape
     block = max(64, _BLOCK_BYTES // (4 * K * D))
     q = q_KGD.float() * D**-0.5
@@ -62,7 +99,7 @@ def _decode(q_KGD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> to
 
 
 def _grouped(q_1HTD: torch.Tensor, k_KSD: torch.Tensor) -> torch.Tensor:
-    """Queries as (K, G, T, D): each key head is a batch entry, its queries are that entry's heads."""
+    """Queries as (K, G, T, D): a batch entry for each key head, whose G query heads are the entry's heads."""
     _, H, T, D = q_1HTD.shape
     return q_1HTD.view(k_KSD.shape[0], H // k_KSD.shape[0], T, D)
 
@@ -84,7 +121,7 @@ def _past_and_present(q_1HTD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Te
 
 
 def _tiles(q_1HTD: torch.Tensor, k_1KSD: torch.Tensor, v_1KSD: torch.Tensor, gqa: bool) -> torch.Tensor:
-    """For devices whose kernels know no offset: tiles of queries, each with its own small mask."""
+    """For devices whose kernels know no causal offset: tiles of queries, each with its own small mask."""
     T, S = q_1HTD.shape[2], k_1KSD.shape[2]
     key = torch.arange(S, device=q_1HTD.device)
     out = torch.empty_like(q_1HTD)

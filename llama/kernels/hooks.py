@@ -1,4 +1,4 @@
-"""Whether PyTorch modules do more, when called, than their class's own forward."""
+"""Whether calling PyTorch modules runs more than their class's forward."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["hooked"]
 
 
 def hooked(modules: Iterable[nn.Module]) -> bool:
-    """Whether calling these modules runs more than their class's own forward."""
+    """Whether any of these modules, or all modules of the process, have a hook or a forward of their own."""
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return True
     for module in modules:

@@ -1,7 +1,7 @@
-"""The compiled kernels in csrc/, where they were built and this CPU can run them.
+"""The compiled kernels of csrc/: loads them, says which tensors each takes, and calls them.
 
-`pip install` builds them if it finds a C compiler; nothing depends on it. Knows pointers and shapes;
-who uses them, and when, is decided in linear.py.
+`pip install` compiles them where it finds a C compiler. Nothing depends on it: whoever calls a function of
+this file (linear.py, attention.py, norms.py, sampling.py, model.py for fused.py) has another way beside it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import torch
 
 __all__ = [
     "LANES",
-    "attend",
     "available",
     "can_pack_block",
-    "decode",
+    "chunk_attention",
+    "decode_attention",
     "draw",
-    "fits",
-    "fits_rows",
     "kernels",
     "linear",
     "log_probabilities",
@@ -34,16 +32,24 @@ __all__ = [
     "ranks_library",
     "rms_norm",
     "rotate_",
+    "takes_chunk",
+    "takes_decode",
+    "takes_layers",
+    "takes_logits",
+    "takes_norm",
+    "takes_rotation",
     "unpack",
     "why_missing",
 ]
 
-# Of csrc/bf16.c and its neighbours. Goes up there and here with every change of a signature or layout.
-_ABI = 7
-# What setup.py writes where a compiler failed.
+# As `llama_abi` in csrc/bf16.c. Raise both with every change of a symbol, a signature or a layout.
+_ABI = 8
+# setup.py writes the compiler's error here.
 _NOTE = Path(__file__).with_name("_cpu.failed.txt")
-# Outputs of one group of a packed weight.
+# Floats of a 512-bit vector, and outputs of one group of a packed weight.
 LANES = 16
+# Largest head that the kernel for many queries takes; DEEP in csrc/attention.h.
+_MAX_HEAD_DIM = 256
 _TYPES = {
     "p": ctypes.c_void_p,
     "n": ctypes.c_long,
@@ -53,7 +59,7 @@ _TYPES = {
 }
 _RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnuuuupnni", "gather": "pnnnuuuuppni"}
 _ROWS_SIGNATURES = {"space": "n", "draw": "ppppnni", "logs": "ppppnni"}
-_SIGNATURES = {
+_BF16_SIGNATURES = {
     "pack": "ppnnnni",
     "linear": "pppnnni",
     "rms_norm": "pppnnfi",
@@ -62,6 +68,9 @@ _SIGNATURES = {
     "layers": "ppppnn",
     "attend": "ppppnnnnnnfi",
 }
+
+
+# ---- the compiled file ----
 
 
 @cache
@@ -75,10 +84,10 @@ def _loaded() -> ctypes.CDLL | None:
             library = ctypes.CDLL(str(path))
         except OSError:  # built against a torch whose OpenMP has other symbols
             return None
-        if not hasattr(library, "llama_bf16_abi") or library.llama_bf16_abi() != _ABI:
+        if not hasattr(library, "llama_abi") or library.llama_abi() != _ABI:
             return None  # built from another version of the source; install again
         for prefix, signatures, result in (
-            ("bf16", _SIGNATURES, None),
+            ("bf16", _BF16_SIGNATURES, None),
             ("rows", _ROWS_SIGNATURES, ctypes.c_long),
             ("ranks", _RANKS_SIGNATURES, ctypes.c_long),
         ):
@@ -95,19 +104,19 @@ def _loaded() -> ctypes.CDLL | None:
 
 
 def ranks_library() -> ctypes.CDLL | None:
-    """The functions of csrc/ranks.c, which any CPU runs; for shared.py."""
+    """The functions of csrc/ranks.c, which run on any CPU. For distributed/shared_memory.py."""
     return _loaded()
 
 
 @cache
 def kernels() -> ctypes.CDLL | None:
-    """The kernels of csrc/bf16.c and csrc/rows.c, or None where this CPU lacks their instructions."""
+    """The functions of csrc/bf16.c, attention.c and rows.c; None if not built, or not for this CPU."""
     library = _loaded()
-    return library if library is not None and library.llama_bf16_supported() else None
+    return library if library is not None and library.llama_supported() else None
 
 
 def available() -> bool:
-    """Whether the bfloat16 kernels are there."""
+    """Whether the kernels are there and this CPU runs them."""
     return kernels() is not None
 
 
@@ -124,15 +133,23 @@ def why_missing() -> str | None:
 
 
 def _could_run() -> bool:
-    """Whether this CPU has the instructions, by what Linux says: the kernels that know better are not there."""
+    """Whether Linux says that this CPU has the instructions. `llama_supported` may not have been built."""
     try:
         return " avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
 
 
+def _runs(x: torch.Tensor, multiple: int) -> bool:
+    """bfloat16 on a CPU that has the kernels, with a last dimension that the vectors divide."""
+    return x.dtype == torch.bfloat16 and x.is_cpu and x.shape[-1] % multiple == 0 and kernels() is not None
+
+
+# ---- matrix products ----
+
+
 def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:
-    """Of a packed weight (rows, columns)."""
+    """The shape in which a weight (rows, columns) is packed."""
     return -(-rows // LANES), columns // 2, LANES, 2
 
 
@@ -160,14 +177,14 @@ def pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """A bfloat16 CPU weight (out, in), `in` even, as groups of 16 outputs: (ceil(out / 16), in / 2, 16, 2)."""
+    """A bfloat16 CPU weight (out, in), `in` even -> groups of 16 outputs, (ceil(out / 16), in / 2, 16, 2)."""
     packed = torch.empty(packed_shape(*weight.shape), dtype=weight.dtype, device="cpu")
     pack_block(weight.contiguous(), packed, 0, 0)
     return packed
 
 
 def unpack(packed: torch.Tensor, out_features: int) -> torch.Tensor:
-    """What `pack` was given."""
+    """The weight (out, in) that `pack` was given."""
     return packed.transpose(1, 2).reshape(-1, 2 * packed.shape[1])[:out_features].contiguous()
 
 
@@ -185,9 +202,12 @@ def linear(x: torch.Tensor, packed: torch.Tensor, out_features: int) -> torch.Te
     return y
 
 
-def fits(x: torch.Tensor, multiple: int) -> bool:
-    """Whether the kernels below take x: bfloat16 on a CPU that has them, last dimension of the right multiple."""
-    return x.dtype == torch.bfloat16 and x.is_cpu and x.shape[-1] % multiple == 0 and available()
+# ---- between the matrix products ----
+
+
+def takes_norm(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `rms_norm` takes these."""
+    return _runs(x, LANES) and weight.dtype == x.dtype and weight.is_contiguous()
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -204,8 +224,13 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return y
 
 
+def takes_rotation(x_THD: torch.Tensor) -> bool:
+    """Whether `rotate_` takes these heads."""
+    return _runs(x_THD, LANES) and x_THD.is_contiguous()
+
+
 def rotate_(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn the interleaved pairs of x, contiguous, in place by table (T, D / 2) complex64; D is a multiple of 16."""
+    """Turn the interleaved pairs of x, contiguous, in place by table (T, D / 2) complex64; 16 divides D."""
     library = kernels()
     assert library is not None
     assert x_THD.is_contiguous()
@@ -213,46 +238,66 @@ def rotate_(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return x_THD
 
 
-def decode(
-    q_HD: torch.Tensor,
-    k_KD: torch.Tensor,
-    v_KD: torch.Tensor,
+def takes_layers(x_TC: torch.Tensor) -> bool:
+    """Whether the kernel for whole layers (fused_call.py) takes these rows."""
+    return _runs(x_TC, LANES)
+
+
+# ---- attention ----
+
+
+def takes_decode(q_THD: torch.Tensor) -> bool:
+    """Whether `decode_attention` takes these queries: a single token's."""
+    return q_THD.shape[0] == 1 and _runs(q_THD, 2 * LANES)
+
+
+def decode_attention(
+    q_1HD: torch.Tensor,
+    k_1KD: torch.Tensor,
+    v_1KD: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     position: int,
-    out_HD: torch.Tensor,
-) -> None:
-    """Store one token's key and value at `position` of a cache (K, capacity, D) and attend to 0..position.
+) -> torch.Tensor:
+    """Store a token at `position` of a cache (K, capacity, D) and attend to 0..position -> (1, H, D).
 
-    All contiguous; D is a multiple of 32. `out_HD` receives the result.
+    All tensors are contiguous; D is a multiple of 32.
     """
     library = kernels()
     assert library is not None
     assert position < keys.shape[1]
-    assert all(x.is_contiguous() for x in (q_HD, k_KD, v_KD, keys, values, out_HD))
-    heads, dim = q_HD.shape
+    out_1HD = torch.empty_like(q_1HD)
+    assert all(x.is_contiguous() for x in (q_1HD, k_1KD, v_1KD, keys, values, out_1HD))
+    _, heads, dim = q_1HD.shape
     room = -(-(position + 1) // LANES) * LANES
     score = torch.empty(heads * room, dtype=torch.float32, device="cpu")
     library.llama_bf16_decode(
-        *(x.data_ptr() for x in (q_HD, k_KD, v_KD, keys, values, out_HD, score)),
+        *(x.data_ptr() for x in (q_1HD, k_1KD, v_1KD, keys, values, out_1HD, score)),
         *(heads, keys.shape[0], dim, keys.shape[1], position, room),
         dim**-0.5,
         torch.get_num_threads(),
     )
+    return out_1HD
 
 
-def attend(
-    q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, out_THD: torch.Tensor
-) -> None:
-    """Attend from tokens at positions start.. of a cache (K, capacity, D), stored there already, to 0..their own.
+def takes_chunk(q_THD: torch.Tensor) -> bool:
+    """Whether `chunk_attention` takes these queries."""
+    return q_THD.shape[2] <= _MAX_HEAD_DIM and _runs(q_THD, 2 * LANES)
 
-    All contiguous; D is a multiple of 32, at most 256. `out_THD` receives the result.
+
+def chunk_attention(
+    q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
+) -> torch.Tensor:
+    """Attend from tokens at positions start.. of a cache (K, capacity, D) to 0..their own -> (T, H, D).
+
+    Their keys and values are stored already. All tensors are contiguous; D is a multiple of 32, at most 256.
     """
     library = kernels()
     assert library is not None
     rows, heads, dim = q_THD.shape
     assert start + rows <= keys.shape[1]
-    assert dim <= 256
+    assert dim <= _MAX_HEAD_DIM
+    out_THD = torch.empty_like(q_THD)
     assert all(x.is_contiguous() for x in (q_THD, keys, values, out_THD))
     library.llama_bf16_attend(
         *(x.data_ptr() for x in (q_THD, keys, values, out_THD)),
@@ -260,24 +305,25 @@ def attend(
         dim**-0.5,
         torch.get_num_threads(),
     )
+    return out_THD
 
 
 # ---- rows of logits ----
 
-_rows_space = threading.local()
+_logits_space = threading.local()
 
 
-def fits_rows(logits_RV: torch.Tensor) -> bool:
-    """Whether the two below take these logits: contiguous float32 on a CPU that has the kernels."""
+def takes_logits(logits_RV: torch.Tensor) -> bool:
+    """Whether `draw` and `log_probabilities` take these: contiguous float32 on a CPU that has the kernels."""
     whole = logits_RV.is_contiguous() and logits_RV.numel() > 0
-    return logits_RV.dtype == torch.float32 and logits_RV.is_cpu and whole and available()
+    return logits_RV.dtype == torch.float32 and logits_RV.is_cpu and whole and kernels() is not None
 
 
 def draw(logits_RV: torch.Tensor, params_R5: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
     """An id for each row of finite logits, (R,) int64.
 
     Args:
-        params_R5: temperature (0: the greatest logit), top-p, top-k (V for all), min-p, and the uniform number.
+        params_R5: temperature (0: the greatest logit), top-p, top-k (V for all), min-p, uniform number.
     """
     ids = torch.empty(len(logits_RV), dtype=torch.int64, device="cpu")
     assert params_R5.flags.c_contiguous
@@ -303,8 +349,8 @@ def _on_rows(name: str, logits_RV: torch.Tensor, *pointers: int) -> None:
     rows, vocab = logits_RV.shape
     threads = min(rows, torch.get_num_threads())
     size = threads * library.llama_rows_space(vocab)
-    space: torch.Tensor | None = getattr(_rows_space, "space", None)
+    space: torch.Tensor | None = getattr(_logits_space, "space", None)
     if space is None or len(space) < size:
-        space = _rows_space.space = torch.empty(size, dtype=torch.uint8, device="cpu")
+        space = _logits_space.space = torch.empty(size, dtype=torch.uint8, device="cpu")
     function = getattr(library, f"llama_rows_{name}")
     function(logits_RV.data_ptr(), *pointers, space.data_ptr(), rows, vocab, threads)

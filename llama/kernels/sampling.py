@@ -1,9 +1,12 @@
 """From logits to a token: temperature, top-k, top-p, min-p, repetition penalty, log-probabilities.
 
-Shapes: R rows, V vocabulary. Randomness comes in as one uniform number a row, so a row's result
-depends on nothing but its logits, its parameters and its own number. The draw inverts the cumulative
-distribution in the order of the ids: rounding that differs with the number of ranks then moves a
-boundary by the same tiny amount, and never swaps two candidates.
+Three implementations: csrc/rows.c on CPUs with AVX512-BF16, numpy on other CPUs, PyTorch on other devices.
+`sample` and `log_probabilities` choose.
+
+Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
+depends only on its logits, its parameters and that number. The draw inverts the cumulative distribution in
+the order of the ids: rounding that differs with the number of ranks then moves a boundary by the same tiny
+amount, and never swaps two candidates.
 """
 
 from __future__ import annotations
@@ -28,21 +31,16 @@ __all__ = [
     "sample",
 ]
 
-
-# Rows are searched among their best ids first: sorting a whole vocabulary takes longer than a layer.
+# The best ids are searched first, since sorting a whole vocabulary takes longer than a layer.
 _BEST = 512
-
-
-# On a CPU, weights are summed in blocks of so many; and of the best few ids, those that are rarer than this
-# times the best one are looked at only where there are too few others.
+# On a CPU, weights are summed in blocks of so many.
 _SUMMED = 64
-
-
+# Top-k looks first at ids with at least this share of the best one's weight, at rarer ones if it must.
 _RARE = 1e-3
 
 
 def all_finite(logits_RV: torch.Tensor) -> bool:
-    """Whether every logit is finite. A NaN or an infinity is its row's least or greatest value."""
+    """Whether every logit is finite; a NaN or an infinity shows as the least or greatest value."""
     return bool(torch.isfinite(torch.stack(torch.aminmax(logits_RV))).all())
 
 
@@ -55,7 +53,7 @@ def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
 
 
 def not_finite(name: str, bad: int, vocab: int, dtype: torch.dtype) -> NumericsError:
-    """The error that names a row whose logits are not all finite."""
+    """The error for a row, called `name`, whose logits are not all finite."""
     wider = "" if dtype == torch.float32 else ", or build with dtype='float32'"
     return NumericsError(
         f"{name}: {bad} of {vocab} logits are not finite, computed in {dtype}; verify the checkpoint's files{wider}"
@@ -69,13 +67,13 @@ def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> tor
     ids = torch.tensor(sorted(set(seen)), device=logits_V.device, dtype=torch.long)
     values = logits_V[ids]
     changed = torch.where(values > 0, values / penalty, values * penalty)
-    # An extreme penalty overflows float32, and a difference of infinities is no logit.
+    # An extreme penalty overflows float32, and infinite logits cannot be subtracted from each other.
     limit = torch.finfo(changed.dtype).max
     return logits_V.index_copy(0, ids, changed.clamp_(-limit, limit))
 
 
 def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
-    """The greatest logit's id in each row, (R,); of equal ones the lowest."""
+    """The id of the greatest logit in each row, (R,); among equal ones the lowest id."""
     if logits_RV.device.type == "cpu":
         # numpy's search is ten times as fast: 0.1 against 1.2 ms for 32 rows of 32016.
         return torch.from_numpy(logits_RV.numpy().argmax(axis=-1))
@@ -83,8 +81,8 @@ def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
 
 
 def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
-    """log softmax of each row at its id, (R,) float32: of the model itself, before temperature and limits."""
-    if native.fits_rows(logits_RV):
+    """log softmax of each row at its id, (R,) float32, before temperature and limits."""
+    if native.takes_logits(logits_RV):
         return native.log_probabilities(logits_RV, ids_R)
     # The whole log-softmax: on a CPU it takes a third of the time of logsumexp.
     return torch.log_softmax(logits_RV, dim=-1).gather(1, ids_R[:, None])[:, 0]
@@ -97,7 +95,7 @@ def sample(
     rows = [i for i, param in enumerate(params) if not param.greedy]
     if not rows:
         return most_probable(logits_RV)
-    if native.fits_rows(logits_RV):
+    if native.takes_logits(logits_RV):
         return _draw_compiled(logits_RV, params, uniforms)
     draw = _draw_on_cpu if logits_RV.device.type == "cpu" else _draw
     if len(rows) == len(params):
@@ -111,7 +109,7 @@ def sample(
 def _draw_compiled(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
-    """As `_draw_on_cpu`, greedy rows included, on all threads: csrc/rows.c."""
+    """csrc/rows.c: as `_draw_on_cpu`, greedy rows included, on all threads."""
     vocab = logits_RV.shape[1]
     rows = [
         (
@@ -129,13 +127,13 @@ def _draw_compiled(
 def _draw_on_cpu(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
-    """As `_draw`, in a tenth of the time: no sort of a whole vocabulary, and no row in float64.
+    """numpy: as `_draw`, in a tenth of the time: no sort of the whole vocabulary, no rows in float64.
 
-    Sums go over blocks, in float64 from block to block, so that rounding does not grow with the vocabulary.
+    Blocks are summed in float32 and added up in float64, so that rounding does not grow with the vocabulary.
     """
     logits = logits_RV.numpy()
     rows, vocab = logits.shape
-    # One row after the other through the same few hundred kilobytes.
+    # All rows use the same few hundred kilobytes, one after the other.
     padded = np.zeros(-(-vocab // _SUMMED) * _SUMMED, dtype=np.float32)
     weights, ones = padded[:vocab], np.ones(_SUMMED, dtype=np.float32)
     ids = np.empty(rows, dtype=np.int64)
@@ -143,7 +141,7 @@ def _draw_on_cpu(
         with np.errstate(over="ignore", under="ignore"):
             np.subtract(logits[row], logits[row].max(), out=weights)
             if param.temperature != 1:
-                # Six times slower in float64, but there are temperatures that are no float32.
+                # float64 is six times slower, but the tiniest temperatures are zero in float32.
                 kind = np.float32 if param.temperature > 1e-30 else np.float64
                 np.divide(weights, kind(param.temperature), out=weights, casting="same_kind")
             np.exp(weights, out=weights)
@@ -154,7 +152,7 @@ def _draw_on_cpu(
             ids[row] = kept[_invert(weights[kept], uniform)]
         else:
             block = min(int(ends.searchsorted(uniform * ends[-1], side="right")), len(sums) - 1)
-            while not sums[block]:  # rounding: the last one with any probability
+            while not sums[block]:  # by rounding: go back to the last block with any probability
                 block -= 1
             start = block * _SUMMED
             inside = (uniform * ends[-1] - (ends[block - 1] if block else 0.0)) / float(sums[block])
@@ -163,7 +161,7 @@ def _draw_on_cpu(
 
 
 def _invert(weights: np.ndarray[Any, Any], share: float) -> int:
-    """The first place up to which more than this share adds up, or else the last one with any weight."""
+    """The first index up to which weights add up to more than this share, else the last with any weight."""
     ends = weights.cumsum(dtype=np.float64)
     return int(min(ends.searchsorted(share * ends[-1], side="right"), ends.searchsorted(ends[-1])))
 
@@ -171,7 +169,7 @@ def _invert(weights: np.ndarray[Any, Any], share: float) -> int:
 def _kept_on_cpu(weights: np.ndarray[Any, Any], total: float, param: SamplingParams) -> np.ndarray[Any, Any]:
     """The ids within top-k, top-p and min-p, ascending; the greatest weight is 1."""
     vocab = len(weights)
-    # What is below has at most the mass that top-p leaves out, so it is never within.
+    # All weights below this add up to at most the mass that top-p leaves out, so none of them is kept.
     least = max((1 - param.top_p) * total / vocab * 0.999, param.min_p * 0.999)
     if param.top_k and param.top_p == 1:
         least = max(least, _RARE)
@@ -193,6 +191,7 @@ def _kept_on_cpu(weights: np.ndarray[Any, Any], total: float, param: SamplingPar
 def _draw(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
+    """PyTorch, on any device: softmax in float64, limits, and a search in the cumulative sums."""
     device = logits_RV.device
     if device.type == "mps":  # which has no float64
         logits_RV = logits_RV.cpu()
@@ -200,7 +199,7 @@ def _draw(
     def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=logits_RV.device)[:, None]
 
-    # The maximum is taken off first, so that no temperature, however small, overflows the good end.
+    # The maximum is subtracted first, so that even the smallest temperature does not overflow.
     shifted = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double()
     probs_RV = torch.softmax(shifted / column([param.temperature for param in params]), dim=-1)
     vocab = logits_RV.shape[1]
@@ -230,14 +229,14 @@ def _kept(
         before_RW = best_RW.cumsum(dim=-1) - best_RW
         rank = torch.arange(width, device=probs_RV.device)
         keep_RW = (rank < top_k_R1) & (before_RW <= top_p_R1) & (best_RW >= min_p_R1 * best_RW[:, :1])
-        # The three conditions fail from some rank on, for good: a row that ends within is decided.
+        # A condition that fails at one rank fails at all later ones: a row that ends within `width` is done.
         if width == vocab or not bool(keep_RW[:, -1].any()):
             break
     return keep_RW.sum(dim=-1, keepdim=True).clamp_(min=1)
 
 
 def _best(probs_RV: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
-    """Mask of the `count` most probable ids of each row; of equal ones, the lower ids."""
+    """Mask of the `count` most probable ids of each row; among equal ones the lower ids come first."""
     best_RW = probs_RV.topk(int(count_R1.max()), dim=-1).values
     least_R1 = best_RW.gather(1, count_R1 - 1)
     above_RV, equal_RV = probs_RV > least_R1, probs_RV == least_R1

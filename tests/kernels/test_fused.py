@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import random_weights
 
-from llama.kernels import fused, native
+from llama.distributed.parallel import Parallel
+from llama.kernels import fused
 from llama.kv_cache import BatchCache, KVCache
 from llama.model import FeedForward, ModelArgs, Transformer
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no compiled kernels for this CPU")
+pytestmark = pytest.mark.usefixtures("compiled")
 PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
 MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 48}
 VOCAB = 99
@@ -92,7 +92,7 @@ def test_fused_layers_are_the_modules(
     torch.set_num_threads(threads)
     try:
         fast = steps(made(params), lengths, counts)
-        monkeypatch.setattr(fused, "_MOST_ROWS", 0)
+        monkeypatch.setattr(fused, "_MAX_ROWS", 0)
         plain = steps(made(params), lengths, counts)
         exact = steps(made(params, dtype=torch.float32), lengths, counts)
     finally:
@@ -107,33 +107,30 @@ def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         fused.FusedLayers, "run", lambda self, x, *rest: (taken.append(x.shape[0]), run(self, x, *rest))[1]
     )
-    most = fused._MOST_ROWS
+    most = fused._MAX_ROWS
     for count in (1, most, most + 1):
         model.hidden(torch.zeros(count, dtype=torch.long), BatchCache([model.new_cache()], [count]))
     assert taken == [1, most]
 
 
-@dataclass
-class Summing:
-    """Stands for ranks that sum: the parts come one by one. The number of ranks is not 1."""
-
-    size: int = 2
-    summed: int = 0
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        self.summed += 1
-        return x
-
-
 def test_parts_with_their_sums_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with several ranks, whose sums stand between the parts."""
     whole = steps(made(PARAMS), [5, 9], [2, 1])
-    model, summing = made(PARAMS), Summing()
-    monkeypatch.setattr(model._fused, "_parallel", summing)
+    model, summed = made(PARAMS), []
+    monkeypatch.setattr(model._fused, "_all_reduce", lambda x: (summed.append(x.shape), x)[1])
     parts = steps(model, [5, 9], [2, 1])
     # Both prefills and both steps are of few rows.
-    assert summing.summed == 4 * 2 * PARAMS["n_layers"]
+    assert len(summed) == 4 * 2 * PARAMS["n_layers"]
     for a, b in zip(parts, whole, strict=True):
         assert rms(a - b) < 0.02
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_that_share_a_model_sum(size: int) -> None:
+    with torch.device("meta"):
+        model = Transformer(ModelArgs(**PARAMS, vocab_size=100), parallel=Parallel(size=size))
+    assert (model._fused._all_reduce is None) == (size == 1)
+    assert model._fused._shape.heads == PARAMS["n_heads"] // size
 
 
 def test_a_replaced_weight_counts() -> None:
@@ -183,7 +180,7 @@ def taken_as_modules(
     """A step of few rows as the model takes it, and as its modules do, both behind what its modules computed."""
     ids = torch.tensor([5, 6, 7])
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "_MOST_ROWS", 0)
+        patch.setattr(fused, "_MAX_ROWS", 0)
         (begun,) = caches(model, [9])
         wanted = model.hidden(ids, BatchCache([begun.fork()], [3]))
     return model.hidden(ids, BatchCache([begun], [3])), wanted
@@ -344,14 +341,3 @@ def test_one_model_in_two_threads() -> None:
             futures = {rows: pool.submit(run, rows) for rows in (1, 4)}
             for rows, future in futures.items():
                 assert torch.equal(future.result(), wanted[rows])
-
-
-@pytest.mark.parametrize("where", ["query", "key", "value"])
-def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
-    q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
-    {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
-    q, keys, values = q.bfloat16(), keys.bfloat16(), values.bfloat16()
-    out = torch.empty_like(q)
-    native.attend(q, keys, values, 30, out)
-    expected = [2] if where == "query" else [0, 1, 2, 3]
-    assert [i for i in range(4) if out[i].isnan().any()] == expected

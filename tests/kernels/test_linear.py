@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 
 from llama.kernels import linear as lin
-from llama.kernels import native
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
 # Relative to |x| @ |W|^T: rounding of the result, and of a float32 sum over a few thousand terms.
@@ -23,13 +22,7 @@ def _settings_are_left_alone():
     assert settings() == before
 
 
-@pytest.fixture(autouse=True, params=["native", "onednn"])
-def _either_kernel(request, monkeypatch):
-    """bfloat16 has two paths on this kind of CPU; both are used on some machine."""
-    if request.param == "onednn":
-        monkeypatch.setattr(native, "available", lambda: False)
-    elif not native.available():
-        pytest.skip("the kernels were not built, or this CPU has no AVX512-BF16")
+pytestmark = pytest.mark.usefixtures("way")  # csrc/bf16.c, and what other CPUs have for bfloat16: oneDNN
 
 
 def make(*shape, dtype):
@@ -60,16 +53,18 @@ def test_against_float64(dtype, shape):
 def test_onednn_is_given_few_numbers_of_rows(monkeypatch):
     """It keeps a kernel for each of them for good."""
     weight = lin.prepare(make(16, 32, dtype=torch.float32))
-    seen, multiply = [], lin._multiply
-    monkeypatch.setattr(lin, "_multiply", lambda x, w: (seen.append(x.numel() // 32), multiply(x, w))[1])
+    seen, multiply = [], lin._onednn_multiply
+    monkeypatch.setattr(
+        lin, "_onednn_multiply", lambda x, w: (seen.append(x.numel() // 32), multiply(x, w))[1]
+    )
     x = make(1024, 32, dtype=torch.float32)
     plain = x @ lin.unpack(weight, 16).T
     for rows in range(1, 1025):
         torch.testing.assert_close(lin.linear(x[:rows], weight, 16), plain[:rows])
         assert rows <= seen[-1] <= max(4, rows + 1, rows * 9 // 8)
     assert len(set(seen)) == 69
-    assert len({lin._rows_taken(rows) for rows in range(1, 100_001)}) < 69 + 7 * 32
-    assert lin._rows_taken(0) == 0
+    assert len({lin._onednn_rows(rows) for rows in range(1, 100_001)}) < 69 + 7 * 32
+    assert lin._onednn_rows(0) == 0
 
 
 def test_one_row_does_not_see_the_rows_beside_it():
@@ -118,38 +113,23 @@ def test_packing_keeps_no_hold_on_the_plain_weight():
     assert lin.prepare(prepared) is prepared
 
 
-def test_packs_where_it_can():
-    if not (
-        torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    ):
-        pytest.skip("this build or CPU may rightly decline")
-    for dtype in (torch.bfloat16, torch.float32):
-        prepared = lin.prepare(make(32, 32, dtype=dtype))
-        assert prepared.is_mkldnn or (dtype == torch.bfloat16 and prepared.dim() == 4 and native.available())
+def test_the_format_of_each_dtype(way):
+    formats = {dtype: lin.format_of(lin.prepare(make(32, 32, dtype=dtype))) for dtype in DTYPES}
+    assert formats[torch.float16] is None
+    if way == "compiled":
+        assert formats[torch.bfloat16] is lin.BLOCKED
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):  # others may rightly decline
+        assert formats[torch.float32] is lin.ONEDNN
+        assert way == "compiled" or formats[torch.bfloat16] is lin.ONEDNN
 
 
-@pytest.mark.parametrize("rows", range(1, 15))
-def test_own_kernel_at_every_remainder(rows):
-    # Rows pass in blocks of 6, outputs in panels of 64 and groups of 16: every remainder of each.
-    if not native.available():
-        pytest.skip("the kernels were not built, or this CPU has no AVX512-BF16")
-    for out in (1, 15, 16, 17, 33, 49, 64, 65, 127, 130):
-        weight = make(out, 38, dtype=torch.bfloat16)
-        x = make(rows, 38, dtype=torch.bfloat16)
-        check(native.linear(x, native.pack(weight), out), x, weight)
-
-
-def test_own_kernel_stays_inside_its_output():
-    if not native.available():
-        pytest.skip("the kernels were not built, or this CPU has no AVX512-BF16")
-    weight = make(19, 8, dtype=torch.bfloat16)
-    # Rows of the result lie behind one another: a store past the last output would hit the next row.
-    x = torch.zeros(7, 8, dtype=torch.bfloat16)
-    x[3] = 1
-    y = native.linear(x, native.pack(weight), 19)
-    assert torch.count_nonzero(y[:3]) == 0
-    assert torch.count_nonzero(y[4:]) == 0
-    check(y, x, weight)
+def test_a_packed_weight_that_was_cast_is_still_multiplied():
+    """`model.float()` casts what is packed; no kernel takes it then."""
+    weight = make(33, 64, dtype=torch.bfloat16)
+    prepared = lin.prepare(weight)
+    if lin.format_of(prepared) is lin.BLOCKED:
+        x = make(3, 64, dtype=torch.float32)
+        check(lin.linear(x, prepared.float(), 33), x, weight.float())
 
 
 def test_leaves_alone_what_it_cannot_pack():
@@ -179,7 +159,7 @@ def test_a_build_whose_operator_fails_is_recognised(monkeypatch):
 
     weight, x = make(12, 20, dtype=torch.float32), make(3, 20, dtype=torch.float32)
     lin.can_pack.cache_clear()
-    monkeypatch.setattr(lin, "_pack", refuse)
+    monkeypatch.setattr(lin, "_onednn_pack", refuse)
     assert lin.prepare(weight) is weight
     lin.can_pack.cache_clear()
     assert torch.equal(lin.linear(x, weight, weight.shape[0]), F.linear(x, weight))

@@ -11,18 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from llama import Llama
-from llama import loading as builder
+from llama import Llama, loading
 from llama.kernels import native
 
 ROOT = Path(__file__).parents[2]
 NOTE = "_cpu.failed.txt"
-
-
-@pytest.mark.skipif(
+where_they_are_compiled = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"),
     reason="kernels are compiled for Linux on x86-64 only",
 )
+
+
+@where_they_are_compiled
+def test_what_this_machine_could_compile_is_there() -> None:
+    """csrc/ranks.c runs on any CPU; the fixture `compiled` asks for the kernels."""
+    assert native.ranks_library() is not None, native.why_missing()
+
+
+@where_they_are_compiled
 def test_a_compiler_that_fails_leaves_its_reason(tmp_path: Path) -> None:
     shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copytree(ROOT / "llama" / "kernels" / "csrc", tmp_path / "llama" / "kernels" / "csrc")
@@ -65,11 +71,11 @@ def test_it_is_said_once(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(native, "why_missing", lambda: "the compiler's reason")
-    builder._tell_missing.cache_clear()
+    loading._tell_missing.cache_clear()
     for _ in range(2):
         Llama.build(tiny_checkpoint, None, 64, 1, device="cpu")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("the compiler's reason") == 1
     assert len(err.splitlines()) == 3
-    builder._tell_missing.cache_clear()
+    loading._tell_missing.cache_clear()

@@ -124,8 +124,9 @@ MUTANTS = [
     Mutant(
         name="the fused step keeps the rotation it began with",
         file="llama/kernels/fused.py",
-        old="        if theta != self._theta:\n",
-        new="        if theta < 0:\n",
+        old="        table = rotary_pairs(position_T, self._shape.head_dim, theta)\n",
+        new="        self._theta = vars(self).get('_theta', theta)\n"
+        "        table = rotary_pairs(position_T, self._shape.head_dim, self._theta)\n",
         tests=FUSED,
     ),
     Mutant(
@@ -150,10 +151,38 @@ MUTANTS = [
         tests=("tests/api/test_compat.py::test_docs_say_what_differs",),
     ),
     Mutant(
+        name="a pack that was cast goes to the kernel",
+        file="llama/kernels/linear.py",
+        old="        or weight.dtype not in stored.dtypes  # it was cast since\n",
+        new="",
+        tests=("tests/kernels/test_linear.py::test_a_packed_weight_that_was_cast_is_still_multiplied",),
+    ),
+    Mutant(
+        name="the kernel for chunks takes heads that are too large",
+        file="llama/kernels/native.py",
+        old="return q_THD.shape[2] <= _MAX_HEAD_DIM and _runs(q_THD, 2 * LANES)",
+        new="return _runs(q_THD, 2 * LANES)",
+        tests=("tests/kernels/test_attend.py",),
+    ),
+    Mutant(
+        name="the kernel for norms takes weights of another dtype",
+        file="llama/kernels/native.py",
+        old="return _runs(x, LANES) and weight.dtype == x.dtype and weight.is_contiguous()",
+        new="return _runs(x, LANES) and weight.is_contiguous()",
+        tests=("tests/kernels/test_norms.py",),
+    ),
+    Mutant(
+        name="tokens are stored one position late",
+        file="llama/kernels/attention.py",
+        old="    end = start + k_TKD.shape[0]\n",
+        new="    start, end = start + 1, start + 1 + k_TKD.shape[0]\n",
+        tests=("tests/test_kv_cache.py",),
+    ),
+    Mutant(
         name="oneDNN compiles for every number of rows",
         file="llama/kernels/linear.py",
-        old="    taken = _rows_taken(rows)\n",
-        new="    taken = rows and max(_FEWEST_ROWS, rows)\n",
+        old="    padded = _onednn_rows(rows)\n",
+        new="    padded = rows and max(_FEWEST_ROWS, rows)\n",
         tests=("tests/kernels/test_linear.py::test_onednn_is_given_few_numbers_of_rows",),
     ),
     Mutant(

@@ -1,13 +1,14 @@
-/* bfloat16 on CPUs with AVX512-BF16. First y = x W^T for any number of rows of x.
+/* The Transformer's layers in bfloat16 on CPUs with AVX512-BF16: matrix products, norms, rotary positions,
+ * and whole layers in one call (at the end). Attention is in attention.c.
  *
- * W (out, in) is packed once into groups of 16 outputs, in pairs of inputs: packed[g][k / 2][16][2]. One
- * 64-byte load then feeds one dot-product instruction for 16 outputs, nothing is summed across lanes,
- * and one row of x reads W as one stream at the speed of memory. A panel of 4 groups stays in the
- * second-level cache while the rows of x pass over it 6 at a time, which keeps 24 sums in registers.
- * Products of two bfloat16 are summed in float32.
+ * Matrix products: y = x W^T for any number of rows of x. W (out, in) is packed once into groups of 16
+ * outputs, in pairs of inputs: packed[g][k / 2][16][2]. One 64-byte load then feeds one dot-product
+ * instruction for 16 outputs, nothing is summed across lanes, and one row of x reads W as one stream at the
+ * speed of memory. A panel of 4 groups stays in the second-level cache while the rows of x pass over it 6 at
+ * a time, which keeps 24 sums in registers. Products of two bfloat16 are summed in float32.
  *
- * The OpenMP symbols are left undefined on purpose: they resolve to the runtime that torch has
- * loaded, so that there is one pool of threads.
+ * The OpenMP symbols are left undefined on purpose: they resolve to the runtime that torch has loaded, so
+ * that there is one pool of threads.
  */
 
 #include <math.h>
@@ -19,19 +20,21 @@
 #include "attention.h"
 #include "vectors.h"
 
-/* FEW: rows up to which starting threads costs more than they save. SPINS: about 100 microseconds. */
+/* FEW: up to so many rows, starting threads costs more time than they save. SPINS: about 100 microseconds. */
 enum { GROUPS = 4, ROWS = 6, FEW = 8, SPINS = 20000 };
 
-/* Goes up with every change of a signature or of the packed layout; native.py asks for it. */
-int llama_bf16_abi(void) { return 7; }
+/* Raise it, here and in native.py, with every change of a symbol, a signature or the packed layout in any of
+ * these files. */
+int llama_abi(void) { return 8; }
 
-int llama_bf16_supported(void) {
+/* Whether this CPU runs this file, attention.c and rows.c. ranks.c runs on any. */
+int llama_supported(void) {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bf16");
 }
 
-/* 16 rows of 16 pairs, `stride` elements apart, to 16 columns of 16 pairs, one behind the other. */
+/* Transpose 16 rows of 16 pairs, `stride` elements apart, into 16 columns of 16 pairs, contiguous. */
 TARGET INLINE void transpose(const uint16_t *w, long stride, uint16_t *to) {
     __m512i r[LANES], t[LANES];
     for (int i = 0; i < LANES; i++) r[i] = _mm512_loadu_si512(w + i * stride);
@@ -49,7 +52,7 @@ TARGET INLINE void transpose(const uint16_t *w, long stride, uint16_t *to) {
         const __m512i a = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88), b = _mm512_shuffle_i32x4(r[c], r[4 + c], 0xdd);
         const __m512i d = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
         const __m512i e = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0xdd);
-        /* Past the caches: what is packed now is read much later. */
+        /* Stores bypass the caches: packed weights are read much later. */
         _mm512_stream_si512((void *)(to + (0 + c) * 2 * LANES), _mm512_shuffle_i32x4(a, d, 0x88));
         _mm512_stream_si512((void *)(to + (4 + c) * 2 * LANES), _mm512_shuffle_i32x4(b, e, 0x88));
         _mm512_stream_si512((void *)(to + (8 + c) * 2 * LANES), _mm512_shuffle_i32x4(a, d, 0xdd));
@@ -57,9 +60,9 @@ TARGET INLINE void transpose(const uint16_t *w, long stride, uint16_t *to) {
     }
 }
 
-/* A block w (rows, columns), its rows `stride` elements apart, into a packed W of `in` inputs. `packed` points to
- * where the block begins; it begins at a multiple of 16 outputs and 2 inputs, on 64 bytes. `columns` is even.
- * In the last group of 16 outputs, those past `rows` become zero. */
+/* Pack a block w (rows, columns), its rows `stride` elements apart, into a W of `in` inputs. `packed` points
+ * to where the block begins: at a multiple of 16 outputs and 2 inputs, aligned to 64 bytes. `columns` is
+ * even. In the last group of 16 outputs, those past `rows` become zero. */
 TARGET void llama_bf16_pack(const uint16_t *w, uint16_t *packed, long stride, long in, long rows, long columns,
                             int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -79,8 +82,8 @@ TARGET void llama_bf16_pack(const uint16_t *w, uint16_t *packed, long stride, lo
     }
 }
 
-/* One panel against `rows` rows. The counts are constants at every call, so that the compiler unrolls
- * the loops and keeps the sums in registers. `width` is the number of outputs that exist. */
+/* One panel times `rows` rows. The counts are constants at every call, so that the compiler unrolls the loops
+ * and keeps the sums in registers. `width` is the number of outputs that exist. */
 TARGET INLINE void tile(const uint16_t *w, const uint16_t *x, uint16_t *y, long in, long out, long width, int groups,
                         int rows) {
     __m512 sum[ROWS][GROUPS];
@@ -106,7 +109,7 @@ TARGET INLINE void tile(const uint16_t *w, const uint16_t *x, uint16_t *y, long 
 
 TARGET INLINE void panel(const uint16_t *w, const uint16_t *x, uint16_t *y, long rows, long in, long out, long width,
                          int groups) {
-    /* 8 rows are 4 and 4, not 6 and 2: a tile of few rows waits for its loads. */
+    /* 8 rows are split into 4 and 4, not 6 and 2: a tile of few rows waits for its loads. */
     for (long tiles = (rows + ROWS - 1) / ROWS; tiles > 0; tiles--) {
         const long now = (rows + tiles - 1) / tiles;
         switch (now) {
@@ -137,15 +140,16 @@ TARGET static void any_panel(const uint16_t *w, const uint16_t *x, uint16_t *y, 
 void llama_bf16_linear(const uint16_t *x, const uint16_t *packed, uint16_t *y, long rows, long in, long out,
                        int threads) {
     const long step = GROUPS * LANES;
-/* Whoever is free takes the next panel: a core that another program uses as well would keep a fixed share waiting. */
+/* Threads take panels as they become free: with fixed shares, all would wait for a core that another program
+ * uses too. */
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
     for (long first = 0; first < out; first += step)
         any_panel(packed + first * in, x, y + first, rows, in, out, out - first < step ? out - first : step);
 }
 
-/* ---- what stands between the matrix products, one call instead of ten small ones ---- */
+/* ---- between the matrix products: norms and rotary positions ---- */
 
-/* y = bfloat16(x / rms(x)) * weight, as the torch code in model.py rounds it; n is a multiple of 16. */
+/* y = bfloat16(x / rms(x)) * weight, rounded as the PyTorch code in norms.py does; n is a multiple of 16. */
 TARGET static void norm(const uint16_t *x, const uint16_t *weight, uint16_t *y, long n, float eps) {
     __m512 squares = _mm512_setzero_ps();
     for (long i = 0; i < n; i += LANES) {
@@ -182,49 +186,48 @@ void llama_bf16_rotate(uint16_t *x, const float *table, long rows, long heads, l
     for (long r = 0; r < rows; r++) rotate(x + r * heads * dim, table + r * dim, heads, dim);
 }
 
-/* ---- whole layers for a few rows, in one parallel region ---- */
+/* ---- whole layers for up to 128 rows, in one parallel region; called by fused_call.py ---- */
 
 typedef struct {
     const uint16_t *attention_norm, *wq, *wk, *wv, *wo, *ffn_norm, *w1, *w3, *w2; /* matrices are packed */
 } layer_t;
 
-/* Keys and values of the sequence that a row belongs to, (kv_heads, capacity, dim). */
+/* Keys and values of a row's sequence, (kv_heads, capacity, dim). */
 typedef struct {
     uint16_t *keys, *values;
 } cache_t;
 
 typedef struct {
-    long rows, width, heads, kv_heads, dim, hidden, threads; /* width: of the model; hidden: of the feed-forward */
+    long rows, width, heads, kv_heads, dim, hidden, threads; /* width of the model, hidden of its FFN */
     float eps, scale;
-    const float *table;             /* (rows, dim): cos and sin of each pair at the row's position */
+    const float *table;              /* (rows, dim): cos and sin of each pair at the row's position */
     const long *capacity, *position; /* of each row */
-    long room;                      /* floats of a thread's scores: the largest position + 1, to a multiple of 16 */
+    long room;                       /* floats of a thread's scores: a multiple of 16, above any position */
     /* Work space: */
-    uint16_t *normed; /* (threads, rows, width) if rows <= FEW, else (rows, width) */
-    uint16_t *q, *k, *v, *seen, *gated, *out; /* out: (rows, width) */
-    float *score;     /* (threads, room) */
+    uint16_t *normed;                /* (threads, rows, width) if rows <= FEW, else (rows, width) */
+    uint16_t *q, *k, *v, *attended, *gated, *out; /* out: (rows, width) */
+    float *score;                    /* (threads, room) */
 } step_t;
 
-/* Where all threads of a region wait for each other, a few microseconds at most. Cheaper than OpenMP's barrier, which
- * soon sleeps; a thread whose peer was taken off its core gives its own away instead of spinning on. */
+/* A barrier for waits of a few microseconds. Cheaper than OpenMP's, which soon sleeps. A thread that waits
+ * for a peer which lost its core yields its own core instead of spinning on. */
 typedef struct {
     int arrived, round, threads;
-    long next; /* the first piece of work since the last meeting that nobody has taken */
-} meeting_t;
+    long next; /* the first piece of work since the last barrier that no thread has taken */
+} barrier_t;
 
-/* The next piece of the work between two meetings. Whoever is free takes it: a core that another program uses as
- * well would keep a fixed share waiting. */
-static long take(meeting_t *m) { return __atomic_fetch_add(&m->next, 1, __ATOMIC_RELAXED); }
+/* The next piece of work between two barriers. Threads take pieces as they become free, as above. */
+static long next_piece(barrier_t *b) { return __atomic_fetch_add(&b->next, 1, __ATOMIC_RELAXED); }
 
-static void meet(meeting_t *m) {
-    const int round = __atomic_load_n(&m->round, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&m->arrived, 1, __ATOMIC_ACQ_REL) == m->threads) {
-        __atomic_store_n(&m->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&m->next, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&m->round, round + 1, __ATOMIC_RELEASE);
+static void wait_all(barrier_t *b) {
+    const int round = __atomic_load_n(&b->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == b->threads) {
+        __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&b->next, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&b->round, round + 1, __ATOMIC_RELEASE);
         return;
     }
-    for (long spins = 0; __atomic_load_n(&m->round, __ATOMIC_ACQUIRE) == round; spins++)
+    for (long spins = 0; __atomic_load_n(&b->round, __ATOMIC_ACQUIRE) == round; spins++)
         if (spins < SPINS)
             _mm_pause();
         else
@@ -233,17 +236,17 @@ static void meet(meeting_t *m) {
 
 INLINE long share(long count, long i, long n) { return count * i / n; }
 
-/* The norm of all rows, where this thread can read it. */
+/* Compute the norm of all rows -> where this thread reads it. */
 TARGET static const uint16_t *normed(const step_t *s, const uint16_t *x, const uint16_t *weight, long thread,
-                                     long threads, meeting_t *meeting) {
-    if (s->rows <= FEW) { /* by every thread for itself: that is cheaper than to meet */
+                                     long threads, barrier_t *barrier) {
+    if (s->rows <= FEW) { /* every thread computes all of it for itself, which is cheaper than a barrier */
         uint16_t *mine = s->normed + thread * s->rows * s->width;
         for (long r = 0; r < s->rows; r++) norm(x + r * s->width, weight, mine + r * s->width, s->width, s->eps);
         return mine;
     }
     for (long r = share(s->rows, thread, threads); r < share(s->rows, thread + 1, threads); r++)
         norm(x + r * s->width, weight, s->normed + r * s->width, s->width, s->eps);
-    meet(meeting);
+    wait_all(barrier);
     return s->normed;
 }
 
@@ -258,9 +261,9 @@ TARGET static void one_panel(const uint16_t *x, const uint16_t *packed, uint16_t
 
 /* Pieces of x W^T, added to `residual` (rows, out) if there is one, else stored in y. */
 TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *packed, uint16_t *y,
-                           uint16_t *residual, long in, long out, meeting_t *meeting) {
+                           uint16_t *residual, long in, long out, barrier_t *barrier) {
     const long count = panels(out), step = GROUPS * LANES;
-    for (long i; (i = take(meeting)) < count;) {
+    for (long i; (i = next_piece(barrier)) < count;) {
         one_panel(x, packed, y, s->rows, in, out, i);
         const long first = i * step, last = first + step < out ? first + step : out;
         if (residual)
@@ -270,11 +273,11 @@ TARGET static void product(const step_t *s, const uint16_t *x, const uint16_t *p
     }
 }
 
-/* What each row sees. The queries of a sequence that share a key head go together, each in a lane, where there are
- * enough of them: rows of a draft or a chunk, heads of a group. */
-TARGET static void look(const step_t *s, const cache_t *caches, long thread, meeting_t *meeting) {
+/* Attention of each row to its sequence -> s->attended. Queries of one sequence that share a key head (rows
+ * of a draft or a chunk, heads of a group) run together, each in a lane, where there are enough of them. */
+TARGET static void attend_rows(const step_t *s, const cache_t *caches, long thread, barrier_t *barrier) {
     const long query = s->heads * s->dim, group = s->heads / s->kv_heads;
-    long item = 0, mine = take(meeting);
+    long item = 0, mine = next_piece(barrier);
     for (long first = 0, rows; first < s->rows; first += rows) {
         for (rows = 1; first + rows < s->rows && caches[first + rows].keys == caches[first].keys;) rows++;
         const long all = rows * group, start = s->position[first];
@@ -282,22 +285,22 @@ TARGET static void look(const step_t *s, const cache_t *caches, long thread, mee
             const long at = h * s->capacity[first] * s->dim;
             const uint16_t *keys = caches[first].keys + at, *values = caches[first].values + at;
             const uint16_t *q = s->q + first * query + h * group * s->dim;
-            uint16_t *seen = s->seen + first * query + h * group * s->dim;
+            uint16_t *attended = s->attended + first * query + h * group * s->dim;
             if (all < LANES_PAY || s->dim > DEEP) {
                 for (long i = 0; i < all; i++, item++)
                     if (item == mine) {
                         const long to = i / group * query + i % group * s->dim;
-                        llama_one_query(q + to, keys, values, seen + to, s->score + thread * s->room,
-                                        start + i / group + 1, s->dim, s->scale);
-                        mine = take(meeting);
+                        llama_attend_query(q + to, keys, values, attended + to, s->score + thread * s->room,
+                                           start + i / group + 1, s->dim, s->scale);
+                        mine = next_piece(barrier);
                     }
             } else {
                 const long tile = llama_tile_size(all, s->kv_heads, s->threads);
                 for (long i = 0; i < all; i += tile, item++)
                     if (item == mine) {
-                        llama_tile(q, keys, values, seen, i, all - i < tile ? all - i : tile, group, query, s->dim,
-                                   start, s->scale);
-                        mine = take(meeting);
+                        llama_attend_tile(q, keys, values, attended, i, all - i < tile ? all - i : tile, group, query,
+                                          s->dim, start, s->scale);
+                        mine = next_piece(barrier);
                     }
             }
         }
@@ -305,20 +308,20 @@ TARGET static void look(const step_t *s, const cache_t *caches, long thread, mee
 }
 
 TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *caches, uint16_t *x, int add,
-                             long thread, long threads, meeting_t *meeting) {
+                             long thread, long threads, barrier_t *barrier) {
     const long query = s->heads * s->dim, key = s->kv_heads * s->dim, group = s->heads / s->kv_heads;
-    const uint16_t *in = normed(s, x, w->attention_norm, thread, threads, meeting);
+    const uint16_t *in = normed(s, x, w->attention_norm, thread, threads, barrier);
     const long nq = panels(query), nk = panels(key), all = nq + 2 * nk;
-    for (long i; (i = take(meeting)) < all;)
+    for (long i; (i = next_piece(barrier)) < all;)
         if (i < nq)
             one_panel(in, w->wq, s->q, s->rows, s->width, query, i);
         else if (i < nq + nk)
             one_panel(in, w->wk, s->k, s->rows, s->width, key, i - nq);
         else
             one_panel(in, w->wv, s->v, s->rows, s->width, key, i - nq - nk);
-    meet(meeting);
+    wait_all(barrier);
     const long stores = s->rows * s->kv_heads;
-    for (long i; (i = take(meeting)) < stores;) {
+    for (long i; (i = next_piece(barrier)) < stores;) {
         const long r = i / s->kv_heads, h = i % s->kv_heads;
         const long at = (h * s->capacity[r] + s->position[r]) * s->dim;
         const float *table = s->table + r * s->dim;
@@ -327,19 +330,19 @@ TARGET static void attention(const step_t *s, const layer_t *w, const cache_t *c
         memcpy(caches[r].keys + at, s->k + r * key + h * s->dim, s->dim * sizeof(uint16_t));
         memcpy(caches[r].values + at, s->v + r * key + h * s->dim, s->dim * sizeof(uint16_t));
     }
-    meet(meeting);
-    /* Rows of one sequence see each other's keys, so all must be stored before any is read. */
-    look(s, caches, thread, meeting);
-    meet(meeting);
-    product(s, s->seen, w->wo, s->out, add ? x : 0, query, s->width, meeting);
+    wait_all(barrier);
+    /* Rows of one sequence see each other's keys, so all are stored before any is read. */
+    attend_rows(s, caches, thread, barrier);
+    wait_all(barrier);
+    product(s, s->attended, w->wo, s->out, add ? x : 0, query, s->width, barrier);
 }
 
 TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, int add, long thread, long threads,
-                                meeting_t *meeting) {
-    const uint16_t *in = normed(s, x, w->ffn_norm, thread, threads, meeting);
+                                barrier_t *barrier) {
+    const uint16_t *in = normed(s, x, w->ffn_norm, thread, threads, barrier);
     const long step = GROUPS * LANES, count = panels(s->hidden);
     uint16_t up[s->rows * step];
-    for (long i; (i = take(meeting)) < count;) {
+    for (long i; (i = next_piece(barrier)) < count;) {
         const long first = i * step, width = s->hidden - first < step ? s->hidden - first : step;
         one_panel(in, w->w1, s->gated, s->rows, s->width, s->hidden, i);
         any_panel(w->w3 + first * s->width, in, up, s->rows, s->width, step, width);
@@ -347,34 +350,34 @@ TARGET static void feed_forward(const step_t *s, const layer_t *w, uint16_t *x, 
             for (long c = 0; c < width; c += LANES) {
                 uint16_t *gate = s->gated + r * s->hidden + first + c;
                 const __m512 g = widen(gate), one = _mm512_set1_ps(1);
-                /* silu(g) = g / (1 + e^-g), with the exponential of a number that is not positive. */
+                /* silu(g) = g / (1 + e^-g), written with e^-|g|: `exponential` takes x <= 0. */
                 const __m512 negated = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(g));
-                const __m512 e = exponential(_mm512_max_ps(_mm512_set1_ps(-100), negated)); /* a NaN stays one */
+                const __m512 e = exponential(_mm512_max_ps(_mm512_set1_ps(-100), negated)); /* keeps NaN */
                 const __mmask16 negative = _mm512_cmp_ps_mask(g, _mm512_setzero_ps(), _CMP_LT_OQ);
                 const __m512 top = _mm512_mask_mov_ps(one, negative, e);
                 const __m512 silu = _mm512_div_ps(_mm512_mul_ps(g, top), _mm512_add_ps(one, e));
                 narrow(gate, _mm512_mul_ps(rounded(silu), widen(up + r * step + c)));
             }
     }
-    meet(meeting);
-    product(s, s->gated, w->w2, s->out, add ? x : 0, s->hidden, s->width, meeting);
+    wait_all(barrier);
+    product(s, s->gated, w->w2, s->out, add ? x : 0, s->hidden, s->width, barrier);
 }
 
-/* Rows x (rows, width) through layers. `part` 0: whole layers, x is replaced by their result. 1, 2: the attention or
- * the feed-forward of one layer without its residual, into s->out, for ranks that sum it. caches: (layers, rows). */
+/* Take rows x (rows, width) through layers. `part` 0: whole layers, in place. 1, 2: the attention or the
+ * feed-forward of one layer without its residual, into s->out, for ranks to sum. caches: (layers, rows). */
 TARGET void llama_bf16_layers(const step_t *s, const layer_t *layer, const cache_t *caches, uint16_t *x, long layers,
                               long part) {
-    meeting_t shared = {0, 0, 1, 0}, *meeting = &shared;
+    barrier_t shared = {0, 0, 1, 0}, *barrier = &shared;
 #pragma omp parallel num_threads(s->threads)
     {
         const long thread = omp_get_thread_num(), threads = omp_get_num_threads();
 #pragma omp single
-        meeting->threads = (int)threads; /* all wait here until it is set */
+        barrier->threads = (int)threads; /* all wait here until it is set */
         for (long i = 0; i < layers; i++) {
-            if (part != 2) attention(s, layer + i, caches + i * s->rows, x, part == 0, thread, threads, meeting);
-            if (part == 0) meet(meeting);
-            if (part != 1) feed_forward(s, layer + i, x, part == 0, thread, threads, meeting);
-            if (part == 0) meet(meeting);
+            if (part != 2) attention(s, layer + i, caches + i * s->rows, x, part == 0, thread, threads, barrier);
+            if (part == 0) wait_all(barrier);
+            if (part != 1) feed_forward(s, layer + i, x, part == 0, thread, threads, barrier);
+            if (part == 0) wait_all(barrier);
         }
     }
 }

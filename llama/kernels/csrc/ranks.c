@@ -1,12 +1,13 @@
-/* Collectives of ranks on one machine, through memory that they share.
+/* Collectives of ranks on one machine, through shared memory. Runs on any CPU.
  *
- * A decoded token takes two sums over the ranks for each layer, of a few kilobytes: less work than the way through a
- * socket takes. Each rank writes what it has into its slot, raises its number, waits until the numbers of the others
- * are there, and reads their slots, in rank order, so that all ranks get the same sum. Each has two slots in turn: a slot is
- * written again only after every other rank has raised the number that follows the one it was read for.
+ * A decoded token takes two sums over the ranks for each layer, of a few kilobytes: sending them through a
+ * socket takes longer than adding them. Each rank writes its data into its slot, raises its number, waits
+ * until the others have raised theirs, and reads their slots in rank order, so that all ranks get the same
+ * sum. Each rank uses two slots in turn: it writes a slot again only after every other rank has raised the
+ * number that follows the one it read the slot for.
  *
- * With its slot each rank writes, in words, what it takes part in: the kind of the collective, its size, and the step of the
- * engine. Ranks whose words differ would add things that do not belong together, so none of them does.
+ * With its slot each rank writes three words: the kind of the collective, its size, and the step of the
+ * engine. Ranks whose words differ would add things that do not belong together, so all of them fail instead.
  */
 
 #include <errno.h>
@@ -24,15 +25,16 @@
 #define RELAX() ((void)0)
 #endif
 
-/* SPINS, YIELDS: of a wait, before it sleeps. PATIENCE: milliseconds after which the caller may look at signals. */
+/* SPINS, YIELDS: of a wait, before it sleeps. PATIENCE: milliseconds until the caller may handle signals. */
 enum { HEADER = 1024, WORDS = 3, SPINS = 2000, YIELDS = 200, PATIENCE = 100, AGAIN = -1, DIFFER = -2 };
 
-/* Number and words share a cache line. Behind this, up to HEADER, shared.py keeps why a rank gave up. */
+/* Number and words share a cache line. Behind this, up to HEADER, shared_memory.py keeps the reason why a
+ * rank gave up. */
 typedef struct {
     uint64_t number;          /* of the last collective that this rank has written its slot for */
     uint64_t words[2][WORDS]; /* of it and of the one before, as the slots */
     int64_t pid;
-    uint8_t gave_up; /* whether it left a step; written and read by shared.py only */
+    uint8_t gave_up; /* whether it left a step; written and read by shared_memory.py only */
 } rank_t;
 
 static rank_t *rank_at(char *base, long rank) { return (rank_t *)(base + rank * HEADER); }
@@ -52,7 +54,7 @@ static double now(void) {
     return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
 }
 
-/* 0 when all have raised `number`, AGAIN after a while, DIFFER if somebody's words are not those of `rank`,
+/* 0 when all have raised `number`, AGAIN after PATIENCE, DIFFER if any rank's words are not those of `rank`,
  * or 1 + the rank of a process that is gone. */
 static int wait_for(char *base, long rank, long size, uint64_t number) {
     double end = 0;
@@ -80,7 +82,7 @@ static int wait_for(char *base, long rank, long size, uint64_t number) {
     return 0;
 }
 
-/* What this rank gives to collective `number`, and that it is there. */
+/* Write this rank's data for collective `number`, then raise its number. */
 static void enter(char *base, long rank, long size, long slot, uint64_t number, const uint64_t *words, const void *x,
                   long bytes) {
     memcpy(slot_at(base, size, slot, rank, number), x, bytes);
@@ -95,7 +97,7 @@ static float wide(uint16_t x) {
     return value;
 }
 
-/* Rounded to the nearest, ties to even; a NaN stays one. */
+/* Rounded to the nearest, ties to even; NaN stays NaN. */
 static uint16_t narrow(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -104,7 +106,7 @@ static uint16_t narrow(float x) {
 }
 
 /* x becomes the sum over the ranks; kind 0: float32, 1: bfloat16. what, step, extent: this rank's words.
- * `write`: the first try of this number. */
+ * write: whether this is the first try of this number. */
 int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
                     uint64_t extent, void *x, long count, long kind, int write) {
     const long bytes = count * (kind ? 2 : 4);

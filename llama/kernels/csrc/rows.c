@@ -1,5 +1,5 @@
-/* Rows of logits on CPUs with AVX-512: log-probabilities, and the draw of an id. What is computed, and why so, stands
- * in sampling.py, which has the same in numpy. Sums go from block to block in double, as they do there. */
+/* Rows of logits on CPUs with AVX-512: log-probabilities, and the draw of an id. sampling.py has the same in
+ * numpy, and explains it. Blocks are summed in float and added up in double, as there. */
 
 #include <float.h>
 #include <limits.h>
@@ -11,8 +11,9 @@
 
 #include "vectors.h"
 
-/* BLOCK: weights summed in float. OCTAVE: buckets that the weights between two powers of two fall into, 64, by the
- * leading bits of the float; bucket 0 is that of 1, the greatest weight there is. FEW_FOUND: are sorted as they are. */
+/* BLOCK: weights summed in float. OCTAVE_BITS: weights are sorted into buckets by the leading bits of the
+ * float, all but these: 64 buckets between two powers of two. Bucket 0 is that of 1, the greatest weight.
+ * FEW_FOUND: so few candidates are sorted without buckets. */
 enum { BLOCK = 64, OCTAVE_BITS = 17, BUCKETS = (0x3f800000 >> OCTAVE_BITS) + 1, FEW_FOUND = 64 };
 
 typedef struct {
@@ -20,12 +21,12 @@ typedef struct {
     int32_t id;
 } candidate_t;
 
-/* Of one row; top_k is at most the vocabulary. */
+/* Parameters of one row; top_k is at most the vocabulary. */
 typedef struct {
     double temperature, top_p, top_k, min_p, uniform;
 } draw_t;
 
-/* Work space of a thread. */
+/* A thread's work space. */
 typedef struct {
     double *sums;         /* of each block of weights */
     float *weights;       /* e^((x - greatest x) / temperature) */
@@ -37,7 +38,7 @@ typedef struct {
 
 INLINE long blocks_of(long n) { return (n + BLOCK - 1) / BLOCK; }
 
-/* In bytes, for a vocabulary of n. */
+/* Bytes of a thread's work space, for a vocabulary of n. */
 long llama_rows_space(long n) {
     const long bytes = blocks_of(n) * (8 + BLOCK * 4) + (2 * n + LANES) * sizeof(candidate_t) + BUCKETS * (8 + 4);
     return (bytes + 63) / 64 * 64;
@@ -63,9 +64,9 @@ TARGET static float greatest(const float *x, long n) {
     return _mm512_reduce_max_ps(top);
 }
 
-/* The weights e^((x - top) scale), a multiple of BLOCK of them, zeros at the end -> their sum. */
+/* Compute the weights e^((x - top) scale), padded with zeros to a multiple of BLOCK -> their sum. */
 TARGET static double weigh(const float *x, long n, float top, float scale, float *weights, double *sums) {
-    /* Below e^-87 a float is hardly one, and takes a hundred times as long. */
+    /* Below e^-87 floats are subnormal, and take a hundred times as long. */
     const __m512 lowest = _mm512_set1_ps(-87), tops = _mm512_set1_ps(top), scales = _mm512_set1_ps(scale);
     double total = 0;
     for (long block = 0; block < n; block += BLOCK) {
@@ -84,7 +85,7 @@ TARGET static double weigh(const float *x, long n, float top, float scale, float
     return total;
 }
 
-/* The first id up to which more than `uniform` of the total adds up, or else the last one with any weight. */
+/* The first id up to which weights add up to more than `uniform` of the total, else the last with any. */
 static long inverted(const space_t *s, long n, double total, double uniform) {
     const double target = uniform * total;
     const long blocks = blocks_of(n);
@@ -102,7 +103,7 @@ static long inverted(const space_t *s, long n, double total, double uniform) {
     return last;
 }
 
-/* Ids whose weight is at least that -> how many; `found` has them in ascending order. */
+/* Collect the ids whose weight is at least `least` into `found`, in ascending order -> how many. */
 TARGET static long collect(const float *weights, long n, float least, candidate_t *found) {
     long count = 0;
     const __m512i step = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -141,14 +142,14 @@ INLINE float edge(long bucket) {
     return weight;
 }
 
-/* How far the best are kept: to `last`, from which on `kept` of them have the mass `mass`. */
+/* Where the kept ids end: the best `kept` of them, down to `last`, have the mass `mass`. */
 typedef struct {
     long kept;
     double mass;
     candidate_t last;
 } border_t;
 
-/* Take candidates, some of equal bucket or all, one after the other -> whether the border lies among them. */
+/* Take candidates (those of a bucket, or all) from the best down -> whether the border lies among them. */
 static int walk(border_t *border, candidate_t *sorted, long count, const draw_t *p, double most) {
     qsort(sorted, count, sizeof(*sorted), by_weight);
     for (long i = 0; i < count; i++) {
@@ -159,7 +160,7 @@ static int walk(border_t *border, candidate_t *sorted, long count, const draw_t 
     return 0;
 }
 
-/* The border among `count` found ones. Only the bucket that it lies in is sorted. */
+/* The border among `count` candidates. Only the bucket that it lies in is sorted. */
 static candidate_t bordered(const space_t *s, long count, float least, const draw_t *p, double most) {
     border_t border = {0, 0, {1, 0}};
     if (count <= FEW_FOUND) {
@@ -178,7 +179,7 @@ static candidate_t bordered(const space_t *s, long count, float least, const dra
         if (!s->counts[b]) continue;
         const long kept = border.kept + s->counts[b];
         const double mass = border.mass + s->masses[b];
-        if (kept <= p->top_k && mass <= most && edge(b) >= p->min_p) { /* all of them, in whatever order */
+        if (kept <= p->top_k && mass <= most && edge(b) >= p->min_p) { /* keep the whole bucket, unsorted */
             border = (border_t){kept, mass, {edge(b), INT_MAX}};
             continue;
         }
@@ -192,7 +193,7 @@ static candidate_t bordered(const space_t *s, long count, float least, const dra
 
 /* The draw within top-k, top-p and min-p. */
 static long limited(const space_t *s, long n, double total, const draw_t *p) {
-    /* What is below `never` has at most the mass that top-p leaves out; few of the best k are `rare`. */
+    /* Weights below `never` add up to at most what top-p leaves out; few of the best k are below `rare`. */
     const double never = fmax((1 - p->top_p) * total / n, p->min_p) * 0.999, rare = 1e-3;
     float least = (float)(p->top_k < n && p->top_p == 1 && rare > never ? rare : never);
     long count = collect(s->weights, n, least, s->found);

@@ -1,4 +1,4 @@
-/* What the kernels for AVX-512 have in common. */
+/* Shared by the kernels for AVX-512. */
 
 #ifndef LLAMA_VECTORS_H
 #define LLAMA_VECTORS_H
@@ -11,7 +11,7 @@
 
 enum { LANES = 16 };
 
-/* 16 bfloat16 to float and back, to the nearest. */
+/* 16 bfloat16 to float, and back, rounded to the nearest. */
 TARGET INLINE __m512 widen(const uint16_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_epi16(p)), 16));
 }

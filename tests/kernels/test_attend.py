@@ -1,0 +1,118 @@
+"""The attention operator: it stores the new tokens and each attends to all up to itself, compiled or not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llama.kernels import native
+from llama.kernels.attention import attend
+
+# query heads, key/value heads, head dimension. 256 is the largest head of the kernel for chunks.
+HEADS = [(4, 4, 32), (8, 2, 64), (6, 2, 128), (2, 1, 256), (2, 1, 288), (4, 2, 24)]
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+
+
+def oracle(
+    q_THD: torch.Tensor, k_SKD: torch.Tensor, v_SKD: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """In float64 -> (result, the same of the values' sizes, which rounding errors are relative to)."""
+    count, heads, dim = q_THD.shape
+    length, group = len(k_SKD), heads // k_SKD.shape[1]
+    k, v = (x.double().repeat_interleave(group, 1) for x in (k_SKD, v_SKD))
+    scores = torch.einsum("thd,shd->hts", q_THD.double(), k) / dim**0.5
+    future = torch.arange(length) > length - count + torch.arange(count)[:, None]
+    weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+    return torch.einsum("hts,shd->thd", weights, v), torch.einsum("hts,shd->thd", weights, v.abs())
+
+
+def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str = "compiled") -> None:
+    length = before + count
+    k, v = random(length, kv_heads, dim, seed=1, scale=2), random(length, kv_heads, dim, seed=2)
+    query = random(count, heads, dim, seed=3, scale=2)
+    # Behind the complete positions there may be anything, and so there may behind the new ones.
+    stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=torch.bfloat16) for _ in range(2)]
+    for store, x in zip(stores, (k, v), strict=True):
+        store[:, :before] = x[:before].transpose(0, 1)
+    out = attend(query, k[before:], v[before:], *stores, before)
+
+    exact, size = oracle(query, k, v)
+    assert out.shape == query.shape
+    # PyTorch's way for a chunk joins two results by a share, all three rounded to bfloat16.
+    joined = way == "plain" or dim not in (32, 64, 128, 256)
+    tolerance = 2**-7 * size + (2**-7 * v.abs().max().double() if joined else 1e-6)
+    assert ((out.double() - exact).abs() <= tolerance).all()
+    for store, x in zip(stores, (k, v), strict=True):
+        assert torch.equal(store[:, :length], x.transpose(0, 1))
+        assert store[:, length:].isnan().all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 33, 500])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
+def test_one_token(way: str, length: int, heads: int, kv_heads: int, dim: int) -> None:
+    check(length - 1, 1, heads, kv_heads, dim, way)
+
+
+@pytest.mark.parametrize(
+    ("before", "count"), [(0, 2), (0, 70), (1, 3), (61, 5), (64, 16), (130, 17), (500, 40), (3, 300)]
+)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
+def test_a_chunk_behind_a_prefix(
+    way: str, before: int, count: int, heads: int, kv_heads: int, dim: int
+) -> None:
+    check(before, count, heads, kv_heads, dim, way)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_the_compiled_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query, several, and none of them where the heads are too large or of no whole vector."""
+    taken: list[str] = []
+    for name in ("decode_attention", "chunk_attention"):
+        kernel = getattr(native, name)
+        monkeypatch.setattr(
+            native, name, lambda *args, name=name, kernel=kernel: (taken.append(name), kernel(*args))[1]
+        )
+    for count, dim in ((1, 32), (2, 32), (1, 288), (2, 256), (2, 288), (1, 24), (2, 24)):
+        check(3, count, 2, 1, dim)
+        taken.append("|")
+    assert "".join(taken) == "decode_attention|chunk_attention|decode_attention|chunk_attention||||"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_chunk_does_not_depend_on_the_number_of_threads() -> None:
+    """Which decides how many queries share a pass."""
+    keys, values, query = random(2, 250, 64, seed=1), random(2, 250, 64, seed=2), random(150, 4, 64, seed=3)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 16):
+            torch.set_num_threads(threads)
+            found.append(native.chunk_attention(query, keys, values, 100))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@pytest.mark.parametrize("place", [0, 1, 70, 99])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.usefixtures("way")
+def test_scores_of_any_size(place: int, count: int) -> None:
+    """The greatest score is first, last, or in a later block than scores that underflow beside it."""
+    keys, values = torch.full((1, 102, 32), -100.0).bfloat16(), torch.full((1, 102, 32), 9.0).bfloat16()
+    keys[:, place], values[:, place] = 100, 1
+    query = torch.full((count, 1, 32), 100.0).bfloat16()
+    out = attend(query, -query, 9 * query, keys, values, 100)
+    assert torch.equal(out, torch.ones(count, 1, 32, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+@pytest.mark.usefixtures("compiled")
+def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
+    q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
+    {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
+    out = native.chunk_attention(q.bfloat16(), keys.bfloat16(), values.bfloat16(), 30)
+    expected = [2] if where == "query" else [0, 1, 2, 3]
+    assert [i for i in range(4) if out[i].isnan().any()] == expected

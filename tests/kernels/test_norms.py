@@ -1,0 +1,102 @@
+"""RMSNorm and rotary positions are their formulas in float64, compiled or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama.kernels.norms import rms_norm, rotary_pairs, rotary_table, rotate
+
+
+def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """In float64."""
+    return x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
+@pytest.mark.parametrize("n", [16, 20, 48, 256])
+@pytest.mark.usefixtures("way")
+def test_rms_norm_in_bfloat16(rows: int, n: int) -> None:
+    x, weight = random(rows, n, scale=5).bfloat16(), random(n, seed=1).bfloat16()
+    exact = normed(x, weight, 1e-5)
+    got = rms_norm(x, weight, 1e-5)
+    assert got.dtype == torch.bfloat16
+    # Two roundings to bfloat16: of the normalised value and of the product.
+    assert ((got.double() - exact).abs() <= 2**-7 * exact.abs() + 1e-6).all()
+
+
+def test_rms_norm_is_computed_in_float32() -> None:
+    x, weight = random(5, 32, scale=300), random(32, seed=1)
+    wanted = normed(x, weight, 0.5)
+    torch.testing.assert_close(rms_norm(x, weight, 0.5).double(), wanted, rtol=1e-6, atol=1e-6)
+    got = rms_norm(x.half(), weight.half(), 0.5)  # 300 squared overflows float16
+    assert got.dtype == torch.float16
+    torch.testing.assert_close(got.double(), wanted, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.usefixtures("way")
+def test_rms_norm_of_what_the_kernel_does_not_take() -> None:
+    """A weight of another dtype, or with gaps: both kinds of module exist in research code."""
+    x, weight = random(3, 32).bfloat16(), random(64, seed=1)
+    for each in (weight[:32], weight.bfloat16()[::2]):
+        exact = normed(x, each, 1e-5)
+        assert ((rms_norm(x, each, 1e-5).double() - exact).abs() <= 2**-7 * exact.abs() + 1e-6).all()
+
+
+def exactly_turned(x_THD: torch.Tensor, positions: torch.Tensor, theta: float) -> torch.Tensor:
+    """In float64, from the angles on."""
+    dim = x_THD.shape[-1]
+    angle = positions.double()[:, None] * theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    pairs = torch.view_as_complex(x_THD.double().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * torch.polar(torch.ones_like(angle), angle)[:, None]).flatten(-2)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 33])
+@pytest.mark.parametrize("dim", [4, 16, 64, 128])
+@pytest.mark.usefixtures("way")
+def test_rotate_in_bfloat16(rows: int, dim: int) -> None:
+    x, positions = random(rows, 3, dim).bfloat16(), torch.arange(rows) * 97
+    table = rotary_table(positions, dim, 1e6)
+    exact = exactly_turned(x, positions, 1e6)
+    got = rotate(x.clone(), table)
+    assert got.dtype == torch.bfloat16
+    assert ((got.double() - exact).abs() <= 2**-8 * exact.abs() + 2e-3).all()
+    apart = rotate(x.repeat(1, 2, 1)[:, ::2].clone(memory_format=torch.preserve_format), table)
+    assert torch.equal(apart[:, 0], got[:, 0])
+
+
+def test_rotary_tables_are_float32_whatever_the_dtype() -> None:
+    """At theta 1e6 and 16,384 positions, bfloat16 angles are off by whole turns."""
+    positions = torch.tensor([0, 1, 1000, 16383])
+    table = rotary_table(positions, 128, 1e6)
+    assert table.dtype == torch.complex64
+    pair = torch.arange(64, dtype=torch.float64)
+    angle = positions.double()[:, None] * 1e6 ** (-2 * pair / 128)
+    assert torch.allclose(table, torch.polar(torch.ones_like(angle), angle).to(table.dtype), atol=4e-3)
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e6])
+def test_the_table_of_the_fused_layers_is_the_same(theta: float) -> None:
+    positions = np.array([0, 1, 17, 16383])
+    table = torch.view_as_real(rotary_table(torch.from_numpy(positions), 64, theta)).flatten(1)
+    torch.testing.assert_close(torch.from_numpy(rotary_pairs(positions, 64, theta)), table, rtol=0, atol=1e-6)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(0, 16000))
+def test_rotated_scores_depend_on_the_distance_only(a: int, b: int, shift: int) -> None:
+    q, k = random(2, 1, 1, 16)
+
+    def score(at: int, to: int) -> torch.Tensor:
+        return (rotate(q, rotary_table(torch.tensor([at]), 16, 1e6)).flatten()).dot(
+            rotate(k, rotary_table(torch.tensor([to]), 16, 1e6)).flatten()
+        )
+
+    assert abs(float(score(a, b) - score(a + shift, b + shift))) < 2e-2

@@ -218,7 +218,7 @@ def frames(frame: FrameType | None) -> Iterator[tuple[str, str]]:
 
 def test_a_call_takes_the_way_that_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten steps at most from `text_completion` to the matrix product, four of them before `Transformer`."""
-    monkeypatch.setattr(llama.kernels.linear, "can_prepare", lambda weight: False)
+    monkeypatch.setattr(llama.kernels.linear, "_best_format", lambda weight: None)
     made = tiny_llama()
     seen: list[list[tuple[str, str]]] = []
     product = torch.nn.functional.linear

@@ -138,7 +138,7 @@ class Scheduler:
                 sequence.is_paused = is_paused
 
     def retire(self, sequence: SequenceState) -> None:
-        """Remove a running sequence; the cache manager decides what is retained of it."""
+        """Remove a running sequence; the cache manager decides whether its cache is retained."""
         self.running.remove(sequence)
         self.cache_manager.free(sequence)
 

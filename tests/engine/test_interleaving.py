@@ -1,6 +1,7 @@
 """Laws of the engine under everything at once: arrivals, cancels, pauses, preemption, reuse, chunks, drafts.
 
-Whatever happens around it, a request gets what it gets alone; memory is conserved; all end, once, with a reason.
+Whatever happens around it, a request gets what it gets alone; memory is conserved; all end, once, with a
+reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Little memory: the youngest sequences give way again and again, nobody starves, and results stay the same."""
+"""Little memory: the youngest are preempted again and again, nobody starves, results stay the same."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_llama import tiny_model
 
 from llama.engine import Engine, speculation
-from llama.engine.speculation import MOST, Drafter
+from llama.engine.speculation import MAX_DRAFT, Drafter
 from llama.sampling import SamplingParams
 
 # ---- where drafts come from --------------------------------------------------------------------------
@@ -23,7 +23,7 @@ tokens = st.lists(st.integers(0, 3), max_size=60)
 
 
 @settings(deadline=None, derandomize=True, max_examples=300)
-@given(tokens, st.integers(0, 60), st.integers(0, MOST))
+@given(tokens, st.integers(0, 60), st.integers(0, MAX_DRAFT))
 def test_a_draft_continues_a_place_where_the_last_three_tokens_stood(text, first, most):
     known = text[:first]
     drafter = Drafter(known, 0)
@@ -74,7 +74,7 @@ def test_drafting_never_loses_more_than_a_few_steps_in_a_hundred(right):
     known = [1, 2, 3] * 5
     drafter, drafts, rows, gained, steps = Drafter(known, 0), 0, 0, 0, 3000
     for _ in range(steps):
-        draft = drafter.propose(MOST)
+        draft = drafter.propose(MAX_DRAFT)
         accepted = next((i for i in range(len(draft)) if chance.random() >= right), len(draft))
         drafter.judge(len(draft), accepted)
         drafts += bool(draft)
@@ -91,11 +91,11 @@ def test_what_is_always_right_is_drafted_at_full_length():
     drafter = Drafter([1, 2, 3] * 5, 0)
     lengths = []
     for _ in range(6):
-        draft = drafter.propose(MOST)
+        draft = drafter.propose(MAX_DRAFT)
         drafter.judge(len(draft), len(draft))
         lengths.append(len(draft))
     assert lengths[0] <= 4
-    assert lengths[-1] == MOST
+    assert lengths[-1] == MAX_DRAFT
 
 
 # ---- they change nothing -----------------------------------------------------------------------------

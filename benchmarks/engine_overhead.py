@@ -3,8 +3,8 @@
 python benchmarks/engine_overhead.py
 python benchmarks/engine_overhead.py --steps 500 --vocab 32016 --threads 2
 
-A null model stands in: no layers, and logits that are there already. What is measured is scheduling, the
-tensors of a step, the decision over the whole vocabulary, log-probabilities and text: the median
+A null model stands in: it has no layers, and its logits are made in advance. The benchmark measures
+scheduling, the tensors of a step, sampling over the whole vocabulary, log-probabilities and text: the median
 milliseconds of a decode step, for requests that are greedy, sampled, and sampled within top-p.
 """
 
@@ -32,7 +32,7 @@ KINDS = {
 
 
 class NullModel(Transformer):
-    """Writes nothing, computes nothing: each row gets one of a few rows of random logits."""
+    """Computes nothing: each row of a step gets one of 64 rows of random logits."""
 
     def __init__(self, vocab: int, pieces: int) -> None:
         shape = ModelArgs(
@@ -46,7 +46,7 @@ class NullModel(Transformer):
         )
         super().__init__(shape)
         self._rows = 8 * torch.randn(64, vocab, generator=torch.Generator().manual_seed(0))
-        self._rows[:, pieces:] = -30.0  # which the tokenizer does not have
+        self._rows[:, pieces:] = -30.0  # ids that the tokenizer does not have
 
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         cache.commit()
@@ -89,7 +89,7 @@ def main(steps: int = 200, vocab: int = 32016, threads: int = 2, speculate: bool
         steps: measured steps; the median counts.
         vocab: columns of the logits.
         threads: CPU threads.
-        speculate: with the search for drafts; what is drafted is then decided too.
+        speculate: with the search for drafts; drafted tokens are then decided too.
     """
     torch.set_num_threads(threads)
     tokenizer = Tokenizer(TOKENIZER)

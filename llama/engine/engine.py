@@ -37,7 +37,7 @@ class Engine:
 
     Args:
         model: this rank's Transformer; its params carry max_batch_size and max_seq_len.
-        tokenizer: for the text of what is generated.
+        tokenizer: turns generated ids into text.
         cache_tokens: positions that all caches may hold together, running and retained; by default as many as
             the two limits allow to run.
         retained_tokens: how many of these may be retained for reuse; by default a quarter, and at least one
@@ -238,7 +238,7 @@ class Engine:
             raise
 
     def _schedule(self) -> ScheduledBatch:
-        """Plan the step. If a sequence can begin, and so reuse a prefix, ask first whether the model changed."""
+        """Plan the step. If a sequence can begin, which may reuse a prefix, ask if the model changed."""
         self.planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
         self._watch.glance()
         self._torn = True
@@ -310,7 +310,7 @@ class Engine:
         self._torn = False
 
     def _settle(self) -> None:
-        """If an interrupt struck in the middle of a change, rebuild everything from what is certain.
+        """If an interrupt struck in the middle of a change, rebuild everything from the requests in progress.
 
         Sequences begin again as after a preemption: what their journals say stays, caches are computed again.
         If this is interrupted itself, it starts over.

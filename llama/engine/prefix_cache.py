@@ -108,9 +108,9 @@ class PrefixCache:
                 del node.parent.children[node.edge]
 
     def find(self, sequence: SequenceState, most: int) -> Match:
-        """The longest prefix of sequence.tokens[:most] that somebody has, or an older sequence soon will.
+        """The longest prefix of sequence.tokens[:most] that a holder has, or an older sequence soon will.
 
-        One that is paused will not.
+        A paused sequence computes nothing, so it does not count.
         """
         count, shared = 0, 0
         holder: SequenceState | Retained | None = None

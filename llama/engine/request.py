@@ -44,7 +44,10 @@ def stop_problem(stop: Collection[object]) -> str | None:
         return f"stop is {stop!r}; it must hold strings that are not empty"
     characters = sum(len(str(text)) for text in stop)
     if characters > _MOST_STOP_CHARACTERS:
-        return f"the stop strings have {characters:,} characters together; {_MOST_STOP_CHARACTERS:,} are the most"
+        return (
+            f"the stop strings have {characters:,} characters together;"
+            f" {_MOST_STOP_CHARACTERS:,} are the most"
+        )
     return None
 
 

@@ -48,7 +48,7 @@ class Feed:
         return deltas
 
     def forget(self, request_id: int) -> None:
-        """Drop what is unread of a request."""
+        """Drop the unread part of a request."""
         if any(sequence.request_id == request_id for sequence in self.news):
             self.news = [sequence for sequence in self.news if sequence.request_id != request_id]
 
@@ -103,7 +103,7 @@ class RequestState:
         self.samples = self.samples[:behind] + forks + self.samples[behind:]
 
     def restore(self, new_cache: Callable[[], KVCache]) -> None:
-        """Go back to what is certain, with nothing computed; see `SequenceState.restore`."""
+        """Go back to what the journals say, with nothing computed; see `SequenceState.restore`."""
         self.notify()
         left = self.request.n
         for sequence in self.samples:

@@ -23,7 +23,7 @@ from .cache_manager import CacheManager
 from .limits import Limits
 from .request import Request
 from .sequence import ScheduledBatch, ScheduledSequence, SequenceState
-from .speculation import MOST
+from .speculation import MAX_DRAFT
 
 __all__ = ["Scheduler"]
 
@@ -138,7 +138,7 @@ class Scheduler:
                 sequence.is_paused = is_paused
 
     def retire(self, sequence: SequenceState) -> None:
-        """Remove a running sequence; the cache manager decides what is retained of it."""
+        """Remove a running sequence; the cache manager decides whether its cache is retained."""
         self.running.remove(sequence)
         self.cache_manager.free(sequence)
 
@@ -202,7 +202,7 @@ class Scheduler:
 
     def _add_drafts(self, batch: ScheduledBatch, decodes: int, left: int) -> None:
         """Let decodes, which come first in the batch, verify drafts as far as step and free memory allow."""
-        most = min(MOST, self.limits.draft_tokens // decodes - 1) if decodes else 0
+        most = min(MAX_DRAFT, self.limits.draft_tokens // decodes - 1) if decodes else 0
         for i in range(decodes):
             sequence, start, _, _ = batch[i]
             if sequence.drafter is None or sequence.slots > 1:

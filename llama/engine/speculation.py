@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MOST", "Drafter", "Lookup"]
+__all__ = ["MAX_DRAFT", "Drafter", "Lookup"]
 
-# Tokens of a draft at most.
-MOST = 16
+# Most tokens of a draft.
+MAX_DRAFT = 16
 # An earlier place counts only if this many tokens before it agree.
 _GRAM = 3
 # A new attempt waits until it can try this many: a single token hardly pays even if it is right.
@@ -113,7 +113,7 @@ class Drafter:
         self._places: dict[tuple[int, ...], list[int]] = {}
         self._indexed = max(_GRAM, prompt) - 1
         self._balance = _START
-        self._length = MOST if self._prediction else 4
+        self._length = MAX_DRAFT if self._prediction else 4
 
     def fork(self, tokens: list[int]) -> Drafter:
         """A drafter for another sample of the same prompt, with its own tokens; they share the indexes."""
@@ -142,7 +142,7 @@ class Drafter:
         if drafted:
             cost = _CHECK + _ROW * drafted
             self._balance = min(_SAVED, self._balance + accepted - cost)
-            self._length = min(MOST, 2 * self._length) if accepted == drafted else max(2, accepted)
+            self._length = min(MAX_DRAFT, 2 * self._length) if accepted == drafted else max(2, accepted)
 
     def _last(self) -> tuple[int, ...]:
         return tuple(self._tokens[-_GRAM:])

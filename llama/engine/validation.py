@@ -33,8 +33,8 @@ def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
         raise RequestError(f"{request.top} alternatives were asked for, but the vocabulary has {vocab} ids")
     if length + request.max_new_tokens > max_seq_len:
         raise PromptTooLongError(
-            f"the prompt has {length} tokens and {request.max_new_tokens} more were asked for, but max_seq_len"
-            f" is {max_seq_len}; shorten it, or build with a larger max_seq_len"
+            f"the prompt has {length} tokens and {request.max_new_tokens} more were asked for, but"
+            f" max_seq_len is {max_seq_len}; shorten it, or build with a larger max_seq_len"
         )
 
 
@@ -42,13 +42,13 @@ def _check_sizes(request: Request, max_seq_len: int, vocab: int) -> None:
     """Refuse what is too large to walk, here or on other ranks."""
     if isinstance(request.prompt, Sized) and len(request.prompt) > max_seq_len:
         raise PromptTooLongError(
-            f"the prompt has {len(request.prompt):,} tokens, but max_seq_len is {max_seq_len:,}; shorten it, or build"
-            " with a larger max_seq_len"
+            f"the prompt has {len(request.prompt):,} tokens, but max_seq_len is {max_seq_len:,};"
+            " shorten it, or build with a larger max_seq_len"
         )
     if isinstance(request.prediction, Sized) and len(request.prediction) > max_seq_len:
         raise RequestError(
-            f"the prediction has {len(request.prediction):,} tokens, but max_seq_len is {max_seq_len:,}; give the part"
-            " that the output is likely to repeat"
+            f"the prediction has {len(request.prediction):,} tokens, but max_seq_len is {max_seq_len:,};"
+            " give the part that the output is likely to repeat"
         )
     if isinstance(request.stop_ids, Sized) and len(request.stop_ids) > vocab:
         raise RequestError(f"{len(request.stop_ids):,} stop ids, but the vocabulary has {vocab:,} ids")

@@ -1,4 +1,4 @@
-"""The engine's law: whatever else runs, and however it is cut into steps, a request gets what it gets alone."""
+"""Requests share a model, its slots and its memory, and each gets what it would get alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_samples_share_one_prefill(monkeypatch):
 
 
 def test_samples_go_on_where_an_earlier_request_stopped():
-    """Sample 2 of four is sample 0 of a request that begins at 2: so replicas may share out a prompt's samples."""
+    """Sample 2 of four is sample 0 of a request that begins at 2, so replicas can share samples."""
     request = ask(9, 6, SAMPLED, n=5, seed=3)
     whole = run(Engine(model(8), TOKENIZER), [request])
     small = Engine(model(2), TOKENIZER)

@@ -1,6 +1,7 @@
 """Laws of the engine under everything at once: arrivals, cancels, pauses, preemption, reuse, chunks, drafts.
 
-Whatever happens around it, a request gets what it gets alone; memory is conserved; all end, once, with a reason.
+Whatever happens around it, a request gets what it gets alone; memory is conserved; all end, once, with a
+reason.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def with_guess(request, wrong):
     return dataclasses.replace(request, prediction=tuple(guess))
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(deadline=None, derandomize=True, max_examples=50)
 @given(rows, st.integers(1, 4), setups)
 def test_any_interleaving_is_each_request_alone(rows, batch, setup):
     engine = build(batch, setup)
@@ -131,7 +132,7 @@ def test_any_interleaving_is_each_request_alone(rows, batch, setup):
                 assert i in cancelled
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=24)
 @given(st.lists(requests, min_size=2, max_size=5), setups, st.integers(0, 25))
 def test_any_failed_step_is_as_if_it_had_not_been(wanted, setup, failing):
     """The n-th forward or the n-th logits fail; the step is taken again."""
@@ -194,7 +195,7 @@ simple_requests = st.builds(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(
     st.lists(
         st.tuples(st.integers(0, 6), simple_requests, st.none() | st.integers(0, 12)), min_size=1, max_size=6

@@ -1,7 +1,8 @@
 """Ctrl-C, wherever it strikes in one call, takes nothing from another stream that is open.
 
-Python runs signal handlers at few places: on the way into a function, behind a call and at the end of a loop's body. A
-trace raises KeyboardInterrupt at the k-th of them that a call passes in the engine's own code, for all k of a stride.
+Python runs signal handlers in few places: on entry to a function, after a call and at the end of a loop's
+body. A trace raises KeyboardInterrupt at the k-th such place that a call passes in the engine's own code, for
+every k of a stride.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def struck_at(number, passed):
             if event != "opcode":
                 return instruction
             here, before_here, before = frame.f_lasti, before, frame.f_lasti
-            # Behind a call a handler's error is an error of the call, so that what is behind it must be covered alike.
+            # Behind a call a handler's error is an error of the call, so that what is behind it must be
+            # covered alike.
             behind = before_here is not None and names[before_here].startswith("CALL")
             if (behind and covers[before_here] == covers[here]) or names[here].startswith(
                 ("RESUME", "JUMP_BACKWARD")
@@ -81,7 +83,7 @@ def struck_at(number, passed):
 
 
 def small():
-    """Little memory, so that sequences wait, grow and are preempted; what was computed is copied."""
+    """Little memory, so that sequences wait, grow, are preempted, and copy prefixes."""
     made = Llama(
         tiny_model(max_batch_size=4, max_seq_len=64), tiny_tokenizer(), cache_tokens=96, retained_tokens=48
     )
@@ -183,7 +185,7 @@ def test_an_interrupt_anywhere_in_one_call_takes_nothing_from_another(call, stri
         clean(made.engine)
         if len(passed) <= number:
             break
-    # The law says little if nothing was ever struck in the middle of a change, or nobody had to give way.
+    # The law says little if no change was ever struck in the middle, or no sequence was ever preempted.
     assert len(settled) > 5
     assert made.engine.scheduler.preemptions > 0 or call is left_early or n > 2
 

@@ -253,7 +253,7 @@ def test_nobody_waits_for_a_prefix_of_another_model() -> None:
 
 
 def test_what_was_preempted_is_computed_anew_and_of_use_again() -> None:
-    """Memory is short, so the younger is preempted after the change, and begins again with the model of then."""
+    """Memory is short: the younger is preempted after the change and begins again with the new model."""
     model = tiny_model()
     engine = Engine(model, TOKENIZER, cache_tokens=200, retained_tokens=200, block=4, speculate=False)
     older, younger = (engine.add(Request(PROMPT[i : i + 30], 90, GREEDY)) for i in (0, 5))

@@ -114,7 +114,8 @@ def test_what_was_not_used_for_the_longest_time_is_evicted_first(again):
     first, second = ids(12, 1), ids(12, 2)
     for prompt in (first, second):
         run(engine, [ask(prompt, 1)])
-    # The first is used: by two samples, which copy it, or by the same prompt once more, which leaves nothing new.
+    # The first is used: by two samples, which copy it, or by the same prompt once more, which leaves nothing
+    # new.
     if again == "copied":
         run(engine, [ask((*first, 9), 1, n=2)])
     else:

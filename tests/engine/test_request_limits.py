@@ -1,4 +1,4 @@
-"""What one caller asks for stalls nobody else: it is refused by its size before any work, and indexes are made once."""
+"""No request stalls the others: what is too large is refused before any work, and indexes are made once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of the scheduler: first come, first served; never above a limit; all finish; nothing stays reserved."""
+"""Laws of the scheduler: first come, first served; limits hold; all finish; nothing stays reserved."""
 
 from __future__ import annotations
 

@@ -11,16 +11,16 @@ from llama.engine import Engine
 from llama.sampling import SamplingParams
 
 
-@pytest.mark.parametrize("step_tokens", [1, 50, 1024])
-def test_prompt_scores_are_the_log_softmax_of_the_twin(step_tokens):
+@pytest.mark.parametrize(("length", "step_tokens"), [(40, 1), (200, 50), (200, 1024)])
+def test_prompt_scores_are_the_log_softmax_of_the_twin(length, step_tokens):
     """200 tokens: more than the rows of logits that exist at once."""
-    prompt = ids(200)
+    prompt = ids(length)
     engine = Engine(model(4, 256), TOKENIZER, step_tokens=step_tokens)
     request = ask(prompt, 2, score_prompt=True, top=3)
     sequence = run(engine, [request])[0, 0].sequence
     logs = torch.log_softmax(twin_logits([*prompt, *sequence.output]).double(), dim=-1)
     every = [*sequence.prompt_scores, *sequence.scores]
-    assert len(every) == 199 + 2
+    assert len(every) == length - 1 + 2
     for row, target, score in zip(logs, [*prompt[1:], *sequence.output], every, strict=False):
         assert score.logprob == pytest.approx(float(row[target]), abs=2e-3)
         best = row.topk(3)

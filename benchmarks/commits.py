@@ -70,9 +70,8 @@ def measure(
 
 def _has_kernels(root: Path) -> bool:
     """Whether the checkout's compiled kernels are loaded. Raises SystemExit if another checkout's are."""
-    maps = (
-        Path("/proc/self/maps").read_text().splitlines()
-    )  # they are loaded by ctypes, so sys.modules has none
+    # They are loaded by ctypes, so sys.modules does not have them.
+    maps = Path("/proc/self/maps").read_text().splitlines()
     files = {Path(line.split(maxsplit=5)[5]) for line in maps if line.endswith(tuple(EXTENSION_SUFFIXES))}
     kernels = [file for file in files if "llama" in file.parent.parts]
     if foreign := [str(file) for file in kernels if not file.is_relative_to(root)]:

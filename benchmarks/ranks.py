@@ -31,10 +31,11 @@ from llama.sizing.shapes import expected_shapes
 class RandomCheckpoint(Checkpoint):
     """Weights of a fixed seed for each tensor: the same on every number of ranks, with no file."""
 
-    layout, files = "Meta", []
+    layout = "Meta"
+    files: tuple[()] = ()
 
     def __init__(self, args: ModelArgs, dtype: torch.dtype) -> None:
-        self.args, self.dtype = args, dtype
+        self.args, self.dtype, self.mapped = args, dtype, []
 
     def stored(self) -> Any:
         return iter(())

@@ -20,7 +20,7 @@ from llama.engine import Engine
 def _step(
     engine: Engine, stream: int, gaps: list[float], last: float | None
 ) -> tuple[float | None, set[int]]:
-    """Run a step, and note the gap to the stream's last token -> (time of its newest token, ids with a new one)."""
+    """Run a step, and note the stream's gap -> (time of its newest token, ids that gained a token)."""
     ids = {delta.key[0] for delta in engine.step()}
     if stream not in ids:
         return last, ids

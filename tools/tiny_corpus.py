@@ -1,8 +1,8 @@
 """The corpus of CodeLlama-tiny: the running interpreter's own standard library, and what is held out of it.
 
-Everything is read from `sysconfig.get_path("stdlib")`, so that whoever has a Python has the training data.
-Three piles come out: the library, its test suites (used at a lower weight) and the held-out modules. A
-document that shares a run of lines with held-out text is dropped and named: the held-out loss is to be
+Everything is read from `sysconfig.get_path("stdlib")`, so anyone who has Python has the training data. It is
+sorted into the library, its test suites (used at a lower weight) and the held-out modules with their tests. A
+document that shares a run of lines with held-out text is dropped and named, so that the held-out loss is
 honest.
 """
 
@@ -21,7 +21,7 @@ HELD_OUT = (
     *("bisect", "calendar", "colorsys", "fnmatch", "fractions", "graphlib"),
     *("heapq", "queue", "reprlib", "shlex", "statistics", "textwrap"),
 )
-# Tables and generated text: they would teach the tokenizer hex digits and the model nothing.
+# Tables and generated text, which would teach the tokenizer hex digits and the model nothing.
 GENERATED = re.compile(
     r"^(encodings/|pydoc_data/|_sysconfigdata|html/entities\.py|lib2to3/tests/data/|test/encoded_modules/"
     r"|test/cjkencodings|test/(decimaltestdata|xmltestdata|ziptestdata|tokenizedata)/|config-)"
@@ -69,13 +69,14 @@ def _read_documents(root: Path) -> Iterator[Document]:
         except UnicodeDecodeError:
             continue
         text = text.replace("\r\n", "\n")
-        # SentencePiece writes a space as U+2581, so a text with that character cannot survive a round trip.
+        # SentencePiece writes a space as U+2581, so a text with that character would not survive a round
+        # trip.
         if len(text) >= 200 and "\u2581" not in text and not _is_table(text):
             yield Document(name, text)
 
 
 def _is_table(text: str) -> bool:
-    """Whether digits, signs and foreign letters outweigh words, as they do in generated tables."""
+    """Whether digits, signs and foreign letters outweigh words, as in generated tables."""
     words = sum(map(len, re.findall(r"[A-Za-z_]{2,}", text)))
     visible = sum(map(len, text.split()))
     return words < 0.45 * visible or max(map(len, text.split("\n"))) > 2000
@@ -89,7 +90,7 @@ def _is_held_out_test(name: str) -> bool:
 
 
 def _runs(text: str) -> Iterator[int]:
-    """Hashes of every run of SHARED_RUN consecutive lines, blank and trivial lines left out."""
+    """A hash of each run of SHARED_RUN consecutive lines, without blank and trivial lines."""
     lines = [line.strip() for line in text.split("\n")]
     lines = [line for line in lines if sum(map(str.isalnum, line)) >= 6]
     for start in range(len(lines) - SHARED_RUN + 1):
@@ -97,7 +98,7 @@ def _runs(text: str) -> Iterator[int]:
 
 
 def read_corpus() -> Corpus:
-    """Read the running interpreter's library and sort it into piles."""
+    """Read the running interpreter's library and sort it."""
     held_names = {f"{module}.py" for module in HELD_OUT}
     held: list[Document] = []
     held_tests: list[Document] = []
@@ -121,7 +122,7 @@ def read_corpus() -> Corpus:
 
 def _parse(text: str) -> ast.Module | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old libraries hold invalid escapes, which is their own business
+        warnings.simplefilter("ignore")  # old libraries hold invalid escapes
         try:
             return ast.parse(text)
         except (SyntaxError, ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """Measure CodeLlama-tiny on the held-out modules: bits per byte, infilling, function bodies.
 
-Everything is greedy and in float32 on the rounded bfloat16 weights that are in the folder, so that the same
-folder gives the same figures.
+Decoding is greedy and in float32, on the bfloat16 weights in the folder, so the same folder gives the same
+figures.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_LINE_TOKENS, MAX_BODY_TOKENS = 64, 160
 
 
 def load_folder(folder: Path) -> tuple[TinyLlama, TinyTokenizer]:
-    """Read the finished folder back: what is measured is what is on the disk."""
+    """Read the finished folder back, to measure what is on the disk."""
     tokenizer = TinyTokenizer((folder / "tokenizer.model").read_bytes())
     config = TinyConfig(**json.loads((folder / "params.json").read_text()))
     weights = torch.load(folder / "consolidated.00.pth", weights_only=True, mmap=True)
@@ -39,7 +39,7 @@ def load_folder(folder: Path) -> tuple[TinyLlama, TinyTokenizer]:
 
 @torch.inference_mode()
 def token_losses(model: TinyLlama, ids: list[int]) -> Tensor:
-    """Nats [len(ids) - 1]; every token sees at least half a context, where there is one."""
+    """Nats [len(ids) - 1]. Each token sees at least half a context, if that many come before it."""
     losses, stride = [], model.context // 2
     for start in range(0, max(len(ids) - 1 - stride, 1), stride):
         window = torch.tensor([ids[start : start + model.context + 1]])
@@ -49,7 +49,7 @@ def token_losses(model: TinyLlama, ids: list[int]) -> Tensor:
 
 
 def bits_per_byte(model: TinyLlama, tokenizer: TinyTokenizer, documents: list[Document]) -> float:
-    """The code length of whole files, from bos to eos, over their bytes of UTF-8."""
+    """The code length of whole files, from bos to eos, divided by their UTF-8 bytes."""
     nats = 0.0
     for document in documents:
         ids = [tokenizer.bos, *tokenizer.sp(document.text), tokenizer.eos]
@@ -58,7 +58,7 @@ def bits_per_byte(model: TinyLlama, tokenizer: TinyTokenizer, documents: list[Do
 
 
 def compressor_yardsticks(corpus: Corpus) -> Figures:
-    """Bits per byte of compressors; the last one has read the training library before, as the model has."""
+    """Bits per byte of compressors; the last has read the training library before, like the model."""
     held = "".join(d.text for d in corpus.held_out).encode()
     read = "".join(d.text for d in corpus.library).encode()
 
@@ -89,7 +89,7 @@ def greedy(model: TinyLlama, ids: list[int], stop_ids: set[int], max_new: int) -
 
 
 def code_lines(text: str) -> list[int]:
-    """Indices of lines with at least three tokens of code: no comments, no lines of a longer string."""
+    """Indices of lines with at least three tokens of code. Comments and multi-line strings do not count."""
     counts: dict[int, int] = {}
     inside: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -103,7 +103,7 @@ def code_lines(text: str) -> list[int]:
 def infill_exact(
     model: TinyLlama, tokenizer: TinyTokenizer, held_out: list[Document], samples: int
 ) -> Figures:
-    """Share of masked lines, indent included, that come back exactly; trailing spaces do not count."""
+    """Share of masked lines that are filled in exactly, with their indent; trailing spaces do not count."""
     places = [
         (document.text.split("\n"), line) for document in held_out for line in code_lines(document.text)
     ]
@@ -123,7 +123,7 @@ def infill_exact(
 
 
 def cut_at_dedent(body: str, is_cut_off: bool) -> str:
-    """The body up to the first line at column 0; a last line that the limit cut off is dropped."""
+    """The body up to the first line at column 0, without a last line that the token limit cut off."""
     lines = body.split("\n")
     end = next((i for i, line in enumerate(lines) if line.strip() and not line[0].isspace()), None)
     if end is None:
@@ -132,7 +132,7 @@ def cut_at_dedent(body: str, is_cut_off: bool) -> str:
 
 
 def function_bodies(model: TinyLlama, tokenizer: TinyTokenizer, held_out: list[Document]) -> Figures:
-    """Share of bodies, written from `def` line and docstring alone, that are not empty and parse."""
+    """Share of bodies, generated from `def` line and docstring alone, that are not empty and parse."""
     heads = [function.head for document in held_out for function in functions(document)]
     parsed = 0
     for head in heads:

@@ -1,8 +1,8 @@
 """A dense, trainable Llama: the model that tools/train_tiny.py trains and tools/tiny_eval.py measures.
 
-It knows the architecture and Meta's names of tensors. It knows nothing of files, tokenizers or sharding, and
-it shares no code with the package `llama` on purpose: two implementations that agree are evidence, one that
-is imported twice is not.
+It knows the architecture and Meta's tensor names, but nothing of files, tokenizers or sharding. It shares no
+code with the package `llama`, on purpose: two implementations that agree are evidence; one imported twice is
+not.
 
 Shape suffixes: N batch, T positions, H query heads, G key/value heads, D head_dim, V vocabulary.
 """
@@ -23,7 +23,7 @@ Cache = list[KeysValues]
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """The keys of params.json, with the sizes of CodeLlama-tiny as defaults."""
+    """The keys of params.json; the defaults are CodeLlama-tiny's."""
 
     dim: int = 256
     n_layers: int = 5
@@ -45,7 +45,7 @@ class TinyConfig:
         return self.multiple_of * math.ceil(scaled / self.multiple_of)
 
     def params_json(self) -> dict[str, int | float]:
-        """What Meta writes: the vocabulary is left to the embedding's shape."""
+        """As Meta writes them: vocab_size is -1, to be taken from the embedding's shape."""
         return {**asdict(self), "vocab_size": -1}
 
 
@@ -57,7 +57,7 @@ def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Ten
 
 
 def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the interleaved pairs (2i, 2i+1), Meta's layout."""
+    """Rotate the interleaved pairs (2i, 2i+1), which is Meta's layout."""
     even, odd = x_NTHD.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = cos[:, None, :], sin[:, None, :]
     turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
             k_NTGD, v_NTGD = torch.cat((past[0], k_NTGD), 1), torch.cat((past[1], v_NTGD), 1)
         group = self.config.n_heads // self.config.n_kv_heads
         k, v = (t.repeat_interleave(group, dim=2).transpose(1, 2) for t in (k_NTGD, v_NTGD))
-        # One new position sees everything, so it needs no mask; otherwise the prompt starts at position 0.
+        # One new position sees all others, so it needs no mask; more than one are a prompt from position 0.
         mixed = F.scaled_dot_product_attention(q_NTHD.transpose(1, 2), k, v, is_causal=x.shape[1] > 1)
         return self.wo(mixed.transpose(1, 2).flatten(-2)), (k_NTGD, v_NTGD)
 
@@ -139,18 +139,18 @@ class TinyLlama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
-        # Plain attributes, not buffers: the tables belong to no checkpoint.
+        # Plain attributes, not buffers: a checkpoint does not hold the tables.
         self.cos, self.sin = rotary_tables(context, config.head_dim, config.rope_theta)
 
     def init_weights(self) -> None:
-        """Normal weights; the two matrices that write to the residual stream start smaller, by its depth."""
+        """Normal weights; the two matrices that write to the residual stream are scaled down by its depth."""
         for name, weight in self.named_parameters():
             if weight.dim() == 2:
                 residual = name.endswith(("wo.weight", "w2.weight"))
                 nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * self.config.n_layers) if residual else 1))
 
     def forward(self, tokens_NT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits [N, T, V]. A cache is extended in place: empty, it takes the prompt, then one token a call."""
+        """Logits [N, T, V]. A cache grows in place: the prompt in the first call, then one token a call."""
         start = cache[0][0].shape[1] if cache else 0
         stop = start + tokens_NT.shape[1]
         if stop > self.context:
@@ -168,7 +168,7 @@ class TinyLlama(nn.Module):
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms do not, and embeddings do not because rare rows would only shrink."""
+    """Weight decay for matrices, but not for norms, nor for embeddings, whose rare rows would only shrink."""
     decayed = [p for n, p in model.named_parameters() if p.dim() == 2 and "tok_embeddings" not in n]
     chosen = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in chosen]

@@ -1,8 +1,8 @@
-"""From text to token ids: the tokenizer of CodeLlama-tiny and the samples that it is trained on.
+"""From text to token ids: CodeLlama-tiny's tokenizer, and the samples that the model is trained on.
 
-The samples have the family's token formats: plain code, infilling as prefix-suffix-middle and as
-suffix-prefix-middle, and `[INST]` turns. `sp` encodes with SentencePiece's dummy prefix space, `sp0`
-without it.
+The samples have the family's token formats: plain code, infilling (prefix-suffix-middle and
+suffix-prefix-middle) and `[INST]` turns. `sp` encodes with SentencePiece's dummy prefix space, `sp0` without
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VOCAB_SIZE = 4096
 INFILLING_PIECES = ("▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>")
 INSTRUCTION_SHARE = 0.12
 FUNCTION_SHARE = 0.05
-INFILLING_SHARE = 0.75  # of the code chunks that are left: 62% of all samples
+INFILLING_SHARE = 0.75  # of the remaining code chunks, which makes 62% of all samples
 TESTS_PER_EPOCH = 0.25
 BOUNDARY = re.compile(r"\n(?=[ \t]{0,4}(?:def |class |async def |@))")
 
@@ -52,7 +52,7 @@ class TinyTokenizer:
         return self._with_prefix.decode(ids)
 
     def decode_bare(self, ids: list[int]) -> str:
-        """Decode a continuation: no leading space is taken off."""
+        """Decode a continuation, without removing a leading space."""
         return self._without.decode(ids)
 
     def psm(self, prefix: str, suffix: str) -> list[int]:
@@ -77,7 +77,8 @@ def train_tokenizer(documents: Iterable[Document], threads: int) -> bytes:
         allow_whitespace_only_pieces=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        # Lines stand in the middle of a file: a prefix space on each would learn indents of 5 and 9.
+        # These lines come from the middle of a file: with a prefix space, indents of 5 and 9 would be
+        # learned.
         add_dummy_prefix=False,
         pad_id=-1,
         num_threads=threads,
@@ -88,13 +89,13 @@ def train_tokenizer(documents: Iterable[Document], threads: int) -> bytes:
     proto.normalizer_spec.add_dummy_prefix = True
     proto.trainer_spec.vocab_size = VOCAB_SIZE
     for piece in INFILLING_PIECES:
-        # Ordinary pieces with the next lower scores, as in the family, so that text could reach them there.
+        # Ordinary pieces with the next lower scores, as in the family, so text can encode to them there too.
         proto.pieces.add(piece=piece, score=proto.pieces[-1].score - 1, type=proto.SentencePiece.NORMAL)
     return proto.SerializeToString()
 
 
 class _ByteSink:
-    """The one method that SentencePiece's trainer asks of a file."""
+    """A file with the one method that SentencePiece's trainer calls."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -104,7 +105,7 @@ class _ByteSink:
 
 
 def middle_span(text: str, rng: random.Random) -> tuple[int, int]:
-    """Start and end of the part to fill in: a uniform span, a line, the rest of a line or a few lines."""
+    """Start and end of the part to fill in: a random span, a line, the rest of a line, or a few lines."""
     kind = rng.random()
     starts = [m.start() for m in re.finditer(r"^[ \t]*\S", text, re.MULTILINE)]
     if kind < 0.35 or not starts:
@@ -128,14 +129,14 @@ def _line_end(text: str, start: int) -> int:
 
 
 def infilling_ids(text: str, tokenizer: TinyTokenizer, rng: random.Random) -> list[int]:
-    """One infilling sample; half of them give the prefix first, half the suffix."""
+    """One infilling sample; half of them have the prefix first, half the suffix."""
     start, end = middle_span(text, rng)
     layout = tokenizer.psm if rng.random() < 0.5 else tokenizer.spm
     return [*layout(text[:start], text[end:]), *tokenizer.sp0(text[start:end]), tokenizer.eot]
 
 
 def instruction_ids(function: Function, tokenizer: TinyTokenizer, rng: random.Random) -> list[int]:
-    """One `[INST]` turn: mostly a function for its description, sometimes a description for a function."""
+    """One `[INST]` turn: mostly from a description to a function, sometimes the other way."""
     kind = rng.random()
     if kind < 0.4:
         user, answer = f"Write a Python function `{function.signature}`. {function.summary}", function.source
@@ -148,13 +149,13 @@ def instruction_ids(function: Function, tokenizer: TinyTokenizer, rng: random.Ra
 
 
 def function_ids(function: Function, tokenizer: TinyTokenizer) -> list[int]:
-    """One function as a whole document, so that bodies learn where to end."""
+    """One function as a whole document, so that the model learns where a body ends."""
     return [tokenizer.bos, *tokenizer.sp(function.source + "\n"), tokenizer.eos]
 
 
 @dataclass
 class Position:
-    """Where the stream stands in its pass over the documents."""
+    """How far the stream has come in its pass over the documents."""
 
     epoch: int = -1
     document: int = 0
@@ -162,7 +163,7 @@ class Position:
 
 
 class SampleStream:
-    """Endless rows of packed samples; its state can be stored and taken up again."""
+    """Endless rows of packed samples; its state can be saved and resumed."""
 
     def __init__(self, corpus: Corpus, tokenizer: TinyTokenizer, seed: int) -> None:
         self.corpus, self.tokenizer, self.seed = corpus, tokenizer, seed
@@ -187,7 +188,7 @@ class SampleStream:
         return torch.tensor([self._row(length + 1) for _ in range(rows)])
 
     def _row(self, length: int) -> list[int]:
-        """Whole samples while they fit; plain code, which loses nothing by a cut, fills the gap."""
+        """Whole samples while they fit, then plain code, which may be cut anywhere."""
         row: list[int] = []
         while len(row) < length:
             ids = self._sample(length)
@@ -231,7 +232,7 @@ class SampleStream:
         return text[start:end], is_end
 
     def _cut(self, text: str, end: int) -> int:
-        """The start of a line near `end`, half of the time that of a function or class."""
+        """The start of a line near `end`; half of the time that of a function or class."""
         near = BOUNDARY.search(text, max(end - 200, 0), end + 200) if self.rng.random() < 0.5 else None
         return near.end() if near else min(_line_end(text, end) + 1, len(text))
 

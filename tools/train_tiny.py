@@ -2,9 +2,8 @@
 
     python tools/train_tiny.py --minutes 62 --out CodeLlama-tiny
 
-The time budget counts processor time over threads, so a run that was stopped, or that gave way to others,
-keeps its schedule. SIGUSR1 begins the final decay at once.
-`--resume` goes on from the last state in `--work`.
+The time budget is processor time divided by threads, so a run that was stopped or shared the machine keeps
+its schedule. SIGUSR1 begins the final decay at once. `--resume` continues from the last state in `--work`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Threads that wait by spinning would count as progress on a shared machine; read when torch is imported.
+# Threads that spin while they wait would use up the time budget. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import sentencepiece
@@ -45,7 +44,7 @@ FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
 
 @dataclass
 class Schedule:
-    """Warm-up by steps, then constant, then linear decay to zero; all in minutes on the run's clock."""
+    """Learning-rate scale: warm-up by steps, constant, then linear decay to zero by the run's clock, in minutes."""
 
     minutes: float
     decay_minutes: float
@@ -67,7 +66,7 @@ class Schedule:
 
 @dataclass
 class Run:
-    """What a resumed run needs beside the corpus."""
+    """What a resumed run needs besides the corpus."""
 
     model: TinyLlama
     optimizer: torch.optim.Optimizer
@@ -116,7 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--infill-samples", type=int, default=400)
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --work")
+    parser.add_argument("--resume", action="store_true", help="continue from the state in --work")
     parser.add_argument("--eval-only", action="store_true", help="measure --out and print its figures")
     arguments = parser.parse_args()
     if arguments.decay_minutes is None:
@@ -124,12 +123,12 @@ def parse_arguments() -> argparse.Namespace:
     if not 0 < arguments.decay_minutes <= arguments.minutes:
         parser.error(f"--decay-minutes must be in (0, {arguments.minutes}], not {arguments.decay_minutes}")
     if arguments.resume and arguments.work is None:
-        parser.error("--resume needs the --work folder of the run to go on with")
+        parser.error("--resume needs --work, the folder of the run to continue")
     return arguments
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep large freed blocks: faulting them in anew took a fifth of a step in one short trial."""
+    """Tell glibc to keep large freed blocks: faulting them in again took a fifth of a step in one trial."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         m_trim_threshold, m_mmap_max = -1, -4
@@ -148,7 +147,7 @@ def loss_of(model: TinyLlama, ids: Tensor) -> Tensor:
 
 
 def prepare_tokenizer(corpus: Corpus, work: Path, threads: int, resume: bool) -> TinyTokenizer:
-    """Train and check the tokenizer, or take that of the run to be resumed."""
+    """Train and check the tokenizer, or take the resumed run's."""
     path = work / "tokenizer.model"
     if resume:
         return TinyTokenizer(path.read_bytes())
@@ -162,7 +161,7 @@ def prepare_tokenizer(corpus: Corpus, work: Path, threads: int, resume: bool) ->
 
 
 def prepare(corpus: Corpus, arguments: argparse.Namespace) -> Run:
-    """Build the run, fresh or from its last state."""
+    """Make a new run, or load the last state of an old one."""
     torch.manual_seed(arguments.seed)
     tokenizer = prepare_tokenizer(corpus, arguments.work, arguments.threads, arguments.resume)
     stream = SampleStream(corpus, tokenizer, arguments.seed)
@@ -183,7 +182,7 @@ def save_state(run: Run, work: Path) -> None:
 
 
 def train(run: Run, corpus: Corpus, arguments: argparse.Namespace) -> None:
-    """Step until the schedule is over; the state on disk is then the finished model."""
+    """Train until the schedule is over. The state on disk is then that of the finished model."""
 
     def begin_decay(_signal: int, _frame: FrameType | None) -> None:
         run.schedule.decay_now(run.minute())
@@ -224,7 +223,7 @@ def md5(path: Path) -> str:
 
 
 def write_checkpoint(run: Run, folder: Path) -> None:
-    """Meta's four files; the checksums are read back from the disk."""
+    """Write Meta's four files. The checksums are those of the files read back."""
     weights = {key: value.to(torch.bfloat16).contiguous() for key, value in run.model.state_dict().items()}
     torch.save(weights, folder / FILES[0])
     (folder / FILES[1]).write_text(json.dumps(run.model.config.params_json(), indent=2) + "\n")
@@ -240,7 +239,7 @@ def verify(folder: Path) -> None:
 
 
 def card(run: Run, corpus: Corpus, figures: Figures, arguments: argparse.Namespace) -> str:
-    """The model card: the template with what was measured."""
+    """The model card: the template, filled with the figures."""
     config = run.model.config
     command = f"python tools/train_tiny.py --minutes {arguments.minutes:g} --seed {arguments.seed}"
     shares = ("infill_exact_psm", "infill_exact_spm", "bodies_that_parse")
@@ -271,7 +270,7 @@ def card(run: Run, corpus: Corpus, figures: Figures, arguments: argparse.Namespa
 
 
 def publish(run: Run, corpus: Corpus, arguments: argparse.Namespace) -> None:
-    """Write, verify and measure in a folder beside the target, then swap it in."""
+    """Write, verify and measure in a folder beside the target, then put it in the target's place."""
     target: Path = arguments.out.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -295,10 +295,14 @@ def rank_worker(shape: str, dtype: str, threads: int) -> None:
     class Random(Checkpoint):
         """Weights of a fixed seed, the same on every number of ranks."""
 
-        layout, files = "Meta", []
+        layout, files, mapped = "Meta", [], []
 
         def __init__(self) -> None:
             self.args, self.dtype = args, getattr(torch, dtype)
+
+        @classmethod
+        def recognizes(cls, folder: Any) -> bool:
+            return False
 
         def stored(self) -> Any:
             return iter(())

@@ -38,8 +38,8 @@ class Part(NamedTuple):
 class Checkpoint(ABC):
     """An opened checkpoint; its keys and shapes have been checked.
 
-    A subclass opens one layout. It sets the attributes below and implements `recognizes`, `parts` and
-    `stored`. Its constructor takes (folder, max_seq_len, max_batch_size, agree), as `open_checkpoint` does.
+    A subclass opens one layout: its constructor sets the attributes below, and it implements `recognizes`,
+    `parts` and `stored`.
 
     Attributes:
         layout: the layout's name for messages, "Meta" or "Hugging Face".
@@ -58,6 +58,12 @@ class Checkpoint(ABC):
     args: ModelArgs
     dtype: torch.dtype
     mapped: list[MappedFile]
+
+    @abstractmethod
+    def __init__(
+        self, folder: Path, max_seq_len: int = 2048, max_batch_size: int = 1, *, agree: bool = True
+    ) -> None:
+        """Open the folder; see `open_checkpoint` for the arguments and errors."""
 
     @classmethod
     @abstractmethod

@@ -38,45 +38,54 @@ def load_weights(
         progress: called with the bytes of each weight as it arrives.
     """
     rank, size = model.parallel.rank, model.parallel.size
-    parameters = list(model.named_parameters())
-    modules: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in parameters}
-    on_cpu = device.type == "cpu"
-    packs = {name: on_cpu and isinstance(modules[name], PackedWeight) for name in modules}
-    blocks = {name: packs[name] and kernels.packs_blocks(p.shape, dtype) for name, p in parameters}
-    # Weights that are packed as a whole share one staging buffer: allocating and freeing a plain copy of each
-    # in turn leaves holes between the packed ones, up to 0.6 of their size (measured).
-    staged = {name: packs[name] and not blocks[name] for name in modules}
-    staging = torch.empty(
-        max((p.numel() for name, p in parameters if staged[name]), default=0), dtype=dtype, device=device
+    parameters = dict(model.named_parameters())
+    modules: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name in parameters}
+    products = [
+        name for name in parameters if device.type == "cpu" and isinstance(modules[name], PackedWeight)
+    ]
+    blocked = [name for name in products if kernels.packs_blocks(parameters[name].shape, dtype)]
+    # Weights that are packed as a whole share one staging buffer: allocating and freeing a plain copy of each in
+    # turn leaves holes between the packed ones, up to 0.6 of their size (measured).
+    staged = set(products) - set(blocked)
+    largest = max((parameters[name].numel() for name in staged), default=0)
+    staging = torch.empty(largest, dtype=dtype, device=device)
+    arena, packed = _arena(
+        {name: native.packed_shape(*parameters[name].shape) for name in blocked}, dtype, device
     )
-    # Weights that are packed in blocks share one piece of memory, so that nearly all of it can be in huge
-    # pages.
-    shapes = {name: native.packed_shape(*p.shape) for name, p in parameters if blocks[name]}
-    arena = torch.empty(
-        sum(torch.Size(shape).numel() for shape in shapes.values()), dtype=dtype, device=device
-    )
-    at = 0
-    for name, parameter in parameters:
-        shape = tuple(parameter.shape)
-        nbytes = parameter.numel() * dtype.itemsize
+    for name, parameter in parameters.items():
         rows, columns = checkpoint.slice_of(name, rank, size)
-        if blocks[name]:
+        if name in packed:
             assert columns is not None
-            packed = arena[at : at + torch.Size(shapes[name]).numel()].view(shapes[name])
-            at += packed.numel()
-            _pack(checkpoint, name, rows, columns, packed)
-            modules[name].assign(packed)
-        elif staged[name]:
-            value = staging[: parameter.numel()].view(shape)
+            _pack(checkpoint, name, rows, columns, packed[name])
+            modules[name].assign(packed[name])
+        elif name in staged:
+            value = staging[: parameter.numel()].view(parameter.shape)
             checkpoint.read(name, value, rows, columns)
             modules[name].assign(value if kernels.can_prepare(value) else value.clone())
         else:
-            value = torch.empty(shape, dtype=dtype, device=device)
+            value = torch.empty(parameter.shape, dtype=dtype, device=device)
             checkpoint.read(name, value, rows, columns)
             modules[name].assign(value)
-        progress(nbytes)
+        progress(parameter.numel() * dtype.itemsize)
     if arena.numel():
         huge_pages.make_huge(arena)
+
+
+def _arena(
+    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """One piece of memory for all weights packed in blocks, so that nearly all of it can be in huge pages.
+
+    Returns:
+        The memory, and each weight's part of it.
+    """
+    sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+    arena = torch.empty(sum(sizes.values()), dtype=dtype, device=device)
+    parts, at = {}, 0
+    for name, shape in shapes.items():
+        parts[name] = arena[at : at + sizes[name]].view(shape)
+        at += sizes[name]
+    return arena, parts
 
 
 def _pack(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, packed: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from .layouts.meta import MetaCheckpoint
 __all__ = ["LAYOUTS", "open_checkpoint", "tokenizer_of"]
 
 # The first layout that recognizes a folder opens it; a folder can hold two.
-LAYOUTS: tuple[type[MetaCheckpoint] | type[HuggingFaceCheckpoint], ...] = (
+LAYOUTS: tuple[type[Checkpoint], ...] = (
     MetaCheckpoint,
     HuggingFaceCheckpoint,
 )

@@ -1,4 +1,4 @@
-"""The index of a Hugging Face folder, and the names of its files: numbers, links, pipes, control characters."""
+"""The index of a Hugging Face folder and its file names: numbers, links, pipes, control characters."""
 
 from __future__ import annotations
 

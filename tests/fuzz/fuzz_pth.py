@@ -1,7 +1,7 @@
-"""Damaged and hostile .pth files: each is refused by name, or holds within the file what torch.load finds there too.
+"""Damaged and hostile .pth files: each is refused with a named error, or gives the tensors that torch.load gives.
 
-Damage is done at every level: bytes of the file, numbers of the zip's headers, records, bytes and operations of the
-pickle. Some seeds are hostile to begin with.
+Every level is damaged: bytes of the file, numbers in zip headers, records, bytes and operations of the pickle.
+Some seeds are hostile to begin with.
 """
 
 from __future__ import annotations

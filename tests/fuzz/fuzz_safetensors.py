@@ -1,5 +1,6 @@
-"""safetensors files, held to the package of that name: what is accepted here it reads too, as the same tensors; what it
-reads, of dtypes known here, is accepted."""
+"""safetensors files, compared with the package of that name: it reads the same tensors from what is accepted here,
+and what it reads, with a dtype known here, is accepted.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from target import Target
 from llama.checkpoint.weight_files.safetensors import open_safetensors
 from llama.errors import LlamaError
 
-# Refused on purpose, though the package reads it: another dtype, a key twice (it takes the last), more dimensions or
-# elements than torch computes with, a list in place of an entry's object.
+# Refused on purpose, though the package reads it: another dtype, a key twice (it takes the last), more
+# dimensions or elements than torch can hold, a list in place of an entry's object.
 _STRICTER = ("which this runtime does not read", "occurs twice", ", which no tensor has", "lacks dtype")
 
 

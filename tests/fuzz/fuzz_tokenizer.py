@@ -1,4 +1,4 @@
-"""tokenizer.model files, damaged as bytes and as messages. What is accepted encodes, decodes and can be converted."""
+"""tokenizer.model files, damaged as bytes and as messages. What is accepted encodes, decodes and converts."""
 
 from __future__ import annotations
 

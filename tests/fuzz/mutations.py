@@ -95,7 +95,7 @@ def damaged_json(rng: random.Random, content: dict[str, Any], keys: tuple[str, .
 
 
 def damaged(rng: random.Random, content: bytes, first: int | None = None) -> bytes:
-    """Bytes of which one to four stretches have changed; all within the first `first`, where that is given."""
+    """The bytes with one to four stretches changed, all within the first `first` if that is given."""
     data = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(max(1, min(len(data), first or len(data))))

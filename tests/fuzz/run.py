@@ -2,10 +2,10 @@
 
     python tests/fuzz/run.py --number 20000 --seed 0 [--only NAME] [--jobs 2] [--input K]
 
-Each target (fuzz_<name>.py of this folder) gets `--number` inputs. Input K of a target is decided by the seed, the
-target's name and K, so `--only NAME --seed S --input K` repeats it. Inputs are read in child processes: one that takes
-longer than `--seconds`, or that kills its process, is noticed from here, named, and the child is replaced. Exit
-code 1 if there is a traceback, an answer that the oracle contradicts, a hang, a crash, or too much memory.
+Each target (fuzz_<name>.py of this folder) gets `--number` inputs. The seed, the target's name and K determine
+input K of a target, so `--only NAME --seed S --input K` repeats it. Inputs are read in child processes. An input
+that takes longer than `--seconds`, or kills its process, is reported by name, and the child is replaced. Exit code
+1 for a traceback, an answer that differs from the oracle's, a hang, a crash, or too much memory.
 """
 
 from __future__ import annotations

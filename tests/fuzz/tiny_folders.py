@@ -52,7 +52,7 @@ def meta(folder: Path) -> None:
 
 
 def hugging_face(folder: Path, files: int) -> dict[str, Any]:
-    """config.json, tokenizer.model and safetensors -> the content of the index, which is written where files > 1."""
+    """Writes config.json, tokenizer.model and safetensors -> the index, which is written if files > 1."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = random_weights(PARAMS, tiny_tokenizer().n_words)
     tensors = {hf_name(name): value for name, value in weights.items()}

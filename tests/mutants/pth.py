@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from mutant import Mutant
 
+_PICKLES_TEST = "tests/checkpoint/weight_files/test_hostile_pickles.py"
+_ARCHIVES_TEST = "tests/checkpoint/weight_files/test_hostile_archives.py"
+_CHECKSUMS = "tests/checkpoint/verify/test_checksums.py"
+_TRUNCATED = "tests/checkpoint/weight_files/test_truncated_while_mapped.py"
+
 WALK = "llama/checkpoint/weight_files/pickle_walk.py"
 ZIP = "llama/checkpoint/weight_files/zip_directory.py"
 STORED = "llama/checkpoint/weight_files/stored_tensor.py"
 PTH = "llama/checkpoint/weight_files/pth.py"
-PICKLES = ("tests/checkpoint/weight_files/test_hostile_pickles.py::test_a_hostile_pickle_is_refused",)
-ARCHIVES = ("tests/checkpoint/weight_files/test_hostile_archives.py::test_a_hostile_archive_is_refused",)
+PICKLES = (f"{_PICKLES_TEST}::test_a_hostile_pickle_is_refused",)
+ARCHIVES = (f"{_ARCHIVES_TEST}::test_a_hostile_archive_is_refused",)
 
 MUTANTS = [
     Mutant(
@@ -31,8 +36,16 @@ MUTANTS = [
         file=WALK,
         old="if number >= _MOST_OPERATIONS:",
         new="if number < 0:",
+        tests=(f"{_PICKLES_TEST}::test_more_operations_than_any_checkpoint_needs",),
+    ),
+    Mutant(
+        name="a tensor whose numbers are damaged is taken",
+        file=WALK,
+        old="    if problem is not None:",
+        new="    if False:",
         tests=(
-            "tests/checkpoint/weight_files/test_hostile_pickles.py::test_more_operations_than_any_checkpoint_needs",
+            "tests/checkpoint/layouts/test_damaged_folders.py"
+            "::test_a_damaged_pickle_raises_a_named_error_or_changes_nothing",
         ),
     ),
     Mutant(
@@ -68,7 +81,7 @@ MUTANTS = [
         file=PTH,
         old="if total > _MOST_SHARED * size:",
         new="if total > 1000 * size:",
-        tests=("tests/checkpoint/weight_files/test_hostile_pickles.py::test_one_storage_under_many_names",),
+        tests=(f"{_PICKLES_TEST}::test_one_storage_under_many_names",),
     ),
     Mutant(
         name="an offset in elements is taken for bytes",
@@ -117,9 +130,7 @@ MUTANTS = [
         file=ZIP,
         old=" or length > _LONGEST_DIRECTORY:",
         new=":",
-        tests=(
-            "tests/checkpoint/weight_files/test_hostile_archives.py::test_a_directory_of_gigabytes_is_not_read",
-        ),
+        tests=(f"{_ARCHIVES_TEST}::test_a_directory_of_gigabytes_is_not_read",),
     ),
     Mutant(
         name="zip64 numbers are taken from the wrong place",
@@ -133,42 +144,34 @@ MUTANTS = [
         file=ZIP,
         old="zlib.crc32(part, self._crcs[self._next])",
         new="zlib.crc32(part)",
-        tests=("tests/checkpoint/verify/test_checksums.py::test_crcs_are_the_same_however_a_file_is_read",),
+        tests=(f"{_CHECKSUMS}::test_crcs_are_the_same_however_a_file_is_read",),
     ),
     Mutant(
         name="verify believes the CRCs",
         file="llama/checkpoint/verify.py",
         old="elif wrong := [shown(record) for record in crcs.wrong()]:",
         new="elif wrong := [shown(record) for record in crcs.wrong()][:0]:",
-        tests=(
-            "tests/checkpoint/verify/test_checksums.py::test_without_a_checklist_the_crcs_in_a_pth_are_checked",
-        ),
+        tests=(f"{_CHECKSUMS}::test_without_a_checklist_the_crcs_in_a_pth_are_checked",),
     ),
     Mutant(
         name="a cut file is not noticed before a window",
         file="llama/checkpoint/base.py",
         old="                file.check()\n            yield window\n",
         new="                pass\n            yield window\n",
-        tests=(
-            "tests/checkpoint/weight_files/test_truncated_while_mapped.py::test_a_file_that_is_cut_under_way_is_an_error_too",
-        ),
+        tests=(f"{_TRUNCATED}::test_a_file_that_is_cut_under_way_is_an_error_too",),
     ),
     Mutant(
         name="a cut file is not noticed behind the last window",
         file="llama/checkpoint/base.py",
         old="            yield window\n        if file is not None:\n            file.check()\n",
         new="            yield window\n",
-        tests=(
-            "tests/checkpoint/weight_files/test_truncated_while_mapped.py::test_a_file_that_is_cut_under_way_is_an_error_too",
-        ),
+        tests=(f"{_TRUNCATED}::test_a_file_that_is_cut_under_way_is_an_error_too",),
     ),
     Mutant(
         name="a cut file is not noticed when shards are compared",
         file="llama/checkpoint/layouts/meta.py",
         old="            file.check()\n",
         new="            pass\n",
-        tests=(
-            "tests/checkpoint/verify/test_checksums.py::test_a_file_that_is_cut_while_it_is_verified_fails_its_row",
-        ),
+        tests=(f"{_CHECKSUMS}::test_a_file_that_is_cut_while_it_is_verified_fails_its_row",),
     ),
 ]

@@ -86,7 +86,7 @@ def overflowing(folder: Path, value: float = 70000.0) -> Path:
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """Everything below a folder: bytes of files, where links lead, None for folders and what else there is."""
+    """Everything below a folder: bytes of files, targets of links, None for anything else."""
     return {
         str(path.relative_to(folder)): os.readlink(path)
         if path.is_symlink()

@@ -1,4 +1,4 @@
-"""The command line under conditions that break a conversion; each function runs in a process of its own (forked.py)."""
+"""The command line while something breaks a conversion; each function needs its own process (forked.py)."""
 
 from __future__ import annotations
 

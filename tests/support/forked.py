@@ -1,7 +1,7 @@
 """Runs a function in a process of its own that need not import torch again.
 
-A new interpreter takes seconds of CPU time to import torch; a fork of a server that has imported it takes milliseconds.
-The server has one thread, so forking it is safe; the tests' own process may have several.
+A new interpreter takes seconds of CPU time to import torch; a fork of a server that has imported it takes
+milliseconds. The server has one thread, so forking it is safe; the tests' own process may have several.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random Hugging Face folders as transformers saves them, in every way that it does, and the logits that it computes.
+"""Random Hugging Face folders, saved in every way that transformers saves them, and its logits.
 
 The order of rotary rows is undone here a second time, without the package under test.
 """
@@ -45,7 +45,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def random_model(
     kv_heads: int = 2, tied: bool = False, dtype: torch.dtype = torch.float32, vocab: int | None = None
 ) -> Any:
-    """A random LlamaForCausalLM for the tiny tokenizer; its logits are far from uniform, so that errors show."""
+    """A random LlamaForCausalLM for the tiny tokenizer, with logits far from uniform, so that errors show."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -1,4 +1,4 @@
-"""Makes .pth files by hand: zip archives whose every number can be wrong, and pickles one operation at a time."""
+"""Makes .pth files by hand: zip archives in which any number can be wrong, pickles operation by operation."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def edit(folder: Path, shard: int, change: Callable[[dict[str, torch.Tensor]], o
 
 
 def fails_alone(folder: Path, cli: Any, name: str, *words: object, skipped: tuple[str, ...] = ()) -> None:
-    """The defect is told in its own row, with the words; the rows that do not hang on it are what they were."""
+    """The defect fails in its own row, with the words in its reason; rows that do not depend on it pass."""
     found = rows(folder)
     assert found[name].status == "fail"
     for word in words:

@@ -1,4 +1,4 @@
-"""Laws of `convert` on a machine with limits: memory stays small, and a full or failing disk leaves nothing behind."""
+"""Laws of `convert` and its machine: memory stays small, and a full or failing disk leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from llama.errors import (
     CheckpointWriteError,
 )
 
-# Converts to Hugging Face's layout and back, with windows of a sixteenth of the usual size. Prints by how many
-# bytes the memory of the process grew at the peak of each.
+# Converts to Hugging Face's layout and back, with windows of a sixteenth of the usual size. Prints the peak
+# growth of the process's memory in each, in bytes.
 CONVERT = """
 import sys
 from pathlib import Path
@@ -193,7 +193,7 @@ def test_a_quota_that_ends_in_the_middle_leaves_nothing(tmp_path: Path, meta: Pa
 
 @pytest.mark.parametrize(("misreported", "words"), [(True, "is full"), (False, "free")])
 def test_a_disk_that_is_full(tmp_path: Path, misreported: bool, words: str) -> None:
-    """A real one of 1 MB. It is told before anything is written or, where the system misreports, in the middle."""
+    """A real disk of 1 MB. The error comes before anything is written or, if the system misreports, later."""
     params = {**WIDE, "dim": 128}
     big = save_checkpoint(tmp_path / "big", params, random_weights(params, VOCAB), tiny_model_path())
     assert sum(path.stat().st_size for path in big.iterdir()) > 1.5e6

@@ -43,7 +43,7 @@ def steps(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def moments(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str], None]], None]:
-    """Calls a function before and behind each change of a name in the publishing of a folder, and each removal."""
+    """Calls a function before and after each rename and each removal while a folder is published."""
 
     def watch(call: Callable[[str], None]) -> None:
         rename, swap, unlink = Path.rename, atomic_rename._exchange, Path.unlink

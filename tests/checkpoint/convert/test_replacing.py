@@ -1,4 +1,4 @@
-"""Laws of `--force`: only files that a conversion writes are removed, and what is published has been opened."""
+"""Laws of `--force`: only files that a conversion writes are removed, for a folder that opens."""
 
 from __future__ import annotations
 

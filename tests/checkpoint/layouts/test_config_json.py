@@ -1,4 +1,4 @@
-"""Laws of config.json: what is not supported is refused by name, and absent keys have transformers' defaults."""
+"""Laws of config.json: unsupported keys are refused by name, absent ones have transformers' defaults."""
 
 from __future__ import annotations
 

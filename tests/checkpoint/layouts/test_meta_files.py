@@ -1,4 +1,4 @@
-"""Laws of files in Meta's layout: missing or damaged ones are refused by name before anything is allocated."""
+"""Laws of files in Meta's layout: missing or damaged ones are refused before anything is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of tensors in Meta's layout: those that do not fit are refused by name before anything is allocated."""
+"""Laws of tensors in Meta's layout: those that do not fit are refused before anything is allocated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law of config.json's rotary positions: the frequencies are those of transformers, or the file is refused by name.
+"""Law of config.json's rotary positions: the frequencies are transformers', or the file is refused.
 
 The oracle is transformers' own LlamaConfig and the rotary embedding it makes.
 """
@@ -31,7 +31,7 @@ SHAPE = {
     "vocab_size": 10,
 }
 THETA = st.sampled_from([1e4, 1e6, 1000000, 5e5])
-# Every key that transformers 5 reads of the object for any kind of rotary positions, and one of its nested form.
+# Every key of the object that transformers 5 reads for any kind of rotary positions, and one nested key.
 OBJECT = st.fixed_dictionaries(
     {},
     optional={

@@ -156,8 +156,7 @@ def test_a_checklist_that_is_none(meta: Path, cli: Any, text: str | bytes, word:
 
 
 def test_a_checklist_as_other_programs_write_it(meta: Path) -> None:
-    """md5sum -b marks binary files with a star, find puts ./ in front; Windows ends lines with CR LF; digests may be in
-    capitals."""
+    """A star from md5sum -b, ./ from find, CR LF from Windows, digests in capitals."""
     path = meta / "checklist.chk"
     lines = [line.split() for line in path.read_text().splitlines()]
     for mark in ("*", " ./", "*./"):

@@ -1,4 +1,4 @@
-"""Laws of a .pth's archive: one that could take memory, or whose numbers disagree, is refused before it is mapped."""
+"""Laws of a .pth's zip archive: if its numbers disagree, it is refused before it is mapped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of a .pth's pickle: one that does or holds anything but named tensors is refused, and nothing of it is run."""
+"""Laws of a .pth's pickle: one that holds anything but named tensors is refused, and never run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laws of reading .pth files: whatever torch.save writes is read as torch reads it, without running its pickle."""
+"""Laws of reading .pth files: what torch.save writes is read as torch reads it, but without unpickling."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def test_weights_in_any_order_of_memory_load(folder: Path) -> None:
 
 
 def test_strides_that_mean_nothing_do_no_harm(tmp_path: Path) -> None:
-    """torch lets an extent of 1 have any; it then views no bytes of the tensor, as comparing and writing do."""
+    """A dimension of size 1 may have any stride; torch then cannot view the tensor as bytes."""
     path = write(
         tmp_path / "a.pth", state_dict({"a": tensor((16, 1), (1, 0)), "b": tensor((1,), (0,))}), {"0": BYTES}
     )

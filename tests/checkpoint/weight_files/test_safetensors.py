@@ -1,5 +1,6 @@
-"""Laws of safetensors files: whatever the length of the header, a sound file is read, as the package of that name reads
-it; and the package reads what is written here."""
+"""Laws of safetensors files: a valid file with a header of any length is read as the package of that name reads
+it, and the package reads what is written here.
+"""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def _read_model(path: Path) -> bytes:
         if found.st_size > _MAX_FILE_BYTES:
             raise TokenizerError(
                 f"{path}: a tokenizer file has at most {_MAX_FILE_BYTES:,} bytes, this one {found.st_size:,}; is it"
-                " the weights, or was it made to do harm?"
+                " the weights, or a malicious file?"
             )
         with path.open("rb") as file:
             proto = file.read(found.st_size)

@@ -12,7 +12,7 @@ from tiny_tokenizers import public_tokenizer, tiny_tokenizer
 from llama.detokenizer import Detokenizer
 from llama.errors import SamplingError, TokenizerError
 
-LAW = settings(deadline=None, derandomize=True, max_examples=300)
+LAW = settings(deadline=None, derandomize=True, max_examples=200)
 TOKENIZER = tiny_tokenizer("step")
 BYTE_0 = TOKENIZER.sp_model.piece_to_id("<0x00>")
 

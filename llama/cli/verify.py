@@ -20,6 +20,8 @@ DESCRIPTION = """
       tokenizer        as many pieces as the embedding has rows
       infilling ids    a published prompt has its published ids
       rope_theta       the value that this model of the family was trained with
+
+      codellama verify CodeLlama-7b/
     """
 
 

@@ -191,7 +191,7 @@ def test_an_error_that_names_nobody_ends_the_call_that_stepped(made, monkeypatch
     assert rest(stream, begun) == expected
 
 
-# ---- turns --------------------------------------------------------------------------------------------
+# ---- the lock -----------------------------------------------------------------------------------------
 
 
 def test_the_turn_goes_to_whoever_waits_and_not_to_whoever_had_it():

@@ -117,7 +117,7 @@ def test_a_stdout_that_is_full_is_an_error(verb: str) -> None:
 @pytest.mark.parametrize("verb", ["info", "--help"])
 @pytest.mark.parametrize("joined", [False, True])
 def test_a_reader_that_is_gone_ends_it_quietly(verb: str, joined: bool) -> None:
-    """128 and SIGPIPE, as for any program in a pipe: verify that was not read to its end is no success."""
+    """128 and SIGPIPE, as for any program in a pipe: a verify that was not read to its end has not succeeded."""
     reads, writes = os.pipe()
     os.close(reads)
     more = {"stderr": writes} if joined else {}

@@ -38,24 +38,11 @@ def test_help_is_there_at_once(verb: tuple[str, ...]) -> None:
         command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.stderr == "0 []\n"
-    words = {
-        (): VERBS,
-        ("info",): ("DIR", "--tokenizer", "codellama info"),
-        ("verify",): ("DIR", "--quick", "--tokenizer", "Exit code 0", "rope_theta", "checksums"),
-        ("convert",): (
-            "SRC",
-            "DST",
-            "--to",
-            "--mp",
-            "--dtype",
-            "--force",
-            "--tokenizer",
-            "codellama convert",
-        ),
-        ("estimate",): ("--model", "--mp", "--seq", "--batch", "--dtype", "--quant", "--table", "34b"),
-    }[verb]
+    # Each verb in one line, and of one verb an example that can be copied.
+    words = [f"  codellama {verb[0]} "] if verb else [f"{name} " for name in VERBS]
+    words += [] if verb else [each.SUMMARY for each in VERBS.values()]
     for word in words:
-        assert word in done.stdout, f"{word} is not in {done.stdout}"
+        assert word in done.stdout, f"{word!r} is not in {done.stdout}"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -32,7 +32,7 @@ from llama import Llama, cli
 from llama.checkpoint import convert as converting
 from llama.checkpoint import load, open_checkpoint, progress, verify
 from llama.cli import main
-from llama.distributed import devices
+from llama.distributed import environment
 from llama.errors import CheckpointFormatError, ConfigError, LlamaError, TokenizerError
 from llama.printable import printable, reason, say, tell
 
@@ -155,7 +155,7 @@ def test_a_message_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPa
     for stream in (None, closed, Broken(BrokenPipeError()), Broken(OSError(errno.EIO, "gone"))):
         monkeypatch.setattr(sys, "stderr", stream)
         tell("lost")
-        devices.log("lost")
+        environment.log("lost")
 
 
 class Broken(io.StringIO):
@@ -182,7 +182,7 @@ def test_work_goes_on_when_the_terminal_of_its_bar_is_gone(monkeypatch: pytest.M
 
 
 def test_what_is_logged_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    devices.log(f"Loaded {EVIL}")
+    environment.log(f"Loaded {EVIL}")
     assert capsys.readouterr().err == printable(f"Loaded {EVIL}") + "\n"
 
 

@@ -21,7 +21,7 @@ import torch
 
 from ..errors import CheckpointWriteError, ConfigError, LlamaError
 from ..printable import reason
-from ..sizing.args import fits
+from ..sizing.args import can_split
 from ..sizing.family import member_of
 from ..tokenizer import Tokenizer
 from .files import create, strict_object
@@ -153,11 +153,11 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
     if shards is None:
         member = member_of(source.args)
         shards = source.shards if source.layout == "Meta" else 1 if member is None else member.shards
-    if shards < 1 or not fits(source.args, shards) or source.args.kv_heads % shards:
+    if shards < 1 or not can_split(source.args, shards) or source.args.kv_heads % shards:
         sizes = [
             n
             for n in range(1, source.args.kv_heads + 1)
-            if fits(source.args, n) and source.args.kv_heads % n == 0
+            if can_split(source.args, n) and source.args.kv_heads % n == 0
         ]
         raise ConfigError(
             f"{shards} shards cannot hold this model in equal parts with whole heads ({source.args.n_heads} heads,"

@@ -18,7 +18,7 @@ import torch
 
 from llama.distributed import shared_memory as shared
 from llama.distributed.agreement import Health, Step
-from llama.distributed.shared_memory import SharedMemory, meet
+from llama.distributed.shared_memory import SharedMemory, share_memory
 from llama.errors import RankError
 from llama.kernels import native
 
@@ -231,7 +231,7 @@ def test_ranks_that_do_not_meet_leave_nothing_behind(monkeypatch, tmp_path):
 
     monkeypatch.setattr(shared, "_make", noted)
     with pytest.raises(RankError, match="closed by the peer"):
-        meet(Gone(), 0, 2, True)
+        share_memory(Gone(), 0, 2, True)
     assert not Path(made[0]).exists()
 
 

@@ -159,11 +159,11 @@ def whole(folder: Path) -> dict[str, Any]:
 
 def over_sockets(folder: Path) -> dict[str, Any]:
     """The same where ranks share no memory, as on several machines."""
-    meet, world.meet = world.meet, lambda *args: None
+    share, world.share_memory = world.share_memory, lambda *args: None
     try:
         return whole(folder)
     finally:
-        world.meet = meet
+        world.share_memory = share
 
 
 # ---- replicas ------------------------------------------------------------------------------------------------

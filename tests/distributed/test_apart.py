@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import ROOT, run_ranks
-from tiny_models import SHAPE, random_weights, save_checkpoint
-from tiny_tokenizers import tiny_model_path, tiny_tokenizer
+from once import once
+from ranks import ROOT, run_forked
 
 from llama import errors
 from llama.api.options import Output, StreamDelta
@@ -36,19 +35,21 @@ NO_MORE = "; this model cannot be used any more"
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("apart")
-    save_checkpoint(
-        folder / "s2", SHAPE, random_weights(SHAPE, tiny_tokenizer().n_words), tiny_model_path(), 2
-    )
+def launch(folder: Path) -> Any:
+    """What each rank found, by the number of ranks."""
 
-    @functools.cache
-    def launched(size: int) -> list[dict[str, Any]]:
-        """What each rank found."""
-        run_ranks("apart_script.py", folder, ranks=size).ok()
-        return [json.loads((folder / f"apart-{size}" / f"{rank}.json").read_text()) for rank in range(size)]
+    def run() -> dict[str, list[Any]]:
+        jobs = [(size, "apart_script.py", folder) for size in (2, 4)]
+        for report in run_forked(folder / "apart", *jobs):
+            assert set(report["codes"]) == {0}, report
+        return {str(size): [_result(folder, size, rank) for rank in range(size)] for size in (2, 4)}
 
-    return launched
+    found = once(folder / "apart.json", run)
+    return lambda size: found[str(size)]
+
+
+def _result(folder: Path, size: int, rank: int) -> Any:
+    return json.loads((folder / f"apart-{size}" / f"{rank}.json").read_text())
 
 
 @pytest.fixture(params=[2, 4])

@@ -84,7 +84,7 @@ MUTANTS = [
         file="llama/distributed/world.py",
         old="            parallel.announce_leaving(error)\n",
         new="",
-        tests=("tests/distributed/test_ranks.py::test_an_error_of_one_rank_ends_all",),
+        tests=("tests/distributed/test_endings.py::test_an_error_of_one_rank_ends_the_other",),
     ),
     Mutant(
         name="any name that arrives is taken for a class of errors",
@@ -98,6 +98,6 @@ MUTANTS = [
         file="llama/distributed/launcher_watch.py",
         old="        if os.getppid() != parent:",
         new="        if os.getppid() == 0:",
-        tests=("tests/distributed/test_ranks.py::test_ranks_end_with_a_launcher_that_is_killed",),
+        tests=("tests/distributed/test_endings.py::test_ranks_end_with_a_launcher_that_is_killed",),
     ),
 ]

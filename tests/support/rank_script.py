@@ -1,4 +1,4 @@
-"""What test_ranks.py runs on every rank: `rank_script.py FOLDER SCENARIO...`.
+"""What the tests of ranks run on every rank: `rank_script.py FOLDER SCENARIO...`.
 
 FOLDER holds checkpoints s1, s2, s4 (the same weights in so many shards) and nan (one row of the embedding
 is not a number). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
@@ -39,18 +39,20 @@ def build(folder: Path, size: int | None, name: str = "s2") -> Llama:
     return Llama.build(folder / name, None, 96, 8, size, device="cpu", dtype="float32")
 
 
-def texts(llama: Llama) -> dict[str, Any]:
-    """What must not depend on shards, ranks and replicas."""
+def short_texts(llama: Llama) -> dict[str, Any]:
+    """The cheaper half of `texts`."""
     greedy = llama.text_completion(PROMPTS, temperature=0, max_gen_len=12, logprobs=2)
     sampled = llama.text_completion(PROMPTS, temperature=0.9, top_p=0.95, max_gen_len=12, seed=7, n=2)
     scored = llama.text_completion(PROMPTS[:3], temperature=0, max_gen_len=0, logprobs=True, echo=True)
-    # More than run at the same time: replicas share them out.
+    return {"greedy": greedy, "sampled": [each["generation"] for each in sampled], "scored": scored}
+
+
+def texts(llama: Llama) -> dict[str, Any]:
+    """What must not depend on shards, ranks and replicas."""
+    # More samples than run at the same time: replicas share them out.
     many = llama.text_completion(PROMPTS[:2], 1.2, 1.0, 8, seed=8, n=11)
     unseeded, drawn = without_seed(llama)
-    return {
-        "greedy": greedy,
-        "sampled": [each["generation"] for each in sampled],
-        "scored": scored,
+    return short_texts(llama) | {
         "many": [each["generation"] for each in many],
         "unseeded": unseeded,
         "drawn": drawn,
@@ -86,7 +88,7 @@ def shards(folder: Path) -> Any:
     found = {}
     for count in SHARDS:
         with build(folder, None, f"s{count}") as llama:
-            found[str(count)] = texts(llama) | {
+            found[str(count)] = (texts if count == 2 else short_texts)(llama) | {
                 "size": llama.model.parallel.size,
                 "bytes": sum(p.nbytes for p in llama.model.parameters()),
                 "kv_heads": llama.model.local_kv_heads,
@@ -97,10 +99,10 @@ def shards(folder: Path) -> Any:
 def sizes(folder: Path) -> Any:
     """Models of different sizes side by side, given back in either order."""
     whole, half = build(folder, WORLD), build(folder, WORLD // 2)
-    found = {"whole": texts(whole), "half": texts(half)}
+    found = {"whole": short_texts(whole), "half": short_texts(half)}
     whole.close()
     still = dist.is_initialized()
-    found["half again"] = texts(half)
+    found["half again"] = short_texts(half)
     half.close()
     half.close()
     return found | {"still": still, "initialized": dist.is_initialized()}
@@ -160,6 +162,15 @@ def changed(folder: Path) -> Any:
     return found | {"reused": reused}
 
 
+def nodes(folder: Path) -> Any:
+    """On two machines: one model over the ranks of both, then a replica on each."""
+    found = {}
+    for name, size in (("whole", WORLD), ("half", WORLD // 2)):
+        with build(folder, size) as llama:
+            found[name] = {"texts": short_texts(llama), "shared": llama.model.parallel.shared is not None}
+    return found
+
+
 def refusals(folder: Path) -> Any:
     return {str(size): raised(lambda size=size: build(folder, size)) for size in (3, 2 * WORLD, 5 * WORLD)}
 
@@ -208,7 +219,7 @@ def one_fails(folder: Path) -> Any:
     with build(folder, WORLD) as llama:
         for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
             if RANK == WORLD - 1:
-                (folder / "failed").touch()
+                (folder / "one_fails.failed").touch()
                 raise ValueError("the host program's own mistake")
 
 
@@ -218,7 +229,7 @@ def one_exits(folder: Path) -> Any:
     llama = build(folder, WORLD)
     for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
         if RANK == WORLD - 1:
-            (folder / "failed").touch()
+            (folder / "one_exits.failed").touch()
             sys.exit("the host program's own mistake")
 
 
@@ -228,7 +239,7 @@ def one_refused(folder: Path) -> Any:
     llama = build(folder, WORLD)
     llama.text_completion(PROMPTS[:1], temperature=0, max_gen_len=3)
     if RANK == WORLD - 1:
-        (folder / "failed").touch()
+        (folder / "one_refused.failed").touch()
     llama.text_completion(PROMPTS[:1], temperature=0 if RANK < WORLD - 1 else -1, max_gen_len=3)
 
 

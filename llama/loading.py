@@ -122,8 +122,8 @@ def _load(
 @cache  # once per process
 def _log_missing_kernels(why: str) -> None:
     log(
-        "The compiled kernels for this CPU (bfloat16, AVX512-BF16) are missing, so generation is slower than it"
-        f" could be: {why}. Install the package again with a C compiler; `pip install -v` shows its output"
+        "The compiled kernels for this CPU (bfloat16, AVX512-BF16) are missing, so generation is slower than"
+        f" it could be: {why}. Install the package again with a C compiler; `pip install -v` shows its output"
     )
 
 

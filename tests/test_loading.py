@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from llama.distributed import world
-from llama.errors import ConfigError, ParallelismError
+from llama.errors import ConfigError, ParallelismError, RankError
 from llama.loading import build, choose_dtype
 
 CPU = torch.device("cpu")
@@ -93,5 +94,19 @@ def test_a_world_without_a_launcher_is_told_apart(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ParallelismError, match=r"MASTER_ADDR.*torchrun"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
+    assert world._WORLD.users == 0
+
+
+def test_ranks_that_cannot_connect_say_so(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a wrong address, or a machine that is gone."""
+
+    def refused(url: str) -> None:
+        raise dist.DistNetworkError("connection refused by 10.0.0.1")
+
+    monkeypatch.setattr(dist, "rendezvous", refused)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RankError, match=r"rank 1 could not connect.*refused by 10\.0\.0\.1.*MASTER_ADDR"):
         build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
     assert world._WORLD.users == 0

@@ -114,8 +114,8 @@ def disagreement(first: int, one: str, second: int, other: str) -> str:
     """The reason when two ranks are about to do different things."""
     return (
         f"ranks {first} and {second} do not do the same: rank {first} is in {one}, rank {second} in {other};"
-        " all ranks must make the same calls in the same order, with the same prompts and limits (a set's order"
-        " differs between ranks)"
+        " all ranks must make the same calls in the same order, with the same prompts and limits"
+        " (a set has another order on each rank)"
     )
 
 

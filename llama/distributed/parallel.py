@@ -75,7 +75,7 @@ class Parallel:
     def give_up(self, reason: str) -> None:
         """Tell the other ranks of the model that this one left a step.
 
-        Their collectives fail with this reason, and need not wait for this process to end. The first one counts.
+        Their collectives then fail with this reason, before this process ends. The first reason counts.
         """
         if self.shared is not None:
             self.shared.give_up(reason)

@@ -30,8 +30,8 @@ _SLOT = 1 << 20
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _GATHER, _FIRST = 2, 3
 _NAMES = ("a sum in float32", "a sum in bfloat16", "a gather", "a broadcast")
-# What a compiled collective returns, beside 0 (done) and 1 + rank (that rank is gone): call it again; the ranks
-# are not in the same collective.
+# What a compiled collective returns, beside 0 (done) and 1 + rank (that rank is gone): call it again; the
+# ranks are not in the same collective.
 _AGAIN, _DIFFER = -1, -2
 # Each rank's header, as csrc/ranks.c lays it out: number of its collective, two times three words that
 # describe it, process id, whether it gave up, and the reason.

@@ -20,7 +20,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 from ..errors import LlamaError, ParallelismError, RankError
 from . import environment, launcher_watch
-from .agreement import FailureNotes, Health
+from .agreement import FailureNotes, Health, describe
 from .groups import Group
 from .parallel import Parallel
 from .shared_memory import share_memory
@@ -71,6 +71,18 @@ class _World:
                 f"WORLD_SIZE is {environment.world_size()}, but {', '.join(missing)} is not set;"
                 " launch with torchrun --nproc_per_node N, or unset WORLD_SIZE for a single rank"
             )
+        try:
+            self._connect(device)
+        except dist.DistError as error:
+            raise RankError(
+                f"rank {environment.rank()} could not connect to the others ({describe(error)});"
+                " check that all launchers run, and that MASTER_ADDR and MASTER_PORT reach the first"
+            ) from error
+        self.splits = {}
+        self.made_default = True
+        atexit.register(self.stop, at_exit=True)
+
+    def _connect(self, device: torch.device) -> None:
         if self.store is None:
             self.store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         self.made += 1
@@ -85,9 +97,6 @@ class _World:
             timeout=timedelta(minutes=30),
             device_id=device if device.type == "cuda" else None,
         )
-        self.splits = {}
-        self.made_default = True
-        atexit.register(self.stop, at_exit=True)
 
     def split(self, size: int, device: torch.device) -> Parallel:
         """Split the world into models of `size` consecutive ranks. The groups are made once per size."""
@@ -207,6 +216,7 @@ def join(size: int, device: torch.device) -> Parallel:
 
     Raises:
         ParallelismError: the world size is not a multiple of `size`, or the launcher's variables are missing.
+        RankError: the ranks could not connect.
     """
     world = environment.world_size()
     if world % size != 0:

@@ -143,6 +143,6 @@ def check_size(args: ModelArgs, size: int) -> None:
         sizes = ", ".join(map(str, valid_sizes(args)))
         raise ParallelismError(
             f"model-parallel size {size} does not divide this model ({args.n_heads} heads,"
-            f" {args.kv_heads} key/value heads, dim {args.dim}, ffn {args.ffn_dim}, vocabulary {args.vocab_size});"
-            f" sizes that work: {sizes}"
+            f" {args.kv_heads} key/value heads, dim {args.dim}, ffn {args.ffn_dim}, vocabulary"
+            f" {args.vocab_size}); sizes that work: {sizes}"
         )

@@ -182,8 +182,8 @@ def plan_cache(
         tokens = wanted // per_token
     if tokens < args.max_seq_len:
         raise ConfigError(
-            f"cache_memory {cache_memory!r} holds {tokens} tokens of {per_token} bytes, less than one sequence"
-            f" of max_seq_len {args.max_seq_len}; give more, or lower max_seq_len"
+            f"cache_memory {cache_memory!r} holds {tokens} tokens of {per_token} bytes, less than one"
+            f" sequence of max_seq_len {args.max_seq_len}; give more, or lower max_seq_len"
         )
     if capacity is not None and tokens > capacity:
         raise OutOfMemoryError(
@@ -207,7 +207,7 @@ def _capacity(
             fix = "use more ranks, a 16-bit dtype or a smaller model"
         raise OutOfMemoryError(
             f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB"
-            f" for one sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB free"
-            f" for each rank on {device}; {fix}"
+            f" for one sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB"
+            f" free for each rank on {device}; {fix}"
         )
     return tokens

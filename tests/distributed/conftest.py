@@ -1,4 +1,4 @@
-"""What several files share: the checkpoints, the texts of a single rank, and a launch that runs many scenarios."""
+"""What several files share: checkpoints, the texts of a single rank, and scenarios that need no torchrun."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def one(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def forked(folder: Path) -> dict[str, dict[str, Any]]:
-    """Scenarios of rank_script.py that need no torchrun, each with its report: forked.py says what is in it."""
+    """Scenarios of rank_script.py that need no torchrun -> their reports, as forked.py writes them."""
     return once(folder / "forked.json", lambda: _fork(folder))
 
 

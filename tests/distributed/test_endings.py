@@ -1,5 +1,5 @@
-"""Laws of endings: a launch always ends soon, with an exit code other than 0 if something went wrong, and leaves no
-process behind.
+"""Laws of endings: a launch always ends soon, with an exit code other than 0 if something went wrong, and
+leaves no process behind.
 
 The scenarios of rank_script.py let a rank wait an hour for the others at its end. None of them may.
 """

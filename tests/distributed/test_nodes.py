@@ -1,5 +1,5 @@
-"""Laws of several machines, here two torchrun launchers on one: the text is that of one rank, and if a machine dies the
-other ends soon, with a named error and nothing left behind.
+"""Laws of several machines, here two torchrun launchers on one: the text is that of one rank, and if a
+machine dies the other ends soon, with a named error and nothing left behind.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Runs scripts on ranks that are forks of this one process: `forked.py REPORT JOBS`.
 
-Python and torch are imported once instead of once per rank, which takes seconds each. For tests that need no torchrun:
-here nobody ends the other ranks when one has failed, so each must end by itself.
+Python and torch are imported once instead of once per rank, which takes seconds each. For tests that need no
+torchrun: here nobody ends the other ranks when one has failed, so each must end by itself.
 
-JOBS is JSON, a list of [ranks, script, argument...]; they run one after the other. REPORT gets a list with each job's
-exit codes, what its ranks wrote, and when the last rank ended.
+JOBS is JSON, a list of [ranks, script, argument...]; they run one after the other. REPORT gets a list with
+each job's exit codes, what its ranks wrote, and when the last rank ended.
 """
 
 from __future__ import annotations

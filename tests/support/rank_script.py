@@ -1,7 +1,7 @@
 """What the tests of ranks run on every rank: `rank_script.py FOLDER SCENARIO...`.
 
-FOLDER holds checkpoints s1, s2, s4 (the same weights in so many shards) and nan (one row of the embedding
-is not a number). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
+FOLDER holds the checkpoints s1, s2, s4 (the same weights in so many shards) and nan (one row of the embedding
+is NaN). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHARDS = (1, 2, 4)
 PROMPTS = ["def return self value", "é 漢字 <PRE> x", "for i in range(10):", "class", "import list index"]
 LONG = "def return self value list for i in range(10): import " * 2
 NAN_ID = 300
-# Seconds at the end of which nobody looks any more: who waits for the others at its end for so long hangs.
+# Seconds: a rank that waits for the others this long at its end hangs, as far as a test can see.
 NEVER = 3600
 EXAMPLES = ("completion", "infilling", "instructions")
 
@@ -60,7 +60,7 @@ def texts(llama: Llama) -> dict[str, Any]:
 
 
 def without_seed(llama: Llama) -> tuple[list[str], bool]:
-    """Samples where the host seeded torch, in another way on each rank, and whether each call drew once."""
+    """Samples after the host seeded torch, differently on each rank; whether each call drew once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1 + 100 * RANK)
         results = [llama.text_completion(PROMPTS, 0.9, 0.95, 12, n=2) for _ in range(2)]
@@ -97,7 +97,7 @@ def shards(folder: Path) -> Any:
 
 
 def sizes(folder: Path) -> Any:
-    """Models of different sizes side by side, given back in either order."""
+    """Models of different sizes at the same time, closed one after the other."""
     whole, half = build(folder, WORLD), build(folder, WORLD // 2)
     found = {"whole": short_texts(whole), "half": short_texts(half)}
     whole.close()
@@ -139,7 +139,7 @@ def nan(folder: Path) -> Any:
 
 
 def changed(folder: Path) -> Any:
-    """A weight that one rank edits alone, once seen and once told by that rank: the others forget with it."""
+    """One rank edits a weight, noticed by itself or announced: all ranks forget their prefixes."""
     found: dict[str, Any] = {}
     with build(folder, WORLD) as llama:
         fresh = Llama(llama.model, llama.tokenizer, prefix_reuse=False)
@@ -176,7 +176,7 @@ def refusals(folder: Path) -> Any:
 
 
 def host(folder: Path) -> Any:
-    """A program that set up torch.distributed itself keeps it, and its threads."""
+    """A program that set up torch.distributed itself keeps its group, and its number of threads."""
     dist.init_process_group("gloo")
     before = torch.get_num_threads()
     with build(folder, WORLD) as llama:
@@ -214,7 +214,7 @@ def refused(folder: Path) -> Any:
 
 
 def one_fails(folder: Path) -> Any:
-    """An error of the host program on its last rank only, while the others go on."""
+    """The host program raises on its last rank only, while the others go on."""
     world._MEETING_SECONDS = NEVER
     with build(folder, WORLD) as llama:
         for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
@@ -224,7 +224,7 @@ def one_fails(folder: Path) -> Any:
 
 
 def one_exits(folder: Path) -> Any:
-    """The same with sys.exit, which leaves no trace for the end of the program to look at."""
+    """The same with sys.exit, which leaves no traceback for the end of the program to see."""
     world._MEETING_SECONDS = NEVER
     llama = build(folder, WORLD)
     for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
@@ -234,7 +234,7 @@ def one_exits(folder: Path) -> Any:
 
 
 def one_refused(folder: Path) -> Any:
-    """An error of this package on one rank only, whose own end waits for the others, which wait for its step."""
+    """An error of this package on one rank only: its end waits for the others, which wait for its step."""
     world._MEETING_SECONDS = world._ERROR_SECONDS = NEVER
     llama = build(folder, WORLD)
     llama.text_completion(PROMPTS[:1], temperature=0, max_gen_len=3)
@@ -244,7 +244,7 @@ def one_refused(folder: Path) -> Any:
 
 
 def endless(folder: Path) -> Any:
-    """A generation that goes on until it is stopped from outside. Whoever ends by itself says so."""
+    """Generate until stopped from outside. A rank that ends by itself, not killed, leaves a file."""
     world._MEETING_SECONDS = NEVER
     atexit.register((folder / f"ended.{RANK}").touch)
     begun = False
@@ -261,7 +261,7 @@ def _result(folder: Path, scenario: str, rank: int) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole as soon as it is there: a rank may be killed, and another process look, at any time."""
+    """Atomically: a rank may be killed, and another process may look, at any time."""
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text)
     unfinished.replace(path)

@@ -1,6 +1,6 @@
-"""Runs a script on several ranks as a user does: under torchrun, in processes of their own, on one node or more.
+"""Runs a script on several ranks as a user does: under torchrun, as processes, on one node or more.
 
-torchrun starts each rank in a session of its own, so killing a process group would miss them. Each launch marks
+torchrun starts each rank in a session of its own, so killing a process group would miss them. A launch marks
 its processes through an environment variable instead, and kills all that carry the mark in the end.
 """
 
@@ -173,7 +173,7 @@ def launched_nodes(
     """One torchrun per node, with `ranks` ranks each, all on this machine; the first holds rank 0."""
     launches: list[Launch] = []
     with socket.socket() as reserved:
-        # Bound, but not listening: the first node can listen on the port, and the system gives it to nobody else.
+        # Bound, but not listening: the first node can listen on the port, and nobody else gets it.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
         where = ("--master_addr", "127.0.0.1", "--master_port", reserved.getsockname()[1])

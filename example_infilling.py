@@ -3,7 +3,7 @@
 import fire
 
 from llama import Llama
-from llama.distributed.devices import is_first_rank
+from llama.distributed.environment import is_first_rank
 
 # The middle goes where <FILL> stands.
 PROMPTS = [

@@ -3,7 +3,7 @@
 import fire
 
 from llama import Dialog, Llama
-from llama.distributed.devices import is_first_rank
+from llama.distributed.environment import is_first_rank
 
 DIALOGS: list[Dialog] = [
     [{"role": "user", "content": "Return the base name of a file path."}],

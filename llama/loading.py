@@ -1,4 +1,4 @@
-"""From a checkpoint folder to a model on its device: checks first, then ranks, then weights."""
+"""From a checkpoint folder to a model on its device: check everything, join the ranks, load the weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from functools import cache
 
 import torch
 
-from .checkpoint import load_weights, open_checkpoint, tokenizer_of
+from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
 from .checkpoint.progress import Progress
-from .distributed.devices import choose_device, log, rank_threads, world_size
+from .distributed.devices import choose_device, rank_threads
+from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
 from .errors import ConfigError
 from .kernels import linear, native
 from .model import Transformer
 from .printable import shown
-from .sizing.args import check_size
+from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
     GIB,
     CacheMemory,
+    CachePlan,
     cache_bytes_per_token,
     check_cache_memory,
     parameter_count,
@@ -35,7 +37,7 @@ from .values import integer
 
 __all__ = ["Built", "build", "choose_dtype"]
 
-# Tokens or sequences; beyond any machine, and within what a float holds when it is multiplied into bytes.
+# Tokens or sequences: more than any machine holds, and small enough to be multiplied into bytes as a float.
 _MOST = 10**12
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -51,7 +53,7 @@ class Built:
     retained_tokens: int
 
 
-@torch.inference_mode(False)  # a weight made within it would not count its edits; see watch.py
+@torch.inference_mode(False)  # weights made in inference mode do not count their edits
 def build(
     ckpt_dir: str | os.PathLike[str],
     tokenizer_path: str | os.PathLike[str] | None,
@@ -63,7 +65,7 @@ def build(
     *,
     cache_memory: CacheMemory | None = None,
 ) -> Built:
-    """See `Llama.build`. Nothing is allocated, and no group joined, before the files have been checked."""
+    """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
     started = time.monotonic()
     folder = as_path(ckpt_dir, "ckpt_dir")
     max_seq_len = _count("max_seq_len", max_seq_len)
@@ -72,47 +74,28 @@ def build(
     target = choose_device(device)
     checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
-    size = _size(model_parallel_size)
+    size = _model_parallel_size(model_parallel_size)
     check_size(checkpoint.args, size)
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
     parallel = join(size, target)
     try:
-        cache = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
-        with torch.device("meta"):
-            model = Transformer(checkpoint.args, parallel=parallel)
-        with rank_threads(target):
-            progress = Progress(weight_bytes(checkpoint.args, size, chosen), "loading")
-            load_weights(model, checkpoint, target, chosen, progress=progress)
+        plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
+        model = _load(checkpoint, parallel, target, chosen)
     except BaseException as error:
         leave(parallel, error)
         raise
     missing = native.why_missing() if target.type == "cpu" else None
     if missing is not None:
-        _tell_missing(missing)
-    seconds = time.monotonic() - started
-    size_gib = weight_bytes(checkpoint.args, size, chosen) / GIB
-    replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
-    parameters = shortened(parameter_count(checkpoint.args))
+        _log_missing_kernels(missing)
     log(
-        f"Loaded {folder.name} ({parameters} parameters, {chosen}{why}) on {target.type},"
-        f" model-parallel {size}{replicas}, in {seconds:.1f} s: {size_gib:.2f} GiB per rank,"
-        f" cache for up to {cache.tokens:,} tokens"
-        f" ({cache.tokens * cache_bytes_per_token(checkpoint.args, size, chosen) / GIB:.2f} GiB),"
-        f" {cache.retained:,} of them for reuse"
+        f"Loaded {folder.name} ({shortened(parameter_count(checkpoint.args))} parameters, {chosen}{why}) on"
+        f" {target.type}, {_sizes(checkpoint.args, parallel, chosen, plan, time.monotonic() - started)}"
     )
-    return Built(model.eval(), tokenizer, parallel, cache.tokens, cache.retained)
+    return Built(model, tokenizer, parallel, plan.tokens, plan.retained)
 
 
-@cache  # once a process
-def _tell_missing(why: str) -> None:
-    log(
-        f"The compiled kernels for this CPU (bfloat16, AVX512-BF16) are not there, so it is slower than it could"
-        f" be: {why}. With a C compiler at hand, install the package again; `pip install -v` shows what it says"
-    )
-
-
-def _size(model_parallel_size: int | None) -> int:
-    return world_size() if model_parallel_size is None else _count("model_parallel_size", model_parallel_size)
+def _model_parallel_size(given: int | None) -> int:
+    return world_size() if given is None else _count("model_parallel_size", given)
 
 
 def _count(name: str, value: object) -> int:
@@ -124,12 +107,43 @@ def _count(name: str, value: object) -> int:
     return number
 
 
+def _load(
+    checkpoint: Checkpoint, parallel: Parallel, device: torch.device, dtype: torch.dtype
+) -> Transformer:
+    """Make the model without memory, then give it this rank's weights."""
+    with torch.device("meta"):
+        model = Transformer(checkpoint.args, parallel=parallel)
+    with rank_threads(device):
+        progress = Progress(weight_bytes(checkpoint.args, parallel.size, dtype), "loading")
+        load_weights(model, checkpoint, device, dtype, progress=progress)
+    return model.eval()
+
+
+@cache  # once per process
+def _log_missing_kernels(why: str) -> None:
+    log(
+        "The compiled kernels for this CPU (bfloat16, AVX512-BF16) are missing, so generation is slower than"
+        f" it could be: {why}. Install the package again with a C compiler; `pip install -v` shows its output"
+    )
+
+
+def _sizes(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, plan: CachePlan, seconds: float) -> str:
+    """The numbers of the line that says what was loaded."""
+    replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
+    weights = weight_bytes(args, parallel.size, dtype) / GIB
+    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, dtype) / GIB
+    return (
+        f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {weights:.2f} GiB per rank,"
+        f" cache for up to {plan.tokens:,} tokens ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
+    )
+
+
 def choose_dtype(
     wanted: str | torch.dtype, stored: torch.dtype, device: torch.device
 ) -> tuple[torch.dtype, str]:
-    """The dtype to compute in, and in brackets why it is not the stored one.
+    """The dtype to compute in, and a remark for the log if it is not the stored one.
 
-    "auto" is the stored dtype, except where the device computes badly in it.
+    "auto" takes the stored dtype unless the device is slow in it or lacks it.
 
     Raises:
         ConfigError: a name or dtype other than auto, bfloat16, float16, float32.
@@ -140,7 +154,7 @@ def choose_dtype(
             raise ConfigError(f"dtype is {wanted!r}; use auto, {', '.join(_DTYPES)}")
         return dtype, "" if dtype == stored else f", stored as {stored}"
     if stored not in _DTYPES.values():
-        return torch.float32, f", since {stored} is not a dtype to compute in"
+        return torch.float32, f", since {stored} cannot be computed in"
     if device.type == "cuda" and stored == torch.bfloat16 and not _gpu_has_bfloat16(device):
         return torch.float16, ", since this GPU has no bfloat16"
     if device.type == "cpu" and stored == torch.float16:
@@ -151,7 +165,7 @@ def choose_dtype(
 
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:
-    """As torch.cuda.is_bf16_supported has it, which asks the current device: another may have been chosen."""
+    """Like torch.cuda.is_bf16_supported, but for the given device instead of the current one."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 

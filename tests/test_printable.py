@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama.checkpoint import progress
-from llama.distributed import devices
+from llama.distributed import environment
 from llama.printable import printable, reason, say, tell
 
 
@@ -90,7 +90,7 @@ def test_a_message_that_nobody_can_read_is_no_error(monkeypatch: pytest.MonkeyPa
     for stream in (None, closed, Broken(BrokenPipeError()), Broken(OSError(errno.EIO, "gone"))):
         monkeypatch.setattr(sys, "stderr", stream)
         tell("lost")
-        devices.log("lost")
+        environment.log("lost")
 
 
 def test_work_goes_on_when_the_terminal_of_its_bar_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,5 +103,5 @@ def test_work_goes_on_when_the_terminal_of_its_bar_is_gone(monkeypatch: pytest.M
 
 
 def test_what_is_logged_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    devices.log(f"Loaded {HOSTILE}")
+    environment.log(f"Loaded {HOSTILE}")
     assert capsys.readouterr().err == printable(f"Loaded {HOSTILE}") + "\n"

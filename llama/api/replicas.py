@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..distributed.agreement import words_of
+from ..distributed.agreement import describe
 from ..distributed.groups import Group
 from ..distributed.parallel import Parallel
 from ..engine import Counts, Request, Times, TokenScore
@@ -110,7 +110,7 @@ def _point(tag: Sequence[int]) -> str:
 def encode(items: Sequence[Item] | None, failure: BaseException | None) -> bytes:
     """What a replica sends to a gather, as bytes."""
     rows = None if items is None else [_row(item) for item in items]
-    error = None if failure is None else [type(failure).__name__, str(failure), words_of(failure)]
+    error = None if failure is None else [type(failure).__name__, str(failure), describe(failure)]
     return json.dumps([rows, error]).encode()
 
 

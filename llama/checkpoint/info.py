@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..sizing.args import ModelArgs, fits
+from ..sizing.args import ModelArgs, can_split
 from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_bytes
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
@@ -89,7 +89,7 @@ def _context(args: ModelArgs) -> str:
 
 def _memory(args: ModelArgs, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
     for size in _SIZES:
-        if not fits(args, size):
+        if not can_split(args, size):
             yield f"memory, MP {size}", "does not fit its heads"
             continue
         weights = weight_bytes(args, size, dtype)

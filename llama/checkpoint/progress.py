@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from ..distributed.devices import is_first_rank
+from ..distributed.environment import is_first_rank
 from ..sizing.budget import GIB
 
 __all__ = ["Progress"]

@@ -1,5 +1,1 @@
-"""Ranks: how they come together, what they exchange, and the layers that are split over them."""
-
-from .parallel import Parallel
-
-__all__ = ["Parallel"]
+"""Several ranks: how they start and stop, what they exchange, and the layers that are split over them."""

@@ -1,7 +1,8 @@
-"""What the ranks of one model must have in common, and what becomes of them when they have it no longer.
+"""Ranks of one model must run the same steps. How a rank records, and tells others, that they no longer do.
 
-Never imports torch. Ranks that went apart cannot be brought together again: some are in a step that others have left,
-and what they exchange next would not belong together. So the first reason is kept, and every later use repeats it.
+Never imports torch. Ranks that diverged cannot be brought back in step: some are inside a collective that
+others have left, so the next exchange would mix unrelated data. The first failure is therefore final, and
+every later call repeats its reason.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ from typing import Any, NamedTuple
 
 from ..errors import RankError
 
-__all__ = ["FailureNotes", "Health", "Step", "UnexplainedError", "disagreement", "words_of"]
+__all__ = ["FailureNotes", "Health", "Step", "UnexplainedError", "describe", "disagreement"]
 
-# Of a reason that travels to the other ranks.
+# The longest reason that is sent to the other ranks.
 _REASON_BYTES = 800
 _END = "this model cannot be used any more: close it on all ranks and build it again, or end the program"
 
 
 class UnexplainedError(RankError):
-    """An exchange between ranks failed, and no rank has said why."""
+    """A collective failed, and no rank left a reason."""
 
 
 class Step(NamedTuple):
-    """What a rank is about to run: a hash of 63 bits of all that is in it, and how much that is."""
+    """What a rank is about to run: a 63-bit hash of the whole step, and the step's size."""
 
     digest: int = 0
     sequences: int = 0
@@ -37,11 +38,11 @@ class Step(NamedTuple):
 
 
 class FailureNotes:
-    """Where a rank leaves the reason of its failure for the others: keys of the store that the ranks met in.
+    """Where a rank leaves the reason of its failure for the others: keys in the launch's store.
 
     Args:
         store: a torch.distributed store with a prefix of its own.
-        rank, ranks: among those that share these notes.
+        rank, ranks: this rank's number, and how many ranks share these notes.
     """
 
     def __init__(self, store: Any, rank: int, ranks: int) -> None:
@@ -49,11 +50,11 @@ class FailureNotes:
 
     def leave(self, reason: str) -> None:
         """Write this rank's reason."""
-        with contextlib.suppress(RuntimeError):  # the store may have gone with the process that held it
+        with contextlib.suppress(RuntimeError):  # the process that hosts the store may be gone
             self._store.set(f"failed/{self._rank}", reason)
 
     def read(self) -> str | None:
-        """The reason of another rank, if one left any."""
+        """The reason that another rank left, if there is one."""
         with contextlib.suppress(RuntimeError):
             for rank in range(self._ranks):
                 key = f"failed/{rank}"
@@ -63,11 +64,11 @@ class FailureNotes:
 
 
 class Health:
-    """Whether ranks can still work together; the first reason why not counts, and stays.
+    """Whether the ranks of a group can still work together. The first failure is kept.
 
     Args:
-        name: of this rank, for the others.
-        notes: where they look for its reason, where there is such a place.
+        name: what the other ranks call this one.
+        notes: where the other ranks look for its reason, if there is such a place.
     """
 
     def __init__(self, name: str = "this rank", notes: FailureNotes | None = None) -> None:
@@ -76,53 +77,54 @@ class Health:
         self.failure: str | None = None
 
     def check(self) -> None:
-        """Raise RankError where something went wrong before."""
+        """Raise RankError if something went wrong before."""
         if self.failure is not None:
             raise self.error()
 
     def error(self) -> RankError:
-        """What to raise."""
+        """The error to raise."""
         return RankError(f"{self.failure}; {_END}")
 
     def fail(self, reason: str) -> None:
-        """Remember why, and tell the others."""
+        """Keep the reason, unless there is one already, and leave it for the other ranks."""
         if self.failure is None:
             self.failure = _bounded(reason)
             if self.notes is not None:
                 self.notes.leave(self.failure)
 
     def fail_alone(self, error: BaseException) -> None:
-        """The same for an error that struck this rank, and perhaps no other."""
-        # One that another rank told of goes on as it is.
-        explained = isinstance(error, RankError)
-        self.fail(plain(error) if explained else f"{self.name} failed: {words_of(error)}")
+        """`fail` with an error that this rank raised, and perhaps no other."""
+        if isinstance(error, RankError):  # it names the rank that failed first
+            self.fail(without_advice(error))
+        else:
+            self.fail(f"{self.name} failed: {describe(error)}")
 
 
-def words_of(error: BaseException) -> str:
-    """An error in one line."""
+def describe(error: BaseException) -> str:
+    """An error's type and text. Unlike `printable.reason`, for errors of any kind, read on another rank."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def plain(error: BaseException) -> str:
-    """The reason that a RankError gives, without what follows from it."""
+def without_advice(error: BaseException) -> str:
+    """A RankError's reason, without the advice that `Health.error` adds."""
     return str(error).removesuffix(f"; {_END}")
 
 
 def disagreement(first: int, one: str, second: int, other: str) -> str:
-    """Why two ranks cannot go on together."""
+    """The reason when two ranks are about to do different things."""
     return (
-        f"ranks {first} and {second} do not do the same: rank {first} is in {one}, rank {second} in {other}; all"
-        " ranks must make the same calls in the same order, with the same prompts and limits (a set has no order"
-        " that they share)"
+        f"ranks {first} and {second} do not do the same: rank {first} is in {one}, rank {second} in {other};"
+        " all ranks must make the same calls in the same order, with the same prompts and limits"
+        " (a set has another order on each rank)"
     )
 
 
 def first_difference(rows: Sequence[Any]) -> int | None:
-    """The first rank whose row is not that of rank 0."""
+    """The first rank whose row differs from rank 0's."""
     return next((rank for rank, row in enumerate(rows) if row != rows[0]), None)
 
 
 def _bounded(reason: str) -> str:
-    """So short that it fits where it travels, and of characters that can be printed."""
-    shown = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in reason)
-    return shown.encode(errors="replace")[:_REASON_BYTES].decode(errors="ignore")
+    """Printable, and short enough for the place it is sent through."""
+    clean = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in reason)
+    return clean.encode(errors="replace")[:_REASON_BYTES].decode(errors="ignore")

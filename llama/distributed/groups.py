@@ -1,6 +1,6 @@
-"""What ranks exchange through a process group: tensors, and bytes. No pickle: nothing that arrives is ever run.
+"""Collectives of a process group, for tensors and bytes. No pickle, so received data is never executed.
 
-Knows torch.distributed; knows neither worlds nor models.
+Knows torch.distributed; knows neither launches nor models.
 """
 
 from __future__ import annotations
@@ -17,61 +17,64 @@ from .agreement import Health, Step, UnexplainedError, disagreement, first_diffe
 
 __all__ = ["Group"]
 
-# While a rank waits for others that have work of their own: between two looks, and between two looks at their notes.
-_NAPS = (2e-5, 1e-3)
+# Polling a collective whose other ranks may be busy: from the first pause to the longest, in seconds, and how
+# often to look for notes of ranks that failed.
+_PAUSES = (2e-5, 1e-3)
 _NOTES_SECONDS = 1.0
-# In place of a step's hash, which is never negative.
-_ASKED = -1
+# Stands in for a step's hash, which is never negative, in the message of `on_any`.
+_ASKING = -1
 
 
 class Group:
-    """A process group of ranks that make the same calls in the same order.
+    """A process group whose ranks make the same calls in the same order.
 
     Args:
-        raw: torch's.
-        health: of this rank in it; a call that fails ends it.
-        ours: whether it was made by this package, which then may close it.
+        raw: torch's process group.
+        health: this rank's health in the group. A collective that fails ends it.
+        ours: whether this package made the group, and so may destroy it.
 
-    Each call raises RankError where another rank is gone or gave up, with its reason where it left one.
+    Every collective raises RankError if another rank is gone or gave up, with its reason if it left one.
     """
 
     def __init__(self, raw: Any, health: Health | None = None, *, ours: bool = False) -> None:
         self.raw = raw
         self.health = Health() if health is None else health
         self._ours = ours
-        # Calls whose results went through it; only a group of replicas counts them.
+        # Calls whose results were gathered here. Only the group of the replicas counts them.
         self.calls = 0
         self._size = dist.get_world_size(raw)
 
     def all_reduce(self, x: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> None:
-        """x becomes the sum, or another reduction, over the ranks."""
+        """Sum x over the ranks, or reduce it by `op`, in place."""
         self._call(dist.all_reduce, x, op=op)
 
     def all_gather(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """x of every rank; all have the same shape."""
+        """The x of every rank. All must have the same shape."""
         parts = [torch.empty_like(x) for _ in range(self._size)]
         self._call(dist.all_gather, parts, x.contiguous())
         return parts
 
     def broadcast(self, x: torch.Tensor) -> None:
-        """x becomes that of the first rank."""
+        """Overwrite x with the first rank's."""
         self._call(dist.broadcast, x, group_src=0)
 
     def agree(self, step: Step, device: torch.device) -> None:
-        """Raise RankError, on all ranks alike, unless all are about to run the same step.
+        """Raise RankError, on all ranks, unless all are about to run the same step.
 
-        Sizes that differ would end a process in gloo, and hang or mix up rows in NCCL; so this is asked before, of
-        a message whose size is always the same: one collective beside two for each layer.
+        Collectives of different sizes crash a process in gloo, and hang or mix up rows in NCCL. So the ranks
+        compare their steps first, in a message of fixed size: one extra collective beside two per layer.
         """
-        self._alike(self._steps(step, device), lambda row: row)
+        rows = self._steps(step, device)
+        self._check_same(rows, rows)
 
     def on_any(self, flag: bool, device: torch.device) -> bool:
-        """Whether a rank says so, asked by all before a step.
+        """Whether the flag is set on any rank. All ranks call it, between steps.
 
-        In a message as that of `agree`: ranks of which some ask and others begin their step are told so.
+        The message has the form of `agree`'s, so it is an error if another rank begins a step meanwhile.
         """
-        rows = self._steps(Step(_ASKED, 0, int(flag)), device)
-        self._alike(rows, lambda row: row[0] if row[0] == _ASKED else row)
+        rows = self._steps(Step(_ASKING, 0, int(flag)), device)
+        # The flags may differ, but all ranks must be asking.
+        self._check_same(rows, [row[0] if row[0] == _ASKING else row for row in rows])
         return any(row[2] for row in rows)
 
     def _steps(self, step: Step, device: torch.device) -> list[list[int]]:
@@ -79,11 +82,12 @@ class Group:
         rows: list[list[int]] = torch.stack(self.all_gather(mine)).tolist()
         return rows
 
-    def _alike(self, rows: list[list[int]], word: Callable[[list[int]], Any]) -> None:
-        other = first_difference([word(row) for row in rows])
+    def _check_same(self, rows: list[list[int]], keys: Sequence[Any]) -> None:
+        """Raise RankError, naming the steps in `rows`, unless all keys are equal."""
+        other = first_difference(keys)
         if other is not None:
             one, two = (
-                "the choice of a step" if row[0] == _ASKED else str(Step(*row))
+                "a check between steps" if row[0] == _ASKING else str(Step(*row))
                 for row in (rows[0], rows[other])
             )
             self.health.fail(disagreement(0, one, other, two))
@@ -96,12 +100,12 @@ class Group:
         tag: Sequence[int] = (),
         check: Callable[[list[list[int]]], None] | None = None,
     ) -> list[bytes]:
-        """The data of every rank. Waits as long as it takes, and hears Ctrl-C meanwhile.
+        """The data of every rank. Waits as long as it takes; Ctrl-C interrupts.
 
         Args:
-            device: of this rank's model, for a group that reaches no other.
-            tag: numbers that go ahead, as many on every rank.
-            check: gets the tags of all ranks before any data goes; may raise on all of them alike.
+            device: this rank's device, used if the group's backend cannot exchange CPU tensors.
+            tag: numbers sent ahead of the data, the same count on every rank.
+            check: called with the tags of all ranks before any data is sent; may raise, on all ranks.
         """
         where = torch.device("cpu") if device is None or self._reaches_cpu() else device
         head = torch.tensor([*tag, len(data)], dtype=torch.int64, device=where)
@@ -116,13 +120,13 @@ class Group:
         return [row.cpu().numpy().tobytes()[:length] for row, length in zip(rows, lengths, strict=True)]
 
     def give_up(self, reason: str) -> None:
-        """Let the other ranks' calls fail: this one left a step that they may be in the middle of.
+        """Make the other ranks' collectives fail, since this rank left a step that they may still be in.
 
-        Over NCCL they do not notice before this process ends.
+        Over NCCL they only notice when this process ends.
         """
         self.health.fail(reason)
         if self._ours and self.raw is not None:
-            # gloo hangs up when nothing holds the group any more.
+            # gloo closes its connections with the last reference to the group.
             raw, self.raw = self.raw, None
             dist.destroy_process_group(raw)
 
@@ -148,26 +152,26 @@ class Group:
         return parts
 
     def _wait(self, work: Any) -> None:
-        nap, most = _NAPS
+        pause, longest = _PAUSES
         look = time.monotonic() + _NOTES_SECONDS
         told: str | None = None
         while not work.is_completed():
-            time.sleep(nap)
-            nap = min(most, 1.1 * nap)
+            time.sleep(pause)
+            pause = min(longest, 1.1 * pause)
             if time.monotonic() > look:
                 if told is not None:
                     self.health.fail(told)
                     raise self.health.error()
-                # What it sent before it left may still be on its way, so one second more.
+                # Data that the rank sent before it failed may still arrive, so wait one round more.
                 told = None if self.health.notes is None else self.health.notes.read()
                 look = time.monotonic() + _NOTES_SECONDS
         work.wait()
 
     def _failed(self, error: BaseException) -> None:
-        """Note an error within a call, which leaves this rank and the others at different places.
+        """Record an error inside a collective: this rank and the others are now at different places.
 
         Raises:
-            RankError: it came from outside this rank.
+            RankError: the error came from another rank. Otherwise the caller re-raises its own.
         """
         known = self.health.failure is not None
         if not known and (not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)):
@@ -177,6 +181,6 @@ class Group:
         if known or reason is not None:
             self.health.fail(reason or "")
             raise self.health.error() from error
-        words = str(error).strip().partition("\n")[0]
-        self.health.fail(f"another rank is gone, or left; its own output says why ({words})")
+        first_line = str(error).strip().partition("\n")[0]
+        self.health.fail(f"another rank is gone, or left; see its own output ({first_line})")
         raise UnexplainedError(str(self.health.error())) from error

@@ -1,7 +1,7 @@
-"""`Parallel`: a rank's place among those that hold one model, and the collectives between them.
+"""`Parallel`: a rank's position among those that hold one model, and the collectives between them.
 
-Knows nothing of models. One `Parallel` value describes where a rank stands; layers and engine get it as an argument.
-World size 1 needs no process group. How ranks come together and part is in world.py.
+A plain value that layers and engine take as an argument. Knows nothing of models. A single rank needs no
+process group. world.py makes and destroys the groups.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import RankError
-from .agreement import Step, words_of
+from .agreement import Step, describe
 from .groups import Group
 from .shared_memory import SharedMemory
 
@@ -21,14 +21,14 @@ __all__ = ["Parallel"]
 
 @dataclass(frozen=True)
 class Parallel:
-    """Where this rank stands: rank `rank` of `size` that hold one model, replica `replica` of `replicas`.
+    """This rank is rank `rank` of the `size` ranks of one model, in replica `replica` of `replicas`.
 
-    `group` joins the ranks of one model, `replica_group` the ranks with the same slice in every
-    replica; each is None where it would hold this rank alone. `shared`: memory through which the ranks of the
-    model exchange CPU tensors, where all of them are on one machine.
+    `group` connects the ranks of one model, `replica_group` the ranks that hold the same slice in each
+    replica; None for a group of one. `shared` is the memory through which the ranks of a model exchange CPU
+    tensors if all of them are on one machine.
 
-    Collectives raise RankError where another rank is gone, gave up, or does something else. The model cannot be used
-    any more then, and every later step and collective says why (agreement.py).
+    Collectives raise RankError if another rank is gone, gave up, or does something else. The model cannot be
+    used any more then, and every later step and collective repeats the reason (agreement.py).
     """
 
     rank: int = 0
@@ -40,7 +40,7 @@ class Parallel:
     shared: SharedMemory | None = field(default=None, repr=False)
 
     def begin(self, step: Step, device: torch.device) -> None:
-        """Say what this rank is about to run; raises RankError, here or in the step's collectives, if others differ."""
+        """Announce the next step. RankError, here or in its collectives, if another rank runs another."""
         if self.group is not None:
             self.group.health.check()
             if self.shared is not None:
@@ -57,7 +57,7 @@ class Parallel:
         return x
 
     def all_gather_last(self, x: torch.Tensor) -> torch.Tensor:
-        """The ranks' x (..., d) beside one another: (..., size * d)."""
+        """Concatenate the ranks' x, each (..., d), to (..., size * d)."""
         if self.group is None:
             return x
         if self.shared is not None and x.is_cpu:
@@ -65,7 +65,7 @@ class Parallel:
         return torch.cat(self.group.all_gather(x), dim=-1)
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
-        """The x of the model's first rank, in place on all its ranks."""
+        """Overwrite x with that of the model's first rank."""
         if self.shared is not None and x.is_cpu:
             self.shared.first(x)
         elif self.group is not None:
@@ -73,9 +73,9 @@ class Parallel:
         return x
 
     def give_up(self, reason: str) -> None:
-        """Say that this rank left a step that the other ranks of the model may be in.
+        """Tell the other ranks of the model that this one left a step.
 
-        They fail with this reason then, instead of waiting for the end of its process. The first reason counts.
+        Their collectives then fail with this reason, before this process ends. The first reason counts.
         """
         if self.shared is not None:
             self.shared.give_up(reason)
@@ -83,17 +83,17 @@ class Parallel:
             self.group.give_up(reason)
 
     def failed(self, error: BaseException) -> RankError:
-        """`give_up` for an error that struck this rank, and perhaps no other -> what other ranks raise."""
+        """`give_up` after an error that perhaps only this rank raised -> the error that the others raise."""
         if self.group is None:
-            return RankError(words_of(error))
+            return RankError(describe(error))
         health = self.group.health
         health.fail_alone(error)
         self.give_up(health.failure or "")
         return health.error()
 
-    def ended(self, error: BaseException | None) -> None:
-        """Let no rank wait for this one, which gives its groups back, after an error or without one."""
-        words = "has closed this model" if error is None else f"has left with {words_of(error)}"
+    def announce_leaving(self, error: BaseException | None) -> None:
+        """Tell all ranks not to wait for this one, which is closing the model, because of an error or not."""
+        words = "has closed this model" if error is None else f"has left with {describe(error)}"
         for group in (self.group, self.replica_group):
             if group is not None:
                 group.health.fail(f"{group.health.name} {words}")
@@ -101,7 +101,7 @@ class Parallel:
             self.shared.give_up(words)
 
     def on_any(self, flag: bool, device: torch.device) -> bool:
-        """Whether a rank of the model says so; all of them ask at the same place. device: of this rank's model."""
+        """Whether the flag is set on any rank of the model. All ranks call it; device: this rank's."""
         if self.group is None:
             return flag
         if self.shared is None:
@@ -109,9 +109,9 @@ class Parallel:
         return bool(self.all_reduce(torch.tensor([float(flag)])).item())
 
     def smallest(self, value: int | None, device: torch.device) -> int | None:
-        """The smallest value among all ranks of all replicas; None (no limit) where all say so.
+        """The smallest value of all ranks of all replicas. None means no limit.
 
-        device: of this rank's model; the groups of a host program may reach no other.
+        device: this rank's; a host program's groups may not support any other.
         """
         if self.group is None and self.replica_group is None:
             return value

@@ -1,8 +1,7 @@
-"""Collectives of CPU ranks on one machine through shared memory; csrc/ranks.c says how.
+"""Collectives of CPU ranks on one machine through shared memory. csrc/ranks.c has the protocol.
 
-A sum of one token's row takes a few microseconds this way; gloo's way through a socket took 1.6 ms
-on two cores (docs/log.md). Ranks on several machines, on GPUs, or without the compiled file use
-their process group as ever.
+An all-reduce of one token's row takes a few microseconds this way; gloo, through a socket, took 1.6 ms on two
+cores (docs/log.md). Ranks on several machines, on GPUs, or without the compiled kernels use a process group.
 """
 
 from __future__ import annotations
@@ -24,15 +23,18 @@ from .agreement import Health, Step, disagreement, first_difference
 if TYPE_CHECKING:
     from .groups import Group
 
-__all__ = ["SharedMemory", "meet"]
+__all__ = ["SharedMemory", "share_memory"]
 
-# Bytes of a slot; what is larger goes in pieces.
+# Bytes that a rank exchanges at a time; larger tensors go in pieces.
 _SLOT = 1 << 20
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _GATHER, _FIRST = 2, 3
 _NAMES = ("a sum in float32", "a sum in bfloat16", "a gather", "a broadcast")
+# What a compiled collective returns, beside 0 (done) and 1 + rank (that rank is gone): call it again; the
+# ranks are not in the same collective.
 _AGAIN, _DIFFER = -1, -2
-# Of each rank, as in csrc/ranks.c: number, two times three words, process id; whether it gave up; and why.
+# Each rank's header, as csrc/ranks.c lays it out: number of its collective, two times three words that
+# describe it, process id, whether it gave up, and the reason.
 _HEADER = 1024
 _RANK = struct.Struct("=Q48xq?")
 _WORDS = struct.Struct("=QQQ")
@@ -41,15 +43,15 @@ _NOTE_AT = 128
 
 
 class SharedMemory:
-    """The memory of one group of ranks. Every rank makes the same calls in the same order.
+    """Memory that one group of ranks shares. All ranks make the same calls in the same order.
 
     Args:
         path: a file of the right size, the same for all ranks.
-        rank, size: of the group.
-        health: of this rank; a collective that fails ends it.
+        rank, size: this rank's number in the group, and how many there are.
+        health: this rank's health. A collective that fails ends it.
 
-    Each collective raises RankError where another rank's process has ended, where one gave up, with its reason, and
-    where the ranks are not in the same collective of the same step. Afterwards the memory cannot be used any more.
+    Each collective raises RankError if another rank's process has ended, if a rank gave up (with its reason),
+    and if the ranks are not in the same collective of the same step. The memory is of no use afterwards.
     """
 
     def __init__(self, path: str, rank: int, size: int, health: Health | None = None) -> None:
@@ -65,35 +67,35 @@ class SharedMemory:
         library.llama_ranks_enter(self._base, rank)
 
     def begin(self, step: Step) -> None:
-        """Name the step that the next collectives belong to: they fail if other ranks name another."""
+        """Set the step of the next collectives. They fail on all ranks if it is not the same on all."""
         self._step = step.digest
         self._extent = step.sequences << 32 | step.tokens
 
     @staticmethod
     def takes(x: torch.Tensor) -> bool:
-        """Whether a sum can be taken of x."""
+        """Whether `sum` can reduce x."""
         return x.is_cpu and x.dtype in _KINDS and x.is_contiguous()
 
     def sum(self, x: torch.Tensor) -> None:
-        """x becomes its sum over the ranks, added in float32 in rank order and rounded once."""
+        """All-reduce x in place: summed in float32, in rank order, rounded once."""
         item, kind = x.element_size(), _KINDS[x.dtype]
-        what = _what(kind, x)
+        what = _code(kind, x)
         for first in range(0, x.numel(), _SLOT // item):
             count = min(_SLOT // item, x.numel() - first)
             self._call(self._library.llama_ranks_sum, what, x.data_ptr() + first * item, count, kind)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(size, *x.shape): x of every rank."""
-        return self._gather(x, _what(_GATHER, x))
+        """The x of every rank, stacked: (size, *x.shape)."""
+        return self._gather(x, _code(_GATHER, x))
 
     def first(self, x: torch.Tensor) -> None:
-        """x becomes that of rank 0."""
-        given = self._gather(x, _what(_FIRST, x))[0]
+        """Overwrite x with rank 0's."""
+        given = self._gather(x, _code(_FIRST, x))[0]
         if self._rank:
             x.copy_(given)
 
     def give_up(self, reason: str) -> None:
-        """Let no other rank wait for this one any more: it left a step that the others may be in the middle of."""
+        """Tell the other ranks not to wait for this one: it left a step that they may still be in."""
         self.health.fail(reason)
         assert self.health.failure is not None
         at = self._rank * _HEADER
@@ -122,11 +124,11 @@ class SharedMemory:
             self._number += 1
             where = (self._base, self._rank, self._size, _SLOT, self._number, what, self._step, self._extent)
             code = function(*where, *arguments, 1)
-            while code == _AGAIN:  # between two tries Python hears of signals
+            while code == _AGAIN:  # back in Python from time to time, so that signals are handled
                 code = next((1 + rank for rank in range(self._size) if self._left(rank)), _AGAIN)
                 code = function(*where, *arguments, 0) if code == _AGAIN else code
         except BaseException as error:
-            # The others count this collective, or wait in it.
+            # The others have done this collective, or wait in it.
             self.give_up(f"{self.health.name} left a collective: {type(error).__name__}")
             raise
         if code:
@@ -134,21 +136,21 @@ class SharedMemory:
             raise self.health.error()
 
     def _left(self, rank: int) -> bool:
-        """Whether a rank will not come to this collective, though the system still knows its process."""
+        """Whether a rank will never join this collective: it gave up, or it is a zombie."""
         at = rank * _HEADER
         _, pid, gave_up = _RANK.unpack_from(self._memory, at)
-        # Its number last: it may have come, and ended, since.
+        # Read its number last: it may have joined, and ended, in the meantime.
         return (gave_up or _is_zombie(pid)) and _RANK.unpack_from(self._memory, at)[0] < self._number
 
     def _reason(self, rank: int) -> str:
-        """Why a rank is not there."""
+        """Why a rank does not come."""
         at = rank * _HEADER
         note = bytes(self._memory[at + _NOTE_AT : at + _HEADER]).partition(b"\0")[0].decode(errors="replace")
         gone = f"rank {rank} is gone: its process ended without a word; see its own output"
         return note if _RANK.unpack_from(self._memory, at)[2] and note else gone
 
     def _difference(self) -> str:
-        """What the ranks are in, where that is not the same."""
+        """The reason when the ranks are not in the same collective."""
         at = _WORDS_AT + (self._number & 1) * _WORDS.size
         rows = [_WORDS.unpack_from(self._memory, rank * _HEADER + at) for rank in range(self._size)]
         other = first_difference(rows)
@@ -156,11 +158,11 @@ class SharedMemory:
         return disagreement(0, _named(*rows[0]), other, _named(*rows[other]))
 
 
-def meet(group: Group, rank: int, size: int, local: bool) -> SharedMemory | None:
-    """Shared memory for the ranks of a group, or None where not all of them can have it. All ranks call it.
+def share_memory(group: Group, rank: int, size: int, local: bool) -> SharedMemory | None:
+    """Shared memory for the ranks of a group, or None unless all of them could map it. All ranks call it.
 
     Args:
-        local: whether this rank knows all ranks to be on its machine.
+        local: whether all ranks of the group are on this machine, as far as this rank knows.
     """
     library = native.ranks_library() if local else None
     made = b""
@@ -176,35 +178,36 @@ def meet(group: Group, rank: int, size: int, local: bool) -> SharedMemory | None
         have = group.gather_bytes(b"" if memory is None else b"!")
     finally:
         if made:
-            # Everybody has mapped it, or never will: nothing is left behind, whatever becomes of the ranks.
+            # Every rank has mapped the file, or never will. Without a name it is freed with the last process.
             with contextlib.suppress(OSError):
                 os.unlink(made)
     return memory if all(have) else None
 
 
-def _what(kind: int, x: torch.Tensor) -> int:
-    """The word for a collective: its kind and the bytes of all its pieces."""
+def _code(kind: int, x: torch.Tensor) -> int:
+    """A collective as one number: its kind, and the bytes of all its pieces."""
     return x.numel() * x.element_size() << 8 | kind
 
 
 def _named(what: int, digest: int, extent: int) -> str:
+    """The same for people, with the step it belongs to."""
     collective = f"{_NAMES[what & 255]} of {what >> 8:,} bytes"
     return f"{collective} in {Step(digest, extent >> 32, extent & 0xFFFFFFFF)}" if digest else collective
 
 
 def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended, but whoever started it has not looked yet: kill(2) does not tell."""
+    """Whether a process has ended but its parent has not reaped it yet, which kill(2) does not show."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     return False
 
 
 def _make(nbytes: int) -> str:
-    """A file of zeros in memory."""
+    """Create a file of zeros, in memory if possible -> its path."""
     folder = "/dev/shm" if Path("/dev/shm").is_dir() else None
     descriptor, name = tempfile.mkstemp(prefix="llama-ranks-", dir=folder)
     try:
-        # Taken now: memory that is not there would end a rank in the middle of a write.
+        # Reserve it now: if memory ran out later, a rank would be killed in the middle of a write.
         os.posix_fallocate(descriptor, 0, nbytes)
     except OSError:
         os.unlink(name)

@@ -1,7 +1,7 @@
-"""How ranks come together and part: the launcher's world, the groups of models and replicas, the end of a program.
+"""Makes and destroys the process groups of a launch: the world, the ranks of a model, the replicas.
 
-Knows torch.distributed and fairscale's group registry. Groups that `join` made are torn down by `leave`, at the latest
-when the interpreter ends; a group that the host program made is used and left alone.
+Knows torch.distributed and fairscale's group registry. `leave` destroys the groups that `join` made, at the
+latest when the interpreter exits. Groups that the host program made are used, and left alone.
 """
 
 from __future__ import annotations
@@ -19,26 +19,25 @@ import torch.distributed as dist
 from fairscale.nn.model_parallel import initialize as fairscale_groups
 
 from ..errors import LlamaError, ParallelismError, RankError
-from . import launcher
-from .agreement import FailureNotes, Health
-from .devices import environment_number, local_ranks, world_size
+from . import environment, launcher_watch
+from .agreement import FailureNotes, Health, describe
 from .groups import Group
 from .parallel import Parallel
-from .shared_memory import meet
+from .shared_memory import share_memory
 
 __all__ = ["host_parallel", "join", "leave"]
 
-# How long the end of a rank waits for that of the others; and where an error ends it that should strike all alike.
+# How long a rank that leaves waits for the others to leave too, and how long if an error made them all leave.
 _MEETING_SECONDS = 20.0
 _ERROR_SECONDS = 2.0
-# gloo beside NCCL carries bytes and CPU tensors, and never waits for a busy GPU.
+# With NCCL also gloo: it exchanges bytes and CPU tensors, and never waits for a busy GPU.
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "cpu": "gloo"}
 
 
 class _World:
-    """What this module made in torch.distributed, so that just this is torn down again.
+    """What this module made in torch.distributed, so that it destroys just that.
 
-    The default process group is global in torch, so its bookkeeping is too.
+    There is one per process, since torch's default process group is global.
     """
 
     def __init__(self) -> None:
@@ -51,48 +50,57 @@ class _World:
         self.splits: dict[tuple[int, str], Parallel] = {}
 
     def watch(self) -> None:
-        """Look after the launcher, unless the world is the host program's, whose end is its own affair."""
+        """End with the launcher, unless the host program made the world and so decides when to end."""
         if self.made_default or not dist.is_initialized():
             self.watching += 1
-            launcher.watch()
+            launcher_watch.watch()
 
     def unwatch(self) -> None:
-        """Take a `watch` back."""
+        """Undo one `watch`."""
         if self.watching:
             self.watching -= 1
-            launcher.unwatch()
+            launcher_watch.unwatch()
 
     def start(self, device: torch.device) -> None:
-        """Join the launcher's world, if no process group is there yet."""
+        """Initialize torch.distributed from the launcher's environment, unless it is initialized."""
         if dist.is_initialized():
             return
         missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise ParallelismError(
-                f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} is not set;"
+                f"WORLD_SIZE is {environment.world_size()}, but {', '.join(missing)} is not set;"
                 " launch with torchrun --nproc_per_node N, or unset WORLD_SIZE for a single rank"
             )
+        try:
+            self._connect(device)
+        except dist.DistError as error:
+            raise RankError(
+                f"rank {environment.rank()} could not connect to the others ({describe(error)});"
+                " check that all launchers run, and that MASTER_ADDR and MASTER_PORT reach the first"
+            ) from error
+        self.splits = {}
+        self.made_default = True
+        atexit.register(self.stop, at_exit=True)
+
+    def _connect(self, device: torch.device) -> None:
         if self.store is None:
             self.store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         self.made += 1
-        # A prefix of its own, or this group would find the addresses of one that is gone.
+        # Each world gets its own prefix, or it would find the addresses of an earlier one.
         prefix = f"llama/{self.made}"
         self.meeting = dist.PrefixStore(f"{prefix}/end", self.store)  # type: ignore[attr-defined]
         dist.init_process_group(
             _BACKENDS[device.type],
             store=dist.PrefixStore(prefix, self.store),  # type: ignore[attr-defined]
-            rank=environment_number("RANK", 0),
-            world_size=world_size(),
+            rank=environment.rank(),
+            world_size=environment.world_size(),
             timeout=timedelta(minutes=30),
             device_id=device if device.type == "cuda" else None,
         )
-        self.splits = {}
-        self.made_default = True
-        atexit.register(self.stop, at_exit=True)
 
     def split(self, size: int, device: torch.device) -> Parallel:
-        """Groups of `size` consecutive ranks that hold one model each. Made once for each size."""
-        # Named, since a host's own world may have a backend that reaches no CPU tensor.
+        """Split the world into models of `size` consecutive ranks. The groups are made once per size."""
+        # Named explicitly: the host program's default group may not support CPU tensors.
         backend = _BACKENDS[device.type]
         if (size, backend) not in self.splits:
             world, rank = dist.get_world_size(), dist.get_rank()
@@ -106,14 +114,14 @@ class _World:
             )
             shared = None
             if group is not None and device.type == "cpu":
-                shared = meet(group, rank % size, size, local_ranks() == world)
+                shared = share_memory(group, rank % size, size, _on_one_machine(models[replica]))
             self.splits[size, backend] = Parallel(
                 rank % size, size, group, replica, replicas, replica_group, shared
             )
         return self.splits[size, backend]
 
     def _group(self, kind: str, parts: list[range], backend: str, name: str) -> Group:
-        """A group for each part -> this rank's. Every rank takes part in making all of them, in the same order."""
+        """Make a group for each part -> this rank's. All ranks must make all groups, in the same order."""
         found = None
         for part in parts:
             made = dist.new_group(list(part), backend=backend)
@@ -128,9 +136,9 @@ class _World:
         return found
 
     def stop(self, at_exit: bool = False, error: BaseException | None = None) -> None:
-        """Destroy what was made. All ranks meet first, or one that is still talking would abort.
+        """Destroy what was made. First wait for all ranks, since one that is still communicating would abort.
 
-        After a failure of this rank alone the others are not waited for: they wait for this rank.
+        A rank that failed alone does not wait: the others are waiting for it.
         """
         splits, self.splits = self.splits, {}
         if not dist.is_initialized():
@@ -138,15 +146,15 @@ class _World:
             return
         if error is None and at_exit:
             error = getattr(sys, "last_value", None)
-        failed = alone(error)
+        failed_alone = _may_be_alone(error)
         groups = []
         for parallel in splits.values():
-            parallel.ended(error)
+            parallel.announce_leaving(error)
             groups += [group for group in (parallel.group, parallel.replica_group) if group and group.raw]
         if self.made_default:
             self.made_default = False
-            seconds = 0.0 if failed else _MEETING_SECONDS if error is None else _ERROR_SECONDS
-            _meet(self.meeting, dist.get_rank(), dist.get_world_size(), seconds)
+            seconds = 0.0 if failed_alone else _MEETING_SECONDS if error is None else _ERROR_SECONDS
+            _wait_for_all(self.meeting, dist.get_rank(), dist.get_world_size(), seconds)
             with contextlib.suppress(RuntimeError):
                 dist.destroy_process_group()
         else:
@@ -158,21 +166,26 @@ class _World:
             group.raw = None
 
 
-def _meet(store: Any, rank: int, ranks: int, seconds: float) -> None:
-    """Say that this rank leaves, and wait until all do, or for a while: a peer may have died, or stay away.
+def _on_one_machine(ranks: range) -> bool:
+    """Whether these ranks share a machine: torchrun gives each machine consecutive ranks, equally many."""
+    local = environment.local_ranks()
+    return ranks[0] // local == ranks[-1] // local
 
-    Not a barrier of a process group: gloo's, monitored or not, keeps a rank for the group's whole
-    timeout, deaf to Ctrl-C.
+
+def _wait_for_all(store: Any, rank: int, ranks: int, seconds: float) -> None:
+    """Note that this rank leaves, and wait until all have, or for some seconds: another may have died.
+
+    Not gloo's barrier: monitored or not, it blocks for the group's whole timeout and ignores Ctrl-C.
     """
-    with contextlib.suppress(RuntimeError):  # the store may have gone with the process that held it
+    with contextlib.suppress(RuntimeError):  # the process that hosts the store may be gone
         store.set(f"left/{rank}", "")
         end = time.monotonic() + seconds
         while not store.check([f"left/{each}" for each in range(ranks)]) and time.monotonic() < end:
             time.sleep(0.01)
 
 
-def alone(error: BaseException | None) -> bool:
-    """Whether other ranks may not be there any more. The errors of this package strike all ranks alike, but one."""
+def _may_be_alone(error: BaseException | None) -> bool:
+    """Whether perhaps only this rank raised it. All ranks raise this package's errors, except RankError."""
     return error is not None and (not isinstance(error, LlamaError) or isinstance(error, RankError))
 
 
@@ -180,9 +193,9 @@ _WORLD = _World()
 
 
 def host_parallel() -> Parallel:
-    """The group that a host program set up through fairscale, or a single rank.
+    """The model-parallel group that the host program made through fairscale, or a single rank.
 
-    Lets `Transformer(args)` be made directly, as code for the reference does.
+    With it, code written for the reference can call `Transformer(args)` directly.
     """
     if not fairscale_groups.model_parallel_is_initialized():
         return Parallel()
@@ -199,17 +212,16 @@ def host_parallel() -> Parallel:
 
 
 def join(size: int, device: torch.device) -> Parallel:
-    """This rank's place when `size` ranks hold one model; the rest of the world are replicas.
-
-    Pair it with `leave`.
+    """This rank's position, with models of `size` ranks each; more ranks are replicas. Pair it with `leave`.
 
     Raises:
-        ParallelismError: a world that is not a multiple of `size`, or no launcher around.
+        ParallelismError: the world size is not a multiple of `size`, or the launcher's variables are missing.
+        RankError: the ranks could not connect.
     """
-    world = world_size()
+    world = environment.world_size()
     if world % size != 0:
         raise ParallelismError(
-            f"{world} ranks cannot be shared out among models of {size} ranks;"
+            f"{world} ranks cannot be divided into models of {size} ranks each;"
             f" launch a multiple of {size}, e.g. torchrun --nproc_per_node {size}"
         )
     _WORLD.watch()
@@ -228,10 +240,10 @@ def join(size: int, device: torch.device) -> Parallel:
 
 
 def leave(parallel: Parallel, error: BaseException | None = None) -> None:
-    """Give a `join` back; the last one tears down the groups that were made. All ranks call it.
+    """Undo one `join`; the last one destroys the groups that were made. All ranks call it.
 
     Args:
-        error: what made this rank leave, if anything did.
+        error: the error that made this rank leave, if one did.
     """
     _WORLD.unwatch()
     if parallel.size * parallel.replicas == 1:

@@ -19,7 +19,7 @@ import time
 
 import torch
 
-from ..distributed.devices import local_ranks
+from ..distributed.environment import local_ranks
 from ..distributed.parallel import Parallel
 from ..errors import RankError
 from . import timeouts

@@ -1,4 +1,7 @@
-"""`ModelArgs`: the hyperparameters of params.json, checked, and the numbers of ranks that can hold such a model."""
+"""`ModelArgs`: the hyperparameters in params.json, validated, and the model-parallel sizes that they allow.
+
+Never imports torch.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
 from ..errors import ConfigError, ParallelismError
 from ..printable import shown
 
-__all__ = ["ModelArgs", "check_size", "fits", "valid_sizes"]
+__all__ = ["ModelArgs", "can_split", "check_size", "valid_sizes"]
 
-
-# Bounds on what a file of a few bytes may ask for, many times what any model has: names and shapes of
-# every layer are made before a weight is looked at.
+# Upper bounds, far above any model: a params.json of a few bytes must not exhaust memory. Names and shapes of
+# all layers are made before a weight is read.
 _MOST = {
     "dim": 1 << 20,
     "n_layers": 1 << 10,
@@ -24,28 +24,24 @@ _MOST = {
     "max_batch_size": 1 << 31,
     "max_seq_len": 1 << 31,
 }
-
-
 _MOST_FFN, _MOST_VOCAB = 1 << 24, 1 << 31
-
-
-# What the positions and the norms are computed in.
-_MOST_FLOAT = torch.finfo(torch.float32).max
+# The largest float32: rotary angles and norms are computed in float32.
+_MOST_FLOAT = (2 - 2.0**-23) * 2.0**127
 
 
 @dataclass
 class ModelArgs:
-    """The hyperparameters in params.json, and the two limits of `Llama.build`.
+    """The hyperparameters in params.json, and the two limits that `Llama.build` takes.
 
     Raises (on construction):
-        ConfigError: a value out of its range.
+        ConfigError: a value out of range.
     """
 
     dim: int = 4096
     n_layers: int = 32
     n_heads: int = 32
     n_kv_heads: int | None = None
-    vocab_size: int = -1  # -1: taken from the embedding
+    vocab_size: int = -1  # -1: the embedding's number of rows
     multiple_of: int = 256
     ffn_dim_multiplier: float | None = None
     norm_eps: float = 1e-5
@@ -78,24 +74,23 @@ class ModelArgs:
         known = isinstance(vocab, int) and not isinstance(vocab, bool)
         if not known or not (1 <= vocab <= _MOST_VOCAB or vocab == -1):
             raise ConfigError(
-                f"vocab_size is {shown(vocab)}; it must be from 1 to {_MOST_VOCAB:,}, or -1 for the embedding's"
+                f"vocab_size is {shown(vocab)}; it must be from 1 to {_MOST_VOCAB:,},"
+                " or -1 for the embedding's size"
             )
         if self.dim % (2 * self.n_heads):
-            raise ConfigError(
-                f"dim {self.dim} cannot be split into {self.n_heads} heads of an even dimension"
-            )
+            raise ConfigError(f"dim {self.dim} cannot be split into {self.n_heads} heads of equal, even size")
         if (self.ffn_dim_multiplier or 1) * 3 * self.dim > _MOST_FFN or not 1 <= self.ffn_dim <= _MOST_FFN:
             raise ConfigError(
-                f"ffn_dim_multiplier {self.ffn_dim_multiplier} and multiple_of {self.multiple_of} give no feed-forward"
-                f" dimension from 1 to {_MOST_FFN:,} for dim {self.dim}"
+                f"ffn_dim_multiplier {self.ffn_dim_multiplier} and multiple_of {self.multiple_of} give"
+                f" a feed-forward dimension outside 1 to {_MOST_FFN:,} for dim {self.dim}"
             )
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any], *, max_seq_len: int, max_batch_size: int) -> ModelArgs:
-        """From the content of params.json.
+        """Build from the content of params.json.
 
         Raises:
-            ConfigError: an unknown key (it could change what the model computes), a missing or bad value.
+            ConfigError: an unknown key (it could change what the model computes), or a missing or bad value.
         """
         known = {field.name for field in fields(cls)} - {"max_seq_len", "max_batch_size"}
         unknown = sorted(set(params) - known)
@@ -114,39 +109,40 @@ class ModelArgs:
 
     @property
     def kv_heads(self) -> int:
-        """Key/value heads; n_heads where params.json does not say."""
+        """Key/value heads: n_heads unless params.json sets n_kv_heads."""
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     @property
     def head_dim(self) -> int:
-        """Dimension of one head."""
+        """Size of one attention head."""
         return self.dim // self.n_heads
 
     @property
     def ffn_dim(self) -> int:
-        """Hidden dimension of the feed-forward layers, by Meta's rule."""
+        """Hidden size of the feed-forward layers, by Meta's rule."""
         hidden = int(2 * 4 * self.dim / 3)
         if self.ffn_dim_multiplier is not None:
             hidden = int(self.ffn_dim_multiplier * hidden)
         return self.multiple_of * -(-hidden // self.multiple_of)
 
 
-def fits(args: ModelArgs, size: int) -> bool:
-    """Whether `size` ranks can hold the model: whole heads, and equal slices of every split weight."""
+def can_split(args: ModelArgs, size: int) -> bool:
+    """Whether the model can be split over `size` ranks: whole heads, and equal slices of each weight."""
     heads = args.n_heads % size == 0 and (args.kv_heads % size == 0 or size % args.kv_heads == 0)
     return heads and not any(n % size for n in (args.dim, args.ffn_dim, max(args.vocab_size, 0)))
 
 
 def valid_sizes(args: ModelArgs) -> list[int]:
-    """The model-parallel sizes that work for a model, ascending."""
-    return [size for size in range(1, args.n_heads + 1) if fits(args, size)]
+    """The model-parallel sizes that the model allows, ascending."""
+    return [size for size in range(1, args.n_heads + 1) if can_split(args, size)]
 
 
 def check_size(args: ModelArgs, size: int) -> None:
-    """Raise ParallelismError, listing the sizes that work, where `size` ranks cannot hold the model."""
-    if not fits(args, size):
+    """Raise ParallelismError, listing the sizes that work, if the model cannot be split over `size` ranks."""
+    if not can_split(args, size):
         sizes = ", ".join(map(str, valid_sizes(args)))
         raise ParallelismError(
-            f"model-parallel size {size} does not divide this model ({args.n_heads} heads, {args.kv_heads} key/value"
-            f" heads, dim {args.dim}, ffn {args.ffn_dim}, vocabulary {args.vocab_size}); sizes that work: {sizes}"
+            f"model-parallel size {size} does not divide this model ({args.n_heads} heads,"
+            f" {args.kv_heads} key/value heads, dim {args.dim}, ffn {args.ffn_dim}, vocabulary"
+            f" {args.vocab_size}); sizes that work: {sizes}"
         )

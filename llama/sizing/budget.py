@@ -1,4 +1,4 @@
-"""How much memory weights and cache take, how much is free, and whether the one fits into the other."""
+"""Memory: what weights and KV cache take, how much is free, and how many tokens of cache that allows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..distributed.devices import local_ranks
+from ..distributed.environment import local_ranks
 from ..distributed.parallel import Parallel
 from ..errors import ConfigError, OutOfMemoryError
 from ..printable import shown
@@ -31,7 +31,7 @@ __all__ = [
     "weight_bytes",
 ]
 
-# Bytes, a share of what is free in (0, 1], or a string as "4GiB" or "50%".
+# Bytes, a share in (0, 1] of the free memory, or a string like "4GiB" or "50%".
 CacheMemory = int | float | str
 
 GIB = 1 << 30
@@ -40,16 +40,16 @@ _UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", 1)
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
-# Bytes that no machine has: a number above it is a mistake, and too large to divide.
+# More bytes than any machine has. Larger numbers are a mistake.
 _MOST = 1 << 62
-# By default this part of what fits may be filled with prefixes that nobody uses at the moment.
-_RETAINED = 4
-# The share of the free memory that is used. The rest is for activations, logits and the allocator.
+# By default, retained prefixes get at most 1 / this of the cache that fits.
+_RETAINED_DIVISOR = 4
+# The share of the free memory for weights and cache. Activations, logits and the allocator need the rest.
 SPARE = 0.9
 
 
 def weight_bytes(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
-    """Bytes of the weights that one of `size` ranks holds."""
+    """Bytes of the weights on each of `size` ranks."""
     total = 0
     for name, shape in expected_shapes(args).items():
         axis = axis_of(name)
@@ -64,22 +64,22 @@ def weight_bytes(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
 
 
 def parameter_count(args: ModelArgs) -> int:
-    """Parameters of the whole model."""
+    """The number of parameters of the whole model."""
     return weight_bytes(args, 1, torch.int8)
 
 
 def cache_bytes_per_token(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of one position on one of `size` ranks."""
+    """Bytes of the keys and values of one token on each of `size` ranks."""
     return 2 * args.n_layers * max(1, args.kv_heads // size) * args.head_dim * dtype.itemsize
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that this rank may still take on its device; None where the system does not say.
+    """Bytes that are free for this rank on its device; None if the system does not say.
 
-    Ranks of one machine share the memory of its CPU, within the limit of their control group.
+    On a CPU, the ranks of a machine get equal shares of its free memory, within the limit of their cgroup.
     """
     if device.type == "cuda":
-        # What torch's allocator holds without using it is free for us, as after `del` of another model.
+        # Memory that torch's allocator holds unused is free for us too, e.g. after `del` of another model.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
@@ -101,7 +101,7 @@ def _available_ram() -> int | None:
     try:
         limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text())
-        # The page cache counts as used there, but is given back on demand.
+        # `used` includes the page cache, which the kernel frees on demand.
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         if limit.isdigit():
             free = min(free, int(limit) - used + int(stat.get("file", 0)))
@@ -112,17 +112,17 @@ def _available_ram() -> int | None:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Positions that all caches may hold together, and how many of these may be retained for reuse."""
+    """How many tokens all caches may hold together, and how many of them may be prefixes kept for reuse."""
 
     tokens: int
     retained: int
 
 
 def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
-    """`cache_memory` as bytes (an integer) or as a share (a float).
+    """`cache_memory` as bytes (an int) or as a share of the free memory (a float).
 
     Raises:
-        ConfigError: neither of the two, or a string that is none of these.
+        ConfigError: neither of the two, or a string that does not say one of them.
     """
     if isinstance(wanted, str):
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|[KMGT]?i?B?)\s*", wanted)
@@ -140,8 +140,8 @@ def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
     good = value is None or (isinstance(value, int) and 0 < value < _MOST)
     if not good and not (isinstance(value, float) and 0 < value <= 1):
         raise ConfigError(
-            f"cache_memory is {shown(wanted)}; give bytes as a positive integer or as '4GiB', or the share of the free"
-            " memory as a float in (0, 1] or as '50%'"
+            f"cache_memory is {shown(wanted)}; give bytes as a positive integer or as '4GiB', or a share"
+            " of the free memory as a float in (0, 1] or as '50%'"
         )
     return value
 
@@ -153,48 +153,50 @@ def plan_cache(
     device: torch.device,
     cache_memory: CacheMemory | None = None,
 ) -> CachePlan:
-    """Positions for which there is memory beside the weights, the same on every rank.
+    """How many tokens of cache fit beside the weights; the same plan on every rank.
 
-    Without `cache_memory`: as many as max_batch_size x max_seq_len, and as many again, but at most a
-    quarter of what fits, for retained prefixes. With it, so many bytes of each rank, or such a share of
-    what fits, all of which may be retained.
+    By default there are max_batch_size x max_seq_len tokens, and as many again for retained prefixes, though
+    these get at most a quarter of what fits. `cache_memory` sets the size instead: bytes per rank, or a share
+    of what fits. Retained prefixes may then fill all of it.
 
     Raises:
-        ConfigError: a `cache_memory` that makes no sense, or is too small for one sequence of max_seq_len.
-        OutOfMemoryError: not even weights and one sequence of max_seq_len fit, or not `cache_memory`. All
-            ranks raise alike.
+        ConfigError: `cache_memory` is invalid, or too small for one sequence of max_seq_len.
+        OutOfMemoryError: the weights and one sequence of max_seq_len do not fit, or `cache_memory` does not.
+            Raised on all ranks.
     """
     wanted = check_cache_memory(cache_memory)
     limit = args.max_batch_size * args.max_seq_len
     free = parallel.smallest(free_memory(device), device)
     per_token = cache_bytes_per_token(args, parallel.size, dtype)
-    fits = None if free is None else _fitting(args, parallel, dtype, device, free)
+    capacity = None if free is None else _capacity(args, parallel, dtype, device, free)
     if wanted is None:
-        retained = min(limit, args.max_seq_len if fits is None else fits // _RETAINED)
-        return CachePlan(limit + retained if fits is None else min(fits, limit + retained), retained)
+        retained = min(limit, args.max_seq_len if capacity is None else capacity // _RETAINED_DIVISOR)
+        return CachePlan(limit + retained if capacity is None else min(capacity, limit + retained), retained)
     if isinstance(wanted, float):
-        if fits is None:
+        if capacity is None:
             raise ConfigError(
                 f"cache_memory is {cache_memory!r}, but the system does not say how much is free; give bytes"
             )
-        tokens = int(fits * wanted)
+        tokens = int(capacity * wanted)
     else:
         tokens = wanted // per_token
     if tokens < args.max_seq_len:
         raise ConfigError(
-            f"cache_memory {cache_memory!r} holds {tokens} tokens of {per_token} bytes, less than one sequence of"
-            f" max_seq_len {args.max_seq_len}; give more, or lower max_seq_len"
+            f"cache_memory {cache_memory!r} holds {tokens} tokens of {per_token} bytes, less than one"
+            f" sequence of max_seq_len {args.max_seq_len}; give more, or lower max_seq_len"
         )
-    if fits is not None and tokens > fits:
+    if capacity is not None and tokens > capacity:
         raise OutOfMemoryError(
-            f"cache_memory {cache_memory!r} is {tokens * per_token / GIB:.2f} GiB, but beside the weights only"
-            f" {fits * per_token / GIB:.2f} GiB are free for each rank on {device}"
+            f"cache_memory {cache_memory!r} is {tokens * per_token / GIB:.2f} GiB, but beside the weights"
+            f" only {capacity * per_token / GIB:.2f} GiB are free for each rank on {device}"
         )
     return CachePlan(tokens, tokens)
 
 
-def _fitting(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int) -> int:
-    """Positions that fit beside the weights, at least max_seq_len."""
+def _capacity(
+    args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int
+) -> int:
+    """How many tokens of cache fit beside the weights; OutOfMemoryError if fewer than max_seq_len."""
     weights = weight_bytes(args, parallel.size, dtype)
     per_token = cache_bytes_per_token(args, parallel.size, dtype)
     tokens = int(free * SPARE - weights) // per_token
@@ -204,8 +206,8 @@ def _fitting(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: to
         else:
             fix = "use more ranks, a 16-bit dtype or a smaller model"
         raise OutOfMemoryError(
-            f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB for one"
-            f" sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB that are free"
-            f" for each rank on {device}; {fix}"
+            f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB"
+            f" for one sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB"
+            f" free for each rank on {device}; {fix}"
         )
     return tokens

@@ -1,4 +1,4 @@
-"""How much memory a model takes before anything is loaded: weights, cache and work space per rank."""
+"""Predicts the memory of a model before it is loaded: weights, KV cache and work space per rank."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .shapes import expected_shapes
 
 __all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "largest", "table"]
 
-# Bits of a quantized weight and the weights that share one 16-bit scale (None: a row's).
+# Bits of a quantized weight, and how many weights share one 16-bit scale (None: those of a row).
 QUANTIZATIONS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
+# As the engine's default; a step never runs more tokens at once.
 _STEP_TOKENS = 1024
 _TABLE_SIZES = (1, 2, 4, 8)
 _TABLE_CONTEXT = 16384
@@ -23,7 +24,7 @@ _TABLE_CONTEXT = 16384
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on one rank; `per_token` is the cache of one position."""
+    """Bytes on one rank. `per_token`: the cache of one position."""
 
     weights: int
     cache: int
@@ -32,18 +33,18 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of the three parts."""
         return self.weights + self.cache + self.work
 
 
 def estimate(
     args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype, quant: str | None = None
 ) -> Estimate:
-    """Memory of one of `size` ranks that runs `batch` sequences of `seq` tokens.
+    """Memory per rank when `size` ranks run `batch` sequences of `seq` tokens.
 
     Args:
-        dtype: of activations and cache, and of weights where `quant` is None.
-        quant: a name in QUANTIZATIONS, for the linear layers.
+        dtype: of activations and cache, and of the weights unless `quant` is set.
+        quant: a name in QUANTIZATIONS, for the weights of the linear layers.
     """
     per_token = cache_bytes_per_token(args, size, dtype)
     weights = weight_bytes(args, size, dtype) if quant is None else _quantized_bytes(args, size, dtype, quant)
@@ -51,11 +52,11 @@ def estimate(
 
 
 def _work_bytes(args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype) -> int:
-    """What a step holds beside weights and cache: activations of one layer, and the logits it draws from."""
+    """What a step needs beside weights and cache: one layer's activations, and the logits to sample from."""
     tokens = min(_STEP_TOKENS, seq * batch)
     heads = (2 * args.n_heads + 2 * args.kv_heads) * args.head_dim // size
     per_token = 4 * args.dim + heads + 3 * args.ffn_dim // size
-    # Logits in the model's dtype, in float32, and sorted or exponentiated once more for sampling.
+    # Logits in the model's dtype, and three float32 copies: converted, sorted, exponentiated.
     logits = batch * args.vocab_size * (dtype.itemsize + 3 * 4)
     return tokens * per_token * dtype.itemsize + logits
 
@@ -73,20 +74,20 @@ def _quantized_bytes(args: ModelArgs, size: int, dtype: torch.dtype, quant: str)
     return whole + total
 
 
-def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number that fits, 0 if not even 1 does; what fits, fits with less."""
+def largest(works: Callable[[int], bool]) -> int:
+    """The largest number that works, 0 if not even 1 does. If a number works, so must all smaller ones."""
     beyond = 1
-    while fits(beyond) and beyond < 1 << 40:
+    while works(beyond) and beyond < 1 << 40:
         beyond *= 2
     low = beyond // 2
     while low + 1 < beyond:
         middle = (low + beyond) // 2
-        low, beyond = (middle, beyond) if fits(middle) else (low, middle)
+        low, beyond = (middle, beyond) if works(middle) else (low, middle)
     return low
 
 
 def devices() -> list[tuple[str, int | None]]:
-    """The devices present and their free bytes (None: the system does not say)."""
+    """This machine's devices and their free bytes (None: unknown)."""
     if torch.cuda.is_available():
         found = []
         for index in range(torch.cuda.device_count()):
@@ -97,7 +98,7 @@ def devices() -> list[tuple[str, int | None]]:
 
 
 def table() -> str:
-    """The family's memory as a Markdown table, in 16 bit: the one in docs/family.md."""
+    """The memory of all members in 16 bit, as the Markdown table in docs/family.md."""
     half = torch.bfloat16
     rows = []
     sizes = " / ".join(map(str, _TABLE_SIZES))

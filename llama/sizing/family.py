@@ -1,4 +1,7 @@
-"""The members of the family, by their shapes: a guess to inform people, never a switch for behaviour."""
+"""The sizes of Code Llama, recognized by their shapes. This informs people and never switches behaviour.
+
+Never imports torch.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ from dataclasses import dataclass
 
 from .args import ModelArgs
 
-__all__ = ["MEMBERS", "Member", "context_of", "member_of"]
+__all__ = ["MEMBERS", "Member", "args_of", "context_of", "member_of"]
 
 
 @dataclass(frozen=True)
 class Member:
-    """One size of Code Llama: its name, shape, feed-forward dimension, shards in Meta's layout, and
-    rows of the embedding of its base model."""
+    """One size of Code Llama.
+
+    `shards`: files in Meta's layout. `vocab_size`: rows of the base model's embedding.
+    """
 
     name: str
     dim: int
@@ -33,7 +38,7 @@ MEMBERS = (
 
 
 def member_of(args: ModelArgs) -> Member | None:
-    """The member with these shapes; Llama 2 has the same for 7B, 13B and 70B."""
+    """The member with these shapes. The 7B, 13B and 70B of Llama 2 have the same."""
     shape = (args.dim, args.n_layers, args.n_heads, args.kv_heads, args.ffn_dim)
     for member in MEMBERS:
         if shape == (member.dim, member.n_layers, member.n_heads, member.kv_heads, member.ffn_dim):
@@ -42,21 +47,21 @@ def member_of(args: ModelArgs) -> Member | None:
 
 
 def context_of(args: ModelArgs) -> int | None:
-    """Tokens of a sequence in a member's training, where shapes and rope_theta are those of one; else None.
+    """Tokens per sequence in a member's training, by Meta's model cards; None for other models.
 
-    By Meta's model cards. rope_theta alone tells nothing: any model may have any.
+    Needs the shapes of a member as well as its rope_theta, which any model may have.
     """
     member = member_of(args)
     if member is None:
         return None
     if args.rope_theta == 1e6:
         return 16384
-    # Of the 70B that is Instruct, or Llama 2, whose training had the same.
+    # The 70B Instruct; Llama 2 was trained with the same length.
     return 4096 if args.rope_theta == 1e4 and member.name == "70B" else None
 
 
 def args_of(member: Member) -> ModelArgs:
-    """ModelArgs with a member's shapes, as its params.json has them."""
+    """A member's params.json."""
     multiple_of, multiplier = (4096, 1.3) if member.name == "70B" else (256, 1.0)
     return ModelArgs(
         dim=member.dim,

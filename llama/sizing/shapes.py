@@ -1,4 +1,7 @@
-"""The model's tensors under Meta's names: their shapes, and along which axis each is split over ranks."""
+"""The model's tensors under Meta's names: their shapes, and the axis along which each is split over ranks.
+
+Never imports torch.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,7 @@ from .args import ModelArgs
 
 __all__ = ["AXES", "axis_of", "expected_shapes", "tensor_names", "wanted_range"]
 
-
-# The dimension along which a weight is split over ranks, by the last part of its name; None: every
-# rank has all of it.
+# The axis along which a weight is split over ranks, by the last part of its name; None: it is not split.
 AXES: dict[str, int | None] = {
     "tok_embeddings": 1,
     "wq": 0,
@@ -25,8 +26,6 @@ AXES: dict[str, int | None] = {
     "norm": None,
     "output": 0,
 }
-
-
 _LAYER = (
     *(f"attention.{part}" for part in ("wq", "wk", "wv", "wo")),
     *(f"feed_forward.{part}" for part in ("w1", "w2", "w3")),
@@ -36,12 +35,12 @@ _LAYER = (
 
 
 def axis_of(name: str) -> int | None:
-    """The split dimension of a tensor, e.g. 0 for "layers.3.attention.wq.weight"."""
-    return AXES[name.split(".")[-2]]
+    """The split axis of a tensor, e.g. 0 for "layers.3.attention.wq.weight"."""
+    return AXES[_part(name)]
 
 
 def tensor_names(n_layers: int) -> Iterator[str]:
-    """Every tensor of a model, in the order in which a forward pass meets them."""
+    """All tensors of a model, in the order in which a forward pass uses them."""
     yield "tok_embeddings.weight"
     for layer in range(n_layers):
         for part in _LAYER:
@@ -51,7 +50,7 @@ def tensor_names(n_layers: int) -> Iterator[str]:
 
 
 def expected_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
-    """The whole shape of every tensor, before any split."""
+    """The shape of every tensor before it is split."""
     kv = args.kv_heads * args.head_dim
     by_part: dict[str, tuple[int, ...]] = {
         "tok_embeddings": (args.vocab_size, args.dim),
@@ -67,14 +66,19 @@ def expected_shapes(args: ModelArgs) -> dict[str, tuple[int, ...]]:
         "ffn_norm": (args.dim,),
         "norm": (args.dim,),
     }
-    return {name: by_part[name.split(".")[-2]] for name in tensor_names(args.n_layers)}
+    return {name: by_part[_part(name)] for name in tensor_names(args.n_layers)}
 
 
 def wanted_range(name: str, total: int, args: ModelArgs, rank: int, size: int) -> tuple[int, int]:
-    """The part of the split dimension that rank `rank` of `size` holds, as [start, stop) of the whole.
+    """Rank `rank` of `size` holds [start, stop) of the split axis, whose length is `total`.
 
-    Where ranks outnumber key/value heads, neighbouring ranks hold the same head.
+    If there are more ranks than key/value heads, neighbouring ranks hold the same head.
     """
-    pieces = min(size, args.kv_heads) if name.split(".")[-2] in ("wk", "wv") else size
+    pieces = min(size, args.kv_heads) if _part(name) in ("wk", "wv") else size
     piece = rank * pieces // size
     return piece * total // pieces, (piece + 1) * total // pieces
+
+
+def _part(name: str) -> str:
+    """The last part of a tensor's name: "layers.3.attention.wq.weight" -> "wq"."""
+    return name.split(".")[-2]

@@ -1,15 +1,15 @@
-"""Laws of ranks that go apart: whatever one of them does otherwise, or fails in alone, all of them raise, at once, with
-a reason that names who and why. None computes with what does not belong together, now or later.
+"""Laws of ranks that diverge: if one does something else, or fails alone, all raise at once, and say who and
+why. None computes with data of another step, now or later.
 
-A launch takes seconds, so each runs all scenarios of apart_script.py.
+A launch takes seconds, so one runs all scenarios of apart_script.py.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import ROOT, run_ranks
-from tiny_models import SHAPE, random_weights, save_checkpoint
-from tiny_tokenizers import tiny_model_path, tiny_tokenizer
+from once import once
+from ranks import ROOT, run_forked
 
 from llama import errors
 from llama.api.replicas import decode, encode
@@ -30,25 +29,27 @@ from llama.engine import Counts, Request, Times, TokenScore
 from llama.engine.step_digest import digest_of
 from llama.sampling import GREEDY, SamplingParams
 
-# Far above what a rank takes to hear of another (0.1 s, of replicas 2), far below the hour that the scripts would wait.
+# A guard: a rank hears of another within 0.1 s (replicas: 2 s), and apart_script.py would wait an hour.
 SOON = 60.0
 NO_MORE = "; this model cannot be used any more"
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("apart")
-    save_checkpoint(
-        folder / "s2", SHAPE, random_weights(SHAPE, tiny_tokenizer().n_words), tiny_model_path(), 2
-    )
+def launch(folder: Path) -> Any:
+    """What each rank found, by the number of ranks."""
 
-    @functools.cache
-    def launched(size: int) -> list[dict[str, Any]]:
-        """What each rank found."""
-        run_ranks("apart_script.py", folder, ranks=size).ok()
-        return [json.loads((folder / f"apart-{size}" / f"{rank}.json").read_text()) for rank in range(size)]
+    def run() -> dict[str, list[Any]]:
+        jobs = [(size, "apart_script.py", folder) for size in (2, 4)]
+        for report in run_forked(folder / "apart", *jobs):
+            assert set(report["codes"]) == {0}, report
+        return {str(size): [_result(folder, size, rank) for rank in range(size)] for size in (2, 4)}
 
-    return launched
+    found = once(folder / "apart.json", run)
+    return lambda size: found[str(size)]
+
+
+def _result(folder: Path, size: int, rank: int) -> Any:
+    return json.loads((folder / f"apart-{size}" / f"{rank}.json").read_text())
 
 
 @pytest.fixture(params=[2, 4])
@@ -78,7 +79,7 @@ def test_ranks_with_other_requests_all_raise_and_go_on_raising(found: Any, way: 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_call_that_only_one_rank_begins_ends_on_all(found: Any, way: str) -> None:
-    """Who begins a request asks first whether the model was changed, which the others do not."""
+    """The rank that begins a request first asks whether the model was changed; the others do not."""
     last = len(found) - 1
     for rank in found:
         for call in rank[way]["begins"]:
@@ -179,7 +180,7 @@ def test_ctrl_c_while_a_replica_waits_for_another_ends_their_work_together(found
         raised(later, "RankError", reason, NO_MORE)
 
 
-# ---- what travels --------------------------------------------------------------------------------------------
+# ---- what travels --------------------------------------------------------------------------------
 
 
 floats = st.floats(allow_nan=False)
@@ -226,7 +227,7 @@ def test_no_name_that_arrives_is_looked_up_but_those_of_errors(name: str) -> Non
 
 
 def test_a_request_s_digest_holds_what_steers_its_steps_and_nothing_else() -> None:
-    """So that ranks are told of a real difference, and may have seeds of their own."""
+    """Ranks must agree on the steps, but may have different seeds."""
     request = Request((1, 2, 3), 5, GREEDY, stop=("é",), stop_ids=frozenset({2, 7, 1}))
     free = {"sampling": SamplingParams(temperature=1.0), "seed": 3, "row": 4}
     steering = {
@@ -299,7 +300,7 @@ COLLECTIVES = {name for name in dir(dist) if "object" in name}
 
 
 def pickles(source: str) -> set[str]:
-    """What a module names that could unpickle something."""
+    """The names in a module that could unpickle something."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Attribute | ast.Name):
@@ -310,9 +311,9 @@ def pickles(source: str) -> set[str]:
 
 
 def test_nothing_is_unpickled_from_another_rank() -> None:
-    """Whoever reached the port of the launch could have his code run. Checkpoints have readers of their own.
+    """Or anyone who reaches a port of the launch could run code. Checkpoints have readers of their own.
 
-    That torch's own pickles of a collective are not reached either is held by apart_script.py, where they raise.
+    apart_script.py checks that torch's collectives do not pickle either: there its picklers raise.
     """
     assert {"broadcast_object_list", "all_gather_object"} <= COLLECTIVES
     assert pickles("dist.all_gather_object(x, y)\nfrom pickle import loads") == {

@@ -71,11 +71,11 @@ def test_it_is_said_once(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(native, "why_missing", lambda: "the compiler's reason")
-    loading._tell_missing.cache_clear()
+    loading._log_missing_kernels.cache_clear()
     for _ in range(2):
         Llama.build(tiny_checkpoint, None, 64, 1, device="cpu")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("the compiler's reason") == 1
     assert len(err.splitlines()) == 3
-    loading._tell_missing.cache_clear()
+    loading._log_missing_kernels.cache_clear()

@@ -25,7 +25,7 @@ MUTANTS = [
     ),
     Mutant(
         name="what is logged may have two lines",
-        file="llama/distributed/devices.py",
+        file="llama/distributed/environment.py",
         old="        tell(message)",
         new="        print(message, file=sys.stderr, flush=True)",
         tests=(f"{_PRINTABLE}::test_what_is_logged_is_one_line",),

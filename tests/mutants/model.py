@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant(
         name="weights loaded within inference_mode do not count edits",
         file="llama/loading.py",
-        old="@torch.inference_mode(False)  # a weight made within it would not count its edits; see watch.py\n",
+        old="@torch.inference_mode(False)  # weights made in inference mode do not count their edits\n",
         new="",
         tests=WATCH,
     ),
@@ -141,7 +141,7 @@ MUTANTS = [
         file="llama/loading.py",
         old="torch.cuda.get_device_capability(device)",
         new="torch.cuda.get_device_capability(0)",
-        tests=("tests/sizing/test_budget.py::test_auto_asks_the_gpu_that_was_chosen",),
+        tests=("tests/test_loading.py::test_auto_asks_the_gpu_that_was_chosen",),
     ),
     Mutant(
         name="the table of what differs leaves out a name that is gone",
@@ -188,7 +188,7 @@ MUTANTS = [
     Mutant(
         name="a kernel that was not compiled is not spoken of",
         file="llama/loading.py",
-        old="        _tell_missing(missing)\n",
+        old="        _log_missing_kernels(missing)\n",
         new="        pass\n",
         tests=("tests/kernels/test_missing_kernels.py::test_it_is_said_once",),
     ),

@@ -53,7 +53,7 @@ MUTANTS = [
     Mutant(
         name="ranks over sockets do not compare their steps",
         file="llama/distributed/groups.py",
-        old="        other = first_difference([word(row) for row in rows])\n",
+        old="        other = first_difference(keys)\n",
         new="        other = None\n",
         tests=(_APART + "test_ranks_with_other_requests_all_raise_and_go_on_raising",),
     ),
@@ -78,9 +78,9 @@ MUTANTS = [
     Mutant(
         name="a rank that leaves with an error of the package lets the others wait in their step",
         file="llama/distributed/world.py",
-        old="            parallel.ended(error)\n",
+        old="            parallel.announce_leaving(error)\n",
         new="",
-        tests=("tests/distributed/test_ranks.py::test_an_error_of_one_rank_ends_all",),
+        tests=("tests/distributed/test_endings.py::test_an_error_of_one_rank_ends_the_other",),
     ),
     Mutant(
         name="any name that arrives is taken for a class of errors",
@@ -91,9 +91,9 @@ MUTANTS = [
     ),
     Mutant(
         name="ranks do not look whether their launcher lives",
-        file="llama/distributed/launcher.py",
+        file="llama/distributed/launcher_watch.py",
         old="        if os.getppid() != parent:",
         new="        if os.getppid() == 0:",
-        tests=("tests/distributed/test_ranks.py::test_ranks_end_with_a_launcher_that_is_killed",),
+        tests=("tests/distributed/test_endings.py::test_ranks_end_with_a_launcher_that_is_killed",),
     ),
 ]

@@ -1,7 +1,7 @@
-"""What test_apart.py runs on every rank: `apart_script.py FOLDER`, ranks that do not do the same, or fail alone.
+"""What test_apart.py runs on every rank, `apart_script.py FOLDER`: ranks that diverge, or fail alone.
 
-Every scenario catches what its calls raise, on every rank, and goes on with the same model. What each rank saw goes to
-FOLDER/apart-<world>/<rank>.json.
+Each scenario catches what its calls raise, on every rank, and goes on with the same model. Each rank writes
+what it saw to FOLDER/apart-<world>/<rank>.json.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from llama.errors import NumericsError, RankError
 WORLD, RANK = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
 LAST = WORLD - 1
 PROMPTS = ["def return self value", "for i in range(10):", "class", "import list index"]
-# Who waits at the end of a scenario for a rank that failed hangs, as far as anybody here looks.
+# A rank that waits for a failed one at the end of a scenario hangs, as far as the test can see.
 world._MEETING_SECONDS = world._ERROR_SECONDS = 3600.0
 
 
@@ -47,7 +47,7 @@ def text(llama: Llama, prompts: list[str] = PROMPTS, new: int = 6) -> list[str]:
 
 
 def seen(action: Callable[[], Any]) -> list[Any]:
-    """What a call gave, or the kind and text of what it raised; and the seconds that it took."""
+    """["result", what a call returned], or the kind and text of what it raised; then the seconds it took."""
     began = time.monotonic()
     try:
         found = ["result", action()]
@@ -58,7 +58,7 @@ def seen(action: Callable[[], Any]) -> list[Any]:
 
 @contextlib.contextmanager
 def model(folder: Path, size: int) -> Iterator[Llama]:
-    """Given back as after an error: nobody waits for the others."""
+    """Closed as after an error, so that no rank waits for the others."""
     llama = Llama.build(folder / "s2", None, 96, 8, size, device="cpu", dtype="float32")
     yield llama
     llama.close(RankError("the scenario is over"))
@@ -137,7 +137,7 @@ def fewer(llama: Llama) -> Any:
     """One rank makes no call at all, and gives the model back: the others are in a step of theirs."""
     if RANK < LAST:
         return seen(lambda: text(llama))
-    # Over sockets nobody can be told: they hear of it when this rank has waited for them in vain.
+    # Over sockets the others only hear of it once this rank has waited for them in vain.
     patience = world._MEETING_SECONDS
     world._MEETING_SECONDS = patience if llama.model.parallel.shared else 0.3
     llama.close()
@@ -149,7 +149,7 @@ APART = (order, limit, failure, interrupt, between, direct, begins, fewer)
 
 
 def whole(folder: Path) -> dict[str, Any]:
-    """Each on a model of its own, followed by a call that all ranks make alike."""
+    """Each scenario on a model of its own, followed by a call that all ranks make."""
     found = {}
     for scenario in APART:
         with model(folder, WORLD) as llama:
@@ -158,19 +158,19 @@ def whole(folder: Path) -> dict[str, Any]:
 
 
 def over_sockets(folder: Path) -> dict[str, Any]:
-    """The same where ranks share no memory, as on several machines."""
-    meet, world.meet = world.meet, lambda *args: None
+    """The same without shared memory, as on several machines."""
+    share, world.share_memory = world.share_memory, lambda *args: None
     try:
         return whole(folder)
     finally:
-        world.meet = meet
+        world.share_memory = share
 
 
-# ---- replicas ------------------------------------------------------------------------------------------------
+# ---- replicas ------------------------------------------------------------------------------------
 
 
 def replicas(folder: Path) -> dict[str, Any]:
-    """Half of the ranks each; the last rank's replica fails in ways that leave the others at work."""
+    """Two replicas. The last rank's replica fails in ways after which the other can go on."""
     found: dict[str, Any] = {}
     errors = [MemoryError("none left"), DeviceError("GPU full"), KeyboardInterrupt(), NumericsError("a NaN")]
     with model(folder, WORLD // 2) as llama:
@@ -196,7 +196,7 @@ def streamed(llama: Llama) -> list[str]:
 
 
 def early(llama: Llama) -> Any:
-    """A stream that one replica reads to its end and the other does not."""
+    """One replica reads a stream to its end, the other does not."""
 
     def read() -> int:
         with contextlib.closing(llama.stream(PROMPTS, temperature=0, max_gen_len=30)) as stream:
@@ -232,7 +232,7 @@ def gather_interrupted(llama: Llama) -> Any:
 
 
 def again(folder: Path) -> Any:
-    """After all of that: a model that is built again is as good as ever."""
+    """After all of that, a model that is built again works."""
     with model(folder, WORLD) as llama:
         return seen(lambda: text(llama))
 

@@ -1,7 +1,7 @@
-"""What test_ranks.py runs on every rank: `rank_script.py FOLDER SCENARIO...`.
+"""What the tests of ranks run on every rank: `rank_script.py FOLDER SCENARIO...`.
 
-FOLDER holds checkpoints s1, s2, s4 (the same weights in so many shards) and nan (one row of the embedding
-is not a number). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
+FOLDER holds the checkpoints s1, s2, s4 (the same weights in so many shards) and nan (one row of the embedding
+is NaN). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHARDS = (1, 2, 4)
 PROMPTS = ["def return self value", "é 漢字 <PRE> x", "for i in range(10):", "class", "import list index"]
 LONG = "def return self value list for i in range(10): import " * 2
 NAN_ID = 300
-# Seconds at the end of which nobody looks any more: who waits for the others at its end for so long hangs.
+# Seconds: a rank that waits for the others this long at its end hangs, as far as a test can see.
 NEVER = 3600
 EXAMPLES = ("completion", "infilling", "instructions")
 
@@ -39,18 +39,20 @@ def build(folder: Path, size: int | None, name: str = "s2") -> Llama:
     return Llama.build(folder / name, None, 96, 8, size, device="cpu", dtype="float32")
 
 
-def texts(llama: Llama) -> dict[str, Any]:
-    """What must not depend on shards, ranks and replicas."""
+def short_texts(llama: Llama) -> dict[str, Any]:
+    """The cheaper half of `texts`."""
     greedy = llama.text_completion(PROMPTS, temperature=0, max_gen_len=12, logprobs=2)
     sampled = llama.text_completion(PROMPTS, temperature=0.9, top_p=0.95, max_gen_len=12, seed=7, n=2)
     scored = llama.text_completion(PROMPTS[:3], temperature=0, max_gen_len=0, logprobs=True, echo=True)
-    # More than run at the same time: replicas share them out.
+    return {"greedy": greedy, "sampled": [each["generation"] for each in sampled], "scored": scored}
+
+
+def texts(llama: Llama) -> dict[str, Any]:
+    """What must not depend on shards, ranks and replicas."""
+    # More samples than run at the same time: replicas share them out.
     many = llama.text_completion(PROMPTS[:2], 1.2, 1.0, 8, seed=8, n=11)
     unseeded, drawn = without_seed(llama)
-    return {
-        "greedy": greedy,
-        "sampled": [each["generation"] for each in sampled],
-        "scored": scored,
+    return short_texts(llama) | {
         "many": [each["generation"] for each in many],
         "unseeded": unseeded,
         "drawn": drawn,
@@ -58,7 +60,7 @@ def texts(llama: Llama) -> dict[str, Any]:
 
 
 def without_seed(llama: Llama) -> tuple[list[str], bool]:
-    """Samples where the host seeded torch, in another way on each rank, and whether each call drew once."""
+    """Samples after the host seeded torch, differently on each rank; whether each call drew once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1 + 100 * RANK)
         results = [llama.text_completion(PROMPTS, 0.9, 0.95, 12, n=2) for _ in range(2)]
@@ -86,7 +88,7 @@ def shards(folder: Path) -> Any:
     found = {}
     for count in SHARDS:
         with build(folder, None, f"s{count}") as llama:
-            found[str(count)] = texts(llama) | {
+            found[str(count)] = (texts if count == 2 else short_texts)(llama) | {
                 "size": llama.model.parallel.size,
                 "bytes": sum(p.nbytes for p in llama.model.parameters()),
                 "kv_heads": llama.model.local_kv_heads,
@@ -95,12 +97,12 @@ def shards(folder: Path) -> Any:
 
 
 def sizes(folder: Path) -> Any:
-    """Models of different sizes side by side, given back in either order."""
+    """Models of different sizes at the same time, closed one after the other."""
     whole, half = build(folder, WORLD), build(folder, WORLD // 2)
-    found = {"whole": texts(whole), "half": texts(half)}
+    found = {"whole": short_texts(whole), "half": short_texts(half)}
     whole.close()
     still = dist.is_initialized()
-    found["half again"] = texts(half)
+    found["half again"] = short_texts(half)
     half.close()
     half.close()
     return found | {"still": still, "initialized": dist.is_initialized()}
@@ -137,7 +139,7 @@ def nan(folder: Path) -> Any:
 
 
 def changed(folder: Path) -> Any:
-    """A weight that one rank edits alone, once seen and once told by that rank: the others forget with it."""
+    """One rank edits a weight, noticed by itself or announced: all ranks forget their prefixes."""
     found: dict[str, Any] = {}
     with build(folder, WORLD) as llama:
         fresh = Llama(llama.model, llama.tokenizer, prefix_reuse=False)
@@ -160,12 +162,21 @@ def changed(folder: Path) -> Any:
     return found | {"reused": reused}
 
 
+def nodes(folder: Path) -> Any:
+    """On two machines: one model over the ranks of both, then a replica on each."""
+    found = {}
+    for name, size in (("whole", WORLD), ("half", WORLD // 2)):
+        with build(folder, size) as llama:
+            found[name] = {"texts": short_texts(llama), "shared": llama.model.parallel.shared is not None}
+    return found
+
+
 def refusals(folder: Path) -> Any:
     return {str(size): raised(lambda size=size: build(folder, size)) for size in (3, 2 * WORLD, 5 * WORLD)}
 
 
 def host(folder: Path) -> Any:
-    """A program that set up torch.distributed itself keeps it, and its threads."""
+    """A program that set up torch.distributed itself keeps its group, and its number of threads."""
     dist.init_process_group("gloo")
     before = torch.get_num_threads()
     with build(folder, WORLD) as llama:
@@ -203,37 +214,37 @@ def refused(folder: Path) -> Any:
 
 
 def one_fails(folder: Path) -> Any:
-    """An error of the host program on its last rank only, while the others go on."""
+    """The host program raises on its last rank only, while the others go on."""
     world._MEETING_SECONDS = NEVER
     with build(folder, WORLD) as llama:
         for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
             if RANK == WORLD - 1:
-                (folder / "failed").touch()
+                (folder / "one_fails.failed").touch()
                 raise ValueError("the host program's own mistake")
 
 
 def one_exits(folder: Path) -> Any:
-    """The same with sys.exit, which leaves no trace for the end of the program to look at."""
+    """The same with sys.exit, which leaves no traceback for the end of the program to see."""
     world._MEETING_SECONDS = NEVER
     llama = build(folder, WORLD)
     for _ in llama.stream(["x"], temperature=0, max_gen_len=50):
         if RANK == WORLD - 1:
-            (folder / "failed").touch()
+            (folder / "one_exits.failed").touch()
             sys.exit("the host program's own mistake")
 
 
 def one_refused(folder: Path) -> Any:
-    """An error of this package on one rank only, whose own end waits for the others, which wait for its step."""
+    """An error of this package on one rank only: its end waits for the others, which wait for its step."""
     world._MEETING_SECONDS = world._ERROR_SECONDS = NEVER
     llama = build(folder, WORLD)
     llama.text_completion(PROMPTS[:1], temperature=0, max_gen_len=3)
     if RANK == WORLD - 1:
-        (folder / "failed").touch()
+        (folder / "one_refused.failed").touch()
     llama.text_completion(PROMPTS[:1], temperature=0 if RANK < WORLD - 1 else -1, max_gen_len=3)
 
 
 def endless(folder: Path) -> Any:
-    """A generation that goes on until it is stopped from outside. Whoever ends by itself says so."""
+    """Generate until stopped from outside. A rank that ends by itself, not killed, leaves a file."""
     world._MEETING_SECONDS = NEVER
     atexit.register((folder / f"ended.{RANK}").touch)
     begun = False
@@ -250,7 +261,7 @@ def _result(folder: Path, scenario: str, rank: int) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole as soon as it is there: a rank may be killed, and another process look, at any time."""
+    """Atomically: a rank may be killed, and another process may look, at any time."""
     unfinished = path.with_name(f"{path.name}.part")
     unfinished.write_text(text)
     unfinished.replace(path)

@@ -1,14 +1,16 @@
-"""Runs a script on several ranks, as a user does: under torchrun, in processes of its own.
+"""Runs a script on several ranks as a user does: under torchrun, as processes, on one node or more.
 
-torchrun puts every rank into a session of its own, so a process group does not catch them. Each launch
-marks its processes in their environment instead, and whatever carries the mark is killed in the end.
+torchrun starts each rank in a session of its own, so killing a process group would miss them. A launch marks
+its processes through an environment variable instead, and kills all that carry the mark in the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,17 +19,18 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 _MARK = "LLAMA_TEST_LAUNCH"
-# Seconds after which a launch counts as hanging: a guard, far above what one takes on a busy machine.
+# Seconds after which a launch counts as hanging. A guard only: far above what one takes on a busy machine.
 HANGS = 300.0
-# What a process may take to end that has been killed, before it counts as one that outlived its launcher.
+# How long a killed process may take to be gone before it counts as one that outlived its launcher.
 _LAST_SECONDS = 10.0
-# What a launcher, or the user's shell, may have left in the environment of the tests themselves.
+# Variables that a launcher or the user's shell may have set for the tests themselves.
 _FOREIGN = (
     "RANK",
     "LOCAL_RANK",
@@ -49,16 +52,20 @@ class Finished:
     seconds: float
 
     def ok(self) -> Finished:
-        """Itself, if the exit code is 0."""
+        """This launch, whose exit code must be 0."""
         assert self.code == 0, f"exit code {self.code}\n{self.stdout[-2000:]}\n{self.stderr[-6000:]}"
         return self
 
 
 class Launch:
-    """A script under way on `ranks` ranks."""
+    """A running script, behind a launcher command or directly."""
 
     def __init__(
-        self, script: Path, arguments: Sequence[object], ranks: int | None, environment: Mapping[str, str]
+        self,
+        script: Path,
+        arguments: Sequence[object],
+        launcher: Sequence[object],
+        environment: Mapping[str, str],
     ) -> None:
         self._mark = uuid.uuid4().hex
         self._open = contextlib.ExitStack()
@@ -69,11 +76,6 @@ class Launch:
         env = {key: value for key, value in env.items() if not key.startswith("TORCHELASTIC_")}
         paths = [str(ROOT), str(SUPPORT), *filter(None, [env.get("PYTHONPATH")])]
         env |= {_MARK: self._mark, "PYTHONPATH": os.pathsep.join(paths), **environment}
-        launcher = (
-            []
-            if ranks is None
-            else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks]
-        )
         self.process = subprocess.Popen(
             [sys.executable, *map(str, launcher), str(script), *map(str, arguments)],
             env=env,
@@ -85,7 +87,7 @@ class Launch:
         )
 
     def alive(self) -> list[psutil.Process]:
-        """Processes of this launch that still run, the launcher included."""
+        """The processes of this launch that still run, including the launcher."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -97,7 +99,7 @@ class Launch:
         return found
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = HANGS) -> None:
-        """Until the condition holds; fails if the launch ends before it, or time is up."""
+        """Wait until the condition holds. Fails if the launch ends first, or after `timeout` seconds."""
         end = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, f"ended early\n{self._output(1)[-6000:]}"
@@ -105,19 +107,19 @@ class Launch:
             time.sleep(0.05)
 
     def errors(self) -> str:
-        """What stands on stderr so far."""
+        """What was written to stderr so far."""
         return self._output(1)
 
     def interrupt(self) -> None:
-        """Ctrl-C, which a terminal sends to the launcher."""
+        """Send Ctrl-C to the launcher, as a terminal does."""
         self.process.send_signal(signal.SIGINT)
 
     def runs(self, pid: int) -> bool:
-        """Whether the process is one of this launch. Numbers of processes that ended go to others."""
+        """Whether a process of this launch has this id. Ids of ended processes are used again."""
         return any(process.pid == pid for process in self.alive())
 
     def finish(self, timeout: float = HANGS) -> Finished:
-        """Wait for the end. Fails, and kills, if time is up or a process outlives the launcher."""
+        """Wait for the end. Fails after `timeout` seconds, and if a process outlives the launcher."""
         try:
             code = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -130,7 +132,7 @@ class Launch:
         return Finished(code, self._output(0), self._output(1), seconds)
 
     def kill(self) -> None:
-        """End every process of this launch. A killed launcher cannot start new ranks, so it goes first."""
+        """Kill every process of this launch: the launcher first, since it could start new ranks."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -145,6 +147,9 @@ class Launch:
         return file.read()
 
 
+_TORCHRUN = ("-m", "torch.distributed.run")
+
+
 @contextlib.contextmanager
 def launched(
     script: str | Path,
@@ -153,11 +158,33 @@ def launched(
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Launch]:
     """A launch that leaves no process behind, whatever happens. `ranks` None: plain python, no torchrun."""
-    launch = Launch(SUPPORT / script, arguments, ranks, environment or {})
+    launcher = () if ranks is None else (*_TORCHRUN, "--standalone", "--nproc_per_node", ranks)
+    launch = Launch(SUPPORT / script, arguments, launcher, environment or {})
     try:
         yield launch
     finally:
         launch.kill()
+
+
+@contextlib.contextmanager
+def launched_nodes(
+    script: str | Path, *arguments: object, nodes: int, ranks: int, environment: Mapping[str, str]
+) -> Iterator[list[Launch]]:
+    """One torchrun per node, with `ranks` ranks each, all on this machine; the first holds rank 0."""
+    launches: list[Launch] = []
+    with socket.socket() as reserved:
+        # Bound, but not listening: the first node can listen on the port, and nobody else gets it.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        where = ("--master_addr", "127.0.0.1", "--master_port", reserved.getsockname()[1])
+        try:
+            for node in range(nodes):
+                size = ("--nnodes", nodes, "--node_rank", node, "--nproc_per_node", ranks)
+                launches.append(Launch(SUPPORT / script, arguments, (*_TORCHRUN, *size, *where), environment))
+            yield launches
+        finally:
+            for launch in launches:
+                launch.kill()
 
 
 def run_ranks(
@@ -167,6 +194,15 @@ def run_ranks(
     timeout: float = HANGS,
     environment: Mapping[str, str] | None = None,
 ) -> Finished:
-    """Run to the end."""
+    """Run a launch to its end."""
     with launched(script, *arguments, ranks=ranks, environment=environment) as launch:
         return launch.finish(timeout)
+
+
+def run_forked(report: Path, *jobs: Sequence[object]) -> list[dict[str, Any]]:
+    """Run jobs, each (ranks, script, argument...), as rank_forks.py says -> a report on each."""
+    named = json.dumps([[job[0], *map(str, job[1:])] for job in jobs])
+    # One thread: where others use the cores too, OpenMP's threads wait for one another by spinning.
+    run_ranks("rank_forks.py", report, named, ranks=None, environment={"OMP_NUM_THREADS": "1"}).ok()
+    found: list[dict[str, Any]] = json.loads(report.read_text())
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ...errors import ConfigError
-from ...sizing.args import fits
+from ...sizing.args import can_split
 from ...sizing.family import member_of
 from ..base import Checkpoint, Range
 from ..layouts.hugging_face import hf_name
@@ -65,11 +65,11 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
         shards = (
             source.shards if isinstance(source, MetaCheckpoint) else 1 if member is None else member.shards
         )
-    if shards < 1 or not fits(source.args, shards) or source.args.kv_heads % shards:
+    if shards < 1 or not can_split(source.args, shards) or source.args.kv_heads % shards:
         sizes = [
             n
             for n in range(1, source.args.kv_heads + 1)
-            if fits(source.args, n) and source.args.kv_heads % n == 0
+            if can_split(source.args, n) and source.args.kv_heads % n == 0
         ]
         raise ConfigError(
             f"{shards} shards cannot hold this model in equal parts with whole heads ({source.args.n_heads} heads,"

@@ -1,0 +1,112 @@
+"""Laws of `build`: the dtype it chooses, and the arguments that it refuses before it loads anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from llama.distributed import world
+from llama.errors import ConfigError, ParallelismError, RankError
+from llama.loading import build, choose_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("wanted", ["float64", "int8", "half", "", torch.float64, torch.int8, None, 16])
+def test_unknown_dtypes_are_refused(wanted: Any) -> None:
+    with pytest.raises(ConfigError, match="bfloat16") as caught:
+        choose_dtype(wanted, torch.bfloat16, CPU)
+    assert repr(wanted) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_dtype_that_is_asked_for_is_taken(dtype: torch.dtype) -> None:
+    for stored in (torch.float32, torch.float16, torch.bfloat16):
+        for wanted in (dtype, str(dtype).removeprefix("torch.")):
+            chosen, why = choose_dtype(wanted, stored, CPU)
+            assert chosen == dtype
+            assert (why == "") == (stored == dtype)
+
+
+def test_auto_takes_the_stored_dtype_where_the_device_computes_well_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = torch.device("cuda", 0)
+    for has in (True, False):
+        monkeypatch.setattr("llama.loading._cpu_has_bfloat16", lambda has=has: has)
+        capability = (9, 0) if has else (7, 5)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, has=capability: has)
+        assert choose_dtype("auto", torch.float32, CPU) == (torch.float32, "")
+        assert choose_dtype("auto", torch.float16, CPU)[0] == torch.float32
+        assert choose_dtype("auto", torch.bfloat16, CPU)[0] == (torch.bfloat16 if has else torch.float32)
+        assert choose_dtype("auto", torch.bfloat16, cuda)[0] == (torch.bfloat16 if has else torch.float16)
+        assert choose_dtype("auto", torch.float16, cuda) == (torch.float16, "")
+        assert choose_dtype("auto", torch.float64, CPU)[0] == torch.float32
+    # A choice that is not the stored one says why.
+    assert "bfloat16" in choose_dtype("auto", torch.bfloat16, CPU)[1]
+
+
+def test_auto_asks_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two kinds in one machine, whichever is the current one."""
+    kinds = {0: (9, 0), 1: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: kinds[getattr(device, "index", device)]
+    )
+    for current in kinds:
+        monkeypatch.setattr(torch.cuda, "current_device", lambda current=current: current)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda *_, current=current: kinds[current] >= (8, 0)
+        )
+        chosen = [choose_dtype("auto", torch.bfloat16, torch.device("cuda", i))[0] for i in kinds]
+        assert chosen == [torch.bfloat16, torch.float16]
+
+
+def test_auto_keeps_bfloat16_on_a_cpu_that_has_it() -> None:
+    """Unpatched, and judged by the system's own list of the CPU's instructions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file() or "avx512_bf16" not in cpuinfo.read_text():
+        pytest.skip("this CPU has no AVX512-BF16, or the system does not say")
+    assert choose_dtype("auto", torch.bfloat16, CPU) == (torch.bfloat16, "")
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.0, "2", True])
+def test_model_parallel_sizes_that_are_no_sizes(tiny_checkpoint: Path, size: Any) -> None:
+    with pytest.raises(ConfigError, match="model_parallel_size"):
+        build(tiny_checkpoint, None, 32, 1, size, "cpu", "auto")
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_one_rank_cannot_hold_a_part_of_a_model(tiny_checkpoint: Path, size: int) -> None:
+    with pytest.raises(ParallelismError, match=str(size)):
+        build(tiny_checkpoint, None, 32, 1, size, "cpu", "auto")
+
+
+def test_a_world_without_a_launcher_is_told_apart(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm and MPI set WORLD_SIZE too; a rank without an address to meet at would wait for ever."""
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ParallelismError, match=r"MASTER_ADDR.*torchrun"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
+    assert world._WORLD.users == 0
+
+
+def test_ranks_that_cannot_connect_say_so(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a wrong address, or a machine that is gone."""
+
+    def refused(url: str) -> None:
+        raise dist.DistNetworkError("connection refused by 10.0.0.1")
+
+    monkeypatch.setattr(dist, "rendezvous", refused)
+    for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(RankError, match=r"rank 1 could not connect.*refused by 10\.0\.0\.1.*MASTER_ADDR"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
+    assert world._WORLD.users == 0

@@ -97,7 +97,7 @@ def allowed(reason: str) -> bool:
     return any(re.fullmatch(known, reason, re.DOTALL) and lacks() for known, lacks in LACKING.items())
 
 
-@dataclass
+@dataclass(eq=False)  # pytest wants plugins that can be hashed
 class Skips:
     """A pytest plugin, for the process that reports: with xdist the controller."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from download_script import HELD, WEIGHTS, fake_df, needs_tools
 from download_server import Fault
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 def test_a_cut_connection_is_continued_where_it_broke(script) -> None:

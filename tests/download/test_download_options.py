@@ -9,7 +9,7 @@ import pytest
 from download_script import FETCHERS, LIMIT, SCRIPT, WEIGHTS, Script, fake_df, needs_tools, wrong
 from download_server import QUERY, Server, checkpoint
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 def test_a_small_disk_is_found_out_first(once, tmp_path) -> None:

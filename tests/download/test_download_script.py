@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from download_script import ROOT, SCRIPT, needs_tools
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 def test_help_names_every_option_and_variable(once) -> None:

@@ -11,7 +11,7 @@ import pytest
 from download_script import HELD, LIMIT, SCRIPT, SECRETS, WEIGHTS, needs_tools, transfers, until
 from download_server import QUERY, Fault, checkpoint
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 def test_a_model_of_several_shards_arrives_byte_for_byte_and_only_once(script) -> None:

@@ -12,7 +12,7 @@ import pytest
 from download_script import HELD, LIMIT, WEIGHTS, needs_tools, shells_of, transfers, until
 from download_server import Fault
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 def test_a_run_killed_in_the_middle_is_continued_by_the_next(script) -> None:

@@ -14,7 +14,7 @@ import pytest
 from download_script import HELD, LIMIT, SCRIPT, SECRETS, WEIGHTS, holding, needs_tools, transfers
 from download_server import QUERY, Fault, checkpoint, serving
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 @pytest.mark.parametrize("way", ["option", "environment"])

@@ -10,7 +10,7 @@ import pytest
 from download_script import HELD, SCRIPT, WEIGHTS, Script, fake_df, needs_tools, wrong
 from download_server import Fault, checkpoint
 
-pytestmark = [needs_tools, pytest.mark.slow]
+pytestmark = needs_tools
 
 
 def test_403_stops_at_once(script) -> None:

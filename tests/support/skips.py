@@ -85,7 +85,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"python3 is not on this machine": _absent("python3"),
     r"shellcheck is not on this machine": _absent("shellcheck"),
     r"needs a mount namespace of its own": _absent("unshare"),
-    r"this user may not mount a tmpfs": _only_the_test_can_tell,
+    r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
     r"this file system has no such names": _only_the_test_can_tell,
     r"this system does not exchange names": _only_the_test_can_tell,
     r"this system has no (SIGHUP|such signal)": lambda: sys.platform == "win32",

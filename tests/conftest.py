@@ -1,7 +1,11 @@
-"""Fixtures that several rooms share. Models are made once: they hold no state between calls."""
+"""Order and settings of the whole suite, and the fixtures that several rooms share.
+
+Models are made once: they hold no state between calls.
+"""
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from skips import Skips
 from tiny_llama import GQA, tiny_llama, weights
 from tiny_models import save_checkpoint
 from tiny_tokenizers import tiny_model_path
@@ -26,6 +31,38 @@ settings.load_profile("laws")
 # A shell that starts the suite behind its prompt has it ignore Ctrl-C, and so would every program that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Rooms whose every test is slow: they launch ranks, servers and programs. In the order in which they run: the
+# longest files first, so that no worker is left with one when the others have ended.
+SLOW_ROOMS = ("distributed", "serving", "download", "project")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print every skip, and fail the run for one that is not allowed."""
+    config.pluginmanager.register(Skips())
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m "not slow"` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of slow rooms, and let files with slow tests run last.
+
+    Whole files, because workers are given files (`--dist loadfile`): what a file launches is launched once.
+    """
+    here = Path(__file__).parent
+    last: dict[Path, int] = {}
+    for item in items:
+        room = item.path.relative_to(here).parts[0]
+        if room in SLOW_ROOMS:
+            item.add_marker("slow")
+        if item.get_closest_marker("slow"):
+            last[item.path] = SLOW_ROOMS.index(room) if room in SLOW_ROOMS else -1
+    items.sort(key=lambda item: last.get(item.path, -2))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so the garbage collector need not look at it again: an eighth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

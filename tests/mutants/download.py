@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_TESTS = "tests/project/test_download.py::"
-_ENVIRONMENT = (_TESTS + "test_the_query_is_in_the_environment_of_no_program_whatever_the_caller_exported",)
-_BOUND = (_TESTS + "test_no_more_bytes_are_taken_than_announced_or_than_such_a_file_can_have",)
-_TRICKLE = (_TESTS + "test_a_trickle_counts_as_broken_and_a_try_that_brings_one_as_none",)
-_LENGTH = (_TESTS + "test_an_odd_length_is_read_as_a_decimal_number_or_not_at_all",)
+_URL = "tests/download/test_signed_url.py::"
+_ANSWERS = "tests/download/test_wrong_answers.py::"
+_CONNECTIONS = "tests/download/test_broken_connections.py::"
+_ENVIRONMENT = (_URL + "test_the_query_is_in_the_environment_of_no_program_whatever_the_caller_exported",)
+_PIPE = (_URL + "test_the_script_may_be_read_from_a_pipe",)
+_BOUND = (_ANSWERS + "test_no_more_bytes_are_taken_than_announced_or_than_such_a_file_can_have",)
+_LENGTH = (_ANSWERS + "test_an_odd_length_is_read_as_a_decimal_number_or_not_at_all",)
+_LONG = (_ANSWERS + "test_a_length_that_such_a_file_cannot_have_is_refused",)
+_TRICKLE = (_CONNECTIONS + "test_a_trickle_counts_as_broken_and_a_try_that_brings_one_as_none",)
 
 MUTANTS = [
     Mutant(
@@ -65,20 +69,20 @@ MUTANTS = [
         file="download.sh",
         old="if (length(size) > 15)",
         new="if (length(size) > 150)",
-        tests=_LENGTH,
+        tests=_LONG,
     ),
     Mutant(
         name="download.sh: a script from a pipe keeps --url among its arguments",
         file="download.sh",
         old='parse ${rest[@]+"${rest[@]}"}',
         new='parse ${1+"$@"}',
-        tests=(_TESTS + "test_the_script_may_be_read_from_a_pipe",),
+        tests=_PIPE,
     ),
     Mutant(
         name="download.sh: a script from a pipe starts a file called main",
         file="download.sh",
         old='[ ! -f "$SELF" ]',
         new='[ ! -f "${BASH_SOURCE[0]-}" ]',
-        tests=(_TESTS + "test_the_script_may_be_read_from_a_pipe",),
+        tests=_PIPE,
     ),
 ]

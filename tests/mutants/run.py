@@ -2,8 +2,8 @@
 
     python tests/mutants/run.py [--only TEXT] [--jobs 2]
 
-The lists are the `MUTANTS` of the other modules of this folder, one for each room. Before anything is changed
-the named tests must pass, or a mutant would be "killed" by a test that always fails. Exit code 1 if one survives.
+The lists are the `MUTANTS` of the other modules of this folder. Before anything is changed the named tests must
+pass, or a mutant would be "killed" by a test that always fails. Exit code 1 if one survives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ sys.path.insert(0, str(HERE))
 
 from mutant import Mutant  # noqa: E402
 
-_COPIED = ("llama", "tests", "tools", "CodeLlama-tiny", "docs", "benchmarks", "examples")
+# What a copy of the project does without.
+_LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "shared"
+)
 # A guard: a mutant that makes a test hang is killed too.
 _HANGS = 600.0
 # pytest's exit codes: all passed; some failed; stopped by the tests themselves.
@@ -34,7 +37,7 @@ _PASSED, _FAILED = 0, 1
 
 
 def _module(path: Path) -> Any:
-    # Under a name of its own: the tests have modules of the same names.
+    # Under another name: the tests have modules of the same names.
     spec = importlib.util.spec_from_file_location(f"mutants_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -44,10 +47,10 @@ def _module(path: Path) -> Any:
 
 
 def mutants() -> list[Mutant]:
-    """Of all modules here.
+    """The mutants of all modules of this folder.
 
     Raises:
-        SystemExit: two of one name, or one whose `old` does not stand exactly once in its file.
+        SystemExit: two have the same name, or the `old` text of one is not exactly once in its file.
     """
     found: list[Mutant] = []
     for path in sorted(HERE.glob("*.py")):
@@ -56,21 +59,20 @@ def mutants() -> list[Mutant]:
     names = [each.name for each in found]
     problems = [f"{name!r} names two mutants" for name in {n for n in names if names.count(n) > 1}]
     for each in found:
-        count = (ROOT / each.file).read_text(encoding="utf-8").count(each.old)
+        path = ROOT / each.file
+        count = path.read_text(encoding="utf-8").count(each.old) if path.is_file() else 0
         if count != 1 or each.old == each.new:
-            problems.append(f"{each.name!r}: its old text stands {count} times in {each.file}; once is right")
+            problems.append(
+                f"{each.name!r}: its old text is {count} times in {each.file}; it must be there once"
+            )
     if problems:
         raise SystemExit("\n".join(problems))
     return found
 
 
 def _copy(folder: Path) -> None:
-    for name in _COPIED:
-        if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in ROOT.iterdir():
-        if path.is_file():
-            shutil.copy2(path, folder / path.name)
+    """The project as it stands, with the compiled kernels, which lie beside their source."""
+    shutil.copytree(ROOT, folder, ignore=_LEFT_OUT, dirs_exist_ok=True)
 
 
 def _run(folder: Path, tests: tuple[str, ...]) -> tuple[int, str]:
@@ -111,7 +113,7 @@ def _verdict(mutant: Mutant, folder: Path) -> str:
 
 
 def _work(share: list[Mutant]) -> Iterator[tuple[Mutant, str]]:
-    """(mutant, verdict), in a copy of the project of their own."""
+    """(mutant, verdict) for each, in a copy of the project of their own."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)
         _copy(folder)

@@ -1,0 +1,74 @@
+"""Every skip is counted with its reason, and one that the machine gives no reason for fails the run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import skips
+
+SUPPORT = Path(skips.__file__).parent
+TESTS = """
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_lacking(number):
+    pytest.skip("no such thing here")
+
+def test_sound(): ...
+"""
+
+
+def run(folder: Path, tests: str, *options: str) -> tuple[int, list[str]]:
+    """The exit code of pytest in `folder` with the plugin alone, and the lines it printed."""
+    (folder / "test_it.py").write_text(tests)
+    (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {SUPPORT}\n")
+    (folder / "conftest.py").write_text(
+        "import skips\n"
+        "skips.LACKING['no such thing here'] = lambda: True\n"
+        "skips.LACKING['no thing that is here'] = lambda: False\n"
+        "def pytest_configure(config):\n"
+        "    config.pluginmanager.register(skips.Skips())\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
+    # The time is a guard against a hang.
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_skips_are_listed_and_allowed_ones_fail_nothing(tmp_path: Path, workers: str) -> None:
+    code, lines = run(tmp_path, TESTS, "-n", workers)
+    assert code == 0
+    assert "    3  no such thing here" in lines
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("reason", ["no thing that is here", "not on the list"])
+def test_a_skip_without_a_lack_fails_the_run(tmp_path: Path, workers: str, reason: str) -> None:
+    code, lines = run(tmp_path, TESTS + f"\ndef test_wrong(): pytest.skip({reason!r})\n", "-n", workers)
+    assert code == 1
+    assert f"test_it.py::test_wrong: {reason}" in lines
+    assert "    3  no such thing here" in lines
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_file_that_skips_itself_fails_the_run(tmp_path: Path, workers: str) -> None:
+    tests = "import pytest\npytest.importorskip('nothing_of_this_name')\ndef test_it(): ...\n"
+    code, lines = run(tmp_path, tests, "-n", workers)
+    assert code != 0
+    assert any("test_it.py skips itself" in line for line in lines)
+
+
+def test_kernels_that_could_be_built_here_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "the kernels were not built, or this CPU has no AVX512-BF16"
+    monkeypatch.setattr(skips, "_linux_on_x86", lambda: True)
+    monkeypatch.setenv("CC", sys.executable)
+    for flags, right in (("avx512f", True), ("avx512f avx512_bf16", False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, flags=flags: flags)
+        assert skips.allowed(reason) is right
+    monkeypatch.setenv("CC", "no-such-compiler -O3")
+    assert skips.allowed(reason)
+    assert skips.allowed("needs the compiled file")

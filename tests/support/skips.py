@@ -1,0 +1,141 @@
+"""Why a test may be skipped: because the machine lacks something, and for no other reason.
+
+`LACKING` lists the reasons. For each, a probe looks whether the machine does lack the thing, without asking the
+package under test: kernels that this CPU could run and that were not built are a failure, not a skip. The
+plugin prints all skips at the end of a run, and fails the run if there is one that the list does not allow.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+__all__ = ["LACKING", "Skips", "allowed"]
+
+
+def _no_compiled_kernels() -> bool:
+    """setup.py compiles on Linux on x86-64 only, and needs a C compiler."""
+    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    return not _linux_on_x86() or shutil.which(compiler.split()[0]) is None
+
+
+def _no_bfloat16_kernels() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return _no_compiled_kernels() or "avx512_bf16" not in cpuinfo.read_text()
+
+
+def _linux_on_x86() -> bool:
+    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+
+
+def _no_cuda() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _no_mkldnn_packing() -> bool:
+    import torch
+
+    capable = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return not (torch.backends.mkldnn.is_available() and capable)
+
+
+def _no_flash_attention_on_cpu() -> bool:
+    import torch
+
+    return not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+
+
+def _absent(*programs: str) -> Callable[[], bool]:
+    return lambda: any(shutil.which(program) is None for program in programs)
+
+
+def _only_the_test_can_tell() -> bool:
+    """The test tried it, with the system's own means."""
+    return True
+
+
+# Regular expressions that match a whole reason -> whether this machine lacks what the reason names.
+LACKING: dict[str, Callable[[], bool]] = {
+    r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
+    r"no CUDA.*": _no_cuda,
+    r".*(no AVX512-BF16|no compiled kernels|kernels were not built).*": _no_bfloat16_kernels,
+    r"needs the compiled file": _no_compiled_kernels,
+    r"kernels are compiled for Linux on x86-64 only": lambda: not _linux_on_x86(),
+    r"this build or CPU may rightly decline": _no_mkldnn_packing,
+    r"this torch has no flash kernel for the CPU": _no_flash_attention_on_cpu,
+    r"needs Linux's /proc": lambda: not Path("/proc/self/status").exists(),
+    r"needs Linux's /dev/full": lambda: not Path("/dev/full").exists(),
+    r"download\.sh needs bash, and curl or wget": lambda: (
+        _absent("bash")() or (_absent("curl")() and _absent("wget")())
+    ),
+    r"md5 is not on this machine": _absent("md5"),
+    r"md5sum is not on this machine": _absent("md5sum"),
+    r"python3 is not on this machine": _absent("python3"),
+    r"shellcheck is not on this machine": _absent("shellcheck"),
+    r"needs a mount namespace of its own": _absent("unshare"),
+    r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
+    r"this file system has no such names": _only_the_test_can_tell,
+    r"this system does not exchange names": _only_the_test_can_tell,
+    r"this system has no (SIGHUP|such signal)": lambda: sys.platform == "win32",
+}
+
+
+def allowed(reason: str) -> bool:
+    """Whether the list has the reason and the machine lacks what it names."""
+    return any(re.fullmatch(known, reason, re.DOTALL) and lacks() for known, lacks in LACKING.items())
+
+
+@dataclass(eq=False)  # pytest wants plugins that can be hashed
+class Skips:
+    """A pytest plugin, for the process that reports: with xdist the controller."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    wrong: dict[str, str] = field(default_factory=dict)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a skip, and keep the test's name where the skip is not allowed."""
+        if not report.skipped or hasattr(report, "wasxfail"):
+            return
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        self.reasons[reason] += 1
+        if not allowed(reason):
+            self.wrong[report.nodeid] = reason
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> object:
+        """A file that is skipped as a whole fails: under xdist nobody would hear of it."""
+        report = yield
+        if report.skipped:
+            report.outcome = "failed"
+            report.longrepr = f"{collector.nodeid} skips itself while it is collected: use pytestmark"
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """The run fails for a skip that is not allowed."""
+        if self.wrong and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """All reasons with counts, and the tests whose skip is not allowed."""
+        if self.reasons:
+            terminalreporter.section("skipped")
+        for reason, count in sorted(self.reasons.items()):
+            terminalreporter.line(f"{count:5}  {reason}")
+        if self.wrong:
+            terminalreporter.section("skips that tests/support/skips.py does not allow", red=True)
+        for test, reason in self.wrong.items():
+            terminalreporter.line(f"{test}: {reason}", red=True)

@@ -65,11 +65,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests run last: what is wrong shows early."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-
-
 @pytest.fixture(scope="session")
 def shared_llama() -> Llama:
     """A Llama with infilling pieces, max_seq_len 128, max_batch_size 4. Use `llama` instead."""

@@ -256,6 +256,7 @@ def test_bfloat16_is_near_float32_with_float32_logits():
 LENGTH = 24
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.data())
 def test_any_chunking_and_any_neighbours(model, shape, data):

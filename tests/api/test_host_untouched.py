@@ -67,6 +67,7 @@ for name, value in before.items():
 """
 
 
+@pytest.mark.slow
 def test_two_builds_and_every_call_change_nothing(tiny_checkpoint):
     """In a fresh program, with the state taken before the import: no earlier build can hide a change."""
     done = subprocess.run(

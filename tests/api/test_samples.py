@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from api_calls import NEVER, PROMPTS, encode, other
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from tiny_llama import tiny_llama
 from llama import Llama
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=8)
 @given(
     st.lists(st.sampled_from(PROMPTS), min_size=1, max_size=7),

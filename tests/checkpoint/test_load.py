@@ -99,6 +99,7 @@ print(weights, status("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> None:
     """1.15 x weights + 200 MB, at the peak. A copy of the file beside the weights would be 2 x."""

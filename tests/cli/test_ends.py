@@ -127,6 +127,7 @@ def test_a_reader_that_is_gone_ends_it_quietly(verb: str, joined: bool) -> None:
     assert not done.err
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_it_without_a_word() -> None:
     """As with `| head -1`."""
     command = [sys.executable, "-c", PROCESS, "info", "x"]

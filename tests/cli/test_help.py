@@ -130,6 +130,7 @@ def test_errors_of_other_kinds_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -
         main(["info", "x"])
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_the_code_and_without_a_traceback() -> None:
     command = [sys.executable, "-m", "llama", "info", "nowhere"]
     done = subprocess.run(

@@ -88,6 +88,7 @@ def test_a_prompt_that_is_scored_names_its_token():
     assert re.search(r"row 0, sample 0, step 0, prompt token 1: .*torch.float32", str(delta.sequence.error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step_tokens", [5, 1024])
 @pytest.mark.parametrize("failing", range(12))
 def test_a_failed_step_is_as_if_it_had_not_been(monkeypatch, failing, step_tokens):

@@ -32,6 +32,7 @@ def test_the_limit_ends():
         assert len(result.sequence.scores) == new
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.integers(0, 30), st.sampled_from([GREEDY, SAMPLED]), st.integers(1, 24), st.data())
 def test_stop_strings_are_a_naive_find_in_the_text_of_the_unstopped_run(seed, sampling, new, data):

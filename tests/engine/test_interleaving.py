@@ -85,6 +85,7 @@ def with_guess(request, wrong):
     return dataclasses.replace(request, prediction=tuple(guess))
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=50)
 @given(rows, st.integers(1, 4), setups)
 def test_any_interleaving_is_each_request_alone(rows, batch, setup):

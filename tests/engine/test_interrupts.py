@@ -157,6 +157,7 @@ def left_early(made):
     stream.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "stride", "n"),
     # With 5, one sample of the open stream waits until the others, which fill the batch, have begun.

@@ -132,6 +132,7 @@ def followers(output, vocab):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sampling",
     [SamplingParams(1.0, 1.0), SamplingParams(0.7, 1.0, top_k=3)],
@@ -176,6 +177,7 @@ def _run(made, request):
     return delta.sequence, steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
     "sampling",

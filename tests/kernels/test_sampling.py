@@ -188,6 +188,7 @@ limits = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.lists(st.integers(-6, 6), min_size=1, max_size=12), limits)
 def test_probabilities_are_those_of_a_naive_loop(halves, params):

@@ -68,6 +68,7 @@ def slow(tmp_path: Path, meta: Path) -> Iterator[Callable[[str], Forked]]:
         child.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "layout", "code"), [(signal.SIGTERM, "meta", 143), (signal.SIGINT, "hf", 130)], ids=str
 )
@@ -99,6 +100,7 @@ def assert_nothing_loads_then_convert(place: Path, meta: Path, layout: str) -> N
         assert torch.equal(state[name], value), name
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_leaves_nothing_that_loads(
     tmp_path: Path, meta: Path, slow: Callable[[str], Forked]
 ) -> None:
@@ -112,6 +114,7 @@ def test_a_killed_conversion_leaves_nothing_that_loads(
     assert_nothing_loads_then_convert(tmp_path / "out", meta, "meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "where"), [("hf", "config_of"), ("meta", "create")])
 def test_a_conversion_killed_behind_its_weights_leaves_nothing_that_loads(
     tmp_path: Path, meta: Path, layout: str, where: str

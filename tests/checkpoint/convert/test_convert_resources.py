@@ -54,6 +54,7 @@ for source, target, layout, shards in (("meta", "hf", "hf", None), ("hf", "back"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_stays_small_in_both_directions(tmp_path: Path) -> None:
     """Largest tensor x 3 + 30 MB at the peak, and the model is a good deal larger than that."""
@@ -183,6 +184,7 @@ def assert_one_error_line(stderr: str, words: str) -> None:
     assert words in stderr
 
 
+@pytest.mark.slow
 def test_a_quota_that_ends_in_the_middle_leaves_nothing(tmp_path: Path, meta: Path) -> None:
     arguments = ["convert", str(meta), str(tmp_path / "out" / "target"), "--to", "hf"]
     child = Forked(tmp_path / "child", convert_faults.with_a_quota, 100_000, arguments)
@@ -191,6 +193,7 @@ def test_a_quota_that_ends_in_the_middle_leaves_nothing(tmp_path: Path, meta: Pa
     assert left_in(tmp_path / "out") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("misreported", "words"), [(True, "is full"), (False, "free")])
 def test_a_disk_that_is_full(tmp_path: Path, misreported: bool, words: str) -> None:
     """A real disk of 1 MB. The error comes before anything is written or, if the system misreports, later."""

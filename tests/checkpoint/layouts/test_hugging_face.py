@@ -219,6 +219,7 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_ranks_say_what_one_says(tmp_path: Path) -> None:
     """From each of three ways to save the same model, under torchrun."""
     ways = dict(zip(SHARDS, ("safetensors", "safetensors with index", "bin"), strict=True))

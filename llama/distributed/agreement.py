@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import RankError
 
-__all__ = ["FailureNotes", "Health", "Step", "UnexplainedError", "describe", "disagreement"]
+__all__ = ["FailureNotes", "Health", "Step", "UnexplainedError", "describe", "disagreement", "gone"]
 
 # The longest reason that is sent to the other ranks.
 _REASON_BYTES = 800
@@ -103,6 +103,11 @@ class Health:
 def describe(error: BaseException) -> str:
     """An error's type and text. Unlike `printable.reason`, for errors of any kind, read on another rank."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def gone(rank: int) -> str:
+    """What other ranks are told of one whose process ended before it could say why."""
+    return f"rank {rank} is gone: its process ended without a word; see its own output"
 
 
 def without_advice(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..kernels import native
-from .agreement import Health, Step, disagreement, first_difference
+from .agreement import Health, Step, disagreement, first_difference, gone
 
 if TYPE_CHECKING:
     from .groups import Group
@@ -146,8 +146,7 @@ class SharedMemory:
         """Why a rank does not come."""
         at = rank * _HEADER
         note = bytes(self._memory[at + _NOTE_AT : at + _HEADER]).partition(b"\0")[0].decode(errors="replace")
-        gone = f"rank {rank} is gone: its process ended without a word; see its own output"
-        return note if _RANK.unpack_from(self._memory, at)[2] and note else gone
+        return note if _RANK.unpack_from(self._memory, at)[2] and note else gone(rank)
 
     def _difference(self) -> str:
         """The reason when the ranks are not in the same collective."""

@@ -15,6 +15,7 @@ import torch
 
 from ..errors import NumericsError
 from ..model import Transformer
+from ..sizing.args import STEP_TOKENS
 from ..tokenizer import Tokenizer
 from .cache_manager import BLOCK, BlockAccount, CacheManager
 from .fair_lock import FairLock
@@ -57,7 +58,7 @@ class Engine:
         *,
         cache_tokens: int | None = None,
         retained_tokens: int | None = None,
-        step_tokens: int = 1024,
+        step_tokens: int = STEP_TOKENS,
         prefill_tokens: int | None = None,
         prefix_reuse: bool = True,
         speculate: bool = True,

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..sizing.args import STEP_TOKENS, ModelArgs
+
 if TYPE_CHECKING:
     from ..model import Transformer
-    from ..sizing.args import ModelArgs
 
 __all__ = ["Limits"]
 
@@ -31,7 +32,7 @@ class Limits:
     """
 
     max_batch_size: int
-    step_tokens: int = 1024
+    step_tokens: int = STEP_TOKENS
     prefill_tokens: int = 128
     attention_breakeven: float = math.inf
     draft_tokens: int = 32

@@ -19,6 +19,7 @@ import time
 
 import torch
 
+from ..distributed.agreement import gone
 from ..distributed.environment import local_ranks
 from ..distributed.parallel import Parallel
 from ..errors import RankError
@@ -78,10 +79,7 @@ class LeaderChannel:
         with contextlib.suppress(OSError):
             self.peers[rank].settimeout(timeouts.REASON)
             words = _receive(self.peers[rank])
-        return RankError(
-            words.decode(errors="replace")
-            or f"rank {rank} is gone: its process ended without a word; see its own output"
-        )
+        return RankError(words.decode(errors="replace") or gone(rank))
 
 
 class FollowerChannel:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .args import ModelArgs
+from .args import STEP_TOKENS, ModelArgs
 from .budget import GIB, cache_bytes_per_token, free_memory, weight_bytes
 from .family import MEMBERS, args_of
 from .shapes import expected_shapes
@@ -17,7 +17,6 @@ __all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "largest", "table
 # Bits of a quantized weight, and how many weights share one 16-bit scale (None: those of a row).
 QUANTIZATIONS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
 # As the engine's default; a step never runs more tokens at once.
-_STEP_TOKENS = 1024
 _TABLE_SIZES = (1, 2, 4, 8)
 _TABLE_CONTEXT = 16384
 
@@ -53,7 +52,7 @@ def estimate(
 
 def _work_bytes(args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype) -> int:
     """What a step needs beside weights and cache: one layer's activations, and the logits to sample from."""
-    tokens = min(_STEP_TOKENS, seq * batch)
+    tokens = min(STEP_TOKENS, seq * batch)
     heads = (2 * args.n_heads + 2 * args.kv_heads) * args.head_dim // size
     per_token = 4 * args.dim + heads + 3 * args.ffn_dim // size
     # Logits in the model's dtype, and three float32 copies: converted, sorted, exponentiated.

@@ -8,7 +8,7 @@ the same file.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -44,6 +44,10 @@ def run(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        raise SystemExit("usage: python tools/run_notebook.py NOTEBOOK [COPY]")
-    run(Path(sys.argv[1]), Path(sys.argv[-1]))
+    parser = argparse.ArgumentParser(description="Run a notebook and write it, or a copy, with its outputs.")
+    parser.add_argument("notebook", type=Path)
+    parser.add_argument(
+        "copy", type=Path, nargs="?", help="where to write the result; default: the notebook itself"
+    )
+    given = parser.parse_args()
+    run(given.notebook, given.copy or given.notebook)

@@ -29,7 +29,7 @@ def made():
     engine = made.engine
     assert not engine.unfinished
     assert not engine.scheduler.running
-    assert not engine._live
+    assert not engine._requests
     assert not engine._unread
     prefixes = engine.scheduler.prefixes
     assert engine.blocks.used == prefixes.blocks
@@ -140,7 +140,7 @@ def test_a_call_beside_a_service_is_refused(made):
 def poisoned(made, monkeypatch, prompt):
     """Logits of the sequences with this prompt are no numbers."""
     bad = tuple(made.tokenizer.encode(prompt, bos=True, eos=False))
-    draw = made.engine.runner.draw
+    draw = made.engine.runner._sample
 
     def drawn(asks, hidden_TC):
         rows = [row for sequence, row, _ in asks if sequence.request.prompt == bad]
@@ -148,7 +148,7 @@ def poisoned(made, monkeypatch, prompt):
         hidden_TC[rows] = torch.nan
         return draw(asks, hidden_TC)
 
-    monkeypatch.setattr(made.engine.runner, "draw", drawn)
+    monkeypatch.setattr(made.engine.runner, "_sample", drawn)
 
 
 def rest(stream, begun):

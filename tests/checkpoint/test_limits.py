@@ -333,10 +333,10 @@ def test_pieces_that_are_no_text(tmp_path: Path) -> None:
     assert sound.count(b"return") == 1
     path = tmp_path / "tokenizer.model"
     path.write_bytes(sound.replace(b"return", b"retu\xff\xfe"))
-    refuse(lambda: Tokenizer(path), TokenizerError, "no UTF-8", r"\xff")
+    refuse(lambda: Tokenizer(path), TokenizerError, "not UTF-8", r"\xff")
     path = vocabulary(tmp_path, lambda model: setattr(model.trainer_spec, "unk_surface", "QQQQ"))
     path.write_bytes(path.read_bytes().replace(b"QQQQ", b"\xff\xfe\xfd\xfc"))
-    refuse(lambda: Tokenizer(path), TokenizerError, "no UTF-8")
+    refuse(lambda: Tokenizer(path), TokenizerError, "not UTF-8")
 
 
 def test_a_vocabulary_without_unk_or_with_endless_pieces(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def with_guess(request, wrong):
 
 
 @pytest.mark.slow
-@settings(deadline=None, derandomize=True, max_examples=50)
+@settings(deadline=None, derandomize=True, max_examples=40)
 @given(rows, st.integers(1, 4), setups)
 def test_any_interleaving_is_each_request_alone(rows, batch, setup):
     engine = build(batch, setup)
@@ -133,7 +133,7 @@ def test_any_interleaving_is_each_request_alone(rows, batch, setup):
                 assert i in cancelled
 
 
-@settings(deadline=None, derandomize=True, max_examples=24)
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(st.lists(requests, min_size=2, max_size=5), setups, st.integers(0, 25))
 def test_any_failed_step_is_as_if_it_had_not_been(wanted, setup, failing):
     """The n-th forward or the n-th logits fail; the step is taken again."""

@@ -10,7 +10,7 @@ import signal
 import pytest
 from async_engines import LONG, alone, ask, collect, endless, gated, ids, run, until
 
-from llama.distributed import launcher
+from llama.distributed import launcher_watch
 from llama.engine import FinishReason, Request
 from llama.sampling import GREEDY
 from llama.serving import serve, timeouts
@@ -202,4 +202,4 @@ def test_a_main_that_never_begins_leaves_the_engine_free(kind):
 
 def test_each_time_limit_leaves_room_for_those_before_it():
     assert timeouts.MAIN_AFTER_SIGTERM < timeouts.STEP_AFTER_SIGTERM < timeouts.LEADER_AFTER_SIGTERM
-    assert timeouts.LEADER_AFTER_SIGTERM + timeouts.STEP_AFTER_HANG_UP < launcher._GRACE_SECONDS
+    assert timeouts.LEADER_AFTER_SIGTERM + timeouts.STEP_AFTER_HANG_UP < launcher_watch._GRACE_SECONDS

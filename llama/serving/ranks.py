@@ -18,7 +18,6 @@ from ..distributed.devices import rank_threads
 from ..distributed.parallel import Parallel
 from ..engine import Delta, Engine
 from ..errors import LlamaError, NumericsError, ParallelismError, RankError
-from ..sampling import SamplingParams
 from . import timeouts
 from .channel import FollowerChannel, LeaderChannel, follow_channel, lead_channel
 from .inbox import Inbox
@@ -219,7 +218,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
         engine.exclusive = True
         with torch.inference_mode(), _current(engine.model.device):
             while not worker.over:
-                worker.apply(decode(channel.receive(), SamplingParams))
+                worker.apply(decode(channel.receive()))
                 if worker.busy:
                     worker.step()
     except RankError as error:
@@ -243,7 +242,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
 def _why(channel: FollowerChannel, error: UnexplainedError) -> RankError:
     """The first rank's reason for an exchange that failed here without one, if it sends it soon."""
     try:
-        told = decode(channel.receive(timeouts.REASON), SamplingParams)
+        told = decode(channel.receive(timeouts.REASON))
     except TimeoutError:
         return error
     except RankError as gone:

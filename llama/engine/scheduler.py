@@ -111,16 +111,12 @@ class Scheduler:
         """Whether a step would advance anything: something is there and not paused."""
         return bool(self._arrived) or not all(s.is_paused for s in chain(self._preempted, self.running))
 
-    def cancel(self, request_id: int) -> list[SequenceState]:
-        """Forget a request wherever it is -> its sequences; unknown or finished ids are fine."""
-        if self._arrived.pop(request_id, None):
-            return []
-        gone = [s for s in self._preempted if s.request_id == request_id]
+    def cancel(self, request_id: int) -> None:
+        """Forget a request wherever it is; unknown or finished ids are fine."""
+        self._arrived.pop(request_id, None)
         self._preempted = [s for s in self._preempted if s.request_id != request_id]
         for sequence in [s for s in self.running if s.request_id == request_id]:
             self.retire(sequence)
-            gone.append(sequence)
-        return gone
 
     def pause(self, request_id: int) -> None:
         """Schedule a request no more until `resume`; its memory is the first to be taken back."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 
@@ -36,9 +36,6 @@ from .prompts import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS, UNSAFE_ERROR, D
 from .serving import AsyncEngine, serve
 from .sizing.budget import CacheMemory
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 T = TypeVar("T")
 

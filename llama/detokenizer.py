@@ -1,9 +1,8 @@
 """Ids to text, one id at a time.
 
 Turns a stream of ids into pieces of text that are safe to show: no character is split, no part of a stop
-    string
-gets out, and the pieces joined are the whole text. The cost per id is its own text times the number of stop
-strings, however long the text has become. Knows nothing of stop ids, requests or time. Imports no torch.
+string gets out, and the pieces joined are the whole text. The cost per id is its own text times the number of
+stop strings, however long the text has become. Knows nothing of stop ids, requests or time. Imports no torch.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ __all__ = [
     "UnsupportedError",
 ]
 
-# Characters of a message; a longer one quotes too much of somebody's file.
+# Characters of a message; a longer one quotes too much of a file.
 _MAX_LENGTH = 2000
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar, Unpack
 
 import torch
 
@@ -36,9 +36,6 @@ from .prompts import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS, UNSAFE_ERROR, D
 from .serving import AsyncEngine, serve
 from .sizing.budget import CacheMemory
 from .tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -103,6 +100,7 @@ class Llama:
             CheckpointError: files missing, broken, or not fitting together.
             ConfigError: a parameter or params.json out of range; an unsupported feature in config.json.
             ParallelismError: a number of ranks that heads or devices do not allow.
+            RankError: the ranks could not connect, or one of them is gone.
             TokenizerError: a tokenizer file that cannot be used.
             SamplingError: seed is negative or not an integer.
             OutOfMemoryError: weights and cache do not fit.
@@ -174,7 +172,7 @@ class Llama:
         stop_token: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Continue lists of ids.
+        """Continue lists of ids. Raises as `text_completion`.
 
         Args:
             max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
@@ -339,10 +337,10 @@ class Llama:
     ) -> Iterator[StreamDelta]:
         """Continue texts, or prompts made by prompts.py, and yield new text as it comes.
 
-        The deltas of a prompt, joined, are the `generation` of the blocking call. Bad input raises here, not
-        at the first delta. Leaving the loop early ends the generation. On several ranks close the iterator
-        then, with `contextlib.closing` or its `close`: the garbage collector may end it at different times on
-        different ranks.
+        The deltas of a prompt, joined, are the `generation` of the blocking call. Raises as `text_completion`:
+        RequestError here, not at the first delta. Leaving the loop early ends the generation. On several
+        ranks close the iterator then, with `contextlib.closing` or its `close`: the garbage collector may end
+        it at different times on different ranks.
         """
         return self._session.stream(self.requests(prompts, temperature, top_p, max_gen_len, **options))
 
@@ -354,7 +352,7 @@ class Llama:
         max_gen_len: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
-        """The requests that `stream` gives the engine, checked: for the AsyncEngine of `serve`.
+        """The requests that `stream` gives the engine, for the AsyncEngine of `serve`. Raises RequestError.
 
         Returns: one request for each prompt, with all its n samples; `row` is the prompt's index.
         """

@@ -117,11 +117,11 @@ class KVCache:
             store[:] = [store[0].new_empty(store[0].shape[0], 0, store[0].shape[2])] * len(store)
         return other
 
-    def copy_prefix(self, source: KVCache, length: int, room: int) -> None:
-        """Begin with the first `length` positions of another cache, with room for `room` in all."""
+    def copy_prefix(self, source: KVCache, length: int, capacity: int) -> None:
+        """Begin with the first `length` positions of another cache, with space for `capacity` in all."""
         assert self.length == 0 <= length <= source.length
-        self.limit = room
-        self.reserve(room)
+        self.limit = capacity
+        self.reserve(capacity)
         for mine, theirs in ((self._keys, source._keys), (self._values, source._values)):
             for new, old in zip(mine, theirs, strict=True):
                 new[:, :length] = old[:, :length]

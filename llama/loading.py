@@ -48,7 +48,6 @@ class Built:
 
     model: Transformer
     tokenizer: Tokenizer
-    parallel: Parallel
     cache_tokens: int
     retained_tokens: int
 
@@ -91,7 +90,7 @@ def build(
         f"Loaded {folder.name} ({shortened(parameter_count(checkpoint.args))} parameters, {chosen}{why}) on"
         f" {target.type}, {_sizes(checkpoint.args, parallel, chosen, plan, time.monotonic() - started)}"
     )
-    return Built(model, tokenizer, parallel, plan.tokens, plan.retained)
+    return Built(model, tokenizer, plan.tokens, plan.retained)
 
 
 def _model_parallel_size(given: int | None) -> int:

@@ -23,7 +23,7 @@ __all__ = [
     "text_list",
 ]
 
-MAX_INT64 = 2**63 - 1  # no count and no id is larger
+MAX_INT64 = 2**63 - 1  # the largest count or id
 _MAX_SEED = 2**256 - 1  # a seed may be a hash or a UUID
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..distributed.agreement import describe
+from ..distributed.agreement import describe, first_difference
 from ..distributed.groups import Group
 from ..distributed.parallel import Parallel
 from ..engine import Counts, Request, Times, TokenScore
@@ -84,7 +84,7 @@ class Gathering:
 
     def _check(self, tags: list[list[int]]) -> None:
         """Raise RankError unless all replicas are at the same gather."""
-        other = next((replica for replica, tag in enumerate(tags) if tag != tags[0]), None)
+        other = first_difference(tags)
         if other is None:
             return
         group = self._parallel.replica_group

@@ -20,7 +20,7 @@ from ..sizing.shapes import axis_of, expected_shapes, wanted_range
 from . import huge_pages
 from .weight_files.mapped import MappedFile
 
-__all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name", "windows"]
+__all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name"]
 
 Range = tuple[int, int]
 # Bytes of a mapped file to read before giving its pages back.
@@ -96,18 +96,29 @@ class Checkpoint(ABC):
                 target[first : first + len(window)].copy_(window)
 
     def windows(self, source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
-        """`windows` of one of this checkpoint's tensors, checking that its file is still complete.
+        """Walk a weight in windows of rows: (first row, window). A window's rows are a multiple of `multiple`.
+
+        Pages of a mapped file are given back after each window; otherwise they would count as this process's
+        memory. Other memory, such as weights that a layout computes, is left alone: its pages would come back
+        as zeros.
 
         Raises:
             CheckpointFormatError: the file was truncated since it was opened. Touching the lost bytes could
                 end the process first (SIGBUS) or read zeros, so the size is checked before each window and
                 after the last.
         """
-        file = next((each for each in self.mapped if each.holds(source)), None)  # None: an empty tensor
-        for window in windows(source, multiple):
+        file = next((each for each in self.mapped if each.holds(source)), None)
+        row_bytes = source.stride(0) * source.element_size()
+        rows = max(1, _WINDOW // max(1, row_bytes) // multiple) * multiple
+        for first in range(0, source.shape[0], rows):
+            window = source[first : first + rows]
             if file is not None:
                 file.check()
-            yield window
+            yield first, window
+            if file is not None:
+                # Up to the last element, not the end of its row: a slice of columns would reach past the file.
+                last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
+                huge_pages.drop(window.data_ptr(), (last + 1) * source.element_size())
         if file is not None:
             file.check()
 
@@ -142,18 +153,3 @@ def checked_dtype(dtype: torch.dtype, folder: Path) -> torch.dtype:
             " float32 and float64"
         )
     return dtype
-
-
-def windows(source: torch.Tensor, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
-    """Walk a mapped tensor in windows of rows: (first row, window). Pages are given back after each window.
-
-    Otherwise they would count as this process's memory. The rows of a window are a multiple of `multiple`.
-    """
-    row_bytes = source.stride(0) * source.element_size()
-    rows = max(1, _WINDOW // max(1, row_bytes) // multiple) * multiple
-    for first in range(0, source.shape[0], rows):
-        window = source[first : first + rows]
-        yield first, window
-        # Up to the last element, not the end of its row: a slice of columns would reach past the file.
-        last = sum((n - 1) * stride for n, stride in zip(window.shape, window.stride(), strict=True))
-        huge_pages.drop(window.data_ptr(), (last + 1) * source.element_size())

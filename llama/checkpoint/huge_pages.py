@@ -1,6 +1,6 @@
 """Memory pages: giving back pages of a mapped file, and moving weights into huge pages.
 
-Both are hints to Linux (madvise) and do nothing on other systems. Contents never change.
+Both use Linux's madvise and do nothing on other systems.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _STEP = 32 << 20
 
 
 def drop(address: int, length: int) -> None:
-    """Tell the kernel that this process no longer needs a range of a mapped file (it stays cached)."""
+    """Tell the kernel that this process no longer needs a range of a mapped file (it stays cached).
+
+    Only for memory mapped from a file: any other comes back as zeros.
+    """
     first, last = _within(address, length, mmap.PAGESIZE)
     if first < last:
         _advise(first, last - first, mmap.MADV_DONTNEED)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointNotFoundError, ConfigError
+from ..sizing.family import MEMBERS, args_of
 from .arguments import DTYPES, positive, torch_dtype
 from .terminal import out
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..sizing.args import ModelArgs
 
-_FAMILY = ("7b", "13b", "34b", "70b")
+_FAMILY = tuple(member.name.lower() for member in MEMBERS)
 
 SUMMARY = "estimate a model's memory without loading it"
 DESCRIPTION = """
@@ -121,7 +122,6 @@ def _shapes(model: str) -> tuple[ModelArgs, torch.dtype]:
     import torch
 
     from ..checkpoint import open_checkpoint
-    from ..sizing.family import MEMBERS, args_of
 
     for member in MEMBERS:
         if model.lower() == member.name.lower():

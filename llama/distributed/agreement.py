@@ -13,7 +13,16 @@ from typing import Any, NamedTuple
 
 from ..errors import RankError
 
-__all__ = ["FailureNotes", "Health", "Step", "UnexplainedError", "describe", "disagreement", "gone"]
+__all__ = [
+    "FailureNotes",
+    "Health",
+    "Step",
+    "UnexplainedError",
+    "describe",
+    "disagreement",
+    "first_difference",
+    "gone",
+]
 
 # The longest reason that is sent to the other ranks.
 _REASON_BYTES = 800
@@ -95,7 +104,7 @@ class Health:
     def fail_alone(self, error: BaseException) -> None:
         """`fail` with an error that this rank raised, and perhaps no other."""
         if isinstance(error, RankError):  # it names the rank that failed first
-            self.fail(without_advice(error))
+            self.fail(_without_advice(error))
         else:
             self.fail(f"{self.name} failed: {describe(error)}")
 
@@ -110,7 +119,7 @@ def gone(rank: int) -> str:
     return f"rank {rank} is gone: its process ended without a word; see its own output"
 
 
-def without_advice(error: BaseException) -> str:
+def _without_advice(error: BaseException) -> str:
     """A RankError's reason, without the advice that `Health.error` adds."""
     return str(error).removesuffix(f"; {_END}")
 
@@ -125,7 +134,7 @@ def disagreement(first: int, one: str, second: int, other: str) -> str:
 
 
 def first_difference(rows: Sequence[Any]) -> int | None:
-    """The first rank whose row differs from rank 0's."""
+    """The first rank, or replica, whose row differs from the first row; None if all are equal."""
     return next((rank for rank, row in enumerate(rows) if row != rows[0]), None)
 
 

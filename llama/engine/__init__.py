@@ -1,9 +1,16 @@
-"""The engine: requests in, one step at a time, tokens and text out."""
+"""The engine: requests in, one step at a time, tokens and text out.
 
-from .engine import Engine
+Only `Engine` needs torch, so it is imported on first use: requests, scheduling and drafts work without.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from .request import FinishReason, Request
 from .request_state import Feed
 from .sequence import Counts, Delta, SequenceState, Times, TokenScore
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 __all__ = [
     "Counts",
@@ -16,3 +23,11 @@ __all__ = [
     "Times",
     "TokenScore",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Engine":
+        from .engine import Engine
+
+        return Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

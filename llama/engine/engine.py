@@ -71,7 +71,7 @@ class Engine:
         if retained_tokens is None:
             retained_tokens = max(max_seq_len, cache_tokens // 4)
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
-        # Whether a service has the engine; then nobody else may add requests or step.
+        # Whether an AsyncEngine has the engine; then no other caller may add requests or step.
         self.exclusive = False
         # Threads that share the engine hold this to add, step or cancel; the engine itself never takes it.
         self.lock = FairLock()
@@ -159,7 +159,7 @@ class Engine:
     def pause(self, request_id: int) -> None:
         """Let a request wait, as for a consumer that does not read on; unknown or finished ids are fine.
 
-        It keeps its slot and cache until somebody else needs them.
+        It keeps its slot and cache until another request needs them.
         """
         self._settle()
         self._torn = True

@@ -15,7 +15,7 @@ class FairLock:
     A plain lock that is released and taken again at once, as between two steps, hardly ever changes hands.
 
     Python runs signal handlers after a call into C, on entry to a function and at the end of a loop's body.
-    An interrupt there must neither leave the lock taken nor release somebody else's. Hence the odd forms: the
+    An interrupt there must neither leave the lock taken nor release another thread's. Hence the odd forms: the
     call that takes the lock also notes it, and the release is the first call on the way out.
     """
 

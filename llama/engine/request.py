@@ -62,8 +62,8 @@ class Request:
     its first token, so that token's dummy space is dropped. top: alternatives wanted with each score.
     score_prompt: whether the prompt's tokens are scored too. row: the prompt's place in its call, for errors.
     speculate: whether tokens may be drafted and verified several at a time; the result is the same.
-    prediction: ids that the output is likely to repeat, to draft from. streaming: somebody reads the tokens
-    as they come, so prompts beside its decode are prefilled in small chunks.
+    prediction: ids that the output is likely to repeat, to draft from. streaming: the caller reads the
+    tokens as they come, so prompts beside its decode are prefilled in small chunks.
 
     Integers and ids of other types, such as numpy's, become Python's own.
     """
@@ -118,7 +118,7 @@ class Request:
         for name in ("prompt", "prediction", "stop_ids"):
             bad = [token for token in getattr(self, name) if type(token) is not int]
             if bad:
-                raise RequestError(f"{name} holds {bad[0]!r}, which is no id")
+                raise RequestError(f"{name} holds {bad[0]!r}, which is not a token id")
         if problem := stop_problem(self.stop):
             raise RequestError(problem)
 

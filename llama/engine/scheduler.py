@@ -111,16 +111,12 @@ class Scheduler:
         """Whether a step would advance anything: something is there and not paused."""
         return bool(self._arrived) or not all(s.is_paused for s in chain(self._preempted, self.running))
 
-    def cancel(self, request_id: int) -> list[SequenceState]:
-        """Forget a request wherever it is -> its sequences; unknown or finished ids are fine."""
-        if self._arrived.pop(request_id, None):
-            return []
-        gone = [s for s in self._preempted if s.request_id == request_id]
+    def cancel(self, request_id: int) -> None:
+        """Forget a request wherever it is; unknown or finished ids are fine."""
+        self._arrived.pop(request_id, None)
         self._preempted = [s for s in self._preempted if s.request_id != request_id]
         for sequence in [s for s in self.running if s.request_id == request_id]:
             self.retire(sequence)
-            gone.append(sequence)
-        return gone
 
     def pause(self, request_id: int) -> None:
         """Schedule a request no more until `resume`; its memory is the first to be taken back."""
@@ -167,23 +163,23 @@ class Scheduler:
         """The next step: sequences begin, then decodes are scheduled, then prefill chunks, the oldest first.
 
         Args:
-            model_changed: whether the model is another one than when it was last asked about, on any rank.
-                Only asked if a sequence can begin, which might reuse what the old model computed.
+            model_changed: whether the model has changed on any rank since the last look. It only matters if
+                a sequence can begin, which might reuse keys and values of the old model.
         """
         if model_changed:
             self.cache_manager.invalidate()
         while self.can_begin():
             self._begin()
-        awake = [sequence for sequence in self.running if not sequence.is_paused]
+        unpaused = [sequence for sequence in self.running if not sequence.is_paused]
         left = self.limits.step_tokens
         batch: ScheduledBatch = []
-        for sequence in awake:
+        for sequence in unpaused:
             # Only younger ones are preempted, so what is scheduled already stays.
             if sequence.pending == 1 and sequence.blocks and left and self._grow(sequence):
                 batch.append(ScheduledSequence(sequence, sequence.computed, 1))
                 left -= 1
         decodes = len(batch)
-        prefills = [sequence for sequence in awake if sequence.pending > 1 and sequence.blocks]
+        prefills = [sequence for sequence in unpaused if sequence.pending > 1 and sequence.blocks]
         budget = math.inf
         if prefills and any(scheduled.sequence.request.streaming for scheduled in batch):
             budget = self.limits.prefill_tokens + 2 * decodes

@@ -169,10 +169,10 @@ class SequenceState:
         """Its tokens so far."""
         return Counts(len(self.request.prompt), self.reused, self.generated)
 
-    def name(self, ahead: int = 0) -> str:
-        """How an error names this sequence at its next token, or at one drafted `ahead` of that."""
+    def name(self, drafted: int = 0) -> str:
+        """How an error names this sequence at its next token, or behind so many drafted ones."""
         sample = self.request.first_sample + self.sample
-        return f"row {self.request.row}, sample {sample}, step {self.generated + ahead}"
+        return f"row {self.request.row}, sample {sample}, step {self.generated + drafted}"
 
     def uniform(self, index: int) -> float:
         """The random number for output token `index`, in [0, 1).

@@ -16,7 +16,7 @@ def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
     """Raise what `Engine.check` says, for a model of `vocab` ids and sequences of `max_seq_len` tokens."""
     if not isinstance(request, Request):
         raise RequestError(
-            f"{shown(request)} is no Request; `Llama.requests` gives a list, with one for each prompt"
+            f"{shown(request)} is not a Request; `Llama.requests` makes a list of them, one for each prompt"
         )
     _check_sizes(request, max_seq_len, vocab)
     request.check()
@@ -39,7 +39,7 @@ def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
 
 
 def _check_sizes(request: Request, max_seq_len: int, vocab: int) -> None:
-    """Refuse what is too large to walk, here or on other ranks."""
+    """Refuse lists that are too long to walk, here or on other ranks."""
     if isinstance(request.prompt, Sized) and len(request.prompt) > max_seq_len:
         raise PromptTooLongError(
             f"the prompt has {len(request.prompt):,} tokens, but max_seq_len is {max_seq_len:,};"

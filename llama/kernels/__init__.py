@@ -18,7 +18,7 @@ calling a module runs more than its class's forward. csrc/ranks.c, the collectiv
 machine, is in the same compiled file; distributed/shared_memory.py uses it.
 
 To add an implementation: write it beside the others in the operator's file, add its condition where that file
-chooses, and its case to tests/kernels. To add a weight format: one entry in the table of linear.py.
+chooses, and its case to tests/kernels. To add a weight format: one more `WeightFormat` in linear.py.
 
 Shapes, tensors and addresses come in as arguments: no file here imports the model, the cache or the ranks.
 """

@@ -1,7 +1,7 @@
 """The compiled kernels of csrc/: loads them, says which tensors each takes, and calls them.
 
-`pip install` compiles them where it finds a C compiler. Nothing depends on it: whoever calls a function of
-this file (linear.py, attention.py, norms.py, sampling.py, model.py for fused.py) has another way beside it.
+`pip install` compiles them where it finds a C compiler. Nothing depends on it: each caller (linear.py,
+attention.py, norms.py, sampling.py, fused.py) also has a way without them.
 """
 
 from __future__ import annotations

@@ -117,8 +117,7 @@ class FollowerChannel:
                 pass
 
     def hang_up(self, words: str) -> None:
-        """`send`, then make a `receive` that is waiting in another thread, and all later ones, raise
-        RankError.
+        """`send`, then make `receive` raise RankError, also one that waits in another thread.
 
         Does not read: two readers of one connection would take parts of each other's packets.
         """

@@ -10,12 +10,10 @@ import json
 import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..engine.request import Request
-
-if TYPE_CHECKING:
-    from ..sampling import SamplingParams
+from ..sampling import SamplingParams
 
 __all__ = ["Add", "Cancel", "Event", "Pause", "Resume", "Stop", "decode", "encode"]
 
@@ -66,13 +64,9 @@ def encode(events: Sequence[Event]) -> bytes:
     return json.dumps([_row(event) for event in events], default=_plain).encode() if events else b""
 
 
-def decode(packet: bytes, sampling: type[SamplingParams]) -> list[Event]:
-    """The inverse of `encode`.
-
-    Args:
-        sampling: the class of `Request.sampling`. An argument, because its module imports torch.
-    """
-    return [_event(row, sampling) for row in json.loads(packet)] if packet else []
+def decode(packet: bytes) -> list[Event]:
+    """The inverse of `encode`."""
+    return [_event(row) for row in json.loads(packet)] if packet else []
 
 
 def _row(event: Event) -> list[Any]:
@@ -84,11 +78,11 @@ def _row(event: Event) -> list[Any]:
     return [type(event).__name__, *values]
 
 
-def _event(row: list[Any], sampling: type[SamplingParams]) -> Event:
+def _event(row: list[Any]) -> Event:
     name, *values = row
     if name == Add.__name__:
         given = {key: _restored(value) for key, value in values[1].items() if key != "sampling"}
-        values[1] = Request(**given, sampling=sampling(**values[1]["sampling"]))
+        values[1] = Request(**given, sampling=SamplingParams(**values[1]["sampling"]))
     made: Event = _KINDS[name](*values)
     return made
 

@@ -18,7 +18,6 @@ from ..distributed.devices import rank_threads
 from ..distributed.parallel import Parallel
 from ..engine import Delta, Engine
 from ..errors import LlamaError, NumericsError, ParallelismError, RankError
-from ..sampling import SamplingParams
 from . import timeouts
 from .channel import FollowerChannel, LeaderChannel, follow_channel, lead_channel
 from .inbox import Inbox
@@ -31,7 +30,7 @@ Result = tuple[int, Delta | Exception]
 
 
 @dataclass
-class _Live:
+class _OpenRequest:
     """A request that has not ended: its id in the engine, and how many of its samples have not ended."""
 
     request_id: int
@@ -49,19 +48,19 @@ class RankWorker:
         self.failure: str | None = None
         self._stopped = False
         self._draining = False
-        self._live: dict[int, _Live] = {}
+        self._open: dict[int, _OpenRequest] = {}
         self._ticket_of: dict[int, int] = {}
         self._paused: set[int] = set()
 
     @property
     def busy(self) -> bool:
         """Whether a step would do anything: some request is not paused."""
-        return len(self._paused) < len(self._live) and self.engine.unfinished
+        return len(self._paused) < len(self._open) and self.engine.unfinished
 
     @property
     def over(self) -> bool:
         """Whether the service has ended."""
-        return self._stopped or (self._draining and not self._live)
+        return self._stopped or (self._draining and not self._open)
 
     def apply(self, events: Sequence[Event]) -> list[Result]:
         """Apply events to the engine -> the requests that it refused, with the errors."""
@@ -73,11 +72,11 @@ class RankWorker:
                 except LlamaError as error:
                     refused.append((event.ticket, error))
                 else:
-                    self._live[event.ticket] = _Live(request_id, event.request.n)
+                    self._open[event.ticket] = _OpenRequest(request_id, event.request.n)
                     self._ticket_of[request_id] = event.ticket
             elif isinstance(event, Stop):
                 self._stop(event)
-            elif event.ticket in self._live:
+            elif event.ticket in self._open:
                 self._change(event)
         return refused
 
@@ -105,18 +104,18 @@ class RankWorker:
                 if failure is not None:
                     self._forget(ticket)  # all its samples at once
                 elif delta.finish_reason is not None:
-                    self._live[ticket].samples -= 1
-                    if not self._live[ticket].samples:
+                    self._open[ticket].samples -= 1
+                    if not self._open[ticket].samples:
                         self._forget(ticket)
         return results
 
     def cancel_all(self) -> None:
         """Leave the engine without requests of the service."""
-        for ticket in list(self._live):
+        for ticket in list(self._open):
             self._cancel(ticket)
 
     def _change(self, event: Cancel | Pause | Resume) -> None:
-        request_id = self._live[event.ticket].request_id
+        request_id = self._open[event.ticket].request_id
         if isinstance(event, Cancel):
             self._cancel(event.ticket)
         elif isinstance(event, Pause):
@@ -137,19 +136,19 @@ class RankWorker:
     def _fail(self) -> list[int]:
         """Cancel the requests of a failed step -> their tickets. The engine is as it was before the step."""
         planned = self.engine.planned
-        failed = [ticket for ticket, live in self._live.items() if live.request_id in planned]
+        failed = [ticket for ticket, each in self._open.items() if each.request_id in planned]
         # Scheduling itself failed, and would again: end every request that it may have failed on.
-        failed = failed or [ticket for ticket in self._live if ticket not in self._paused]
+        failed = failed or [ticket for ticket in self._open if ticket not in self._paused]
         for ticket in failed:
             self._cancel(ticket)
         return failed
 
     def _cancel(self, ticket: int) -> None:
-        self.engine.cancel(self._live[ticket].request_id)
+        self.engine.cancel(self._open[ticket].request_id)
         self._forget(ticket)
 
     def _forget(self, ticket: int) -> None:
-        del self._ticket_of[self._live.pop(ticket).request_id]
+        del self._ticket_of[self._open.pop(ticket).request_id]
         self._paused.discard(ticket)
 
 
@@ -219,7 +218,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
         engine.exclusive = True
         with torch.inference_mode(), _current(engine.model.device):
             while not worker.over:
-                worker.apply(decode(channel.receive(), SamplingParams))
+                worker.apply(decode(channel.receive()))
                 if worker.busy:
                     worker.step()
     except RankError as error:
@@ -243,7 +242,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
 def _why(channel: FollowerChannel, error: UnexplainedError) -> RankError:
     """The first rank's reason for an exchange that failed here without one, if it sends it soon."""
     try:
-        told = decode(channel.receive(timeouts.REASON), SamplingParams)
+        told = decode(channel.receive(timeouts.REASON))
     except TimeoutError:
         return error
     except RankError as gone:

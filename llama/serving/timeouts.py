@@ -1,8 +1,8 @@
 """Every time limit of serving, in seconds. They are in one file because their order matters.
 
 After SIGTERM: `MAIN_AFTER_SIGTERM` < `STEP_AFTER_SIGTERM` on rank 0, which is < `LEADER_AFTER_SIGTERM` on the
-others. `LEADER_AFTER_SIGTERM` + `STEP_AFTER_HANG_UP` is < the 15 s that llama/distributed/launcher.py gives a
-rank whose launcher was killed. A test holds this order.
+others. `LEADER_AFTER_SIGTERM` + `STEP_AFTER_HANG_UP` is < the 15 s that llama/distributed/launcher_watch.py
+gives a rank whose launcher was killed. A test holds this order.
 """
 
 from __future__ import annotations

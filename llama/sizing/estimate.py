@@ -16,7 +16,7 @@ __all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "largest", "table
 
 # Bits of a quantized weight, and how many weights share one 16-bit scale (None: those of a row).
 QUANTIZATIONS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
-# As the engine's default; a step never runs more tokens at once.
+# The columns of `table`: numbers of ranks, and tokens of the cache.
 _TABLE_SIZES = (1, 2, 4, 8)
 _TABLE_CONTEXT = 16384
 

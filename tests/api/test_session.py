@@ -122,13 +122,13 @@ def test_a_stream_that_is_collected_in_the_middle_of_a_step_leaves_nothing(made,
 
 
 def test_a_call_beside_a_service_is_refused(made):
-    async def main(front):
+    async def main(async_engine):
         with pytest.raises(RequestError, match="send requests to its AsyncEngine"):
             await asyncio.to_thread(text, made, PROMPTS[0])
         with pytest.raises(RequestError, match="send requests to its AsyncEngine"):
             next(made.stream(PROMPTS, max_gen_len=5))
         (request,) = made.requests(PROMPTS[:1], temperature=0, max_gen_len=20)
-        return (await front.complete(request))[0].text
+        return (await async_engine.complete(request))[0].text
 
     served = asyncio.run(made.serve(main))
     assert served == asyncio.run(made.serve(main)) == text(made, PROMPTS[0])

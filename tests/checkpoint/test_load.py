@@ -66,6 +66,15 @@ def test_a_slice_larger_than_the_window_is_whole(tmp_path: Path, monkeypatch: py
         assert torch.equal(found, expected)
 
 
+def test_a_weight_that_no_file_holds_is_read_as_often_as_wanted(tmp_path: Path) -> None:
+    """A layout may compute one, as when an adapter is merged: pages of such memory are not given back."""
+    checkpoint = opened(save_checkpoint(tmp_path, WIDE, random_weights(WIDE, VOCAB), tiny_model_path(), 1))
+    merged = torch.ones(4096, 1024)
+    for _ in range(2):
+        assert all(bool((window == 1).all()) for _, window in checkpoint.windows(merged))
+    assert bool((merged == 1).all())
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_only_pages_of_the_slice_itself_are_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int

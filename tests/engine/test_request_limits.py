@@ -68,7 +68,7 @@ def test_a_list_without_end_is_not_walked(monkeypatch, name, endless):
 
 
 def test_what_is_no_request_is_refused_by_name():
-    with pytest.raises(RequestError, match="is no Request"):
+    with pytest.raises(RequestError, match="is not a Request"):
         Engine(tiny_model(), TOKENIZER).check(llama().requests(["def"]))
 
 

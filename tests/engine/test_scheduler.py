@@ -34,9 +34,9 @@ class Cache:
         assert length <= self.length
         self.length = length
 
-    def copy_prefix(self, source, length, room):
+    def copy_prefix(self, source, length, capacity):
         assert self.length == 0
-        assert length <= min(source.length, room)
+        assert length <= min(source.length, capacity)
         self.length = length
 
 
@@ -122,9 +122,9 @@ def events(draw):
     st.sampled_from([0, 3, 64]),
 )
 def test_every_request_finishes_in_its_turn_within_the_limits(
-    rows, batch, cache, step_tokens, block, reuse, ahead
+    rows, batch, cache, step_tokens, block, reuse, reserve
 ):
-    loop, refused = Loop(batch, cache, step_tokens, block, reuse, reserve_tokens=ahead), set()
+    loop, refused = Loop(batch, cache, step_tokens, block, reuse, reserve_tokens=reserve), set()
     scheduler, blocks = loop.scheduler, loop.blocks
     for step in range(2000):
         for i, (arrival, each, cancel) in enumerate(rows):
@@ -304,8 +304,8 @@ def test_samples_that_wait_for_others_of_their_request_can_be_paused_and_cancell
     while not loop.finished:
         loop.step()
     loop.step()
-    gone = loop.scheduler.cancel(0)
-    assert [sequence.sample for sequence in gone] == [4, 2, 3]
+    assert [sequence.sample for sequence in loop.scheduler.running] == [2, 3]
+    loop.scheduler.cancel(0)
     assert not loop.scheduler.active
     assert loop.scheduler.waiting == loop.blocks.used == 0
 

@@ -154,17 +154,24 @@ MUTANTS = [
         tests=(f"{_CHECKSUMS}::test_without_a_checklist_the_crcs_in_a_pth_are_checked",),
     ),
     Mutant(
+        name="memory that no file holds is given back like a mapped file's",
+        file="llama/checkpoint/base.py",
+        old="            if file is not None:\n                # Up to",
+        new="            if True:\n                # Up to",
+        tests=("tests/checkpoint/test_load.py::test_a_weight_that_no_file_holds_is_read_as_often_as_wanted",),
+    ),
+    Mutant(
         name="a cut file is not noticed before a window",
         file="llama/checkpoint/base.py",
-        old="                file.check()\n            yield window\n",
-        new="                pass\n            yield window\n",
+        old="                file.check()\n            yield first, window\n",
+        new="                pass\n            yield first, window\n",
         tests=(f"{_TRUNCATED}::test_a_file_that_is_cut_under_way_is_an_error_too",),
     ),
     Mutant(
         name="a cut file is not noticed behind the last window",
         file="llama/checkpoint/base.py",
-        old="            yield window\n        if file is not None:\n            file.check()\n",
-        new="            yield window\n",
+        old="        if file is not None:\n            file.check()\n",
+        new="",
         tests=(f"{_TRUNCATED}::test_a_file_that_is_cut_under_way_is_an_error_too",),
     ),
     Mutant(

@@ -25,8 +25,8 @@ MUTANTS = [
     Mutant(
         name="gathers do not compare their tags",
         file="llama/api/replicas.py",
-        old="if tag != tags[0]), None)",
-        new="if tag[:0] != tags[0][:0]), None)",
+        old="other = first_difference(tags)",
+        new="other = first_difference([tag[:0] for tag in tags])",
         tests=(_APART + "test_replicas_at_different_places_all_raise",),
     ),
     Mutant(

@@ -202,6 +202,17 @@ def test_the_map_names_every_room_and_nothing_else() -> None:
     assert set(named) == there
 
 
+def test_the_map_says_what_every_room_imports() -> None:
+    """The last column of docs/architecture.md's table is the table above."""
+    rows = ARCHITECTURE.partition("## Rooms")[2].partition("\n## ")[0].splitlines()
+    drawn = {}
+    for _, files, _, imported, _ in (row.split("|") for row in rows if row.startswith("| `")):
+        first = re.findall(r"`(\w+)", files)[0]
+        drawn[room(first)] = {name.strip() for name in imported.split(",") if name.strip()}
+    assert drawn == {name: others - {"base"} for name, others in ROOMS.items()}
+    assert list(drawn) == list(ROOMS)
+
+
 def way_of_a_call() -> list[tuple[str, str]]:
     """(file, function) from the public call to the kernel, as docs/architecture.md lists them."""
     block = ARCHITECTURE.partition("## One way through")[2].partition("```\n")[2].partition("```")[0]

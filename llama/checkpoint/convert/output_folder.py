@@ -244,19 +244,15 @@ class OutputFolder:
             with uninterrupted():
                 self._abandon()
         except BaseException as end:
-            self._note(end)
+            end.add_note(self._state())
             raise
         if isinstance(error, OSError):
             raise self._explained(error) from error
         if error is not None and not isinstance(error, Exception):
-            self._note(error)
-
-    def _note(self, end: BaseException) -> None:
-        """Tell whoever sent the signal what is there now. Like `add_note` of Python 3.11."""
-        notes: list[str] = [*getattr(end, "__notes__", ()), self._state()]
-        end.__notes__ = notes
+            error.add_note(self._state())
 
     def _state(self) -> str:
+        """What is there now, for the line that an interrupted command prints."""
         if self.published:
             return f"{self.final} was already written, and is complete"
         kept = "; what was there is unchanged" if os.path.lexists(self.final) else ""

@@ -18,11 +18,25 @@ that `serve` awaits on rank 0, and needs only `AsyncEngine`:
 - closing a stream, or cancelling its task: a client that hung up. Its request leaves before the next step.
 - `accepting`, `open_streams`, `failure`: for health checks and queue limits.
 - `close(drain=True)`: let running requests finish.
+
+The names below are imported on first use: events, streams and channels work without torch.
 """
 
-from .async_engine import AsyncEngine
-from .lifecycle import serve
-from .ranks import follow
-from .streams import TextDelta
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .async_engine import AsyncEngine
+    from .lifecycle import serve
+    from .ranks import follow
+    from .streams import TextDelta
 
 __all__ = ["AsyncEngine", "TextDelta", "follow", "serve"]
+
+_HOMES = {"AsyncEngine": "async_engine", "TextDelta": "streams", "follow": "ranks", "serve": "lifecycle"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

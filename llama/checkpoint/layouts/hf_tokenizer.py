@@ -1,4 +1,4 @@
-"""tokenizer.model -> the tokenizer files of a Hugging Face folder. Knows file formats only; imports no torch.
+"""tokenizer.model -> the tokenizer files of a Hugging Face folder. Knows file formats, no tensors.
 
 SentencePiece's byte-pair encoding repeatedly merges the two neighbours whose merged piece has the best score.
 tokenizer.json stores a ranked list of merges instead: all ways to cut a piece into two pieces, ordered by the

@@ -67,3 +67,17 @@ def test_what_is_paused_gives_slot_and_memory_to_the_others():
     assert sorted(delta.key[0] for delta in ended) == [*first, late]
     for delta in ended[1:]:
         assert delta.sequence.output == alone(delta.sequence.request).sequence.output
+
+
+def test_what_is_paused_keeps_its_cache_while_that_would_not_be_enough():
+    engine = Engine(model(3), TOKENIZER)
+    runs, paused = (engine.add(ask(ids(20, i), 20)) for i in range(2))
+    engine.step()
+    engine.pause(paused)
+    engine.add(ask(ids(9), 5, n=3))  # needs the slot of `runs` too
+    engine.step()
+    assert [sequence.request_id for sequence in engine.scheduler.running] == [runs, paused]
+    assert engine.scheduler.preemptions == 0
+    while engine.unfinished:
+        engine.step()
+    assert engine.scheduler.preemptions == 1

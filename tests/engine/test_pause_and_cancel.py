@@ -81,3 +81,14 @@ def test_what_is_paused_keeps_its_cache_while_that_would_not_be_enough():
     while engine.unfinished:
         engine.step()
     assert engine.scheduler.preemptions == 1
+
+
+def test_what_is_paused_gives_memory_to_one_that_cannot_begin_without_it():
+    engine = Engine(model(4), TOKENIZER, cache_tokens=48)
+    paused = engine.add(ask(ids(20), 20))
+    engine.step()
+    assert engine.blocks.free == 0
+    engine.pause(paused)
+    late = engine.add(ask(ids(9, 1), 5))
+    assert any(delta.key[0] == late and delta.finish_reason for _ in range(20) for delta in engine.step())
+    assert engine.scheduler.preemptions == 1

@@ -220,3 +220,28 @@ def test_a_growth_that_fails_leaves_the_cache_as_it_was(
         assert torch.equal(each[:, :50], value.transpose(0, 1))
     cache.reserve(200)
     assert all(torch.equal(x[:, :50], y.transpose(0, 1)) for x, y in zip(cache._keys, given, strict=False))
+
+
+def test_addresses_are_those_of_the_memory_a_cache_has_now():
+    """Native kernels write to them: an old one would be another sequence's memory, or nobody's."""
+
+    def own(cache: KVCache) -> list[list[int]]:
+        pairs = zip(cache._keys, cache._values, strict=True)
+        return [[keys.data_ptr(), values.data_ptr()] for keys, values in pairs]
+
+    cache = KVCache(2, 1, 4, torch.float32, torch.device("cpu"))
+    for change in (
+        lambda: cache.reserve(8),
+        lambda: setattr(cache, "length", 8),
+        lambda: cache.truncate(3),
+        lambda: cache.reserve(1000),
+    ):
+        change()
+        assert cache.addresses().tolist() == own(cache)
+    fork = cache.fork()
+    assert fork.addresses().tolist() == own(fork) != own(cache)
+    moved = cache.take()
+    assert moved.addresses().tolist() == own(moved) != own(cache)
+    assert cache.addresses().tolist() == own(cache)
+    cache.copy_prefix(moved, 3, 16)
+    assert cache.addresses().tolist() == own(cache) != own(moved)

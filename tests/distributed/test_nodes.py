@@ -13,6 +13,7 @@ import pytest
 from ranks import launched_nodes
 from same_texts import same_texts
 
+from llama.distributed import world
 from llama.kernels import native
 
 # One thread per rank: other tests use the cores too.
@@ -38,6 +39,26 @@ def test_two_nodes_give_the_text_of_one_rank(folder: Path, one: dict[str, Any]) 
         # Only the ranks of one launcher share memory.
         assert found["whole"]["shared"] is False
         assert found["half"]["shared"] is (native.ranks_library() is not None)
+
+
+@pytest.mark.parametrize(
+    ("local", "ranks", "same"),
+    [
+        (4, range(4), True),
+        (4, range(2, 4), True),
+        (4, range(4, 8), True),
+        (2, range(4), False),
+        (3, range(2, 4), False),
+        (4, range(3, 6), False),
+        (1, range(2), False),
+    ],
+)
+def test_ranks_share_a_machine_if_one_launcher_started_them(
+    monkeypatch: pytest.MonkeyPatch, local: int, ranks: range, same: bool
+) -> None:
+    """Two launchers of three ranks hold three models of two; the second model is on both machines."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    assert world._on_one_machine(ranks) is same
 
 
 @pytest.mark.parametrize("killed", [0, 1])

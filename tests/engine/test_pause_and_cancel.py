@@ -67,3 +67,28 @@ def test_what_is_paused_gives_slot_and_memory_to_the_others():
     assert sorted(delta.key[0] for delta in ended) == [*first, late]
     for delta in ended[1:]:
         assert delta.sequence.output == alone(delta.sequence.request).sequence.output
+
+
+def test_what_is_paused_keeps_its_cache_while_that_would_not_be_enough():
+    engine = Engine(model(3), TOKENIZER)
+    runs, paused = (engine.add(ask(ids(20, i), 20)) for i in range(2))
+    engine.step()
+    engine.pause(paused)
+    engine.add(ask(ids(9), 5, n=3))  # needs the slot of `runs` too
+    engine.step()
+    assert [sequence.request_id for sequence in engine.scheduler.running] == [runs, paused]
+    assert engine.scheduler.preemptions == 0
+    while engine.unfinished:
+        engine.step()
+    assert engine.scheduler.preemptions == 1
+
+
+def test_what_is_paused_gives_memory_to_one_that_cannot_begin_without_it():
+    engine = Engine(model(4), TOKENIZER, cache_tokens=48)
+    paused = engine.add(ask(ids(20), 20))
+    engine.step()
+    assert engine.blocks.free == 0
+    engine.pause(paused)
+    late = engine.add(ask(ids(9, 1), 5))
+    assert any(delta.key[0] == late and delta.finish_reason for _ in range(20) for delta in engine.step())
+    assert engine.scheduler.preemptions == 1

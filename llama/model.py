@@ -12,7 +12,7 @@ key/value heads of this rank, D head dimension, N positions whose logits are wan
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,20 +34,24 @@ __all__ = [
     "RMSNorm",
     "Transformer",
     "TransformerBlock",
-    "apply_rotary_emb",  # noqa: F822 (this and the next two: see __getattr__)
-    "precompute_freqs_cis",  # noqa: F822
-    "repeat_kv",  # noqa: F822
+    "apply_rotary_emb",
+    "precompute_freqs_cis",
+    "repeat_kv",
     "valid_sizes",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """The small functions that the reference has in this module. Nothing in this package uses them."""
-    if name in ("apply_rotary_emb", "precompute_freqs_cis", "repeat_kv"):
-        from .api import compat
+if TYPE_CHECKING:
+    from .api.compat import apply_rotary_emb, precompute_freqs_cis, repeat_kv
+else:
 
-        return getattr(compat, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        """The small functions that the reference has in this module. Nothing in this package uses them."""
+        if name in ("apply_rotary_emb", "precompute_freqs_cis", "repeat_kv"):
+            from .api import compat
+
+            return getattr(compat, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class RMSNorm(nn.Module):

@@ -36,7 +36,7 @@ def guess(args: ModelArgs, tokenizer: Tokenizer | None) -> str:
     """The member of the family, as far as shapes, vocabulary and rope_theta show."""
     member = member_of(args)
     if member is None:
-        return "no member of the Code Llama family (its shapes are of none)"
+        return "none of the Code Llama family has these shapes"
     name = f"Code Llama {member.name}"
     if args.rope_theta == 1e4 and member.name != "70B":
         return f"{name} with a wrong rope_theta, or Llama 2 {member.name}: run verify"

@@ -224,7 +224,7 @@ def _rope_theta(checkpoint: Checkpoint) -> Finding:
     member = member_of(args)
     if member is None:
         return Finding(
-            name, "skip", f"it is {args.rope_theta:,.0f}; the shapes are of no member of the family"
+            name, "skip", f"it is {args.rope_theta:,.0f}; no member of the family has these shapes"
         )
     allowed = (1e6, 1e4) if member.name == "70B" else (1e6,)
     if args.rope_theta in allowed:

@@ -321,9 +321,13 @@ class Engine:
         self.scheduler.clear()
         for state in list(self._requests.values()):
             state.restore(self.model.new_cache)
+            error = state.error
+            if error is not None:  # the interrupt struck within `_fail`
+                state.fail(error)
+                state.end(FinishReason.ERROR, self.clock())
             if not state.samples:
                 self.scheduler.add(state.request_id, state.request)
-            elif state.left:
+            elif state.left and error is None:
                 self.scheduler.restore(state.samples)
             else:
                 del self._requests[state.request_id]

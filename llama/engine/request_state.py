@@ -75,6 +75,11 @@ class RequestState:
     def __post_init__(self) -> None:
         self.left = self.request.n
 
+    @property
+    def error(self) -> Exception | None:
+        """What failed, if anything did; no further sample begins then."""
+        return next((sequence.error for sequence in self.samples if sequence.error is not None), None)
+
     def new_sequence(
         self, sample: int, cache: KVCache, tokenizer: Tokenizer, speculate: bool
     ) -> SequenceState:

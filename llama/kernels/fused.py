@@ -60,6 +60,10 @@ class FusedLayers:
         self._addresses = np.zeros((0, _WEIGHTS), dtype=np.int64)
         self._possible = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or pickled model has its weights at other addresses.
+        return self.__dict__ | {"_held": [], "_found": []}
+
     def takes(self, x_TC: torch.Tensor, layers: Iterable[nn.Module]) -> bool:
         """Whether `run` takes these rows through the layers that the model has now."""
         if not 0 < x_TC.shape[0] <= _MAX_ROWS or x_TC.shape[1] != self._shape.width:

@@ -58,6 +58,10 @@ class FusedCall:
         # Several threads may run one model.
         self._local = threading.local()
 
+    def __reduce__(self) -> tuple[type[FusedCall], tuple[LayerShape]]:
+        # A copied or pickled model gets work space of its own.
+        return type(self), (self._shape,)
+
     def prepare(
         self,
         x_TC: torch.Tensor,

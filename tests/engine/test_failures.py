@@ -21,6 +21,7 @@ from engine_requests import (
 from tiny_llama import tiny_model
 
 from llama.engine import Engine, FinishReason
+from llama.engine.request_state import RequestState
 from llama.errors import NumericsError
 from llama.kv_cache import KVCache
 from llama.model import Transformer
@@ -49,6 +50,33 @@ def test_logits_that_are_not_finite_are_named_and_the_engine_lives_on(monkeypatc
     assert engine.blocks.used == 0
     after = run(engine, [ask(8, 10)])
     assert after[0, 0].whole == run(Engine(made, TOKENIZER), [ask(8, 10)])[0, 0].whole
+
+
+@pytest.mark.parametrize("told", [0, 1, 2])
+def test_an_interrupt_while_a_request_fails_ends_it_all_the_same(monkeypatch, told):
+    """Two of three samples run and one waits; the error is entered for `told` of the two before it strikes."""
+    engine = Engine(model(2), TOKENIZER, speculate=False)
+    engine.add(ask(8, 10, n=3))
+    engine.step()
+    plain, fail = Transformer.logits, RequestState.fail
+    monkeypatch.setattr(Transformer, "logits", lambda self, hidden: plain(self, hidden) * torch.nan)
+
+    def interrupted(state, error):
+        kept, state.samples = state.samples, state.samples[:told]
+        fail(state, error)
+        state.samples = kept
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RequestState, "fail", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    monkeypatch.setattr(RequestState, "fail", fail)
+    reasons = {}
+    while engine.unfinished:
+        reasons |= {delta.key: delta.finish_reason for delta in engine.step()}
+    assert set(reasons.values()) == {FinishReason.ERROR}
+    assert not engine._requests
+    conserved(engine)
 
 
 def test_the_row_that_is_not_finite_is_the_one_that_is_named(monkeypatch):

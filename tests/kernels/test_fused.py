@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -341,3 +344,15 @@ def test_one_model_in_two_threads() -> None:
             futures = {rows: pool.submit(run, rows) for rows in (1, 4)}
             for rows, future in futures.items():
                 assert torch.equal(future.result(), wanted[rows])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_model_computes_with_its_own_weights(copied: Callable[[Transformer], Transformer]):
+    model = made(PARAMS)
+    tokens = torch.tensor([[5, 6, 7]])
+    before = model(tokens)
+    other = copied(model)
+    assert torch.equal(other(tokens), before)
+    give(other, random_weights(PARAMS, VOCAB, 1))
+    assert torch.equal(other(tokens), made(PARAMS, seed=1)(tokens))
+    assert torch.equal(model(tokens), before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -51,3 +52,11 @@ def test_importing_llama_and_its_errors_loads_only_the_standard_library(statemen
     ours = loaded_by("pass")  # what site loads, such as the hook of an editable install
     added = loaded_by(statement) - ours
     assert added - set(sys.stdlib_module_names) == {"llama"}
+
+
+@pytest.mark.parametrize("module", ["__init__", "model"])
+def test_a_type_checker_sees_no_getattr_that_makes_any_name_valid(module: str) -> None:
+    tree = ast.parse((ROOT / "llama" / f"{module}.py").read_text("utf-8"))
+    assert not [
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "__getattr__"
+    ]

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Protocol
 
+from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
 from . import convert, estimate, info, verify
@@ -72,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="codellama",
         description="Describe, verify and convert checkpoints of the Code Llama family, and estimate their memory.",
     )
+    parser.add_argument("--version", action="version", version=f"codellama {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for name, verb in VERBS.items():
         each = verbs.add_parser(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,10 @@ def test_both_commands_are_one() -> None:
     """`codellama` is installed as the same function."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'codellama = "llama.cli:main"' in project
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"codellama {metadata.version('codellama-runtime')}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,18 @@ def test_sound(): ...
 """
 
 
-def run(folder: Path, tests: str, *options: str) -> tuple[int, list[str]]:
+WRONG = """
+def test_wrong(): pytest.skip("no thing that is here")
+
+def test_unknown(): pytest.skip("not on the list")
+"""
+ABSENT = "import pytest\npytest.importorskip('nothing_of_this_name')\ndef test_it(): ...\n"
+
+
+def run(folder: Path, workers: str, **files: str) -> tuple[int, list[str]]:
     """The exit code of pytest in `folder` with the plugin alone, and the lines it printed."""
-    (folder / "test_it.py").write_text(tests)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
     (folder / "pytest.ini").write_text(f"[pytest]\npythonpath = {SUPPORT}\n")
     (folder / "conftest.py").write_text(
         "import skips\n"
@@ -32,34 +42,38 @@ def run(folder: Path, tests: str, *options: str) -> tuple[int, list[str]]:
         "def pytest_configure(config):\n"
         "    config.pluginmanager.register(skips.Skips())\n"
     )
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options]
-    # The time is a guard against a hang.
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "xdist", "-n", workers]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # each takes its time to import
+        capture_output=True,
+        text=True,
+        timeout=120,  # a guard against a hang
+        check=False,
+    )
     return done.returncode, done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_skips_are_listed_and_allowed_ones_fail_nothing(tmp_path: Path, workers: str) -> None:
-    code, lines = run(tmp_path, TESTS, "-n", workers)
+def test_skips_are_listed_and_allowed_ones_fail_nothing(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, "2", test_it=TESTS)
     assert code == 0
     assert "    3  no such thing here" in lines
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("reason", ["no thing that is here", "not on the list"])
-def test_a_skip_without_a_lack_fails_the_run(tmp_path: Path, workers: str, reason: str) -> None:
-    code, lines = run(tmp_path, TESTS + f"\ndef test_wrong(): pytest.skip({reason!r})\n", "-n", workers)
+def test_a_skip_without_a_lack_fails_the_run(tmp_path: Path, workers: str) -> None:
+    code, lines = run(tmp_path, workers, test_it=TESTS + WRONG)
     assert code == 1
-    assert f"test_it.py::test_wrong: {reason}" in lines
+    assert "test_it.py::test_wrong: no thing that is here" in lines
+    assert "test_it.py::test_unknown: not on the list" in lines
     assert "    3  no such thing here" in lines
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_file_that_skips_itself_fails_the_run(tmp_path: Path, workers: str) -> None:
-    tests = "import pytest\npytest.importorskip('nothing_of_this_name')\ndef test_it(): ...\n"
-    code, lines = run(tmp_path, tests, "-n", workers)
+def test_a_file_that_skips_itself_fails_the_run(tmp_path: Path) -> None:
+    code, lines = run(tmp_path, "2", test_it=TESTS, test_absent=ABSENT)
     assert code != 0
-    assert any("test_it.py skips itself" in line for line in lines)
+    assert any("test_absent.py skips itself" in line for line in lines)
 
 
 def test_kernels_that_could_be_built_here_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:

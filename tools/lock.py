@@ -24,6 +24,8 @@ _OPTIONS = (
     "--no-header",
     "--no-annotate",
 )
+# The extras that the tests need.
+_TESTED = ("dev", "server", "terminal")
 _HEADER = "# {}. Written by tools/lock.py, from constraints.txt; not to be edited.\n"
 
 
@@ -57,9 +59,11 @@ def main() -> None:
     write("requirements-build.lock", "What builds the package and fairscale", build)
     core = resolve("requirements.txt")
     write("requirements.lock", "The core without torch, and what torch needs", core)
-    everything = resolve("pyproject.toml", "--extra=dev", "--constraint=requirements.lock")
+    everything = resolve(
+        "pyproject.toml", *(f"--extra={name}" for name in _TESTED), "--constraint=requirements.lock"
+    )
     dev = {name: block for name, block in everything.items() if name not in core}
-    write("requirements-dev.lock", "What the extra [dev] adds", dev)
+    write("requirements-dev.lock", "What the extras [dev], [server] and [terminal] add", dev)
 
 
 if __name__ == "__main__":

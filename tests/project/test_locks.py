@@ -34,7 +34,7 @@ def extra(name: str) -> list[str]:
     return project["optional-dependencies"][name]
 
 
-def tested() -> list[str]:
+def locked_extras() -> list[str]:
     """The requirements of the extras that the tests need."""
     return [each for name in ("dev", "server", "terminal") for each in extra(name)]
 
@@ -74,7 +74,7 @@ def test_every_release_has_its_hashes_and_no_address_is_named(name) -> None:
 def test_what_the_package_asks_for_is_pinned_within_its_range(python) -> None:
     core, dev = pins(*CORE, python=python), pins(*LOCKS, python=python)
     asked = [(core, each) for each in (*lines("requirements.txt"), "setuptools", "wheel")]
-    for pinned, text in [*asked, *((dev, each) for each in tested())]:
+    for pinned, text in [*asked, *((dev, each) for each in locked_extras())]:
         requirement = Requirement(text)
         if requirement.name != "torch":
             assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
@@ -99,7 +99,7 @@ def test_the_lock_files_hold_what_constraints_txt_says(python) -> None:
 
 def test_nothing_that_an_installed_package_needs_is_left_out_of_the_lock_files() -> None:
     """pip is told to install what they hold and no more."""
-    for names, direct in ((CORE, lines("requirements.txt")), (LOCKS, tested())):
+    for names, direct in ((CORE, lines("requirements.txt")), (LOCKS, locked_extras())):
         pinned = pins(*names, python=".".join(default_environment()["python_full_version"].split(".")[:2]))
         todo, seen = [Requirement(each) for each in direct], set()
         while todo:

@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import convert, estimate, info, verify
+from . import convert, estimate, info, serve, verify
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
 
@@ -33,7 +33,13 @@ class Verb(Protocol):
     def run(self, options: argparse.Namespace) -> int: ...
 
 
-VERBS: dict[str, Verb] = {"info": info, "verify": verify, "convert": convert, "estimate": estimate}
+VERBS: dict[str, Verb] = {
+    "info": info,
+    "verify": verify,
+    "convert": convert,
+    "estimate": estimate,
+    "serve": serve,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; parsed options hold the verb's function as `run`."""
     parser = Parser(
         prog="codellama",
-        description="Describe, verify and convert checkpoints of the Code Llama family, and estimate their memory.",
+        description="Describe, verify, convert and serve checkpoints of the Code Llama family.",
     )
     parser.add_argument("--version", action="version", version=f"codellama {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

@@ -57,7 +57,7 @@ def serving(llama: Llama, **settings: object) -> Iterator[Served]:
     async def main() -> None:
         loops.append((asyncio.get_running_loop(), asyncio.current_task()))
         with contextlib.suppress(asyncio.CancelledError):
-            await serve_http(llama, given, listening=note)
+            await serve_http(llama, given, ready=note)
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()

@@ -18,6 +18,7 @@ from ...errors import PromptTooLongError
 from ...generation import Llama
 from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
 from .. import AsyncEngine, TextDelta
+from .metrics import Metrics
 from .problems import Problem
 from .settings import Settings
 
@@ -74,6 +75,7 @@ class Service:
         self.tokenizer = llama.tokenizer
         self.max_model_len: int = llama.model.params.max_seq_len
         self.started = int(time.time())
+        self.metrics = Metrics(engine)
         self.ready = False
 
     # ---- prompts -------------------------------------------------------------------------------------------
@@ -130,7 +132,6 @@ class Service:
         max_tokens: int | None,
         logprobs: Logprobs = False,
         echo: bool = False,
-        seed: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
         """The engine's requests, one for each prompt. `max_tokens` is clipped to the room that a prompt leaves.
@@ -140,7 +141,8 @@ class Service:
             RequestError: another value that no step could run.
         """
         # Never the library's own draw, which all ranks would have to make together.
-        options["seed"] = secrets.randbelow(_MAX_SEED) if seed is None else seed
+        if options.get("seed") is None:
+            options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
             self._check_room(prompt)
         try:
@@ -226,6 +228,8 @@ class Run:
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))
+                    if delta.sequence is not None:
+                        self.service.metrics.ended(delta.sequence)
                 if news:
                     yield news
                 if self._cut and self._over(row):

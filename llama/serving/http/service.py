@@ -21,6 +21,7 @@ from .. import AsyncEngine, TextDelta
 from .metrics import Metrics
 from .problems import Problem
 from .settings import Settings
+from .token_texts import TokenNames
 
 __all__ = ["News", "Output", "Run", "Service"]
 
@@ -67,12 +68,13 @@ class Output:
 class Service:
     """A model at work, with the operator's settings.
 
-    ready: whether a first token was made; until then health checks fail.
+    ready: whether a first token was made; until then health checks fail. token_names: of the vocabulary.
     """
 
     def __init__(self, llama: Llama, engine: AsyncEngine, settings: Settings) -> None:
         self.llama, self.engine, self.settings = llama, engine, settings
         self.tokenizer = llama.tokenizer
+        self.token_names = TokenNames(llama.tokenizer)
         self.max_model_len: int = llama.model.params.max_seq_len
         self.started = int(time.time())
         self.metrics = Metrics(engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -21,11 +22,13 @@ from .. import AsyncEngine, TextDelta
 from .metrics import Metrics
 from .problems import Problem
 from .settings import Settings
+from .text_fim import looks_like_fim, split_fim
 from .token_texts import TokenNames
 
 __all__ = ["News", "Output", "Run", "Service"]
 
 _MAX_SEED = 1 << 32
+_log = logging.getLogger("llama.serving.http")
 
 
 class News(NamedTuple):
@@ -79,6 +82,7 @@ class Service:
         self.started = int(time.time())
         self.metrics = Metrics(engine)
         self.ready = False
+        self._warned_of_fim = False
 
     # ---- prompts -------------------------------------------------------------------------------------------
 
@@ -92,9 +96,25 @@ class Service:
             message = f"there is no model {name!r} here; this server has {self.settings.model_name!r}"
             raise Problem(404, "model_not_found", message, "model")
 
-    def text_prompt(self, text: str) -> Prompt:
-        """The prompt that continues a text."""
+    def text_prompt(self, text: str, *, text_fim: bool = False) -> Prompt:
+        """The prompt that continues a text.
+
+        text_fim: whether infilling written as text with markers is recognised, besides the operator's wish.
+
+        Raises:
+            Problem: 400, a marker stands twice in such a text.
+            UnsupportedError: such a text, and the model cannot infill.
+        """
         self._check_length(text)
+        if text_fim or self.settings.text_fim:
+            if (found := split_fim(text)) is not None:
+                return self.infilling_prompt(found.prefix, found.suffix, suffix_first=found.suffix_first)
+        elif not self._warned_of_fim and looks_like_fim(text):
+            self._warned_of_fim = True
+            _log.warning(
+                "a prompt holds <PRE>, <SUF> and <MID>, which are plain text to the model; if clients of this"
+                " server send infilling that way, start it with --text-fim"
+            )
         return completion_prompt(self.tokenizer, text)
 
     def infilling_prompt(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> Prompt:

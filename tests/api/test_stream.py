@@ -45,6 +45,23 @@ def test_deltas_come_as_they_are_made(llama):
     assert "".join(delta.text for delta in first[:5])
 
 
+def test_each_delta_has_its_ids_and_scores(llama):
+    """No id comes before its text; joined they are what `generate` returns, with its log-probabilities."""
+    prompts, options = ["a b", "def return"], {"temperature": 1.2, "max_gen_len": 12, "seed": 3, "n": 2}
+    given = [llama.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+    tokens, logs = llama.generate(given, 12, 1.2, logprobs=True, seed=3, n=2)
+    ids, scores, text = [[] for _ in range(4)], [[] for _ in range(4)], [""] * 4
+    for delta in llama.stream(prompts, **options):
+        row = 2 * delta.index + delta.sample
+        ids[row] += delta.tokens
+        scores[row] += [score.logprob for score in delta.scores]
+        text[row] += delta.text
+        assert text[row].startswith(llama.tokenizer.decode_infilling(ids[row]))
+    assert ids == tokens
+    for mine, theirs in zip(scores, logs, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
 def test_the_last_delta_of_a_stream_has_counts_and_times(llama: Llama) -> None:
     *before, last = llama.stream(["def return self"], temperature=0, max_gen_len=8)
     assert all(delta.counts is None for delta in before)

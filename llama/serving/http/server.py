@@ -60,13 +60,13 @@ async def serve_http(
     settings: Settings,
     listener: socket.socket | None = None,
     *,
-    ready: Callable[[str], object] | None = None,
+    ready: Callable[[Service, str], object] | None = None,
 ) -> None:
     """Serve on rank 0 until SIGTERM, while the other ranks follow. All ranks call it.
 
     Args:
         listener: from `bind`, on rank 0; by default made here.
-        ready: called with the address when the first token was made.
+        ready: called with the service and its address when the first token was made.
 
     Raises:
         ConfigError: the address or the TLS files cannot be used.
@@ -81,7 +81,7 @@ async def serve_http(
             over = asyncio.ensure_future(engine.ended())
             try:
                 await _warm(service)
-                (ready or _announce)(_address(settings, bound))
+                (ready or _announce)(service, _address(settings, bound))
                 await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 over.cancel()
@@ -126,5 +126,5 @@ def _address(settings: Settings, bound: socket.socket) -> str:
     return f"http{'s' if settings.ssl_certfile else ''}://{host}:{bound.getsockname()[1]}"
 
 
-def _announce(address: str) -> None:
+def _announce(service: Service, address: str) -> None:
     tell(f"Serving on {address}")

@@ -145,18 +145,18 @@ class WholeReply(_RunReply):
         watch: Callable[[Sequence[News]], object] | None = None,
     ) -> None:
         super().__init__(run, family)
-        self.render, self.watch = render, watch
+        self._value, self._seen = render, watch
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def collect() -> None:
             async for news in self.run:
-                if self.watch is not None:
-                    self.watch(news)
+                if self._seen is not None:
+                    self._seen(news)
 
         async def answer() -> None:
             try:
                 await self._timed(collect())
-                reply = JsonReply(self.render(self.run.outputs))
+                reply = JsonReply(self._value(self.run.outputs))
             except Exception as error:
                 reply = JsonReply.of(self.family, error)
             await reply(scope, receive, send)

@@ -42,12 +42,14 @@ async def serve_http(
         server = _Server(config)
         with _socket(settings) as listener:
             serving = asyncio.ensure_future(server.serve([listener]))
-            (listening or tell)(f"http://{settings.host}:{listener.getsockname()[1]}")
-            await _warm(service)
-            ended = asyncio.ensure_future(engine.ended())
-            await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
-            server.should_exit = True
-            await serving
+            try:
+                (listening or tell)(f"http://{settings.host}:{listener.getsockname()[1]}")
+                await _warm(service)
+                ended = asyncio.ensure_future(engine.ended())
+                await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                server.should_exit = True
+                await asyncio.wait({serving})
 
     await llama.serve(main, drain_seconds=settings.drain_seconds)
 

@@ -16,7 +16,7 @@ from ...engine import FinishReason, Request
 from ...engine.sequence import SequenceState, TokenScore
 from ...errors import PromptTooLongError
 from ...generation import Llama
-from ...prompts import Prompt, completion_prompt, infilling_prompt
+from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
 from .. import AsyncEngine, TextDelta
 from .problems import Problem
 from .settings import Settings
@@ -97,6 +97,23 @@ class Service:
         """The prompt that fills between two texts. Raises UnsupportedError if the model cannot."""
         self._check_length(prefix, suffix)
         return infilling_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first)
+
+    def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
+        """The prompt that answers messages, by the capability of this deployment.
+
+        chat: the vocabulary's chat format. completion and python continue the last message's text as it is;
+        infilling fills its one <FILL>. (The meaning of lmdeploy's capabilities.)
+
+        Raises:
+            DialogError, UnsafeTagError, PromptError, UnsupportedError: as the functions of llama/prompts.py.
+        """
+        contents = [message["content"] for message in messages]
+        self._check_length(*contents)
+        if self.settings.capability == "chat" or not contents or messages[-1]["role"] != "user":
+            return chat_prompt(self.tokenizer, messages)
+        if self.settings.capability == "infilling":
+            return self.infilling_prompt(*split_fill(contents[-1]))
+        return self.text_prompt(contents[-1])
 
     def ids_prompt(self, ids: Sequence[int]) -> Prompt:
         """The prompt that continues ids as they are: no bos is added, control ids are allowed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -18,12 +19,16 @@ from ...errors import PromptTooLongError
 from ...generation import Llama
 from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
 from .. import AsyncEngine, TextDelta
+from .metrics import Metrics
 from .problems import Problem
 from .settings import Settings
+from .text_fim import looks_like_fim, split_fim
+from .token_texts import TokenNames
 
 __all__ = ["News", "Output", "Run", "Service"]
 
 _MAX_SEED = 1 << 32
+_log = logging.getLogger("llama.serving.http")
 
 
 class News(NamedTuple):
@@ -66,15 +71,18 @@ class Output:
 class Service:
     """A model at work, with the operator's settings.
 
-    ready: whether a first token was made; until then health checks fail.
+    ready: whether a first token was made; until then health checks fail. token_names: of the vocabulary.
     """
 
     def __init__(self, llama: Llama, engine: AsyncEngine, settings: Settings) -> None:
         self.llama, self.engine, self.settings = llama, engine, settings
         self.tokenizer = llama.tokenizer
+        self.token_names = TokenNames(llama.tokenizer)
         self.max_model_len: int = llama.model.params.max_seq_len
         self.started = int(time.time())
+        self.metrics = Metrics(engine)
         self.ready = False
+        self._warned_of_fim = False
 
     # ---- prompts -------------------------------------------------------------------------------------------
 
@@ -88,9 +96,25 @@ class Service:
             message = f"there is no model {name!r} here; this server has {self.settings.model_name!r}"
             raise Problem(404, "model_not_found", message, "model")
 
-    def text_prompt(self, text: str) -> Prompt:
-        """The prompt that continues a text."""
+    def text_prompt(self, text: str, *, text_fim: bool = False) -> Prompt:
+        """The prompt that continues a text.
+
+        text_fim: whether infilling written as text with markers is recognised, besides the operator's wish.
+
+        Raises:
+            Problem: 400, a marker stands twice in such a text.
+            UnsupportedError: such a text, and the model cannot infill.
+        """
         self._check_length(text)
+        if text_fim or self.settings.text_fim:
+            if (found := split_fim(text)) is not None:
+                return self.infilling_prompt(found.prefix, found.suffix, suffix_first=found.suffix_first)
+        elif not self._warned_of_fim and looks_like_fim(text):
+            self._warned_of_fim = True
+            _log.warning(
+                "a prompt holds <PRE>, <SUF> and <MID>, which are plain text to the model; if clients of this"
+                " server send infilling that way, start it with --text-fim"
+            )
         return completion_prompt(self.tokenizer, text)
 
     def infilling_prompt(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> Prompt:
@@ -130,7 +154,6 @@ class Service:
         max_tokens: int | None,
         logprobs: Logprobs = False,
         echo: bool = False,
-        seed: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
         """The engine's requests, one for each prompt. `max_tokens` is clipped to the room that a prompt leaves.
@@ -140,7 +163,8 @@ class Service:
             RequestError: another value that no step could run.
         """
         # Never the library's own draw, which all ranks would have to make together.
-        options["seed"] = secrets.randbelow(_MAX_SEED) if seed is None else seed
+        if options.get("seed") is None:
+            options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
             self._check_room(prompt)
         try:
@@ -226,6 +250,8 @@ class Run:
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))
+                    if delta.sequence is not None:
+                        self.service.metrics.ended(delta.sequence)
                 if news:
                     yield news
                 if self._cut and self._over(row):

@@ -49,23 +49,11 @@ class SamplingBody(Body):
     """
 
     INERT: ClassVar[frozenset[str]] = frozenset(
-        [
-            "user",
-            "metadata",
-            "store",
-            "request_id",
-            "priority",
-            "service_tier",
-            "safety_identifier",
-            "prompt_cache_key",
-            "prompt_cache_retention",
-            "cache_prompt",
-            "id_slot",
-            "samplers",
-            "keep_alive",
-            "t_max_prompt_ms",
-            "t_max_predict_ms",
-        ]
+        (
+            *("user", "metadata", "store", "request_id", "priority", "service_tier", "safety_identifier"),
+            *("prompt_cache_key", "prompt_cache_retention", "keep_alive"),
+            *("cache_prompt", "id_slot", "samplers", "t_max_prompt_ms", "t_max_predict_ms"),
+        )
     )
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "use_beam_search": (False,),
@@ -114,11 +102,11 @@ class SamplingBody(Body):
         Raises:
             Problem: they differ.
         """
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        if len(set(given.values())) > 1:
-            told = ", ".join(f"{name} {value}" for name, value in given.items())
-            raise Problem(400, "invalid_request", f"{told}: these mean the same; give one", [*given][-1])
-        return next(iter(given.values()), None)
+        given = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        if len({value for _, value in given}) > 1:
+            told = ", ".join(f"{name} {value}" for name, value in given)
+            raise Problem(400, "invalid_request", f"{told}: these mean the same; give one", given[-1][0])
+        return given[0][1] if given else None
 
     def limit(self, default: int | None) -> int | None:
         """Most tokens to generate; None for as many as there is room for."""
@@ -129,11 +117,12 @@ class SamplingBody(Body):
 
     def sampling(self) -> dict[str, Any]:
         """Keywords of `Service.requests`, all but temperature and max_tokens."""
+        penalty = self.one_of("repetition_penalty", "repeat_penalty")
         told: dict[str, Any] = {
             "top_p": self.top_p,
             "top_k": max(0, self.top_k),
             "min_p": self.min_p,
-            "repetition_penalty": self.one_of("repetition_penalty", "repeat_penalty") or 1.0,
+            "repetition_penalty": 1.0 if penalty is None else penalty,
             "stop": self.stop,
             "stop_ids": self.stop_token_ids,
             "seed": self._seed(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from ranks import ROOT
 
 from llama import Llama
 from llama.serving.http.server import serve_http
+from llama.serving.http.service import Service
 from llama.serving.http.settings import Settings
 
 # Seconds. A guard against hanging, far above what anything here takes on a busy machine.
@@ -21,12 +23,17 @@ LIMIT = 120.0
 
 @dataclass
 class Served:
-    """A server that runs: its address, its model (which nobody else may use meanwhile), and a client."""
+    """A server that runs: its address, the service (whose model nobody else may use meanwhile), and a client."""
 
     url: str
-    llama: Llama
-    settings: Settings
+    service: Service
     client: httpx.Client
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """For sockets."""
+        host, _, port = self.url.rpartition("://")[2].rpartition(":")
+        return host, int(port)
 
     def post(self, path: str, body: object, **more: object) -> httpx.Response:
         return self.client.post(path, json=body, **more)
@@ -44,27 +51,28 @@ def bundled(**options: object) -> Llama:
 
 
 @contextlib.contextmanager
-def serving(llama: Llama, **settings: object) -> Iterator[Served]:
+def serving(llama: Llama, listener: socket.socket | None = None, **settings: object) -> Iterator[Served]:
     """Serve a model until the block ends. `settings` are fields of Settings."""
     given = Settings(**{"model_name": "CodeLlama-tiny", "port": 0, **settings})
-    address: list[str] = []
+    found: list[tuple[Service, str]] = []
     listening, loops = threading.Event(), []
 
-    def note(url: str) -> None:
-        address.append(url)
+    def note(service: Service, url: str) -> None:
+        found.append((service, url))
         listening.set()
 
     async def main() -> None:
         loops.append((asyncio.get_running_loop(), asyncio.current_task()))
         with contextlib.suppress(asyncio.CancelledError):
-            await serve_http(llama, given, listening=note)
+            await serve_http(llama, given, listener, ready=note)
 
     thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
     thread.start()
     assert listening.wait(LIMIT), "the server did not start"
     try:
-        with httpx.Client(base_url=address[0], timeout=LIMIT) as client:
-            yield Served(address[0], llama, given, client)
+        service, url = found[0]
+        with httpx.Client(base_url=url, timeout=LIMIT) as client:
+            yield Served(url, service, client)
     finally:
         loop, task = loops[0]
         loop.call_soon_threadsafe(task.cancel)

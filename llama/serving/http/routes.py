@@ -9,9 +9,8 @@ from typing import NamedTuple
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .bodies import Body, Json, read_object
+from .bodies import Body, Json
 from .service import Service
-from .settings import Settings
 
 __all__ = ["Call", "Route"]
 
@@ -26,10 +25,10 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True)
 class Route:
-    """A path of a door, and what answers there.
+    """Paths of a door, and what answers there.
 
     handler: quick and without waiting; whatever takes time is in the reply that it returns. It may raise a
-    Problem or an error of this package. bodies: models of the bodies that the path takes, for the schema.
+    Problem or an error of this package. bodies: models of the bodies that the paths take, for the schema.
     """
 
     method: str
@@ -37,7 +36,3 @@ class Route:
     summary: str
     handler: Callable[[Call], Response]
     bodies: tuple[type[Body], ...] = ()
-
-    async def read(self, request: Request, settings: Settings) -> Json:
-        """The body's object. Raises as `read_object`."""
-        return await read_object(request, settings.max_body, settings.body_timeout)

@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from ...errors import ConfigError
 from ...generation import Llama
-from ...printable import tell
+from ...printable import reason, tell
 from .. import AsyncEngine
 from .app import create_app
 from .service import Service
 from .settings import Settings
 
-__all__ = ["serve_http"]
+__all__ = ["bind", "serve_http"]
+
+# Seconds that answers have to leave for their clients once nothing runs any more.
+_LAST_BYTES = 1.0
 
 
 class _Server(uvicorn.Server):
@@ -27,31 +31,87 @@ class _Server(uvicorn.Server):
         yield
 
 
+def bind(settings: Settings) -> socket.socket:
+    """The server's address, taken but not yet open: clients are refused until the model is there.
+
+    Raises:
+        ConfigError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host} port {settings.port}: {reason(error)}; choose another"
+        ) from None
+    return listener
+
+
 async def serve_http(
-    llama: Llama, settings: Settings, *, listening: Callable[[str], object] | None = None
+    llama: Llama,
+    settings: Settings,
+    listener: socket.socket | None = None,
+    *,
+    ready: Callable[[Service, str], object] | None = None,
 ) -> None:
     """Serve on rank 0 until SIGTERM, while the other ranks follow. All ranks call it.
 
     Args:
-        listening: called with the address, once connections are accepted.
+        listener: from `bind`, on rank 0; by default made here.
+        ready: called with the service and its address when the first token was made.
+
+    Raises:
+        ConfigError: the address or the TLS files cannot be used.
+        RankError: a rank failed or died.
     """
 
     async def main(engine: AsyncEngine) -> None:
         service = Service(llama, engine, settings)
-        config = uvicorn.Config(create_app(service), lifespan="off", log_config=None, server_header=False)
-        server = _Server(config)
-        with _socket(settings) as listener:
-            serving = asyncio.ensure_future(server.serve([listener]))
+        server = _Server(_config(service))
+        with listener or bind(settings) as bound:
+            serving = asyncio.ensure_future(server.serve([bound]))
+            over = asyncio.ensure_future(engine.ended())
             try:
-                (listening or tell)(f"http://{settings.host}:{listener.getsockname()[1]}")
                 await _warm(service)
-                ended = asyncio.ensure_future(engine.ended())
-                await asyncio.wait({serving, ended}, return_when=asyncio.FIRST_COMPLETED)
+                (ready or _announce)(service, _address(settings, bound))
+                await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                over.cancel()
                 server.should_exit = True
                 await asyncio.wait({serving})
+            serving.result()
 
     await llama.serve(main, drain_seconds=settings.drain_seconds)
+
+
+def _config(service: Service) -> uvicorn.Config:
+    settings = service.settings
+    config = uvicorn.Config(
+        create_app(service),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=_LAST_BYTES,  # type: ignore[arg-type]  # it is given to asyncio.wait_for
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError among them
+        raise ConfigError(f"the TLS files cannot be used: {reason(error)}") from None
+    return config
 
 
 async def _warm(service: Service) -> None:
@@ -61,10 +121,10 @@ async def _warm(service: Service) -> None:
     service.ready = True
 
 
-@contextlib.contextmanager
-def _socket(settings: Settings) -> Iterator[socket.socket]:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        yield listener
+def _address(settings: Settings, bound: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http{'s' if settings.ssl_certfile else ''}://{host}:{bound.getsockname()[1]}"
+
+
+def _announce(service: Service, address: str) -> None:
+    tell(f"Serving on {address}")

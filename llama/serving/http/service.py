@@ -19,9 +19,11 @@ from ...errors import PromptTooLongError
 from ...generation import Llama
 from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
 from .. import AsyncEngine, TextDelta
+from .metrics import Metrics
 from .problems import Problem
 from .settings import Settings
 from .text_fim import looks_like_fim, split_fim
+from .token_texts import TokenNames
 
 __all__ = ["News", "Output", "Run", "Service"]
 
@@ -69,14 +71,16 @@ class Output:
 class Service:
     """A model at work, with the operator's settings.
 
-    ready: whether a first token was made; until then health checks fail.
+    ready: whether a first token was made; until then health checks fail. token_names: of the vocabulary.
     """
 
     def __init__(self, llama: Llama, engine: AsyncEngine, settings: Settings) -> None:
         self.llama, self.engine, self.settings = llama, engine, settings
         self.tokenizer = llama.tokenizer
+        self.token_names = TokenNames(llama.tokenizer)
         self.max_model_len: int = llama.model.params.max_seq_len
         self.started = int(time.time())
+        self.metrics = Metrics(engine)
         self.ready = False
         self._warned_of_fim = False
 
@@ -150,7 +154,6 @@ class Service:
         max_tokens: int | None,
         logprobs: Logprobs = False,
         echo: bool = False,
-        seed: int | None = None,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
         """The engine's requests, one for each prompt. `max_tokens` is clipped to the room that a prompt leaves.
@@ -160,7 +163,8 @@ class Service:
             RequestError: another value that no step could run.
         """
         # Never the library's own draw, which all ranks would have to make together.
-        options["seed"] = secrets.randbelow(_MAX_SEED) if seed is None else seed
+        if options.get("seed") is None:
+            options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
             self._check_room(prompt)
         try:
@@ -246,6 +250,8 @@ class Run:
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))
+                    if delta.sequence is not None:
+                        self.service.metrics.ended(delta.sequence)
                 if news:
                     yield news
                 if self._cut and self._over(row):

@@ -83,6 +83,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"md5 is not on this machine": _absent("md5"),
     r"md5sum is not on this machine": _absent("md5sum"),
     r"python3 is not on this machine": _absent("python3"),
+    r"openssl is not on this machine": _absent("openssl"),
     r"shellcheck is not on this machine": _absent("shellcheck"),
     r"needs a mount namespace of its own": _absent("unshare"),
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,

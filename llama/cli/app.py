@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import convert, estimate, info, serve, verify
+from . import chat, client, complete, convert, estimate, infill, info, serve, verify
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
 
@@ -34,11 +34,15 @@ class Verb(Protocol):
 
 
 VERBS: dict[str, Verb] = {
+    "serve": serve,
+    "chat": chat,
+    "client": client,
+    "complete": complete,
+    "infill": infill,
     "info": info,
     "verify": verify,
     "convert": convert,
     "estimate": estimate,
-    "serve": serve,
 }
 
 
@@ -77,7 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; parsed options hold the verb's function as `run`."""
     parser = Parser(
         prog="codellama",
-        description="Describe, verify, convert and serve checkpoints of the Code Llama family.",
+        description="Serve and run models of the Code Llama family; describe, verify and convert their checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"codellama {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

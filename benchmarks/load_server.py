@@ -3,8 +3,6 @@
     python benchmarks/load_server.py throughput                  tokens/s of 1, 8, 32, 64 streams, 110m
     python benchmarks/load_server.py first_token                 what HTTP adds to the time to the first token
     python benchmarks/load_server.py events                      CPU time of an event, with a model that takes none
-    python benchmarks/load_server.py peers --command '...'       another server on the same weights, in turn
-    python benchmarks/load_server.py faults                      500 requests, some of which leave or are bad
 
 Clients run in a process of their own (http_load.py). The model has one core less than the machine, for both.
 """
@@ -23,15 +21,17 @@ from typing import Any
 
 import fire
 import torch
+from engine_overhead import NullModel
 from engine_runs import GREEDY, make_request, percentile
 from http_load import Seen, load
-from peers import SHAPES, make_ours, parts, random_prompts, spread
+from peers import SHAPES, TOKENIZER, make_ours, parts, random_prompts, spread
 
 from llama.engine import Request
 from llama.generation import Llama
 from llama.serving import AsyncEngine, serve
 from llama.serving.http.server import serve_http
 from llama.serving.http.settings import Settings
+from llama.tokenizer import Tokenizer
 
 _PATH = "/v1/completions"
 
@@ -155,5 +155,31 @@ def first_token(shape: str = "110m", dtype: str = "bfloat16", requests: int = 60
     print(f"added by HTTP: p50 {percentile(added, 0.5):.1f} ms, p99 {percentile(added, 0.99):.1f} ms")
 
 
+def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
+    """CPU time that HTTP adds to an event, with a model that takes none; the bare engine's is taken off."""
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer(TOKENIZER)
+    llama = Llama(NullModel(tokenizer.n_words, tokenizer.n_words), tokenizer, prefix_reuse=False)
+    for count in (int(each) for each in parts(streams)):
+        prompts = random_prompts([8] * count, high=tokenizer.n_words)
+        requests = [make_request(prompt, new, GREEDY, speculate=False) for prompt in prompts]
+        added, joined = [], []
+        for i in range(rounds + 1):
+            started = time.process_time()
+            _bare(llama, requests)
+            bare = time.process_time() - started
+            with _served(llama) as port:
+                started = time.process_time()
+                seen = load("127.0.0.1", port, _PATH, [_body(prompt, new) for prompt in prompts])
+                http = time.process_time() - started
+            _check(seen)
+            found = sum(each.events for each in seen)
+            if i:
+                added.append(1e6 * (http - bare) / found)
+                joined.append(count * new / found)
+        cost = f"{statistics.median(added):6.0f} us an event ({min(added):.0f} to {max(added):.0f})"
+        print(f"{count:3} streams: {cost}, {statistics.median(joined):.2f} tokens an event")
+
+
 if __name__ == "__main__":
-    fire.Fire({"throughput": throughput, "first_token": first_token})
+    fire.Fire({"throughput": throughput, "first_token": first_token, "events": events})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from starlette.responses import Response
 
 from ... import __version__
@@ -22,7 +24,7 @@ class TemplateBody(Body):
 
     messages: list[ChatMessage]
     INERT = frozenset({"model", "add_generation_prompt", "stream", "tool_choice", "parallel_tool_calls"})
-    REFUSED = {
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": ([],),
         "functions": ([],),
         "response_format": ({"type": "text"},),

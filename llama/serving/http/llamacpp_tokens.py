@@ -7,11 +7,10 @@ with one exception that programs rely on: a text that is exactly one control pie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.responses import Response
 
-from ...prompts import Message
 from .bodies import Body, Int, Json, parse
 from .llamacpp_messages import ChatMessage, plain_messages
 from .llamacpp_shapes import FAMILY, control_id
@@ -49,7 +48,7 @@ class VllmChatTokenizeBody(Body):
     messages: list[ChatMessage]
     return_token_strs: bool = False
     INERT = frozenset({"add_special_tokens", "add_generation_prompt"})
-    REFUSED = {
+    REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": ([],),
         "continue_final_message": (False,),
         "chat_template": (),

@@ -173,7 +173,7 @@ class Service:
         if options.get("seed") is None:
             options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
-            self.check_room(len(prompt.tokens))
+            self.check_room(len(prompt.tokens), 0 if max_tokens == 0 else 1)
         try:
             return self.llama.requests(
                 prompts, temperature, top_p, max_tokens, logprobs=logprobs, echo=echo, **options
@@ -193,13 +193,13 @@ class Service:
         except PromptTooLongError as error:
             raise self._no_room(str(error), self.tokenizer.fewest_ids(sum(map(len, texts)))) from None
 
-    def check_room(self, length: int) -> None:
-        """Refuse a prompt of so many tokens if no token of an answer would fit behind it.
+    def check_room(self, length: int, least: int = 1) -> None:
+        """Refuse a prompt of so many tokens if not even `least` tokens of an answer would fit behind it.
 
         Raises:
             Problem: 400 context_length_exceeded, with the numbers.
         """
-        if length >= self.max_model_len:
+        if length + least > self.max_model_len:
             raise self._no_room(
                 f"the prompt has {length:,} tokens, and prompt and answer together may have"
                 f" {self.max_model_len:,}; shorten it",

@@ -235,6 +235,7 @@ class Run:
         """Everything unread at each turn. Closing it, or cancelling its task, cancels what still runs.
 
         Raises:
+            Problem: 503, the server ended first.
             Exception: the error that ended a request.
         """
         merged = self._one(0) if len(self._streams) == 1 else self._merged()
@@ -247,6 +248,8 @@ class Run:
             async for deltas in batches:
                 news = []
                 for delta in deltas:
+                    if delta.finish_reason is FinishReason.CANCELLED:
+                        raise Problem(503, "incomplete", "the server ended before the answer was complete")
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))

@@ -21,6 +21,7 @@ from . import (
     openai_completions,
     openai_models,
     operations,
+    tgi,
 )
 from .bodies import Body, read_object
 from .guard import Guard
@@ -39,6 +40,7 @@ DOORS: tuple[Any, ...] = (
     llamacpp_tokens,
     openai_chat,
     openai_models,
+    tgi,
     operations,
 )
 

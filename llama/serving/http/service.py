@@ -247,7 +247,7 @@ class Service:
 
 def _ended_early() -> Problem:
     message = "the server ended before the answer was complete; send the request to another one"
-    return Problem(503, "unavailable", message, headers={"Retry-After": "1"})
+    return Problem(503, "incomplete", message, headers={"Retry-After": "1"})
 
 
 class Run:
@@ -272,6 +272,7 @@ class Run:
         """Everything unread at each turn. Closing it, or cancelling its task, cancels what still runs.
 
         Raises:
+            Problem: 503, the server ended first.
             Exception: the error that ended a request.
         """
         merged = self._one(0) if len(self._streams) == 1 else self._merged()

@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import chat, client, complete, convert, estimate, infill, info, verify
+from . import batch, chat, client, complete, convert, estimate, infill, info, serve, verify
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
 
@@ -38,6 +38,8 @@ VERBS: dict[str, Verb] = {
     "client": client,
     "complete": complete,
     "infill": infill,
+    "batch": batch,
+    "serve": serve,
     "info": info,
     "verify": verify,
     "convert": convert,
@@ -80,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; parsed options hold the verb's function as `run`."""
     parser = Parser(
         prog="codellama",
-        description="Run models of the Code Llama family; describe, verify and convert their checkpoints.",
+        description="Run and serve models of the Code Llama family; describe, verify and convert checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"codellama {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

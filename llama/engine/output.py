@@ -43,14 +43,15 @@ def extend(
     if reason is not None:
         finish(sequence, text, kept, reason, now)
         return True
-    sequence.journal.append(JournalEntry(text, kept))
+    settled = len(sequence.request.prompt) + sequence.detokenizer.kept_tokens
+    sequence.journal.append(JournalEntry(text, kept, settled))
     return False
 
 
 def finish(sequence: SequenceState, text: str, kept: int, reason: FinishReason, now: float) -> None:
     """End a sequence with its last text; the first `kept` of its tokens, prompt included, count."""
     sequence.times.ended = now
-    sequence.journal.append(JournalEntry(text, kept, reason))
+    sequence.journal.append(JournalEntry(text, kept, kept, reason))
     # Only after the append: until then a restore may need the tokens of earlier steps.
     del sequence.tokens[kept:], sequence.scores[kept - len(sequence.request.prompt) :]
     sequence.finish_reason = reason

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Iterable
@@ -95,7 +96,7 @@ class AsyncEngine:
         """Run a request -> the text deltas of all its samples, as they are generated.
 
         The request is checked now and queued when the first delta is awaited. Joined, a sample's deltas are
-        its whole text; the last one has a finish_reason. Closing the generator, leaving the loop over it by
+        its whole text and its ids; the last one has a finish_reason. Closing the generator, leaving the loop over it by
         an error, or cancelling its task cancels the request.
 
         Raises:
@@ -106,19 +107,24 @@ class AsyncEngine:
         """
         self._raise_if_closed()
         self.engine.check(request)
+        return self._singly(request)
+
+    def batches(self, request: Request) -> AsyncGenerator[list[TextDelta], None]:
+        """As `stream`, but everything that is unread at once: one or more deltas each time.
+
+        For servers: what came while the caller was busy goes out in one write. Raises as `stream`.
+        """
+        self._raise_if_closed()
+        self.engine.check(request)
         return self._read(request)
 
     async def complete(self, request: Request) -> list[TextDelta]:
-        """Run a request -> one delta for each sample, with its whole text. Raises as `stream`."""
-        texts: list[list[str]] = [[] for _ in range(request.n)]
-        last: dict[int, TextDelta] = {}
-        async for delta in self.stream(request):
-            texts[delta.sample].append(delta.text)
-            last[delta.sample] = delta
-        return [
-            TextDelta(i, "".join(text), last[i].finish_reason, last[i].sequence)
-            for i, text in enumerate(texts)
-        ]
+        """Run a request -> one delta for each sample, with all its text and ids. Raises as `stream`."""
+        found: list[list[TextDelta]] = [[] for _ in range(request.n)]
+        async for batch in self.batches(request):
+            for delta in batch:
+                found[delta.sample].append(delta)
+        return [TextDelta.joined(deltas) for deltas in found]
 
     async def close(self, *, drain: bool = False) -> None:
         """End the service. Every open stream ends at once with FinishReason.CANCELLED. May be called again.
@@ -147,15 +153,20 @@ class AsyncEngine:
 
     # ---- on a caller's loop ------------------------------------------------------------------------
 
-    async def _read(self, request: Request) -> AsyncGenerator[TextDelta, None]:
+    async def _singly(self, request: Request) -> AsyncGenerator[TextDelta, None]:
+        async with contextlib.aclosing(self._read(request, 1)) as batches:
+            async for (delta,) in batches:
+                yield delta
+
+    async def _read(self, request: Request, most: int | None = None) -> AsyncGenerator[list[TextDelta], None]:
         stream = self._queue(request)
         try:
-            while stream.unfinished or stream.items:
-                delta = await stream.next()
+            while not stream.over:
+                deltas = await stream.next(most)
                 if stream.paused and stream.unread <= self._unread // 2:
                     stream.paused = False
                     self._inbox.put(Resume(stream.ticket))
-                yield delta
+                yield deltas
         finally:
             self._streams.pop(stream.ticket, None)
             if stream.unfinished:
@@ -207,10 +218,10 @@ class AsyncEngine:
             if stream is None:
                 continue  # its caller has left; the Cancel is on its way
             if isinstance(result, Delta):
-                if not result.text and result.finish_reason is None:
+                delta = TextDelta.of(result)
+                if delta is None:
                     continue
-                record = None if result.finish_reason is None else result.sequence
-                items.append((stream, TextDelta(result.key[1], result.text, result.finish_reason, record)))
+                items.append((stream, delta))
             else:
                 items.append((stream, result))
             stream.given += 1

@@ -44,7 +44,8 @@ class RemoteBackend:
     async def stream(self, ask: Ask, sampling: Sampling) -> AsyncGenerator[str | End, None]:
         """See `Backend`."""
         path, body = self._body(ask, sampling)
-        finish, usage = None, {}
+        finish: str | None = None
+        usage: dict[str, Any] = {}
         with _named(self._client):
             async with self._client.stream("POST", path, json=body) as response:
                 if response.status_code != 200:

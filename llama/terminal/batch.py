@@ -143,8 +143,8 @@ class Batch:
 
     def __init__(self, source: Path, target: Path) -> None:
         self._source = source
-        self._total = count_requests(source)
         self._answers = AnswerFile(target, source)
+        self._total = count_requests(source)
         if self._answers.torn:
             tell(f"the last line of {target} was not whole; it is dropped")
         if self._answers.done:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ class AnswerFile:
         source: IN.
 
     Raises:
-        ConfigError: it is IN itself, has answers to other requests, or another batch writes it.
+        ConfigError: IN is no file, or this one; it has answers to other requests, or another batch writes it.
         OSError: it cannot be opened.
     """
 
@@ -136,20 +137,19 @@ class AnswerFile:
         self.path = path
         self.done = 0
         self.torn = False
+        of_source = source.stat()
+        if not stat.S_ISREG(of_source.st_mode):
+            raise ConfigError(f"{source} is not a file; requests are read from one, more than once")
         self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            if os.path.samestat(of_source, os.fstat(self._handle)):
+                raise ConfigError(f"{path} is the file of the requests too; name another one for the answers")
             self._begin(source)
         except BaseException:
             os.close(self._handle)
             raise
 
     def _begin(self, source: Path) -> None:
-        if os.path.sameopenfile(self._handle, source_handle := os.open(source, os.O_RDONLY)):
-            os.close(source_handle)
-            raise ConfigError(
-                f"{self.path} is the file of the requests too; name another one for the answers"
-            )
-        os.close(source_handle)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -34,12 +34,12 @@ class Verb(Protocol):
 
 
 VERBS: dict[str, Verb] = {
+    "serve": serve,
     "chat": chat,
     "client": client,
     "complete": complete,
     "infill": infill,
     "batch": batch,
-    "serve": serve,
     "info": info,
     "verify": verify,
     "convert": convert,
@@ -82,7 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line of all verbs; parsed options hold the verb's function as `run`."""
     parser = Parser(
         prog="codellama",
-        description="Run and serve models of the Code Llama family; describe, verify and convert checkpoints.",
+        description="Serve and run models of the Code Llama family; describe, verify and convert their checkpoints.",
     )
     parser.add_argument("--version", action="version", version=f"codellama {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")

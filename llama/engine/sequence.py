@@ -86,13 +86,16 @@ class JournalEntry(NamedTuple):
     """What a step added to a sequence.
 
     text: what it made safe to show. tokens: how many it has since then, prompt included. settled: how many of
-    these have had all their text returned; at the end all of them. reason: why it ended, if it did.
+    these have had all their text returned; at the end all of them. reason: why it ended, if it did. dropped: at
+    the end, ids that were generated and are not part of the output, with their scores: those from a stop string
+    on, and the stop id.
     """
 
     text: str
     tokens: int
     settled: int
     reason: FinishReason | None = None
+    dropped: tuple[tuple[int, TokenScore], ...] = ()
 
 
 @dataclass(eq=False)
@@ -173,6 +176,11 @@ class SequenceState:
     def generated(self) -> int:
         """How many ids were generated so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def dropped(self) -> tuple[tuple[int, TokenScore], ...]:
+        """At the end: the ids that were generated and are not part of the output, with their scores."""
+        return self.journal[-1].dropped if self.journal else ()
 
     @property
     def counts(self) -> Counts:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def read_pipe(content: bytes, pieces: list[int] = []) -> list[str]:  # noqa: B00
         cuts = sorted({0, len(content), *(cut % (len(content) + 1) for cut in pieces)})
 
         async def feed() -> None:
-            for begin, end in zip(cuts, cuts[1:], strict=False):
+            for begin, end in pairwise(cuts):
                 os.write(sink, content[begin:end])
                 await asyncio.sleep(0)
             os.close(sink)
@@ -101,7 +102,7 @@ def test_bytes_that_are_no_text_are_named_and_the_input_goes_on(tmp_path: Path) 
 
     async def main(reader: LineReader) -> str:
         assert await reader.read() == "a"
-        with pytest.raises(PromptError, match="begins in line 3 of the input .* in line 2"):
+        with pytest.raises(PromptError, match=r"begins in line 3 of the input .* in line 2"):
             await reader.read()
         return await reader.read()
 

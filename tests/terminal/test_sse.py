@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ def test_however_a_response_is_cut_its_events_are_the_same(
     data = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     content = "".join(f"data: {each}{end}{end}" for each in data).encode()
     places = sorted({0, len(content), *(cut % (len(content) + 1) for cut in cuts)})
-    chunks = [content[a:b] for a, b in zip(places, places[1:], strict=False)]
+    chunks = [content[a:b] for a, b in pairwise(places)]
     assert found(*chunks) == data
 
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ... import __version__
-from . import openai_completions, operations
+from . import openai_chat, openai_completions, openai_models, operations
 from .bodies import Body, read_object
 from .guard import Guard
 from .problems import Family, Problem
@@ -24,7 +24,7 @@ from .service import Service
 __all__ = ["DOORS", "create_app"]
 
 # Every door, each with its FAMILY and ROUTES. The first is the one whose errors an unknown path gets.
-DOORS: tuple[Any, ...] = (openai_completions, operations)
+DOORS: tuple[Any, ...] = (openai_completions, openai_chat, openai_models, operations)
 
 
 def create_app(service: Service) -> ASGIApp:

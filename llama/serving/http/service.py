@@ -15,9 +15,17 @@ from ...api import arguments
 from ...api.options import Logprobs, SamplingOptions
 from ...engine import FinishReason, Request
 from ...engine.sequence import SequenceState, TokenScore
-from ...errors import PromptTooLongError
+from ...errors import EngineClosedError, PromptTooLongError
 from ...generation import Llama
-from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
+from ...prompts import (
+    Message,
+    Prompt,
+    answer_message,
+    chat_prompt,
+    completion_prompt,
+    infilling_prompt,
+    split_fill,
+)
 from .. import AsyncEngine, TextDelta
 from .metrics import Metrics
 from .problems import Problem
@@ -134,10 +142,16 @@ class Service:
         contents = [message["content"] for message in messages]
         self._check_length(*contents)
         if self.settings.capability == "chat" or not contents or messages[-1]["role"] != "user":
-            return chat_prompt(self.tokenizer, messages)
+            return chat_prompt(self.tokenizer, [self._addressed(each) for each in messages])
         if self.settings.capability == "infilling":
             return self.infilling_prompt(*split_fill(contents[-1]))
         return self.text_prompt(contents[-1])
+
+    def _addressed(self, message: Message) -> Message:
+        """The <step> format says to whom an answer went, and clients' messages do not: to the user."""
+        if message["role"] != "assistant" or "destination" in message:
+            return message
+        return answer_message(self.tokenizer, message["content"])
 
     def ids_prompt(self, ids: Sequence[int]) -> Prompt:
         """The prompt that continues ids as they are: no bos is added, control ids are allowed."""
@@ -166,7 +180,7 @@ class Service:
         if options.get("seed") is None:
             options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
-            self._check_room(prompt)
+            self._check_room(prompt, 0 if max_tokens == 0 else 1)
         try:
             return self.llama.requests(
                 prompts, temperature, top_p, max_tokens, logprobs=logprobs, echo=echo, **options
@@ -179,9 +193,9 @@ class Service:
         """Refuse texts that cannot have room before they are encoded, which may take seconds."""
         arguments.check_length(self.tokenizer, self.max_model_len, *texts)
 
-    def _check_room(self, prompt: Prompt) -> None:
+    def _check_room(self, prompt: Prompt, least: int) -> None:
         length = len(prompt.tokens)
-        if length >= self.max_model_len:
+        if length + least > self.max_model_len:
             raise self._no_room(
                 f"the prompt has {length:,} tokens, and prompt and answer together may have"
                 f" {self.max_model_len:,}; shorten it",
@@ -247,6 +261,8 @@ class Run:
             async for deltas in batches:
                 news = []
                 for delta in deltas:
+                    if delta.finish_reason is FinishReason.CANCELLED:
+                        raise EngineClosedError("the server ended before the answer did; ask another one")
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))

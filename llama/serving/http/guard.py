@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from opentelemetry import propagate, trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,10 +28,48 @@ from .settings import Settings
 
 __all__ = ["Guard"]
 
+_tracer = trace.get_tracer("llama.serving.http")
 _log = logging.getLogger("llama.serving.http")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_CLIENT_LEFT = 499
 # Probes have no key, and a page has none before it is loaded.
 _OPEN_PATHS = ("/health", "/v1/health")
+
+
+class _Answer:
+    """An answer on its way: it gets a request id, and is remembered for the log.
+
+    status: as sent. over: whether the client had all of it.
+    """
+
+    def __init__(self, scope: Scope, headers: Headers, send: Send) -> None:
+        self._scope, self._send, self._began = scope, send, time.monotonic()
+        given = headers.get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
+        self.status, self.over = _CLIENT_LEFT, False
+
+    @property
+    def final_status(self) -> int:
+        """As sent; 499, nginx's code, where the client left before the end."""
+        return self.status if self.over else _CLIENT_LEFT
+
+    @property
+    def route(self) -> str:
+        """The path of the route, which the router leaves in the scope: strangers must not invent names."""
+        return getattr(self._scope.get("route"), "path", "unknown")
+
+    async def send(self, message: Message) -> None:
+        """Hand a part of the answer on."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["x-request-id"] = self.request_id
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self.over = True
+
+    def __str__(self) -> str:
+        seconds, path = time.monotonic() - self._began, ascii(self._scope["path"])[1:-1]
+        return f"{self.request_id} {self._scope['method']} {path} {self.final_status} {seconds:.3f} s"
 
 
 class Guard:
@@ -48,38 +87,27 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers, path, began = Headers(scope=scope), scope["path"], time.monotonic()
-        given = headers.get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
-        status, over = 499, False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status, over
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-            over = over or (message["type"] == "http.response.body" and not message.get("more_body"))
-
-        try:
-            problem = self._problem(scope, headers)
-            if problem is None:
-                await self.app(scope, receive, send_with_id)
-            else:
-                await JsonReply.of(self.family_of(path), problem)(scope, receive, send_with_id)
-        finally:
-            # The path of the route, which the router leaves here; strangers must not invent names of counters.
-            route = getattr(scope.get("route"), "path", "unknown")
-            self.service.metrics.answered(route, status if over else 499)
-            _log.info(
-                "%s %s %s %d%s %.3f s",
-                request_id,
-                scope["method"],
-                ascii(path)[1:-1],
-                status,
-                "" if over else " (client left)",
-                time.monotonic() - began,
-            )
+        headers = Headers(scope=scope)
+        # Without an SDK of OpenTelemetry these are empty calls.
+        with _tracer.start_as_current_span(
+            scope["method"],
+            propagate.extract(headers),
+            trace.SpanKind.SERVER,
+            {"http.request.method": scope["method"], "url.path": scope["path"]},
+        ) as span:
+            answer = _Answer(scope, headers, send)
+            try:
+                problem = self._problem(scope, headers)
+                if problem is None:
+                    await self.app(scope, receive, answer.send)
+                else:
+                    await JsonReply.of(self.family_of(scope["path"]), problem)(scope, receive, answer.send)
+            finally:
+                route = answer.route
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attributes({"http.route": route, "http.response.status_code": answer.final_status})
+                self.service.metrics.answered(route, answer.final_status)
+                _log.info("%s", answer)
 
     def _problem(self, scope: Scope, headers: Headers) -> Problem | None:
         """Why a request is not let through, or None."""

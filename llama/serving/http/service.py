@@ -166,7 +166,7 @@ class Service:
         if options.get("seed") is None:
             options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
-            self._check_room(prompt)
+            self._check_room(prompt, 0 if max_tokens == 0 else 1)
         try:
             return self.llama.requests(
                 prompts, temperature, top_p, max_tokens, logprobs=logprobs, echo=echo, **options
@@ -179,9 +179,9 @@ class Service:
         """Refuse texts that cannot have room before they are encoded, which may take seconds."""
         arguments.check_length(self.tokenizer, self.max_model_len, *texts)
 
-    def _check_room(self, prompt: Prompt) -> None:
+    def _check_room(self, prompt: Prompt, least: int) -> None:
         length = len(prompt.tokens)
-        if length >= self.max_model_len:
+        if length + least > self.max_model_len:
             raise self._no_room(
                 f"the prompt has {length:,} tokens, and prompt and answer together may have"
                 f" {self.max_model_len:,}; shorten it",

@@ -176,6 +176,11 @@ def test_a_prediction_never_changes_the_answer(server, expected) -> None:
     for text in (right, "something else", [{"type": "text", "text": right}]):
         found = answer(server, prediction={"type": "content", "content": text}, **GREEDY)
         assert found["choices"][0]["message"]["content"] == right
+        told = found["usage"]["completion_tokens_details"]
+        if text != "something else":
+            assert told["accepted_prediction_tokens"] > 0
+            assert told["rejected_prediction_tokens"] == 0
+    assert "completion_tokens_details" not in answer(server, **GREEDY)["usage"]
 
 
 def test_the_step_format_knows_to_whom_an_answer_went() -> None:

@@ -13,7 +13,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ... import __version__
-from . import llamacpp_completion, llamacpp_props, llamacpp_tokens, openai_completions, operations
+from . import (
+    llamacpp_completion,
+    llamacpp_props,
+    llamacpp_tokens,
+    openai_chat,
+    openai_completions,
+    openai_models,
+    operations,
+)
 from .bodies import Body, read_object
 from .guard import Guard
 from .problems import Family, Problem
@@ -26,6 +34,8 @@ __all__ = ["DOORS", "create_app"]
 # Every door, each with its FAMILY and ROUTES. The first is the one whose errors an unknown path gets.
 DOORS: tuple[Any, ...] = (
     openai_completions,
+    openai_chat,
+    openai_models,
     llamacpp_completion,
     llamacpp_tokens,
     llamacpp_props,

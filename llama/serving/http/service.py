@@ -15,9 +15,17 @@ from ...api import arguments
 from ...api.options import Logprobs, SamplingOptions
 from ...engine import FinishReason, Request
 from ...engine.sequence import SequenceState, TokenScore
-from ...errors import PromptTooLongError
+from ...errors import EngineClosedError, PromptTooLongError
 from ...generation import Llama
-from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
+from ...prompts import (
+    Message,
+    Prompt,
+    answer_message,
+    chat_prompt,
+    completion_prompt,
+    infilling_prompt,
+    split_fill,
+)
 from .. import AsyncEngine, TextDelta
 from .metrics import Metrics
 from .problems import Problem
@@ -134,10 +142,16 @@ class Service:
         contents = [message["content"] for message in messages]
         self.check_length(*contents)
         if self.settings.capability == "chat" or not contents or messages[-1]["role"] != "user":
-            return chat_prompt(self.tokenizer, messages)
+            return chat_prompt(self.tokenizer, [self._addressed(each) for each in messages])
         if self.settings.capability == "infilling":
             return self.infilling_prompt(*split_fill(contents[-1]))
         return self.text_prompt(contents[-1])
+
+    def _addressed(self, message: Message) -> Message:
+        """The <step> format says to whom an answer went, and clients' messages do not: to the user."""
+        if message["role"] != "assistant" or "destination" in message:
+            return message
+        return answer_message(self.tokenizer, message["content"])
 
     def ids_prompt(self, ids: Sequence[int]) -> Prompt:
         """The prompt that continues ids as they are: no bos is added, control ids are allowed.
@@ -231,11 +245,6 @@ class Service:
         return Run(self, requests)
 
 
-def _ended_early() -> Problem:
-    message = "the server ended before the answer was complete; send the request to another one"
-    return Problem(503, "unavailable", message, headers={"Retry-After": "1"})
-
-
 class Run:
     """The requests of one HTTP request on their way through the engine. Iterate over it once."""
 
@@ -271,7 +280,7 @@ class Run:
                 news = []
                 for delta in deltas:
                     if delta.finish_reason is FinishReason.CANCELLED:
-                        raise _ended_early()
+                        raise EngineClosedError("the server ended before the answer did; ask another one")
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))

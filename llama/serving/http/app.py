@@ -21,6 +21,7 @@ from . import (
     openai_completions,
     openai_models,
     operations,
+    tgi,
 )
 from .bodies import Body, read_object
 from .guard import Guard
@@ -34,11 +35,12 @@ __all__ = ["DOORS", "create_app"]
 # Every door, each with its FAMILY and ROUTES. The first is the one whose errors an unknown path gets.
 DOORS: tuple[Any, ...] = (
     openai_completions,
+    llamacpp_completion,
+    llamacpp_props,
+    llamacpp_tokens,
     openai_chat,
     openai_models,
-    llamacpp_completion,
-    llamacpp_tokens,
-    llamacpp_props,
+    tgi,
     operations,
 )
 

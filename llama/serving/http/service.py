@@ -15,7 +15,7 @@ from ...api import arguments
 from ...api.options import Logprobs, SamplingOptions
 from ...engine import FinishReason, Request
 from ...engine.sequence import SequenceState, TokenScore
-from ...errors import EngineClosedError, PromptTooLongError
+from ...errors import PromptTooLongError
 from ...generation import Llama
 from ...prompts import (
     Message,
@@ -245,6 +245,11 @@ class Service:
         return Run(self, requests)
 
 
+def _ended_early() -> Problem:
+    message = "the server ended before the answer was complete; send the request to another one"
+    return Problem(503, "incomplete", message, headers={"Retry-After": "1"})
+
+
 class Run:
     """The requests of one HTTP request on their way through the engine. Iterate over it once."""
 
@@ -267,6 +272,7 @@ class Run:
         """Everything unread at each turn. Closing it, or cancelling its task, cancels what still runs.
 
         Raises:
+            Problem: 503, the server ended first.
             Exception: the error that ended a request.
         """
         merged = self._one(0) if len(self._streams) == 1 else self._merged()
@@ -280,7 +286,7 @@ class Run:
                 news = []
                 for delta in deltas:
                     if delta.finish_reason is FinishReason.CANCELLED:
-                        raise EngineClosedError("the server ended before the answer did; ask another one")
+                        raise _ended_early()
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))

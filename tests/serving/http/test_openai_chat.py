@@ -183,6 +183,22 @@ def test_a_prediction_never_changes_the_answer(server, expected) -> None:
     assert "completion_tokens_details" not in answer(server, **GREEDY)["usage"]
 
 
+@pytest.mark.parametrize(
+    ("capability", "text"),
+    [("completion", "def return"), ("python", "def return"), ("infilling", "a<FILL>b")],
+)
+def test_a_deployment_may_continue_or_fill_what_the_user_says(capability: str, text: str) -> None:
+    llama = tiny_llama()
+    if capability == "infilling":
+        (wanted,) = llama.text_infilling(["a"], ["b"], temperature=0, max_gen_len=6)
+    else:
+        (wanted,) = llama.text_completion([text], 0, max_gen_len=6)
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 6, "temperature": 0}
+    with serving(llama, capability=capability) as server:
+        (choice,) = server.post(PATH, body).json()["choices"]
+    assert choice["message"]["content"] == wanted["generation"]
+
+
 def test_the_step_format_knows_to_whom_an_answer_went() -> None:
     llama = tiny_llama(kind="step", max_seq_len=512)
     dialog = [

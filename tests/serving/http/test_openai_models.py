@@ -37,8 +37,12 @@ def test_a_model_without_the_pieces_refuses_a_suffix_with_the_reason() -> None:
     with serving(llama) as server:
         reply = server.post("/v1/completions", {"prompt": "a", "suffix": "b"})
         info = server.client.get("/tokenizer_info").json()
+        schema = server.client.get("/openapi.json").json()
     assert reply.status_code == 400
     assert "fill in the middle" in reply.json()["error"]["message"]
     names = TokenNames(llama.tokenizer)
     assert info["bos_token"] == names[llama.tokenizer.bos_id]
     assert info["eos_token"] == names[llama.tokenizer.eos_id]
+    # The schema names the parameter of the path, which no body has.
+    (named,) = schema["paths"]["/v1/models/{model}"]["get"]["parameters"]
+    assert (named["name"], named["in"]) == ("model", "path")

@@ -168,8 +168,11 @@ def flattened(data: Json) -> Json:
         return data
     if "options" in options:
         raise Problem(400, "unknown_field", "options holds options", "options.options")
-    names = {"num_predict": "n_predict"}
-    moved = {names.get(name, name): value for name, value in options.items() if name != "num_ctx"}
+    moved = {
+        "n_predict" if name == "num_predict" else str(name): value
+        for name, value in options.items()
+        if name != "num_ctx"
+    }
     kept = {name: value for name, value in data.items() if name != "options" and value is not None}
     if {"max_tokens", "max_completion_tokens"} & set(kept):
         moved.pop("n_predict", None)

@@ -119,10 +119,14 @@ class Events:
     def begin(self) -> bytes:
         return b""
 
+    def event(self, index: int, choice: str) -> str:
+        """An event with one choice, whose fields behind the index are given as JSON."""
+        return f"{self._before}{index},{choice}{self._after}"
+
     def news(self, news: Sequence[News]) -> bytes:
-        samples, before, after = len(self.run.outputs[0]), self._before, self._after
+        samples = len(self.run.outputs[0])
         return "".join(
-            f"{before}{row * samples + delta.sample},{choice}{after}"
+            self.event(row * samples + delta.sample, choice)
             for row, delta in joined(news)
             for choice in self.choices(row, delta)
         ).encode()

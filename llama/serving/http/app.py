@@ -18,6 +18,8 @@ from . import (
     llamacpp_props,
     llamacpp_tokens,
     mistral,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openai_models,
@@ -43,6 +45,8 @@ DOORS: tuple[Any, ...] = (
     openai_models,
     tgi,
     mistral,
+    ollama,
+    ollama_models,
     operations,
 )
 

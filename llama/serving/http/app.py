@@ -18,6 +18,9 @@ from . import (
     llamacpp_completion,
     llamacpp_props,
     llamacpp_tokens,
+    mistral,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openai_models,
@@ -42,6 +45,9 @@ DOORS: tuple[Any, ...] = (
     openai_chat,
     openai_models,
     tgi,
+    mistral,
+    ollama,
+    ollama_models,
     operations,
 )
 

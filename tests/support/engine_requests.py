@@ -132,6 +132,11 @@ def conserved(engine):
     retained = scheduler.prefixes.retained if scheduler.prefixes else []
     held = sum(s.blocks * s.slots for s in scheduler.running)
     assert blocks.used == held + sum(entry.blocks for entry in retained) <= blocks.total
+    snapshot = engine.snapshot()
+    assert snapshot.running == sum(s.slots for s in scheduler.running)
+    assert snapshot.cache_used == held * blocks.size
+    assert snapshot.cache_used + snapshot.cache_retained == blocks.used * blocks.size
+    assert snapshot.cache_tokens == blocks.total * blocks.size
     for sequence in scheduler.running:
         assert sequence.finish_reason is None
         assert 0 < sequence.computed + 1 <= len(sequence.tokens)

@@ -141,21 +141,18 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer) -> dict[str, Any]:
         Problem: 400, a logit_bias of another form.
     """
     listed = body.samplers
-    penalized = body.repeat_last_n != 0 and _on(listed, "penalties")
     options: SamplingOptions = {
         "top_k": max(0, body.top_k) if _on(listed, "top_k") else 0,
         "min_p": body.min_p if _on(listed, "min_p") else 0.0,
         "n": body.n_cmpl,
         "stop": [text for text in _texts(body.stop) if text],
+        "logit_bias": _logit_bias(body.logit_bias, tokenizer),
+        "ignore_eos": body.ignore_eos,
     }
-    if penalized:
+    if body.repeat_last_n != 0 and _on(listed, "penalties"):
         options["repetition_penalty"] = body.repeat_penalty
         options["presence_penalty"] = body.presence_penalty
         options["frequency_penalty"] = body.frequency_penalty
-    if body.logit_bias:
-        options["logit_bias"] = _logit_bias(body.logit_bias, tokenizer)
-    if body.ignore_eos:
-        options["ignore_eos"] = True
     return {
         "temperature": temperature(body),
         "top_p": body.top_p if _on(listed, "top_p") else 1.0,

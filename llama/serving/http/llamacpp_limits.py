@@ -72,7 +72,11 @@ class LineLimits:
         blank = len(rest) - len(rest.lstrip())
         line = rest[:blank].find("\n")
         # Decided by enough indentation, a blank line's end, or the end of the text.
-        if line >= 0 or len(rest) - len(rest.lstrip(" \t")) >= self.n_indent or (final and blank == len(rest)):
+        if (
+            line >= 0
+            or len(rest) - len(rest.lstrip(" \t")) >= self.n_indent
+            or (final and blank == len(rest))
+        ):
             self._undecided = False
             return True
         self.ended = blank < len(rest)

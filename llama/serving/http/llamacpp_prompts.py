@@ -45,14 +45,16 @@ def _one(service: Service, given: Any, where: str) -> Prompt:
         return service.text_prompt(given)
     if isinstance(given, list) and given:
         return _mixed(service, given, where)
-    raise Problem(400, "invalid_request", f"{where}: a prompt must be a text or a list of ids and texts", where)
+    raise Problem(
+        400, "invalid_request", f"{where}: a prompt must be a text or a list of ids and texts", where
+    )
 
 
 def _mixed(service: Service, parts: Sequence[Any], where: str) -> Prompt:
     """Ids as they are, and texts encoded between them; bos goes in front only if a text comes first."""
     tokenizer = service.tokenizer
-    if len(parts) > service.max_model_len:
-        raise service.no_room(len(parts))
+    if len(parts) >= service.max_model_len:
+        service.check_room(sum(map(_is_id, parts)))
     tokens: list[int] = []
     for i, part in enumerate(parts):
         if isinstance(part, str):

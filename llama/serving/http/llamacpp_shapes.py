@@ -31,11 +31,11 @@ def _error(problem: Problem) -> dict[str, Any]:
 FAMILY = Family("llama.cpp", _error)
 
 
-def spelled(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    """Ids as one text, control ids as their pieces (`</s>`). Text after bos or eos begins without a dummy space."""
+def spelled(tokenizer: Tokenizer, tokens: Sequence[int], *, begins: bool = False) -> str:
+    """Ids as one text, control ids as their pieces (`</s>`). Text after bos or eos begins without a dummy space;
+    so does the first, if it `begins` a text."""
     parts: list[str] = []
     run: list[int] = []
-    begins = True
 
     def flush() -> None:
         parts.append(tokenizer.decode(run) if begins else tokenizer.decode_infilling(run))

@@ -89,7 +89,7 @@ async def serve_http(
                 await asyncio.wait({serving})
             serving.result()
 
-    await llama.serve(main, drain_seconds=settings.drain_seconds)
+    await llama.serve(main)
 
 
 def _config(service: Service) -> uvicorn.Config:

@@ -15,7 +15,7 @@ from ...api import arguments
 from ...api.options import Logprobs, SamplingOptions
 from ...engine import FinishReason, Request
 from ...engine.sequence import SequenceState, TokenScore
-from ...errors import EngineClosedError, PromptTooLongError
+from ...errors import PromptTooLongError
 from ...generation import Llama
 from ...prompts import (
     Message,
@@ -113,7 +113,7 @@ class Service:
             Problem: 400, a marker stands twice in such a text.
             UnsupportedError: such a text, and the model cannot infill.
         """
-        self._check_length(text)
+        self.check_length(text)
         if text_fim or self.settings.text_fim:
             if (found := split_fim(text)) is not None:
                 return self.infilling_prompt(found.prefix, found.suffix, suffix_first=found.suffix_first)
@@ -127,7 +127,7 @@ class Service:
 
     def infilling_prompt(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> Prompt:
         """The prompt that fills between two texts. Raises UnsupportedError if the model cannot."""
-        self._check_length(prefix, suffix)
+        self.check_length(prefix, suffix)
         return infilling_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first)
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
@@ -140,7 +140,7 @@ class Service:
             DialogError, UnsafeTagError, PromptError, UnsupportedError: as the functions of llama/prompts.py.
         """
         contents = [message["content"] for message in messages]
-        self._check_length(*contents)
+        self.check_length(*contents)
         if self.settings.capability == "chat" or not contents or messages[-1]["role"] != "user":
             return chat_prompt(self.tokenizer, [self._addressed(each) for each in messages])
         if self.settings.capability == "infilling":
@@ -154,8 +154,15 @@ class Service:
         return answer_message(self.tokenizer, message["content"])
 
     def ids_prompt(self, ids: Sequence[int]) -> Prompt:
-        """The prompt that continues ids as they are: no bos is added, control ids are allowed."""
-        return Prompt(tuple(ids), frozenset({self.tokenizer.eos_id}), start_of_text=False)
+        """The prompt that continues ids as they are: no bos is added, control ids are allowed.
+
+        Ids with control ids beside bos and eos are of another format: its stop ids count too.
+        """
+        tokenizer = self.tokenizer
+        stops = {tokenizer.eos_id}
+        if not tokenizer.control_ids.isdisjoint(set(ids) - {tokenizer.bos_id, tokenizer.eos_id}):
+            stops |= {token for token in (tokenizer.eot_id, tokenizer.step_id) if token is not None}
+        return Prompt(tuple(ids), frozenset(stops), start_of_text=False)
 
     # ---- requests ------------------------------------------------------------------------------------------
 
@@ -180,7 +187,7 @@ class Service:
         if options.get("seed") is None:
             options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
-            self._check_room(prompt, 0 if max_tokens == 0 else 1)
+            self.check_room(len(prompt.tokens), 0 if max_tokens == 0 else 1)
         try:
             return self.llama.requests(
                 prompts, temperature, top_p, max_tokens, logprobs=logprobs, echo=echo, **options
@@ -189,12 +196,23 @@ class Service:
             longest = max(len(prompt.tokens) for prompt in prompts)
             raise self._no_room(str(error), longest) from None
 
-    def _check_length(self, *texts: str) -> None:
-        """Refuse texts that cannot have room before they are encoded, which may take seconds."""
-        arguments.check_length(self.tokenizer, self.max_model_len, *texts)
+    def check_length(self, *texts: str) -> None:
+        """Refuse texts that cannot have room before they are encoded, which may take seconds.
 
-    def _check_room(self, prompt: Prompt, least: int) -> None:
-        length = len(prompt.tokens)
+        Raises:
+            Problem: 400 context_length_exceeded; its number of tokens is the fewest that they can have.
+        """
+        try:
+            arguments.check_length(self.tokenizer, self.max_model_len, *texts)
+        except PromptTooLongError as error:
+            raise self._no_room(str(error), self.tokenizer.fewest_ids(sum(map(len, texts)))) from None
+
+    def check_room(self, length: int, least: int = 1) -> None:
+        """Refuse a prompt of so many tokens if not even `least` tokens of an answer would fit behind it.
+
+        Raises:
+            Problem: 400 context_length_exceeded, with the numbers.
+        """
         if length + least > self.max_model_len:
             raise self._no_room(
                 f"the prompt has {length:,} tokens, and prompt and answer together may have"
@@ -227,6 +245,11 @@ class Service:
         return Run(self, requests)
 
 
+def _ended_early() -> Problem:
+    message = "the server ended before the answer was complete; send the request to another one"
+    return Problem(503, "incomplete", message, headers={"Retry-After": "1"})
+
+
 class Run:
     """The requests of one HTTP request on their way through the engine. Iterate over it once."""
 
@@ -249,6 +272,7 @@ class Run:
         """Everything unread at each turn. Closing it, or cancelling its task, cancels what still runs.
 
         Raises:
+            Problem: 503, the server ended first.
             Exception: the error that ended a request.
         """
         merged = self._one(0) if len(self._streams) == 1 else self._merged()
@@ -262,11 +286,11 @@ class Run:
                 news = []
                 for delta in deltas:
                     if delta.finish_reason is FinishReason.CANCELLED:
-                        raise EngineClosedError("the server ended before the answer did; ask another one")
+                        raise _ended_early()
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))
-                    if delta.sequence is not None:
+                    if delta.finish_reason is not None and delta.sequence is not None:
                         self.service.metrics.ended(delta.sequence)
                 if news:
                     yield news

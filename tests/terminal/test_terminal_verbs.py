@@ -14,6 +14,8 @@ from tiny_program import MODEL, TINY
 
 from llama import Llama
 from llama.cli import chat
+from llama.errors import RankError
+from llama.serving import AsyncEngine
 from llama.serving.http.settings import CAPABILITIES
 
 GREEDY = ["--temperature", "0", "--max-gen-len", "24"]
@@ -221,4 +223,38 @@ def test_a_batch_has_the_servers_answers_and_the_librarys_text(
     before = target.read_bytes()
     done = command("batch", *MODEL, source, target)
     assert "7 of 7 requests are done already" in done.err
+    assert "Loaded" not in done.err
     assert target.read_bytes() == before
+
+
+def test_a_batch_whose_engine_ends_has_no_answers_that_are_none(
+    command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The engine fails under the second request, as if a rank had died: the first answer stays."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        {"custom_id": f"c{i}", "method": "POST", "url": "/v1/completions", "body": BODY} for i in range(3)
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    real, asked, failed = AsyncEngine.batches, [], []
+
+    def failing(engine: AsyncEngine, request: Any) -> Any:
+        asked.append(request)
+        if len(asked) == 2:  # outside of a step, which would fail its requests alone
+            post = engine._post
+            monkeypatch.setattr(engine, "_post", lambda items: post(items) if failed else fail())
+        return real(engine, request)
+
+    def fail() -> None:
+        failed.append(True)
+        raise RankError("rank 1 is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AsyncEngine, "batches", failing)
+        done = command("batch", *MODEL, source, target, "--in-flight", 1)
+    assert done.code == 1
+    assert "error: rank 1 is gone" in done.err
+    assert "1 of 3 requests are done" in done.err
+    assert len(target.read_text().splitlines()) == 1
+    assert command("batch", *MODEL, source, target).code == 0
+    assert len(target.read_text().splitlines()) == 3

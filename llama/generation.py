@@ -28,6 +28,7 @@ from .api.results import (
 )
 from .api.seeds import Seeds
 from .api.session import Session
+from .api.texts import Texts
 from .distributed.world import leave
 from .engine import Engine, Request
 from .errors import RequestError, UnsafeTagError
@@ -140,6 +141,7 @@ class Llama:
             prefix_reuse=prefix_reuse,
         )
         self._session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
+        self._texts = Texts(self.engine)
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:
@@ -228,7 +230,7 @@ class Llama:
         """
         texts = arguments.text_list("prompts", prompts)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
-        made = arguments.for_each_prompt(partial(self._prompt, allow_control=allow_control), texts)
+        made = arguments.for_each_prompt(partial(self._texts.completion, allow_control=allow_control), texts)
         return [
             {
                 "generation": (texts[i // call.n] if echo else "") + output.text,
@@ -269,10 +271,7 @@ class Llama:
             pairs = list(zip(before, after, strict=True))
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
 
-        def prompt(pair: tuple[str, str]) -> Prompt:
-            self._check_length(*pair)
-            return formats.infilling_prompt(self.tokenizer, *pair, suffix_first=suffix_first)
-
+        prompt = partial(self._texts.infilling, suffix_first=suffix_first)
         outputs = self._session.run(arguments.for_each_prompt(prompt, pairs), call)
         return [
             {
@@ -305,7 +304,7 @@ class Llama:
         """
         asked = arguments.check_list("dialogs", dialogs, "lists of messages")
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
-        prompts = arguments.for_each_prompt(self._chat_prompt, asked)
+        prompts = arguments.for_each_prompt(self._texts.chat, asked)
         allowed = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
         outputs: Iterator[Output] = iter(())
         if allowed or not prompts:
@@ -333,16 +332,20 @@ class Llama:
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
+        *,
+        logprobs: Logprobs = False,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[StreamDelta]:
-        """Continue texts, or prompts made by prompts.py, and yield new text as it comes.
+        """Continue texts, or prompts made by prompts.py, and yield new text as it comes, with ids and scores.
 
-        The deltas of a prompt, joined, are the `generation` of the blocking call. Raises as `text_completion`:
-        RequestError here, not at the first delta. Leaving the loop early ends the generation. On several
+        The deltas of a prompt, joined, are the `generation` of the blocking call. Their scores have
+        alternatives if logprobs is a number. Raises as `text_completion`: RequestError here, not at the first
+        delta. Leaving the loop early ends the generation. On several
         ranks close the iterator then, with `contextlib.closing` or its `close`: the garbage collector may end
         it at different times on different ranks.
         """
-        return self._session.stream(self.requests(prompts, temperature, top_p, max_gen_len, **options))
+        asked = self.requests(prompts, temperature, top_p, max_gen_len, logprobs=logprobs, **options)
+        return self._session.stream(asked)
 
     def requests(
         self,
@@ -350,15 +353,23 @@ class Llama:
         temperature: float = 0.6,
         top_p: float = 0.9,
         max_gen_len: int | None = None,
+        *,
+        logprobs: Logprobs = False,
+        echo: bool = False,
         **options: Unpack[SamplingOptions],
     ) -> list[Request]:
         """The requests that `stream` gives the engine, for the AsyncEngine of `serve`. Raises RequestError.
 
+        Args:
+            max_gen_len: cut to the room that the prompt leaves; PromptTooLongError if it leaves none.
+            logprobs: a number for that many alternatives with each score.
+            echo: with logprobs, score the prompts too. Their text is not repeated.
+
         Returns: one request for each prompt, with all its n samples; `row` is the prompt's index.
         """
         given = arguments.check_list("prompts", prompts, "strings or Prompts")
-        made = arguments.for_each_prompt(self._prompt, given)
-        call = Options.of(temperature, top_p, max_gen_len, False, False, options)
+        made = arguments.for_each_prompt(self._texts.completion, given)
+        call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         return self._session.requests(made, call)
 
     async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
@@ -375,23 +386,3 @@ class Llama:
         `weight.data` (docs/engine.md, "A changed model"). On several ranks it is enough to call it on one.
         """
         self.engine.forget_prefixes()
-
-    # ---- helpers ---------------------------------------------------------------------------------
-
-    def _check_length(self, *texts: object) -> None:
-        arguments.check_length(self.tokenizer, self.model.params.max_seq_len, *texts)
-
-    def _prompt(self, text: str | Prompt, allow_control: bool = False) -> Prompt:
-        if isinstance(text, Prompt):
-            return text
-        self._check_length(text)
-        return formats.completion_prompt(self.tokenizer, text, allow_control=allow_control)
-
-    def _chat_prompt(self, dialog: Dialog) -> Prompt | UnsafeTagError:
-        """The prompt of a dialog; the error, as a value, if a message holds a tag of the chat format."""
-        try:
-            if isinstance(dialog, list | tuple):
-                self._check_length(*(each.get("content") for each in dialog if isinstance(each, dict)))
-            return formats.chat_prompt(self.tokenizer, dialog)
-        except UnsafeTagError as error:
-            return error

@@ -139,20 +139,27 @@ def _error(replica: int, name: str, text: str, words: str) -> LlamaError:
 def _row(item: Item) -> list[Any]:
     if isinstance(item, StreamDelta):
         ended = (item.counts and asdict(item.counts), item.times and asdict(item.times))
-        return [item.index, item.sample, item.text, item.finish_reason, *ended]
+        new = (item.tokens, _score_rows(item.scores))
+        return ["delta", item.index, item.sample, item.text, item.finish_reason, *ended, *new]
     (index, sample), output = item
-    scores = [[[each.logprob, each.top] for each in some] for some in (output.scores, output.prompt_scores)]
-    return [index, sample, output.text, output.finish_reason, output.prompt, output.tokens, *scores]
+    scores = (_score_rows(output.scores), _score_rows(output.prompt_scores))
+    ids = (output.prompt, output.tokens)
+    return ["output", index, sample, output.text, output.finish_reason, *ids, *scores]
 
 
-def _item(index: int, sample: int, text: str, reason: str | None, *rest: Any) -> Item:
-    if len(rest) == 2:
-        counts, times = rest
-        return StreamDelta(index, sample, text, reason, counts and Counts(**counts), times and Times(**times))
-    prompt, tokens, *scores = rest
+def _item(kind: str, index: int, sample: int, text: str, reason: str | None, *rest: Any) -> Item:
+    if kind == "delta":
+        counts, times, tokens, scores = rest
+        ended = (counts and Counts(**counts), times and Times(**times))
+        return StreamDelta(index, sample, text, reason, *ended, tuple(tokens), tuple(_scores(scores)))
+    prompt, tokens, *both = rest
     assert reason is not None
-    given, asked = (_scores(some) for some in scores)
+    given, asked = (_scores(some) for some in both)
     return (index, sample), Output(tuple(prompt), tokens, text, given, asked, reason)
+
+
+def _score_rows(scores: Sequence[TokenScore]) -> list[Any]:
+    return [[each.logprob, each.top] for each in scores]
 
 
 def _scores(rows: list[Any]) -> list[TokenScore]:

@@ -57,7 +57,11 @@ class ChatPrediction(Scores, total=False):
 
 @dataclass(frozen=True)
 class StreamDelta:
-    """New text of sample `sample` of prompt `index`; its last delta has a finish reason, counts and times."""
+    """New text of sample `sample` of prompt `index`; its last delta has a finish reason, counts and times.
+
+    tokens: the ids whose text is complete with this delta; no id comes before its text, and all of a sample
+    joined are its output. scores: their log-probabilities, with the alternatives that `logprobs` asked for.
+    """
 
     index: int
     sample: int
@@ -65,15 +69,18 @@ class StreamDelta:
     finish_reason: str | None = None
     counts: Counts | None = None
     times: Times | None = None
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
 
     @classmethod
     def of(cls, delta: Delta) -> StreamDelta:
         """From what the engine yields."""
         index, sample = place(delta)
         if delta.finish_reason is None:
-            return cls(index, sample, delta.text)
-        sequence = delta.sequence
-        return cls(index, sample, delta.text, delta.finish_reason.value, sequence.counts, sequence.times)
+            return cls(index, sample, delta.text, tokens=delta.tokens, scores=delta.scores)
+        sequence, reason = delta.sequence, delta.finish_reason.value
+        ended = (reason, sequence.counts, sequence.times)
+        return cls(index, sample, delta.text, *ended, delta.tokens, delta.scores)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
                 tell(line)
 
 
-def add_tokenizer(parser: argparse.ArgumentParser, folder: str = "DIR") -> None:
+def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> None:
     """Add --tokenizer, by default the file in the folder of that name."""
     parser.add_argument(
         "--tokenizer",

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["extend", "finish"]
 
 
-def extend(
-    sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequence[int], now: float
-) -> bool:
-    """Append sampled tokens up to the first that differs from the draft, or to the end -> whether it ended.
+def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequence[int], now: float) -> int:
+    """Append sampled tokens up to the first that differs from the draft, or to the end of the sequence.
+
+    Returns: how many tokens of the draft were right.
 
     Args:
         sampled: one for each drafted token and one more; none if no new token was asked for.
@@ -42,17 +42,20 @@ def extend(
         sequence.drafter.judge(len(draft), accepted)
     if reason is not None:
         finish(sequence, text, kept, reason, now)
-        return True
-    sequence.journal.append(JournalEntry(text, kept))
-    return False
+    else:
+        settled = len(sequence.request.prompt) + sequence.detokenizer.kept_tokens
+        sequence.journal.append(JournalEntry(text, kept, settled))
+    return accepted
 
 
 def finish(sequence: SequenceState, text: str, kept: int, reason: FinishReason, now: float) -> None:
     """End a sequence with its last text; the first `kept` of its tokens, prompt included, count."""
     sequence.times.ended = now
-    sequence.journal.append(JournalEntry(text, kept, reason))
+    scores = kept - len(sequence.request.prompt)
+    dropped = zip(sequence.tokens[kept:], sequence.scores[scores:], strict=True)
+    sequence.journal.append(JournalEntry(text, kept, kept, reason, tuple(dropped)))
     # Only after the append: until then a restore may need the tokens of earlier steps.
-    del sequence.tokens[kept:], sequence.scores[kept - len(sequence.request.prompt) :]
+    del sequence.tokens[kept:], sequence.scores[scores:]
     sequence.finish_reason = reason
     sequence.drafter = None  # its index is larger than the record
 
@@ -62,11 +65,11 @@ def _append(sequence: SequenceState, sampled: SampledToken) -> tuple[str, int, F
     request, detokenizer = sequence.request, sequence.detokenizer
     text = ""
     reason: FinishReason | None = None
+    sequence.tokens.append(sampled.token)
+    sequence.scores.append(sampled.score.best(request.top))
     if sampled.token in request.stop_ids:
         reason = FinishReason.STOP
     else:
-        sequence.tokens.append(sampled.token)
-        sequence.scores.append(sampled.score.best(request.top))
         text = detokenizer.push(sampled.token)
         if sequence.generated == request.max_new_tokens:
             reason = FinishReason.LENGTH
@@ -74,4 +77,4 @@ def _append(sequence: SequenceState, sampled: SampledToken) -> tuple[str, int, F
         text += detokenizer.finish()
     if detokenizer.stopped is not None:
         return text, len(request.prompt) + detokenizer.kept_tokens, FinishReason.STOP_SEQUENCE
-    return text, len(sequence.tokens), reason
+    return text, len(sequence.tokens) - (reason is FinishReason.STOP), reason

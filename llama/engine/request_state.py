@@ -40,11 +40,9 @@ class Feed:
         news, self.news = self.news, []
         deltas: list[Delta] = []
         for sequence in news:
-            new = sequence.journal[sequence.read :]
-            if new:
-                sequence.read += len(new)
-                text = new[0].text if len(new) == 1 else "".join(entry.text for entry in new)
-                deltas.append(Delta(sequence, text, new[-1].reason))
+            delta = Delta.unread(sequence)
+            if delta is not None:
+                deltas.append(delta)
         return deltas
 
     def forget(self, request_id: int) -> None:
@@ -129,7 +127,9 @@ class RequestState:
         for sequence in self.samples:
             if sequence.finish_reason is None:
                 sequence.error = error.with_traceback(None)  # the traceback holds the step's tensors
-                sequence.journal.append(JournalEntry("", len(sequence.tokens), FinishReason.ERROR))
+                sequence.journal.append(
+                    JournalEntry("", len(sequence.tokens), sequence.settled, FinishReason.ERROR)
+                )
                 sequence.stale = True  # nobody may reuse what it computed
         self.notify()
 

@@ -83,11 +83,19 @@ class Times:
 
 
 class JournalEntry(NamedTuple):
-    """What a step added to a sequence: text, its tokens since then, prompt included, and why it ended."""
+    """What a step added to a sequence.
+
+    text: what it made safe to show. tokens: how many it has since then, prompt included. settled: how many of
+    these have had all their text returned; at the end all of them. reason: why it ended, if it did. dropped: at
+    the end, ids that were generated and are not part of the output, with their scores: those from a stop string
+    on, and the stop id.
+    """
 
     text: str
     tokens: int
+    settled: int
     reason: FinishReason | None = None
+    dropped: tuple[tuple[int, TokenScore], ...] = ()
 
 
 @dataclass(eq=False)
@@ -150,6 +158,11 @@ class SequenceState:
         return len(self.tokens) - self.cache.length
 
     @property
+    def settled(self) -> int:
+        """Tokens that the journal calls settled, prompt included."""
+        return self.journal[-1].settled if self.journal else len(self.request.prompt)
+
+    @property
     def text(self) -> list[str]:
         """The text of each step, to be joined."""
         return [entry.text for entry in self.journal]
@@ -163,6 +176,11 @@ class SequenceState:
     def generated(self) -> int:
         """How many ids were generated so far."""
         return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def dropped(self) -> tuple[tuple[int, TokenScore], ...]:
+        """At the end: the ids that were generated and are not part of the output, with their scores."""
+        return self.journal[-1].dropped if self.journal else ()
 
     @property
     def counts(self) -> Counts:
@@ -211,9 +229,10 @@ class SequenceState:
     def restore(self, cache: KVCache) -> None:
         """Go back to what the journal says, with nothing computed and a new, empty cache."""
         if self.finish_reason is None:
-            last = self.journal[-1] if self.journal else JournalEntry("", len(self.request.prompt))
+            prompt = len(self.request.prompt)
+            last = self.journal[-1] if self.journal else JournalEntry("", prompt, prompt)
             del self.tokens[last.tokens :]
-            del self.scores[last.tokens - len(self.request.prompt) :]
+            del self.scores[last.tokens - prompt :]
             self.finish_reason = last.reason
             detokenizer = self.detokenizer.fresh()
             for token in self.output:
@@ -225,15 +244,40 @@ class SequenceState:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step added to a sequence. The text may be empty; the last delta has a finish reason.
+    """What a reader has not had of a sequence. The text may be empty; the last delta has a finish reason.
 
-    The sequence carries `counts` and `times`, which are final with the last delta. If the reason is ERROR,
-    `sequence.error` says what happened.
+    tokens: the ids whose text is complete with this delta, so that no id comes before its text. Joined, they
+    are the sequence's output. scores: of these. prompt_scores: of the prompt from its second id on, with the
+    first delta of a sequence whose prompt is scored. The sequence carries `counts` and `times`, which are
+    final with the last delta. If the reason is ERROR, `sequence.error` says what happened.
     """
 
     sequence: SequenceState
     text: str
     finish_reason: FinishReason | None = None
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
+
+    @classmethod
+    def unread(cls, sequence: SequenceState) -> Delta | None:
+        """What the reader of a sequence has not had; from now on it has. None if there is nothing new."""
+        read, journal = sequence.read, sequence.journal
+        new = journal[read:]
+        if not new:
+            return None
+        sequence.read = read + len(new)
+        text = new[0].text if len(new) == 1 else "".join(entry.text for entry in new)
+        prompt = len(sequence.request.prompt)
+        start, end = journal[read - 1].settled if read else prompt, new[-1].settled
+        return cls(
+            sequence,
+            text,
+            new[-1].reason,
+            tuple(sequence.tokens[start:end]),
+            tuple(sequence.scores[start - prompt : end - prompt]),
+            () if read else tuple(sequence.prompt_scores),
+        )
 
     @property
     def key(self) -> tuple[int, int]:

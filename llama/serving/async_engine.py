@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 
-from ..engine import Delta, Engine, FinishReason, Request
+from ..engine import Delta, Engine, FinishReason, Request, Snapshot
 from ..errors import EngineClosedError, RequestError
 from . import timeouts
 from .inbox import Inbox
@@ -67,9 +68,12 @@ class AsyncEngine:
         self._trace: TracebackType | None = None
         self._unread = unread
         self._tickets = itertools.count()
+        self._asked = 0  # requests put into the inbox
+        # What the engine's thread last saw: the engine, and how many of these it had taken.
+        self._seen = (engine.snapshot(), 0)
         self._streams: dict[int, Stream] = {}
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
-        self._mailboxes_lock = threading.Lock()  # callers may be on several loops
+        self._lock = threading.Lock()  # callers may be on several loops
         self._closing = False
         self._inbox = Inbox()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -91,11 +95,24 @@ class AsyncEngine:
         """Requests that have been queued and whose stream has not ended: running, waiting or paused."""
         return len(self._streams)
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The engine after its last step or batch of events, in numbers. From any thread, at no cost."""
+        return self._seen[0]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are queued and have not begun, those on their way to the engine's thread included."""
+        if self._ended.done():
+            return 0
+        snapshot, taken = self._seen
+        return snapshot.waiting + self._asked - taken
+
     def stream(self, request: Request) -> AsyncGenerator[TextDelta, None]:
         """Run a request -> the text deltas of all its samples, as they are generated.
 
         The request is checked now and queued when the first delta is awaited. Joined, a sample's deltas are
-        its whole text; the last one has a finish_reason. Closing the generator, leaving the loop over it by
+        its whole text and its ids; the last one has a finish_reason. Closing the generator, leaving the loop over it by
         an error, or cancelling its task cancels the request.
 
         Raises:
@@ -106,19 +123,24 @@ class AsyncEngine:
         """
         self._raise_if_closed()
         self.engine.check(request)
+        return self._singly(request)
+
+    def batches(self, request: Request) -> AsyncGenerator[list[TextDelta], None]:
+        """As `stream`, but everything that is unread at once: one or more deltas each time.
+
+        For servers: what came while the caller was busy goes out in one write. Raises as `stream`.
+        """
+        self._raise_if_closed()
+        self.engine.check(request)
         return self._read(request)
 
     async def complete(self, request: Request) -> list[TextDelta]:
-        """Run a request -> one delta for each sample, with its whole text. Raises as `stream`."""
-        texts: list[list[str]] = [[] for _ in range(request.n)]
-        last: dict[int, TextDelta] = {}
-        async for delta in self.stream(request):
-            texts[delta.sample].append(delta.text)
-            last[delta.sample] = delta
-        return [
-            TextDelta(i, "".join(text), last[i].finish_reason, last[i].sequence)
-            for i, text in enumerate(texts)
-        ]
+        """Run a request -> one delta for each sample, with all its text and ids. Raises as `stream`."""
+        found: list[list[TextDelta]] = [[] for _ in range(request.n)]
+        async for batch in self.batches(request):
+            for delta in batch:
+                found[delta.sample].append(delta)
+        return [TextDelta.joined(deltas) for deltas in found]
 
     async def close(self, *, drain: bool = False) -> None:
         """End the service. Every open stream ends at once with FinishReason.CANCELLED. May be called again.
@@ -147,15 +169,20 @@ class AsyncEngine:
 
     # ---- on a caller's loop ------------------------------------------------------------------------
 
-    async def _read(self, request: Request) -> AsyncGenerator[TextDelta, None]:
+    async def _singly(self, request: Request) -> AsyncGenerator[TextDelta, None]:
+        async with contextlib.aclosing(self._read(request, 1)) as batches:
+            async for (delta,) in batches:
+                yield delta
+
+    async def _read(self, request: Request, most: int | None = None) -> AsyncGenerator[list[TextDelta], None]:
         stream = self._queue(request)
         try:
-            while stream.unfinished or stream.items:
-                delta = await stream.next()
+            while not stream.over:
+                deltas = await stream.next(most)
                 if stream.paused and stream.unread <= self._unread // 2:
                     stream.paused = False
                     self._inbox.put(Resume(stream.ticket))
-                yield delta
+                yield deltas
         finally:
             self._streams.pop(stream.ticket, None)
             if stream.unfinished:
@@ -163,7 +190,7 @@ class AsyncEngine:
 
     def _queue(self, request: Request) -> Stream:
         loop = asyncio.get_running_loop()
-        with self._mailboxes_lock:
+        with self._lock:
             mailbox = self._mailboxes.get(loop)
             if mailbox is None:
                 self._mailboxes = {each: box for each, box in self._mailboxes.items() if not each.is_closed()}
@@ -176,6 +203,8 @@ class AsyncEngine:
         except BaseException:
             del self._streams[stream.ticket]
             raise
+        with self._lock:
+            self._asked += 1
         self._inbox.put(Add(stream.ticket, request))
         return stream
 
@@ -193,24 +222,29 @@ class AsyncEngine:
         except BaseException as error:
             self._trace = error.__traceback__
             self.failure = error
+        self._look()
         self._closing = True
         self.engine.exclusive = False
         self._end_streams(self.failure)
         atexit.unregister(self._stop_at_exit)
         self._ended.set_result(None)
 
+    def _look(self) -> None:
+        self._seen = (self.engine.snapshot(), self._inbox.requests_taken)
+
     def _deliver(self, results: list[Result]) -> None:
         """Send a step's results to their callers, and pause the requests of callers that do not read."""
+        self._look()  # before the results: who has the last of them finds its request finished
         items: list[tuple[Stream, Item]] = []
         for ticket, result in results:
             stream = self._streams.get(ticket)
             if stream is None:
                 continue  # its caller has left; the Cancel is on its way
             if isinstance(result, Delta):
-                if not result.text and result.finish_reason is None:
+                delta = TextDelta.of(result)
+                if delta is None:
                     continue
-                record = None if result.finish_reason is None else result.sequence
-                items.append((stream, TextDelta(result.key[1], result.text, result.finish_reason, record)))
+                items.append((stream, delta))
             else:
                 items.append((stream, result))
             stream.given += 1

@@ -5,27 +5,57 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from ..engine.request import FinishReason
-from ..engine.sequence import SequenceState
+from ..engine.sequence import Delta, SequenceState, TokenScore
 
 __all__ = ["Item", "Mailbox", "Stream", "TextDelta"]
 
 
 @dataclass(frozen=True)
 class TextDelta:
-    """New text of one sample of a request.
+    """New text and tokens of one sample of a request.
 
-    The last delta of a sample has a finish_reason and `sequence`, the engine's record of the sample with its
-    tokens and scores. `sequence` is None if `AsyncEngine.close` cancelled the request.
+    tokens: the ids whose text is complete with this delta. No id comes before its text, and all of a sample
+    joined are its output. scores: of these, always; their alternatives only if the request's `top` asks for
+    some. prompt_scores: of the prompt from its second id on, with the first delta of a sample, if the request
+    asks for them. The last delta of a sample has a finish_reason. sequence: the engine's record of the sample,
+    whose counts and times are final with the last delta; None if `AsyncEngine.close` cancelled the request.
     """
 
     sample: int
     text: str
     finish_reason: FinishReason | None = None
     sequence: SequenceState | None = None
+    tokens: tuple[int, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    prompt_scores: tuple[TokenScore, ...] = ()
+
+    @classmethod
+    def of(cls, delta: Delta) -> TextDelta | None:
+        """From what the engine yields; None if there is nothing in it for a caller."""
+        reason = delta.finish_reason
+        if not (delta.text or delta.tokens or reason or delta.prompt_scores):
+            return None
+        told = (delta.tokens, delta.scores, delta.prompt_scores)
+        return cls(delta.key[1], delta.text, reason, delta.sequence, *told)
+
+    @classmethod
+    def joined(cls, deltas: Sequence[TextDelta]) -> TextDelta:
+        """The deltas of one sample as one, from the first of them to the last."""
+        first, last = deltas[0], deltas[-1]
+        return cls(
+            last.sample,
+            "".join(each.text for each in deltas),
+            last.finish_reason,
+            last.sequence,
+            tuple(token for each in deltas for token in each.tokens),
+            tuple(score for each in deltas for score in each.scores),
+            first.prompt_scores,
+        )
 
 
 Item = TextDelta | BaseException
@@ -40,12 +70,18 @@ class Stream:
         self.samples = samples
         self.mailbox = mailbox
         self.unfinished = set(range(samples))
-        self.items: deque[Item] = deque()
+        self.items: deque[TextDelta] = deque()
+        self.error: BaseException | None = None  # raised once the items are read
         self.given = 0  # written by the engine's thread
         self.read = 0  # written by the caller
         self.paused = False
         self._waiter: asyncio.Future[None] | None = None
         self._trace: TracebackType | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to read, and nothing will come."""
+        return not (self.unfinished or self.items or self.error)
 
     @property
     def unread(self) -> int:
@@ -59,26 +95,24 @@ class Stream:
                 return
             if item.finish_reason is not None:
                 self.unfinished.discard(item.sample)
+            self.items.append(item)
         elif self.unfinished:
             self.unfinished.clear()
-            self._trace = item.__traceback__
-        else:
-            return
-        self.items.append(item)
+            self.error, self._trace = item, item.__traceback__
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next(self) -> TextDelta:
-        """The next delta. Raises the error that ended the request, if one did."""
+    async def next(self, most: int | None = None) -> list[TextDelta]:
+        """The unread deltas, at least one and at most `most`. Raises the error that ended the request, if any."""
         while not self.items:
+            if self.error is not None:
+                # One error may end many streams. Each raise would add its frames to the error's traceback.
+                raise self.error.with_traceback(self._trace)
             self._waiter = self.mailbox.loop.create_future()
             await self._waiter
-        item = self.items.popleft()
-        self.read += 1
-        if isinstance(item, BaseException):
-            # One error may end many streams. Each raise would add its frames to the error's traceback.
-            raise item.with_traceback(self._trace)
-        return item
+        count = len(self.items) if most is None else min(most, len(self.items))
+        self.read += count
+        return [self.items.popleft() for _ in range(count)]
 
 
 class Mailbox:

@@ -147,15 +147,14 @@ CALLS = {
     "text_infilling": lambda m, **options: m.text_infilling(["a"], ["b"], **options),
     "chat_completion": lambda m, **options: m.chat_completion([[USER]], **options),
     "stream": lambda m, **options: m.stream(["a"], **options),
+    "requests": lambda m, **options: m.requests(["a"], **options),
 }
 
 
 @pytest.mark.parametrize(("option", "value", "error", "words"), BAD_OPTIONS)
 @pytest.mark.parametrize("call", CALLS)
 def test_bad_options_are_named(llama, call, option, value, error, words):
-    """By default the message says what the option is. A stream has no scores, so `logprobs` is unknown to it."""
-    if call == "stream" and option == "logprobs":
-        error, words = TypeError, "logprobs"
+    """By default the message says what the option is."""
     with pytest.raises(error) as caught:
         CALLS[call](llama, **{option: value})
     assert (words or f"{option} is {shown(value)}") in str(caught.value)

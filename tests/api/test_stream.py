@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
-from api_calls import NEVER, PROMPTS, TOKENIZER, other
+from api_calls import LIMIT, NEVER, PROMPTS, TOKENIZER, other
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
@@ -43,6 +45,48 @@ def test_deltas_come_as_they_are_made(llama):
     assert len(first) == 10
     assert [delta.finish_reason for delta in first] == [None] * 9 + ["length"]
     assert "".join(delta.text for delta in first[:5])
+
+
+def test_each_delta_has_its_ids_and_scores(llama):
+    """No id comes before its text; joined they are what `generate` returns, with its log-probabilities."""
+    prompts, options = ["a b", "def return"], {"temperature": 1.2, "max_gen_len": 12, "seed": 3, "n": 2}
+    given = [llama.tokenizer.encode(prompt, bos=True, eos=False) for prompt in prompts]
+    tokens, logs = llama.generate(given, 12, 1.2, logprobs=True, seed=3, n=2)
+    ids, scores, text = [[] for _ in range(4)], [[] for _ in range(4)], [""] * 4
+    for delta in llama.stream(prompts, **options):
+        row = 2 * delta.index + delta.sample
+        ids[row] += delta.tokens
+        scores[row] += [score.logprob for score in delta.scores]
+        text[row] += delta.text
+        assert text[row].startswith(llama.tokenizer.decode_infilling(ids[row]))
+    assert ids == tokens
+    for mine, theirs in zip(scores, logs, strict=True):
+        assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_alternatives_of_a_stream_are_as_many_as_asked_for(llama):
+    for delta in llama.stream(["a b"], 0, max_gen_len=4, logprobs=3):
+        assert all(len(score.top) == 3 for score in delta.scores)
+        assert [score.top[0][0] for score in delta.scores] == list(delta.tokens)
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "echo", "top", "scored"),
+    [(False, False, 0, False), (False, True, 0, False), (True, True, 0, True), (4, False, 4, False)],
+)
+def test_requests_ask_for_the_scores_of_the_call(llama, logprobs, echo, top, scored):
+    asked = llama.requests(["a b", "def"], 0, max_gen_len=3, logprobs=logprobs, echo=echo)
+    assert [(each.top, each.score_prompt) for each in asked] == [(top, scored)] * 2
+    silent = llama.requests(["a b", "def"], 0, max_gen_len=3)
+    assert [dataclasses.replace(each, top=0, score_prompt=False) for each in asked] == silent
+
+
+def test_requests_are_cut_to_the_room_that_the_prompt_leaves(llama):
+    (asked,) = llama.requests(["a b"], 0, max_gen_len=10**9)
+    assert asked.longest == llama.model.params.max_seq_len
+    full = Prompt(tuple(range(3, 3 + LIMIT)), frozenset(), start_of_text=False)
+    with pytest.raises(PromptTooLongError, match=f"{LIMIT} tokens"):
+        llama.requests([full], 0, max_gen_len=1)
 
 
 def test_the_last_delta_of_a_stream_has_counts_and_times(llama: Llama) -> None:

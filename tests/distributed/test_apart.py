@@ -196,6 +196,8 @@ deltas = st.builds(
     *(numbers, numbers, texts, st.none() | texts),
     st.none() | st.builds(Counts, numbers, numbers, numbers),
     st.none() | st.builds(Times, floats, maybe, maybe, maybe),
+    ids.map(tuple),
+    scores.map(tuple),
 )
 
 

@@ -114,12 +114,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @cache
 def files() -> list[str]:
     """All files of the project as /paths, as git would list them."""
-    skipped = {".git", ".venv", "build", "__pycache__", "shared"}
+    skipped = {".git", "build", "node_modules", "__pycache__", "shared"}
     folders, found = [ROOT], []
     for folder in folders:
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
-                if path.name not in skipped and not path.name.endswith((".egg-info", "_cache")):
+                name, others = path.name, (".egg-info", "_cache")
+                if name not in skipped and not name.startswith(".venv") and not name.endswith(others):
                     folders.append(path)
             else:
                 found.append(f"/{path.relative_to(ROOT).as_posix()}")

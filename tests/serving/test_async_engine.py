@@ -7,6 +7,7 @@ import threading
 
 import psutil
 import pytest
+import torch
 from async_engines import SAMPLED, TOKENIZER, alone, ask, collect, gated, ids, run, until
 from thread_ranks import ThreadRank
 from tiny_llama import tiny_model
@@ -33,7 +34,7 @@ def test_many_streams_are_each_request_alone():
 
 
 def test_complete_is_the_joined_stream():
-    request = ask(7, 12, SAMPLED, n=3, seed=5)
+    request = ask(7, 12, SAMPLED, n=3, seed=5, score_prompt=True)
 
     async def main():
         async with AsyncEngine(gated()) as async_engine:
@@ -42,6 +43,95 @@ def test_complete_is_the_joined_stream():
     found = run(main())
     assert [(each.text, each.finish_reason, each.sequence.output) for each in found] == alone(request)
     assert [each.sample for each in found] == [0, 1, 2]
+    for each in found:
+        assert list(each.tokens) == each.sequence.output
+        assert list(each.scores) == each.sequence.scores
+        assert list(each.prompt_scores) == each.sequence.prompt_scores
+        assert len(each.prompt_scores) == 6
+
+
+def test_every_delta_has_the_ids_and_scores_of_its_text():
+    request = ask(7, 24, SAMPLED, n=2, seed=5, top=2, score_prompt=True)
+
+    async def main():
+        async with AsyncEngine(gated()) as async_engine:
+            return [delta async for delta in async_engine.stream(request)]
+
+    found = run(main())
+    for sample in range(2):
+        first, *others = [delta for delta in found if delta.sample == sample]
+        sequence, text, tokens, scores = [first, *others][-1].sequence, "", [], []
+        assert list(first.prompt_scores) == sequence.prompt_scores
+        assert not any(delta.prompt_scores for delta in others)
+        for delta in (first, *others):
+            assert len(delta.tokens) == len(delta.scores)
+            assert all(len(score.top) == 2 for score in delta.scores)
+            text, tokens, scores = text + delta.text, [*tokens, *delta.tokens], [*scores, *delta.scores]
+            assert text.startswith(TOKENIZER.decode_infilling(tokens))
+        assert (tokens, scores) == (sequence.output, sequence.scores)
+
+
+def test_an_id_without_text_is_delivered_at_once():
+    """The model writes control ids only: its output has no text at all."""
+    made = tiny_model(max_batch_size=4, max_seq_len=128)
+    plain, wanted = made.logits, TOKENIZER.bos_id
+    made.logits = lambda hidden: plain(hidden).index_fill(1, torch.tensor([wanted]), 1e4)
+
+    async def main():
+        async with AsyncEngine(Engine(made, TOKENIZER, speculate=False)) as async_engine:
+            return [delta async for delta in async_engine.stream(ask(6, 5))]
+
+    found = run(main())
+    assert [(delta.text, delta.tokens) for delta in found] == [("", (wanted,))] * 5
+
+
+def test_batches_are_the_stream_with_all_that_is_unread_at_once():
+    request = ask(7, 30, SAMPLED, n=2, seed=5)
+    engine = gated()
+
+    async def main():
+        async with AsyncEngine(engine) as async_engine:
+            singles = [delta async for delta in async_engine.stream(request)]
+            batches = async_engine.batches(request)
+            first = await anext(batches)
+            (inner,) = async_engine._streams.values()
+            await until(lambda: not inner.unfinished)
+            return singles, first, [batch async for batch in batches]
+
+    singles, first, (rest,) = run(main())
+    for sample in range(2):
+        parts = [[each for each in some if each.sample == sample] for some in (singles, [*first, *rest])]
+        one, other = map(TextDelta.joined, parts)
+        assert (one.text, one.tokens, one.scores) == (other.text, other.tokens, other.scores)
+        assert other.finish_reason is FinishReason.LENGTH
+
+
+def test_batches_give_what_came_before_an_error_and_then_the_error(monkeypatch):
+    engine = gated(speculate=False)
+    plain, steps = engine.runner.run, []
+
+    def failing(batch):
+        steps.append(1)
+        if len(steps) == 5:
+            raise ZeroDivisionError
+        return plain(batch)
+
+    monkeypatch.setattr(engine.runner, "run", failing)
+
+    async def main():
+        async with AsyncEngine(engine) as async_engine:
+            batches = async_engine.batches(ask(6, 20))
+            found = await anext(batches)
+            (inner,) = async_engine._streams.values()
+            await until(lambda: not inner.unfinished)
+            if inner.items:
+                found += await anext(batches)
+            with pytest.raises(ZeroDivisionError):
+                await anext(batches)
+            assert async_engine.open_streams == 0
+            return found
+
+    assert sum(len(delta.tokens) for delta in run(main())) == len(alone(ask(6, 4))[0][2])
 
 
 def test_the_model_runs_in_one_thread_that_is_not_the_loops():

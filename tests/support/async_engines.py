@@ -113,11 +113,14 @@ def sleeping(async_engine):
 async def collect(async_engine, request):
     """Run a request, as a client that checks what it gets -> [(text, reason, ids)] by sample."""
     texts, ends = [""] * request.n, {}
+    tokens = [[] for _ in range(request.n)]
     async for delta in async_engine.stream(request):
         assert delta.sample not in ends, "a delta after the end"
         texts[delta.sample] += delta.text
+        tokens[delta.sample] += delta.tokens
         if delta.finish_reason is not None:
             ends[delta.sample] = delta
+            assert delta.sequence is None or tokens[delta.sample] == delta.sequence.output
     assert sorted(ends) == list(range(request.n))
     return [
         (texts[i], ends[i].finish_reason, ends[i].sequence.output if ends[i].sequence else None)

@@ -10,7 +10,7 @@ import torch
 from tiny_llama import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
-from llama.engine import Engine, Request
+from llama.engine import Engine, FinishReason, Request
 from llama.sampling import GREEDY, SamplingParams
 
 TOKENIZER = tiny_tokenizer()
@@ -46,16 +46,32 @@ def ask(prompt, new, sampling=GREEDY, **more):
     return Request(ids(prompt) if isinstance(prompt, int) else prompt, new, sampling, **more)
 
 
+def text_of(request, tokens):
+    """The text of ids as a sequence of this request writes it."""
+    return (TOKENIZER.decode if request.start_of_text else TOKENIZER.decode_infilling)(list(tokens))
+
+
 class Result:
-    """What a client puts together from the deltas of one sample."""
+    """What a client puts together from the deltas of one sample, and checks: text, then ids, then scores."""
 
     def __init__(self):
         self.text, self.reason, self.sequence = "", None, None
+        self.tokens, self.told, self.prompt_scores, self.deltas = [], [], [], 0
 
     def take(self, delta):
         assert self.reason is None, "a delta after the end"
+        self.deltas += 1
         self.text += delta.text
         self.reason, self.sequence = delta.finish_reason, delta.sequence
+        self.tokens += delta.tokens
+        self.told += delta.scores
+        assert self.deltas == 1 or not delta.prompt_scores
+        self.prompt_scores += delta.prompt_scores
+        assert self.text.startswith(text_of(delta.sequence.request, self.tokens)), "an id before its text"
+        if delta.finish_reason not in (None, FinishReason.ERROR):
+            assert self.tokens == self.sequence.output
+            assert self.told == self.sequence.scores
+            assert self.prompt_scores == self.sequence.prompt_scores
 
     @property
     def whole(self):
@@ -116,6 +132,11 @@ def conserved(engine):
     retained = scheduler.prefixes.retained if scheduler.prefixes else []
     held = sum(s.blocks * s.slots for s in scheduler.running)
     assert blocks.used == held + sum(entry.blocks for entry in retained) <= blocks.total
+    snapshot = engine.snapshot()
+    assert snapshot.running == sum(s.slots for s in scheduler.running)
+    assert snapshot.cache_used == held * blocks.size
+    assert snapshot.cache_used + snapshot.cache_retained == blocks.used * blocks.size
+    assert snapshot.cache_tokens == blocks.total * blocks.size
     for sequence in scheduler.running:
         assert sequence.finish_reason is None
         assert 0 < sequence.computed + 1 <= len(sequence.tokens)

@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import chat, client, complete, convert, estimate, infill, info, serve, verify
+from . import chat, client, complete, convert, estimate, infill, info, playground, serve, verify
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
 
@@ -35,6 +35,7 @@ class Verb(Protocol):
 
 VERBS: dict[str, Verb] = {
     "serve": serve,
+    "playground": playground,
     "chat": chat,
     "client": client,
     "complete": complete,

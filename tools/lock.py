@@ -3,8 +3,8 @@
     pip install uv
     python tools/lock.py
 
-To take a new release of a direct dependency, change constraints.txt (of a client: its group in pyproject.toml) and run this. What they need in turn comes in its
-newest release. torch is not locked, see constraints.txt.
+To take a new release of a direct dependency, change constraints.txt (of a client: its group in pyproject.toml) and run
+this. What they need in turn comes in its newest release. torch is not locked, see constraints.txt.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     """Add what chat and client share."""
     parser.add_argument(
         "--cap",
-        # lmdeploy's names; terminal/chat.py has them too, and a test compares.
+        # lmdeploy's names; serving/http/settings.py has them too, and a test compares.
         choices=("completion", "infilling", "chat", "python"),
         default="chat",
         help="what a text is: the next message of a chat (default), a text to continue as it is (completion, python),"
@@ -64,17 +64,16 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 
 def run_chat(options: argparse.Namespace, place: Model | Server) -> int:
     """Run the chat program on a model or a server."""
-    from ..distributed.environment import is_first_rank
     from ..terminal.answers import Answers
     from ..terminal.chat import ChatProgram
     from ..terminal.conversation import Conversation
     from ..terminal.readers import LineReader
-    from ..terminal.running import run
+    from ..terminal.running import first_rank_of, run
 
     if options.cap != "chat" and options.max_gen_len is None:
         options.max_gen_len = 256  # a base model may never stop by itself
     # Before the model is loaded, since what is missing should be told at once. The other ranks only follow.
-    reader = _reader() if is_first_rank() else LineReader(None)
+    reader = _reader() if first_rank_of(place) else LineReader(None)
 
     async def main(backend: Backend) -> int:
         conversation = Conversation(options.sys_instruct)

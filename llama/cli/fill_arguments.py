@@ -32,7 +32,7 @@ def add_fill(parser: argparse.ArgumentParser, *, without_line: str) -> None:
         "--column",
         type=positive,
         metavar="C",
-        help="the cursor stands before this character of the line, from 1, a tab counts as one (default: the line's end)",
+        help="the cursor stands before this character of the line, from 1, a tab counts as one (default: its end)",
     )
     result = parser.add_mutually_exclusive_group()
     result.add_argument("--full", action="store_true", help="print the text around the answer too")
@@ -46,13 +46,13 @@ def add_fill(parser: argparse.ArgumentParser, *, without_line: str) -> None:
 
 def run_fill(options: argparse.Namespace, kind: Literal["complete", "infill"]) -> int:
     """Run the verb `kind`."""
-    from ..distributed.environment import is_first_rank
     from ..terminal.answers import Answers
     from ..terminal.fill import prepare
-    from ..terminal.running import run
+    from ..terminal.running import first_rank_of, run
 
+    place = source(options)
     task = None
-    if is_first_rank():  # the other ranks only follow, and standard input is one for all
+    if first_rank_of(place):  # the other ranks only follow, and standard input is one for all
         task = prepare(
             kind, options.file, options.line, options.column, in_place=options.in_place, full=options.full
         )
@@ -61,4 +61,4 @@ def run_fill(options: argparse.Namespace, kind: Literal["complete", "infill"]) -
         assert task is not None
         return await task.run(backend, sampling(options), Answers())
 
-    return run(source(options), main)
+    return run(place, main)

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from ..errors import NumericsError, OutOfMemoryError, PromptTooLongError, RequestError
 from ..printable import reason, tell
 from ..prompts import split_fill
+from ..serving.http.settings import Capability
 from ..serving.signals import on_signals
 from .answers import Answers
 from .backend import Ask, Backend, Chat, Completion, End, Infilling, Sampling, ServerError
@@ -18,13 +20,9 @@ from .commands import Commands
 from .conversation import Conversation, Turn
 from .readers import InputInterruptedError, Reader, is_command
 
-__all__ = ["CAPABILITIES", "Capability", "ChatProgram"]
+__all__ = ["ChatProgram"]
 
 T = TypeVar("T")
-
-Capability = Literal["completion", "infilling", "chat", "python"]
-CAPABILITIES: tuple[Capability, ...] = ("completion", "infilling", "chat", "python")
-"""lmdeploy's names: how a user's text becomes a prompt. completion and python are the same here."""
 
 # Errors of one ask; the program goes on. Any other one ends it.
 _PASSING = (RequestError, NumericsError, OutOfMemoryError, ServerError)
@@ -37,7 +35,7 @@ class ChatProgram:
     model is called; they are kept for /save.
 
     Args:
-        capability: see `CAPABILITIES`.
+        capability: how a text becomes a prompt, by lmdeploy's names; completion and python are the same here.
         stats: after each answer tell tokens, and how many came from the cache, on stderr.
     """
 
@@ -139,12 +137,14 @@ class ChatProgram:
         room = self._backend.room(Chat(self._conversation.dialog(text)))
         return room is None or room >= tokens
 
-    def _drop(self, enough: Callable[[], bool]) -> bool:
+    def _has_at_most(self, turns: int) -> bool:
+        return len(self._conversation.turns) <= turns
+
+    def _drop(self, enough: Callable[[], bool]) -> None:
         dropped = self._conversation.forget_oldest(enough)
         if dropped:
             turns = "the oldest turn is" if dropped == 1 else f"the {dropped} oldest turns are"
             tell(f"the context is full ({self._size()}): {turns} forgotten")
-        return dropped > 0
 
     async def _print(self, ask: Ask, said: list[str]) -> End | None:
         """Print the answer; pieces are appended to `said`. Turns leave where a server says that it is full."""
@@ -152,13 +152,10 @@ class ChatProgram:
             try:
                 return await self._stream(ask, said)
             except PromptTooLongError:
-                turns = len(self._conversation.turns)
-                if (
-                    said
-                    or not isinstance(ask, Chat)
-                    or not self._drop(lambda: len(self._conversation.turns) <= turns // 2)
-                ):
+                if said or not isinstance(ask, Chat) or not self._conversation.turns:
                     raise
+                left = len(self._conversation.turns) // 2
+                self._drop(partial(self._has_at_most, left))
                 ask = Chat(self._conversation.dialog(ask.messages[-1]["content"]))
 
     async def _stream(self, ask: Ask, said: list[str]) -> End | None:

@@ -39,6 +39,7 @@ class Task:
         if self.full:
             write(self.prefix)
         said: list[str] = []
+        end: End | None = None
         try:
             async with contextlib.aclosing(backend.stream(ask, sampling)) as pieces:
                 async for piece in pieces:
@@ -46,23 +47,25 @@ class Task:
                         said.append(piece)
                         write(piece)
                     else:
-                        self._check(piece, sampling)
+                        end = piece
             if self.full:
                 write(self.suffix)
         finally:
             if self.target is None:
                 answers.end(line=False)
+        _comment(end, sampling)
         if self.target is not None:
             text = "".join(said)
             self.target.replace(self.prefix + text + self.suffix)
             tell(f"{len(text):,} characters written into {self.target.path}")
         return 0
 
-    def _check(self, end: End, sampling: Sampling) -> None:
-        if end.finish_reason == "length":
-            limit = sampling.max_gen_len
-            by_limit = limit is not None and (end.generated is None or end.generated >= limit)
-            tell(f"cut at {limit:,} tokens (--max-gen-len)" if by_limit else "cut: the context is full")
+
+def _comment(end: End | None, sampling: Sampling) -> None:
+    if end is not None and end.finish_reason == "length":
+        limit = sampling.max_gen_len
+        by_limit = limit is not None and (end.generated is None or end.generated >= limit)
+        tell(f"cut at {limit:,} tokens (--max-gen-len)" if by_limit else "cut: the context is full")
 
 
 def prepare(

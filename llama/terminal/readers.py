@@ -68,24 +68,26 @@ class LineReader:
         self._line = 0
 
     async def read(self) -> str:
-        """See `Reader`. Raises PromptError for a line that is not UTF-8; the input goes on behind it."""
-        lines: list[str] = []
+        """See `Reader`. Raises PromptError for a text that is not UTF-8; the input goes on behind it."""
+        lines: list[bytes] = []
+        begin = self._line + 1
         while (line := await self._next_line()) is not None:
-            text = decoded(line, f"input {self._line:,}").removesuffix("\n").removesuffix("\r")
-            if not lines and is_command(text):
-                return text
-            if text.rstrip() == END_MARK:
-                return "\n".join(lines)
-            lines.append(text)
-        if not any(line.strip() for line in lines):
-            raise EOFError
-        return "\n".join(lines)
+            if not lines and is_command(first := line.decode("utf-8", "replace")):
+                return first.rstrip()
+            if line.rstrip() == END_MARK.encode():
+                break
+            lines.append(line.removesuffix(b"\r"))
+        else:
+            if not any(line.strip() for line in lines):
+                raise EOFError
+        return decoded(b"\n".join(lines), f"the text that begins in line {begin:,} of the input")
 
     def watch(self, stop: Callable[[], object]) -> AbstractContextManager[None]:
         """See `Reader`. Ctrl-C comes as a signal here, which the program hears itself."""
         return contextlib.nullcontext()
 
     async def _next_line(self) -> bytes | None:
+        """The next line without its line break; None at the end."""
         while b"\n" not in self._rest:
             chunk = await self._chunk()
             if not chunk:

@@ -44,7 +44,8 @@ class RemoteBackend:
     async def stream(self, ask: Ask, sampling: Sampling) -> AsyncGenerator[str | End, None]:
         """See `Backend`."""
         path, body = self._body(ask, sampling)
-        finish, usage = None, {}
+        finish: str | None = None
+        usage: dict[str, Any] = {}
         with _named(self._client):
             async with self._client.stream("POST", path, json=body) as response:
                 if response.status_code != 200:
@@ -91,18 +92,21 @@ class RemoteBackend:
 
 
 @contextlib.asynccontextmanager
-async def connect(url: str, key: str | None, model: str | None) -> AsyncIterator[RemoteBackend]:
+async def connect(
+    url: str, key: str | None, model: str | None, transport: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator[RemoteBackend]:
     """A backend on the server at `url`, which is asked for its model's name and context.
 
     Args:
         key: the API key.
         model: which of the server's models; by default its first.
+        transport: by default the network.
 
     Raises:
         ServerError: nobody answers there, or the key is refused.
         ConfigError: the server does not have that model.
     """
-    async with open_client(url, key) as client:
+    async with open_client(url, key, transport) as client:
         with _named(client):
             response = await client.get("/v1/models")
         if response.status_code in (404, 405):  # a server that does not list its models
@@ -122,16 +126,26 @@ async def connect(url: str, key: str | None, model: str | None) -> AsyncIterator
 def open_client(
     url: str, key: str | None, transport: httpx.AsyncBaseTransport | None = None
 ) -> httpx.AsyncClient:
-    """A client whose paths begin at `url`; a /v1 at its end is dropped, since the paths have it."""
+    """A client whose paths begin at `url`; a /v1 at its end is dropped, since the paths have it.
+
+    Raises:
+        ConfigError: it is no URL of a server.
+    """
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    base = url.rstrip("/").removesuffix("/v1")
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(
+        base_url=_base(url), headers=headers, timeout=_TIMEOUT, limits=limits, transport=transport
+    )
+
+
+def _base(text: str) -> httpx.URL:
     try:
-        limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(
-            base_url=base, headers=headers, timeout=_TIMEOUT, limits=limits, transport=transport
-        )
-    except (httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(f"{shown(url)} is not the URL of a server: {reason(error)}") from None
+        url = httpx.URL(text.rstrip("/").removesuffix("/v1"))
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"{shown(text)} is not the URL of a server: {reason(error)}") from None
+    if url.scheme not in ("http", "https") or not url.host or not text.isprintable() or " " in text:
+        raise ConfigError(f"{shown(text)} is not the URL of a server, such as http://127.0.0.1:8000")
+    return url
 
 
 def read_key(file: Path | None) -> str | None:

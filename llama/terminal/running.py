@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..serving import AsyncEngine
     from .backend import Backend
 
-__all__ = ["Model", "Server", "extra", "run", "run_model", "until_signal"]
+__all__ = ["Model", "Server", "extra", "first_rank_of", "run", "run_here", "run_model"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Model:
     max_batch_size: int = 1
     device: str = "auto"
     dtype: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """The folder's."""
+        return self.folder.resolve().name
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,12 @@ def run(source: Model | Server, main: Callable[[Backend], Coroutine[Any, Any, in
         KeyboardInterrupt: Ctrl-C, unless `main` hears it itself.
     """
     if isinstance(source, Server):
-        return asyncio.run(until_signal(_on_server(source, main)))
+        return run_here(partial(_on_server, source, main))
 
     async def lead(llama: Llama, engine: AsyncEngine) -> int:
         from .local import LocalBackend
 
-        return await main(LocalBackend(llama, engine, source.folder.resolve().name))
+        return await main(LocalBackend(llama, engine, source.name))
 
     return run_model(source, lead)
 
@@ -80,7 +85,7 @@ def run_model(model: Model, lead: Callable[[Llama, AsyncEngine], Coroutine[Any, 
     with built as llama:
 
         def main(engine: AsyncEngine) -> Awaitable[int]:
-            return until_signal(lead(llama, engine))
+            return _until_signal(lead(llama, engine))
 
         code = asyncio.run(llama.serve(main))
         if code is None and llama.model.parallel.rank == 0:  # cancelled from outside
@@ -88,14 +93,28 @@ def run_model(model: Model, lead: Callable[[Llama, AsyncEngine], Coroutine[Any, 
         return code or 0
 
 
-async def _on_server(server: Server, main: Callable[[Backend], Awaitable[int]]) -> int:
+def run_here(work: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run `work` without a model -> its exit code, as `run`."""
+    return asyncio.run(_until_signal(work()))
+
+
+def first_rank_of(source: Model | Server) -> bool:
+    """Whether this process runs the program, and does not only follow. Nothing heavy is imported for a server."""
+    if isinstance(source, Server):
+        return True
+    from ..distributed.environment import is_first_rank
+
+    return is_first_rank()
+
+
+async def _on_server(server: Server, main: Callable[[Backend], Coroutine[Any, Any, int]]) -> int:
     with extra("terminal", "a server's answers"):
         from .remote import connect, read_key
     async with connect(server.url, read_key(server.key_file), server.model) as backend:
         return await main(backend)
 
 
-async def until_signal(work: Coroutine[Any, Any, int]) -> int:
+async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
     """Await `work` -> its exit code; SIGTERM and SIGHUP cancel it and make it 128 + their number."""
     task = asyncio.ensure_future(work)
     heard: list[int] = []

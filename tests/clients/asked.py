@@ -33,7 +33,7 @@ def environment(name: str) -> Path:
 
 def quiet_environment() -> dict[str, str]:
     """This process's environment without keys, proxies and addresses that a client would take from it."""
-    ours = ("OPENAI_", "OLLAMA_", "MISTRAL_", "HF_", "LITELLM_", "CODESTRAL_")
+    ours = ("OPENAI_", "OLLAMA_", "MISTRAL_", "HF_", "LITELLM_", "CODESTRAL_", "CODELLAMA_")
     kept = {
         name: value
         for name, value in os.environ.items()

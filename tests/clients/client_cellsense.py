@@ -42,7 +42,9 @@ def test_its_prompt_is_recognised_as_infilling(url, kind) -> None:
     assert rest == f"{PREFIX}<SUF>{SUFFIX}<MID>"
     filled = ask(url, kind, lambda provider: provider.stream_complete(prompt, timeout_ms=PATIENCE))
     body = {"prompt": head + PREFIX, "suffix": SUFFIX, "max_tokens": TOKENS, "temperature": 0}
-    wanted = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE / 1000).json()["choices"][0]["text"]
+    wanted = httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE / 1000).json()["choices"][0][
+        "text"
+    ]
     stops = [*prompt.special_stop_words, *prompt.generic_stop_words]
     ends = [wanted.index(stop) for stop in stops if stop in wanted]
     assert filled == wanted[: min(ends, default=None)]

@@ -201,6 +201,7 @@ def test_continue_sees_in_the_template_that_the_model_infills(url) -> None:
 def test_plain_text_stays_plain(url, library) -> None:
     """A prompt that only talks about markers is no infilling."""
     asked = {"prompt": COMPLETION, "max_tokens": 24, "temperature": 0}
-    assert httpx.post(f"{url}/completion", json={**asked, "n_predict": 24}, timeout=LIMIT).json()["content"] == (
-        library["completion"]["text"]
+    assert (
+        httpx.post(f"{url}/completion", json={**asked, "n_predict": 24}, timeout=LIMIT).json()["content"]
+        == (library["completion"]["text"])
     )

@@ -39,7 +39,7 @@ def test_details_hold_the_ids_texts_and_scores(client, library) -> None:
     assert "".join(token.text for token in details.tokens) == wanted["text"]
     assert [token.logprob for token in details.tokens] == pytest.approx(wanted["logprobs"], abs=1e-4)
     assert [token.id for token in details.prefill] == wanted["prompt"]
-    assert [[token.id for token in top][0] for top in details.top_tokens] == wanted["tokens"]
+    assert [top[0].id for top in details.top_tokens] == wanted["tokens"]
     assert all(len(top) == 2 for top in details.top_tokens)
 
 

@@ -14,7 +14,13 @@ USER = [{"role": "user", "content": CHAT}]
     ("provider", "path"), [("openai", "/v1"), ("hosted_vllm", "/v1"), ("ollama_chat", "")]
 )
 def test_chat_is_the_librarys_streamed_or_not(url, library, provider, path) -> None:
-    body = {"model": f"{provider}/{MODEL}", "messages": USER, "api_base": url + path, "api_key": "any", **GREEDY}
+    body = {
+        "model": f"{provider}/{MODEL}",
+        "messages": USER,
+        "api_base": url + path,
+        "api_key": "any",
+        **GREEDY,
+    }
     assert litellm.completion(**body).choices[0].message.content == library["chat"]["text"]
     chunks = list(litellm.completion(stream=True, **body))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == library["chat"]["text"]

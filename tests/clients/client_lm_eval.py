@@ -82,7 +82,9 @@ def test_the_scores_are_sums_of_log_probabilities(url, results) -> None:
             sample["doc"]["choices"], [[each] for each in sample["resps"]], strict=True
         ):
             # Without a text the beginning of a text is the context.
-            before, whole = (ids(url, text), ids(url, text + choice)) if text else ([1], [1, *ids(url, choice)])
+            before, whole = (
+                (ids(url, text), ids(url, text + choice)) if text else ([1], [1, *ids(url, choice)])
+            )
             assert float(score) == pytest.approx(total(whole) - total(before), abs=1e-3)
 
 

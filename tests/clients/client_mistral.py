@@ -49,7 +49,9 @@ def test_stop_and_seed_are_understood(client, library) -> None:
     answer = client.fim.complete(prompt=PREFIX, suffix=SUFFIX, stop=[stop], **GREEDY)
     assert answer.choices[0].message.content == whole[: whole.index(stop)]
     warm = {**GREEDY, "temperature": 0.8, "random_seed": 5, "min_tokens": 2, "top_p": 0.9}
-    texts = {client.fim.complete(prompt=PREFIX, suffix=SUFFIX, **warm).choices[0].message.content for _ in "ab"}
+    texts = {
+        client.fim.complete(prompt=PREFIX, suffix=SUFFIX, **warm).choices[0].message.content for _ in "ab"
+    }
     assert len(texts) == 1
 
 

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import asked
 import pytest
 from server_process import LIMIT
+from skips import allowed
 
 NODE = Path(__file__).with_name("node")
 
 
 def ask(client: str, url: str) -> dict:
     """What the program of a client printed: its answers by name."""
-    lacking = "node 20 or newer, with npm, is not on this machine"
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip(lacking)
-    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
-    if int(re.match(r"v(\d+)", version)[1]) < 20:
-        pytest.skip(lacking)
+    reason = "node 20 or newer, with npm, is not on this machine"
+    if allowed(reason):
+        pytest.skip(reason)
     names = ("MODEL", "TOKENS", "COMPLETION", "PREFIX", "SUFFIX", "CHAT")
     given = json.dumps({"url": url, **{name.lower(): getattr(asked, name) for name in names}})
     done = subprocess.run(

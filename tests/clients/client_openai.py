@@ -90,10 +90,11 @@ def test_logprobs_belong_to_the_texts_tokens(client, library) -> None:
 def test_a_streams_logprobs_are_the_answers(client) -> None:
     (choice,) = client.completions.create(prompt=COMPLETION, logprobs=2, **GREEDY).choices
     chunks = list(client.completions.create(prompt=COMPLETION, logprobs=2, stream=True, **GREEDY))
-    joined = [each.choices[0].logprobs for each in chunks if each.choices[0].logprobs]
-    assert sum((each.tokens for each in joined), []) == choice.logprobs.tokens
-    assert sum((each.token_logprobs for each in joined), []) == pytest.approx(choice.logprobs.token_logprobs)
-    assert sum((each.text_offset for each in joined), []) == choice.logprobs.text_offset
+    parts = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [token for part in parts for token in part.tokens] == choice.logprobs.tokens
+    assert [offset for part in parts for offset in part.text_offset] == choice.logprobs.text_offset
+    scores = [score for part in parts for score in part.token_logprobs]
+    assert scores == pytest.approx(choice.logprobs.token_logprobs)
 
 
 def test_echo_returns_the_prompt_with_its_scores(client) -> None:
@@ -116,9 +117,7 @@ def test_samples_repeat_with_their_seed_and_differ_from_each_other(client) -> No
 def test_a_stop_string_ends_the_text_before_it(client, library) -> None:
     whole = library["completion"]["text"]
     stop = whole[20:26]
-    (choice,) = client.completions.create(
-        prompt=COMPLETION, stop=[stop, "no such text"], **GREEDY
-    ).choices
+    (choice,) = client.completions.create(prompt=COMPLETION, stop=[stop, "no such text"], **GREEDY).choices
     assert (choice.text, choice.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 

@@ -37,7 +37,18 @@ def running(folder: Path, *flags: str) -> Iterator[Server]:
     """
     log = folder / "server.log"
     program = ROOT / ".venv" / "bin" / "codellama"
-    command = [program, "serve", ROOT / MODEL, "--port", "0", "--max-seq-len", str(ROOM), "--dtype", DTYPE, *flags]
+    command = [
+        program,
+        "serve",
+        ROOT / MODEL,
+        "--port",
+        "0",
+        "--max-seq-len",
+        str(ROOM),
+        "--dtype",
+        DTYPE,
+        *flags,
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(each) for each in command],

@@ -28,7 +28,18 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "CodeLlama-tiny"
 # What git ignores, and what is too large to copy.
 LEFT_OUT = shutil.ignore_patterns(
-    *(".git", ".venv*", "node_modules", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "*.so"),
+    *(
+        ".git",
+        ".venv*",
+        "node_modules",
+        ".*_cache",
+        ".hypothesis",
+        "__pycache__",
+        "*.egg-info",
+        "build",
+        "dist",
+        "*.so",
+    ),
     *("*.failed.txt", "CodeLlama-*"),
 )
 COMPILES = sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") and shutil.which("cc")

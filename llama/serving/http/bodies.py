@@ -38,18 +38,22 @@ class Body(BaseModel):
     """The fields that a route implements. null means that a field is not given.
 
     INERT: names that are accepted and change nothing. REFUSED: names that are an error, each with the values
-    that ask for nothing and pass.
+    that ask for nothing and pass. PARTS: fields that are bodies of their own, read by the same rules.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     INERT: ClassVar[frozenset[str]] = frozenset()
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    PARTS: ClassVar[Mapping[str, type[Body]]] = {}
 
     @classmethod
     def schema_of_fields(cls) -> Json:
         """The JSON schema of the body, with inert and refused fields."""
         schema = cls.model_json_schema(ref_template="#/components/schemas/{model}")
         properties: Json = schema.setdefault("properties", {})
+        for name, part in cls.PARTS.items():
+            schema.get("$defs", {}).pop(part.__name__, None)
+            properties[name] = part.schema_of_fields()
         for name in sorted(cls.INERT):
             properties[name] = {"description": "Accepted, without effect."}
         for name, neutral in sorted(cls.REFUSED.items()):
@@ -88,8 +92,11 @@ async def read_object(request: Request, max_bytes: int, timeout: float) -> Json:
     return _object(bytes(data))
 
 
-def parse(kind: type[B], data: Json) -> B:
+def parse(kind: type[B], data: Json, within: str = "") -> B:
     """A body as the model of its route.
+
+    Args:
+        within: where the body stands in a larger one, such as `options.`, for the names in errors.
 
     Raises:
         Problem: 400 with the name of the field that is unknown, refused or of a wrong type or range.
@@ -97,14 +104,18 @@ def parse(kind: type[B], data: Json) -> B:
     given = {name: value for name, value in data.items() if value is not None and name not in kind.INERT}
     for name, neutral in kind.REFUSED.items():
         if name in given and not any(_same(given[name], value) for value in neutral):
+            where = within + name
             raise Problem(
-                400, "unsupported_field", f"{name!r} is not supported by this server; leave it out", name
+                400, "unsupported_field", f"{where!r} is not supported by this server; leave it out", where
             )
         given.pop(name, None)
+    for name, part in kind.PARTS.items():
+        if isinstance(given.get(name), dict):
+            given[name] = parse(part, given[name], f"{within}{name}.")
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise _problem(error, kind) from None
+        raise _problem(error, kind, within) from None
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -112,9 +123,9 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def _problem(error: ValidationError, kind: type[Body]) -> Problem:
+def _problem(error: ValidationError, kind: type[Body], within: str) -> Problem:
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"]) or None
+    where = within + ".".join(str(part) for part in first["loc"]) or None
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(name.alias or key for key, name in kind.model_fields.items()))
         return Problem(400, "unknown_field", f"unknown field {shown(where)}; known are {known}", where)

@@ -26,7 +26,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         status: of HTTP.
         code: for programs: invalid_json, invalid_request, unknown_field, unsupported_field,
             context_length_exceeded, unsupported, unauthorized, forbidden, not_found, model_not_found,
-            method_not_allowed, body_too_large, body_timeout, request_timeout, queue_full, unavailable,
+            method_not_allowed, body_too_large, body_timeout, request_timeout, queue_full, unavailable, incomplete,
             not_finite, internal_error.
         message: for people.
         param: the field of the body that is wrong, such as `stop.0`.

@@ -17,7 +17,15 @@ from ...engine import FinishReason, Request
 from ...engine.sequence import SequenceState, TokenScore
 from ...errors import PromptTooLongError
 from ...generation import Llama
-from ...prompts import Message, Prompt, chat_prompt, completion_prompt, infilling_prompt, split_fill
+from ...prompts import (
+    Message,
+    Prompt,
+    answer_message,
+    chat_prompt,
+    completion_prompt,
+    infilling_prompt,
+    split_fill,
+)
 from .. import AsyncEngine, TextDelta
 from .metrics import Metrics
 from .problems import Problem
@@ -105,7 +113,7 @@ class Service:
             Problem: 400, a marker stands twice in such a text.
             UnsupportedError: such a text, and the model cannot infill.
         """
-        self._check_length(text)
+        self.check_length(text)
         if text_fim or self.settings.text_fim:
             if (found := split_fim(text)) is not None:
                 return self.infilling_prompt(found.prefix, found.suffix, suffix_first=found.suffix_first)
@@ -119,7 +127,7 @@ class Service:
 
     def infilling_prompt(self, prefix: str, suffix: str, *, suffix_first: bool = False) -> Prompt:
         """The prompt that fills between two texts. Raises UnsupportedError if the model cannot."""
-        self._check_length(prefix, suffix)
+        self.check_length(prefix, suffix)
         return infilling_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first)
 
     def chat_prompt(self, messages: Sequence[Message]) -> Prompt:
@@ -132,16 +140,29 @@ class Service:
             DialogError, UnsafeTagError, PromptError, UnsupportedError: as the functions of llama/prompts.py.
         """
         contents = [message["content"] for message in messages]
-        self._check_length(*contents)
+        self.check_length(*contents)
         if self.settings.capability == "chat" or not contents or messages[-1]["role"] != "user":
-            return chat_prompt(self.tokenizer, messages)
+            return chat_prompt(self.tokenizer, [self._addressed(each) for each in messages])
         if self.settings.capability == "infilling":
             return self.infilling_prompt(*split_fill(contents[-1]))
         return self.text_prompt(contents[-1])
 
+    def _addressed(self, message: Message) -> Message:
+        """The <step> format says to whom an answer went, and clients' messages do not: to the user."""
+        if message["role"] != "assistant" or "destination" in message:
+            return message
+        return answer_message(self.tokenizer, message["content"])
+
     def ids_prompt(self, ids: Sequence[int]) -> Prompt:
-        """The prompt that continues ids as they are: no bos is added, control ids are allowed."""
-        return Prompt(tuple(ids), frozenset({self.tokenizer.eos_id}), start_of_text=False)
+        """The prompt that continues ids as they are: no bos is added, control ids are allowed.
+
+        Ids with control ids beside bos and eos are of another format: its stop ids count too.
+        """
+        tokenizer = self.tokenizer
+        stops = {tokenizer.eos_id}
+        if not tokenizer.control_ids.isdisjoint(set(ids) - {tokenizer.bos_id, tokenizer.eos_id}):
+            stops |= {token for token in (tokenizer.eot_id, tokenizer.step_id) if token is not None}
+        return Prompt(tuple(ids), frozenset(stops), start_of_text=False)
 
     # ---- requests ------------------------------------------------------------------------------------------
 
@@ -166,7 +187,7 @@ class Service:
         if options.get("seed") is None:
             options["seed"] = secrets.randbelow(_MAX_SEED)
         for prompt in prompts:
-            self._check_room(prompt)
+            self.check_room(len(prompt.tokens), 0 if max_tokens == 0 else 1)
         try:
             return self.llama.requests(
                 prompts, temperature, top_p, max_tokens, logprobs=logprobs, echo=echo, **options
@@ -175,13 +196,24 @@ class Service:
             longest = max(len(prompt.tokens) for prompt in prompts)
             raise self._no_room(str(error), longest) from None
 
-    def _check_length(self, *texts: str) -> None:
-        """Refuse texts that cannot have room before they are encoded, which may take seconds."""
-        arguments.check_length(self.tokenizer, self.max_model_len, *texts)
+    def check_length(self, *texts: str) -> None:
+        """Refuse texts that cannot have room before they are encoded, which may take seconds.
 
-    def _check_room(self, prompt: Prompt) -> None:
-        length = len(prompt.tokens)
-        if length >= self.max_model_len:
+        Raises:
+            Problem: 400 context_length_exceeded; its number of tokens is the fewest that they can have.
+        """
+        try:
+            arguments.check_length(self.tokenizer, self.max_model_len, *texts)
+        except PromptTooLongError as error:
+            raise self._no_room(str(error), self.tokenizer.fewest_ids(sum(map(len, texts)))) from None
+
+    def check_room(self, length: int, least: int = 1) -> None:
+        """Refuse a prompt of so many tokens if not even `least` tokens of an answer would fit behind it.
+
+        Raises:
+            Problem: 400 context_length_exceeded, with the numbers.
+        """
+        if length + least > self.max_model_len:
             raise self._no_room(
                 f"the prompt has {length:,} tokens, and prompt and answer together may have"
                 f" {self.max_model_len:,}; shorten it",
@@ -213,6 +245,11 @@ class Service:
         return Run(self, requests)
 
 
+def _ended_early() -> Problem:
+    message = "the server ended before the answer was complete; send the request to another one"
+    return Problem(503, "incomplete", message, headers={"Retry-After": "1"})
+
+
 class Run:
     """The requests of one HTTP request on their way through the engine. Iterate over it once."""
 
@@ -235,6 +272,7 @@ class Run:
         """Everything unread at each turn. Closing it, or cancelling its task, cancels what still runs.
 
         Raises:
+            Problem: 503, the server ended first.
             Exception: the error that ended a request.
         """
         merged = self._one(0) if len(self._streams) == 1 else self._merged()
@@ -247,10 +285,12 @@ class Run:
             async for deltas in batches:
                 news = []
                 for delta in deltas:
+                    if delta.finish_reason is FinishReason.CANCELLED:
+                        raise _ended_early()
                     if (row, delta.sample) not in self._cut:
                         self.outputs[row][delta.sample].take(delta)
                         news.append(News(row, delta))
-                    if delta.sequence is not None:
+                    if delta.finish_reason is not None and delta.sequence is not None:
                         self.service.metrics.ended(delta.sequence)
                 if news:
                     yield news

@@ -130,7 +130,9 @@ class Guard:
         given = [token.strip()] if kind.lower() == "bearer" else []
         given.append(headers.get("x-api-key", ""))
         # All keys are compared, and digests of one length: the time says nothing about how near a guess was.
-        found = [hmac.compare_digest(_digest(each.encode("latin-1")), key) for each in given for key in self._keys]
+        found = [
+            hmac.compare_digest(_digest(each.encode("latin-1")), key) for each in given for key in self._keys
+        ]
         return any(found)
 
 

@@ -77,7 +77,7 @@ async def serve_http(
                 await asyncio.wait({serving})
             serving.result()
 
-    await llama.serve(main)
+    await llama.serve(main, drain_seconds=settings.drain_seconds)
 
 
 def _config(service: Service) -> uvicorn.Config:

@@ -18,6 +18,9 @@ from . import (
     llamacpp_completion,
     llamacpp_props,
     llamacpp_tokens,
+    mistral,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openai_models,
@@ -26,6 +29,7 @@ from . import (
 )
 from .bodies import Body, read_object
 from .guard import Guard
+from .playground.pages import routes as playground_routes
 from .problems import Family, Problem
 from .replies import JsonReply
 from .routes import Call, Route
@@ -42,6 +46,9 @@ DOORS: tuple[Any, ...] = (
     openai_chat,
     openai_models,
     tgi,
+    mistral,
+    ollama,
+    ollama_models,
     operations,
 )
 
@@ -58,7 +65,9 @@ def create_app(service: Service) -> ASGIApp:
         for path in route.paths:
             families.setdefault(path, family)
             _add(app, service, family, route, path)
-    if not service.settings.playground:
+    if service.settings.playground:
+        app.router.routes.extend(playground_routes())
+    else:
         _add(app, service, operations.FAMILY, operations.HOME, "/", in_schema=False)
     _describe_bodies(app, [route for door in DOORS for route in door.ROUTES])
 

@@ -10,6 +10,7 @@ from http_service import bundled, serving
 TEXTS = ["def fib(", "class Stack:\n    def"]
 INFILL = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n")
 SCORED = "for key, value in pairs:\n    print(key)\n"
+PENALTIES = {"presence_penalty": 1.5, "frequency_penalty": 0.5}
 GREEDY = {"temperature": 0, "max_tokens": 12}
 SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "n": 3, "max_tokens": 8}
 
@@ -21,6 +22,8 @@ def expectations(llama) -> dict[str, list]:
         "greedy": llama.text_completion(TEXTS, 0, max_gen_len=12, logprobs=3, echo=True),
         "sampled": llama.text_completion(TEXTS, 0.8, 0.9, 8, seed=7, n=3),
         "scored": llama.text_completion([SCORED], 0, max_gen_len=0, logprobs=True, echo=True),
+        "penalties": llama.text_completion(TEXTS[:1], 0, max_gen_len=24, **PENALTIES),
+        "biased": llama.text_completion(TEXTS[:1], 0, max_gen_len=6, logit_bias={300: 100.0}),
         "empty": llama.text_completion([""], 0, max_gen_len=12),
         "infilled": infilled,
         "no suffix": llama.text_infilling([INFILL[0]], [""], temperature=0, max_gen_len=12),
@@ -250,6 +253,9 @@ def test_an_echo_with_scores_tells_the_end_token(server) -> None:
     body = {"prompt": TEXTS[0], "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
     (plain,) = choices(server, **body, return_token_ids=True)
     (last,) = plain["token_ids"]
+    (at_eos,) = choices(server, **body, logit_bias={"2": 100})
+    assert at_eos["text"] == TEXTS[0]
+    assert at_eos["logprobs"]["tokens"] == [*plain["logprobs"]["tokens"][:-1], "</s>"]
     (ended,) = choices(server, **body, stop_token_ids=[last])
     assert ended["text"] == TEXTS[0]
     assert ended["finish_reason"] == "stop"
@@ -299,6 +305,14 @@ def test_stop_strings_end_the_text_and_are_not_in_it(server, expected) -> None:
         (choice,) = choices(server, prompt=TEXTS[1], stop=given, **GREEDY)
         assert choice["text"] == text[: text.index(stop)]
         assert choice["finish_reason"] == "stop"
+
+
+def test_penalties_and_biases_are_the_librarys(server, expected) -> None:
+    body = {"prompt": TEXTS[0], "echo": True, "temperature": 0}
+    (choice,) = choices(server, **body, max_tokens=24, **PENALTIES)
+    assert choice["text"] == TEXTS[0] + expected["penalties"][0]["generation"]
+    (choice,) = choices(server, **body, max_tokens=6, logit_bias={"300": 100})
+    assert choice["text"] == TEXTS[0] + expected["biased"][0]["generation"]
 
 
 def test_names_of_other_servers_mean_the_same(server, expected) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...engine import FinishReason
@@ -14,10 +14,11 @@ from .llamacpp_limits import LineLimits
 from .llamacpp_shapes import FAMILY, spelled
 from .problems import Problem
 from .replies import SSE, dumps, event
+from .response_fields import pick
 from .service import News, Run
 from .token_texts import TokenTexts, token_bytes
 
-__all__ = ["Answers", "Events", "pick"]
+__all__ = ["Answers", "Events"]
 
 _STOP_TYPES = {FinishReason.STOP: "eos", FinishReason.STOP_SEQUENCE: "word"}
 _NO_SLOT = -1  # this server has none; llama.cpp takes -1 for any
@@ -267,23 +268,3 @@ class Events:
     def failed(self, problem: Problem) -> bytes:
         # Tabby takes an event without `content` and `stop` for the end of the world.
         return event({"content": "", "stop": True, **FAMILY.error(problem)})
-
-
-def pick(value: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """The fields of an answer that `response_fields` names, each under its whole path; none for [""].
-
-    Without names, or with an empty list, all of it. A path with a slash leads into objects; names that are
-    not there are left out.
-    """
-    if not fields:
-        return dict(value)
-    found: dict[str, Any] = {}
-    for path in fields:
-        here: Any = value
-        for name in path.split("/"):
-            if not isinstance(here, Mapping) or name not in here:
-                break
-            here = here[name]
-        else:
-            found[path] = here
-    return found

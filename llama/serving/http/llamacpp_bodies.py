@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AliasChoices, Field, WithJsonSchema
+from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
 
 from ...api.options import SamplingOptions
 from ...tokenizer import Tokenizer
@@ -22,6 +22,26 @@ _RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # llama.cpp's default, and the same as an unsi
 # Several middles of one hole are of use only if they differ.
 _SEVERAL_MIDDLES = 0.6
 
+# llama.cpp's names of samplers, with the letters that also stand for them, and names of older versions. Those
+# without a field here do nothing, since their fields must be neutral.
+_LETTERS = {
+    "d": "dry",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "s": "top_n_sigma",
+    "m": "min_p",
+    "t": "temperature",
+    "x": "xtc",
+    "i": "infill",
+    "e": "penalties",
+    "a": "adaptive_p",
+}
+_OLD_NAMES = {"top-k": "top_k", "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p", "temp": "temperature"}
+_SAMPLERS = {
+    **{name: name for name in (*_LETTERS.values(), "typical_p", "typical", "tfs_z", "mirostat")},
+    **_OLD_NAMES,
+}
 _N_PREDICT = AliasChoices("n_predict", "max_tokens", "max_completion_tokens")
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -46,7 +66,7 @@ class GenerationBody(Body):
     t_max_predict_ms: float = 0
     stop: str | list[str] = Field(default_factory=list)
     stream: bool = False
-    samplers: list[str] | None = None
+    samplers: str | list[str] | None = None
     temperature: float | None = None
     top_k: Int = 40
     top_p: float = 0.95
@@ -96,6 +116,18 @@ class GenerationBody(Body):
         "image_data": ([],),
         "multimodal_data": ([],),
     }
+
+    @field_validator("samplers")
+    @classmethod
+    def _named(cls, given: str | list[str] | None) -> list[str] | None:
+        """Samplers by their names; a text has a letter for each."""
+        if given is None:
+            return None
+        names = _LETTERS if isinstance(given, str) else _SAMPLERS
+        unknown = [each for each in given if each not in names]
+        if unknown:
+            raise ValueError(f"there is no sampler {unknown[0]!r}; known are {', '.join(_LETTERS.values())}")
+        return [names[each] for each in given]
 
     @property
     def discards(self) -> bool:
@@ -178,8 +210,7 @@ def temperature(body: GenerationBody) -> float:
     return 0.8 if body.temperature is None else max(0.0, body.temperature)
 
 
-def _on(listed: list[str] | None, name: str) -> bool:
-    # A list without `penalties` leaves them out, as any sampler; old clients list their old names.
+def _on(listed: str | list[str] | None, name: str) -> bool:
     return listed is None or name in listed
 
 

@@ -177,6 +177,15 @@ def test_samplers_that_are_not_listed_are_off() -> None:
     assert "repetition_penalty" not in made
 
 
+def test_a_text_of_samplers_has_a_letter_for_each() -> None:
+    # As llama.vscode sends it with chats.
+    assert drawn(samplers="edkypmxt", seed=1) == drawn(seed=1)
+    assert drawn(samplers="k", seed=1) == drawn(samplers=["top-k"], seed=1)
+    for unknown in ("kZ", ["top_z"]):
+        with pytest.raises(Problem, match="no sampler"):
+            drawn(samplers=unknown)
+
+
 @pytest.mark.parametrize(
     ("fields", "temperature"),
     [

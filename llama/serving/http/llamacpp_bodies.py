@@ -16,7 +16,7 @@ from ...tokenizer import Tokenizer
 from .bodies import Body, Int
 from .problems import Problem
 
-__all__ = ["CompletionBody", "ExtraChunk", "GenerationBody", "InfillBody", "sampling"]
+__all__ = ["ExtraChunk", "GenerationBody", "InfillBody", "LlamaCppCompletionBody", "sampling"]
 
 _RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # llama.cpp's default, and the same as an unsigned number
 # Several middles of one hole are of use only if they differ.
@@ -141,7 +141,7 @@ class GenerationBody(Body):
         return None if self.n_predict < 0 else max(1, self.n_predict)
 
 
-class CompletionBody(GenerationBody):
+class LlamaCppCompletionBody(GenerationBody):
     """The body of /completion: one prompt (text, ids, or both mixed), or a list of them."""
 
     prompt: Annotated[str | list[Any], WithJsonSchema(_PROMPT_SCHEMA)]

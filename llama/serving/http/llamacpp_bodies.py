@@ -6,7 +6,6 @@ which are applied; their order is the engine's.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
@@ -19,6 +18,8 @@ from .problems import Problem
 __all__ = ["ExtraChunk", "GenerationBody", "InfillBody", "LlamaCppCompletionBody", "sampling"]
 
 _RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # llama.cpp's default, and the same as an unsigned number
+# The engine's bounds of a bias; the least rules a token out. llama.cpp has none.
+_RULED_OUT, _MOST_BIAS = -100.0, 100.0
 # Several middles of one hole are of use only if they differ.
 _SEVERAL_MIDDLES = 0.6
 
@@ -239,8 +240,12 @@ def _logit_bias(given: list[list[Any]] | dict[str, Any], tokenizer: Tokenizer) -
             ids = [key]
         else:
             raise _bad_bias(i, f"a token must be a text or an id from 0 to {tokenizer.n_words - 1}")
-        biases.update(dict.fromkeys(ids, -math.inf if value is False else float(value)))
+        biases.update(dict.fromkeys(ids, _RULED_OUT if value is False else _within(value)))
     return biases
+
+
+def _within(bias: float) -> float:
+    return float(max(_RULED_OUT, min(_MOST_BIAS, bias)))
 
 
 def _bad_bias(i: int, why: str) -> Problem:

@@ -207,9 +207,10 @@ def test_the_sampler_infill_is_greedy_unless_several_middles_are_wanted(
 
 def test_biases_come_as_pairs_or_as_an_object() -> None:
     ids = tiny_tokenizer().encode("return x", bos=False, eos=False)
-    banned = dict.fromkeys(ids, float("-inf"))
+    banned = dict.fromkeys(ids, -100.0)
     assert drawn(logit_bias=[[7, 1.5], ["return x", False]])["logit_bias"] == {7: 1.5, **banned}
     assert drawn(logit_bias={"7": 1.5, "return x": False})["logit_bias"] == {7: 1.5, **banned}
+    assert drawn(logit_bias=[[7, -1e9], [8, 10**400]])["logit_bias"] == {7: -100.0, 8: 100.0}
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,8 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"openssl is not on this machine": _absent("openssl"),
     r"shellcheck is not on this machine": _absent("shellcheck"),
     r"needs a mount namespace of its own": _absent("unshare"),
+    r"needs unshare, nsenter and ip": _absent("unshare", "nsenter", "ip"),
+    r"this user may not make network namespaces.*": _only_the_test_can_tell,
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
     r"this file system has no such names": _only_the_test_can_tell,
     r"this system does not exchange names": _only_the_test_can_tell,

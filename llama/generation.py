@@ -216,8 +216,7 @@ class Llama:
             max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
             logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
             echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
-            options: top_k, min_p, repetition_penalty, stop, stop_ids, seed, n, prediction, speculate: see
-                `SamplingOptions` (api/options.py).
+            options: top_k, min_p, stop, seed, n, prediction and more: see `SamplingOptions` (api/options.py).
 
         Returns:
             For each sample generation and finish_reason (stop, length, stop_sequence), and with logprobs

@@ -372,12 +372,16 @@ class Llama:
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         return self._session.requests(made, call)
 
-    async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
+    async def serve(
+        self, main: Callable[[AsyncEngine], Awaitable[T]], *, drain_seconds: float = 0.0
+    ) -> T | None:
         """Await main(engine), with an AsyncEngine that takes requests, on rank 0; the other ranks follow it.
 
-        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run.
+        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run. After
+        SIGTERM no new requests are taken, and running ones have `drain_seconds` to end before they are
+        cancelled.
         """
-        return await serve(self.engine, main)
+        return await serve(self.engine, main, drain_seconds=drain_seconds)
 
     def forget_prefixes(self) -> None:
         """Let no later call reuse keys and values computed before now.

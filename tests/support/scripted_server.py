@@ -50,6 +50,11 @@ class Script:
     left: threading.Event = field(default_factory=threading.Event)  # a caller closed a stream early
     url: str = ""
 
+    def reset(self) -> None:
+        """As if nothing had been asked; the next test's script begins here."""
+        self.go_on.set()  # nothing waits any more
+        vars(self).update(vars(Script(url=self.url)))
+
 
 def _error(status: int, message: str) -> Response:
     body = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
@@ -145,7 +150,7 @@ def served(app: ASGIApp, port: int = 0) -> Iterator[str]:
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

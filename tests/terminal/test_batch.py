@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from llama.errors import RankError
 from llama.terminal.backend import ServerError
 from llama.terminal.batch import Answer, Batch, Poster, run_requests
 from llama.terminal.batch_files import BatchRequest, Json
@@ -157,7 +158,7 @@ def post(
     async def main():
         async with open_client("http://server:1", None, httpx.MockTransport(handle)) as client:
             try:
-                return await Poster(client, sleep)("/v1/completions", body or {"prompt": "x"})
+                return await Poster(client, sleep=sleep)("/v1/completions", body or {"prompt": "x"})
             except ServerError as error:
                 return error
 
@@ -203,6 +204,22 @@ def test_what_a_request_alone_is_refused_for_is_its_answer(status: int) -> None:
     assert answer == Answer(status, {"error": {"message": "no"}})
     assert waits == []
     assert post(httpx.Response(status, text="<html>"))[0] == Answer(status, {"error": {"message": "<html>"}})
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_engine_that_has_ended_is_no_answer(status: int) -> None:
+    """As when a rank dies: the requests in flight have no answer yet, and the next run asks them again."""
+
+    def check() -> None:
+        raise RankError("rank 1 is gone")
+
+    async def main() -> None:
+        transport = httpx.MockTransport(lambda _: httpx.Response(status, json={}))
+        async with open_client("http://server:1", None, transport) as client:
+            with pytest.raises(RankError):
+                await Poster(client, check)("/v1/completions", {})
+
+    run(main())
 
 
 def test_half_a_surrogate_pair_gets_to_the_server() -> None:

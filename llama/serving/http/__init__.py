@@ -4,6 +4,8 @@
 |---|---|
 | `settings`, `server` | what an operator sets; uvicorn in the event loop of `Llama.serve`, from warm-up to drain |
 | `app`, `guard` | the ASGI application: routes of all doors; keys, hosts, origins, request ids |
+| `addresses` | addresses to listen on, names in Host headers |
+| `playground/` | the page that `serve --playground` shows, and `codellama playground` |
 | `service` | what doors ask of the engine: prompts become requests, requests become a `Run` |
 | `bodies`, `problems`, `replies` | reading a body; errors; answers, whole or streamed |
 | the other files | the doors, one file each: a `FAMILY` and its `ROUTES` |

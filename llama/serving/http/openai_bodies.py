@@ -9,12 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ...engine.request import MOST_SAMPLES
 from .bodies import Body, Int, Json
 from .problems import Problem
 
 __all__ = ["SamplingBody", "Texts", "flattened"]
-
-_MOST_CHOICES = 4096
 
 Texts = Annotated[
     list[str],
@@ -84,7 +83,7 @@ class SamplingBody(Body):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, float] = Field(default_factory=dict)
-    n: Int = Field(1, ge=1, le=_MOST_CHOICES)
+    n: Int = Field(1, ge=1, le=MOST_SAMPLES)
     stop: Texts = Field(default_factory=list)
     stop_token_ids: list[Int] = Field(default_factory=list)
     seed: Int | None = None

@@ -203,7 +203,7 @@ class _Answer:
             }
             for each in samples
         ]
-        told = usage(outputs, muted=self.muted)
+        told = usage(outputs, muted=self.muted, predicted=self.body.prediction is not None)
         return pick(
             {**self.head, "choices": choices, "usage": told, **self.prompt_ids()}, self.body.response_fields
         )

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from ...engine import FinishReason, Request
+from ...engine.request import MOST_SAMPLES
 from ...prompts import Prompt
 from .. import TextDelta
 from .bodies import Int, parse
@@ -68,7 +69,7 @@ class CompletionBody(SamplingBody):
         list[str | list[int]] | None, BeforeValidator(_prompt_list), WithJsonSchema(_PROMPT_SCHEMA)
     ] = None
     suffix: str | None = Field(None, description='The text behind the gap to fill; "" is one, null is none.')
-    best_of: Int | None = Field(None, ge=1, le=4096)
+    best_of: Int | None = Field(None, ge=1, le=MOST_SAMPLES)
     echo: bool = False
     return_full_text: bool = Field(False, description="As echo.")
     logprobs: Int | None = Field(None, ge=0, le=20)
@@ -108,6 +109,9 @@ def _check(body: CompletionBody, service: Service) -> None:
     most = service.settings.max_queue
     if len(prompts) > most:
         _refuse("prompt", f"there are {len(prompts)} prompts; {most} are the most")
+    samples = len(prompts) * (body.best_of or body.n)
+    if samples > MOST_SAMPLES:
+        _refuse("n", f"{samples} samples of all prompts together; {MOST_SAMPLES} are the most")
     if body.suffix is not None:
         if body.echoes:
             _refuse("echo", "echo and suffix do not go together: the prompt and its answer are not one text")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from http_service import bundled, serving
+from tiny_llama import tiny_llama
 
 TEXTS = ["def fib(", "class Stack:\n    def"]
 INFILL = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n")
@@ -344,6 +346,9 @@ BAD = [
     ({"best_of": 1, "n": 2}, "best_of"),
     ({"best_of": 2, "stream": True}, "best_of"),
     ({"n": 0}, "n"),
+    ({"n": 5000}, "n"),
+    ({"n": 1000, "prompt": ["x"] * 5}, "n"),
+    ({"stop": [str(i) for i in range(65)]}, None),
     ({"n": 1.5}, "n"),
     ({"n": True}, "n"),
     ({"max_tokens": -2}, "max_tokens"),
@@ -390,3 +395,27 @@ def test_a_prompt_without_room_is_told_in_numbers(server) -> None:
         assert error["code"] == "context_length_exceeded"
         assert error["n_ctx"] == 512
         assert error["n_prompt_tokens"] >= 2000
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_logits_that_are_not_finite_fail_their_request_alone(path: str) -> None:
+    llama = tiny_llama()
+    bad = llama.tokenizer.encode_infilling("☺")[0]
+    with torch.no_grad():
+        llama.model.tok_embeddings.weight[bad] = torch.nan
+
+    def body(text: str) -> dict:
+        ask = (
+            {"prompt": text}
+            if path == "/v1/completions"
+            else {"messages": [{"role": "user", "content": text}]}
+        )
+        return {**ask, "max_tokens": 2, "temperature": 0}
+
+    with serving(llama) as server:
+        reply = server.post(path, body("☺"))
+        assert reply.status_code == 422
+        assert reply.json()["error"]["code"] == "not_finite"
+        *_, last = server.events(path, {**body("☺"), "stream": True})
+        assert json.loads(last)["error"]["code"] == "not_finite"
+        assert server.post(path, body("a")).status_code == 200

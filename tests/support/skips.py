@@ -96,6 +96,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"openssl is not on this machine": _absent("openssl"),
     r"shellcheck is not on this machine": _absent("shellcheck"),
     r"needs a mount namespace of its own": _absent("unshare"),
+    r"systemd-analyze is not on this machine": _absent("systemd-analyze"),
     r"needs unshare, nsenter and ip": _absent("unshare", "nsenter", "ip"),
     r"this user may not make network namespaces.*": _only_the_test_can_tell,
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,

@@ -93,6 +93,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"python3 is not on this machine": _absent("python3"),
     r"curl is not on this machine": _absent("curl"),
     r"node 20 or newer, with npm, is not on this machine": _no_recent_node,
+    r"chromium, with chromedriver, is not on this machine": _absent("chromium", "chromedriver"),
     r"openssl is not on this machine": _absent("openssl"),
     r"shellcheck is not on this machine": _absent("shellcheck"),
     r"needs a mount namespace of its own": _absent("unshare"),

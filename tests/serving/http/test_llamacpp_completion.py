@@ -279,7 +279,10 @@ def test_timings_come_with_each_event_if_asked_for(server: Served) -> None:
 def test_a_seed_repeats_and_minus_one_is_random(server: Served) -> None:
     body = {"prompt": TEXT, "temperature": 1.5, "n_predict": 12}
     assert len({ok(server, "/completion", {**body, "seed": 11})["content"] for _ in range(2)}) == 1
-    seeds = {ok(server, "/completion", {**body, "seed": -1})["generation_settings"]["seed"] for _ in range(3)}
+    seeds = {
+        ok(server, "/completion", {**body, "seed": -1, "n_predict": 1})["generation_settings"]["seed"]
+        for _ in range(3)
+    }
     assert len(seeds) == 3
 
 
@@ -287,6 +290,20 @@ def test_a_banned_token_is_never_drawn(server: Served) -> None:
     first = ok(server, "/completion", {**GREEDY, "prompt": TEXT, "return_tokens": True})["tokens"][0]
     body = {**GREEDY, "prompt": TEXT, "return_tokens": True, "logit_bias": [[first, False]]}
     assert first not in ok(server, "/completion", body)["tokens"]
+
+
+def test_the_end_of_the_text_is_told_and_may_be_ignored(server: Served) -> None:
+    ending = {**GREEDY, "prompt": TEXT, "logit_bias": {str(server.service.tokenizer.eos_id): 100}}
+    told = ok(server, "/completion", ending)
+    assert (told["content"], told["stop_type"], told["tokens_predicted"]) == ("", "eos", 0)
+    assert ok(server, "/completion", {**ending, "ignore_eos": True})["stop_type"] == "limit"
+
+
+def test_a_penalty_counts_unless_it_looks_back_at_nothing(server: Served, continued: str) -> None:
+    body = {**GREEDY, "prompt": TEXT, "presence_penalty": 100, "return_tokens": True}
+    tokens = ok(server, "/completion", body)["tokens"]
+    assert len(set(tokens)) == len(tokens)
+    assert ok(server, "/completion", {**body, "repeat_last_n": 0})["content"] == continued
 
 
 def test_response_fields_keep_their_slash_and_leave_out_what_is_not_there(server: Served) -> None:

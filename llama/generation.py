@@ -216,8 +216,7 @@ class Llama:
             max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
             logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
             echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
-            options: top_k, min_p, repetition_penalty, stop, stop_ids, seed, n, prediction, speculate: see
-                `SamplingOptions` (api/options.py).
+            options: top_k, min_p, stop, seed, n, prediction and more: see `SamplingOptions` (api/options.py).
 
         Returns:
             For each sample generation and finish_reason (stop, length, stop_sequence), and with logprobs
@@ -372,12 +371,16 @@ class Llama:
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         return self._session.requests(made, call)
 
-    async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
+    async def serve(
+        self, main: Callable[[AsyncEngine], Awaitable[T]], *, drain_seconds: float = 0.0
+    ) -> T | None:
         """Await main(engine), with an AsyncEngine that takes requests, on rank 0; the other ranks follow it.
 
-        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run.
+        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run. After
+        SIGTERM no new requests are taken, and running ones have `drain_seconds` to end before they are
+        cancelled.
         """
-        return await serve(self.engine, main)
+        return await serve(self.engine, main, drain_seconds=drain_seconds)
 
     def forget_prefixes(self) -> None:
         """Let no later call reuse keys and values computed before now.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ from ..engine.request import MOST_SAMPLES, stop_problem
 from ..errors import PromptTooLongError, SamplingError
 from ..printable import shown
 from ..prompts import Prompt
-from ..sampling import SamplingParams
+from ..sampling import SamplingParams, bias_pairs
 from ..values import flag, rows
 from .arguments import check_integer, text_list
 
@@ -23,7 +23,8 @@ Logprobs = bool | int
 class SamplingOptions(TypedDict, total=False):
     """What every call takes by keyword.
 
-    top_k, min_p, repetition_penalty: see `SamplingParams`.
+    top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty: see `SamplingParams`.
+    logit_bias: a mapping from ids to what is added to their logits, in [-100, 100].
     stop: a string, or several, that end the text and are cut off; at most 64, of 8,192 characters together.
     stop_ids: further ids that end it.
     seed: an integer, or one for each prompt. Without it, and without one of `Llama.build`, torch's CPU
@@ -37,6 +38,9 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]]
     stop: str | Iterable[str]
     stop_ids: Iterable[int]
     seed: int | Iterable[int] | None
@@ -63,6 +67,9 @@ class Options:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
     stop: str | Iterable[str] = ()
     stop_ids: Iterable[int] = ()
     seed: int | Iterable[int] | None = None
@@ -73,7 +80,14 @@ class Options:
 
     def __post_init__(self) -> None:
         self.sampling = SamplingParams(
-            self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.min_p,
+            self.repetition_penalty,
+            self.presence_penalty,
+            self.frequency_penalty,
+            bias_pairs(self.logit_bias),
         )
         if self.max_gen_len is not None:
             self.max_gen_len = check_integer("max_gen_len", self.max_gen_len, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .arguments import path, positive
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..terminal.running import Model, extra, first_rank_of, run_here, run_model
+    from ..terminal.running import Model, extra, first_rank_of, ranks_of, run_here, run_model
 
     with extra("terminal", "batches"):
         from ..terminal.batch import Batch, Poster
@@ -50,14 +51,17 @@ def run(options: argparse.Namespace) -> int:
     place = source(options)
     # Before a model is loaded: files that do not fit together should be told at once.
     batch = Batch(options.input, options.output) if first_rank_of(place) else None
+    if batch is not None and batch.done and ranks_of(place) == 1:  # several ranks would have to agree on it
+        return 0
     if isinstance(place, Model):
         with extra("server", "batches of a model in this process"):
-            from ..terminal.in_process import open_in_process
+            from ..terminal.in_process import check_alive, open_in_process
 
         async def lead(llama: Llama, engine: AsyncEngine) -> int:
             assert batch is not None
             async with open_in_process(llama, engine, place.name) as client:
-                return await batch.run(Poster(client), options.in_flight or 2 * options.max_batch_size)
+                poster = Poster(client, partial(check_alive, engine))
+                return await batch.run(poster, options.in_flight or 2 * options.max_batch_size)
 
         return run_model(place, lead)
 

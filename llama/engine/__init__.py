@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .request import FinishReason, Request
 from .request_state import Feed
 from .sequence import Counts, Delta, SequenceState, Times, TokenScore
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -20,6 +21,7 @@ __all__ = [
     "FinishReason",
     "Request",
     "SequenceState",
+    "Snapshot",
     "Times",
     "TokenScore",
 ]

@@ -28,6 +28,7 @@ from .request_state import Feed, RequestState
 from .runner import Runner, StepResult
 from .scheduler import Scheduler
 from .sequence import Delta, ScheduledBatch, SequenceState
+from .snapshot import Counters, Snapshot
 from .validation import check_request
 
 __all__ = ["Engine"]
@@ -86,6 +87,7 @@ class Engine:
             self._new_sequence,
         )
         self.runner = Runner(model, block)
+        self.counters = Counters()
         self._speculate = speculate
         self._watch = ModelWatch(model)
         self._known_changes = 0
@@ -131,6 +133,7 @@ class Engine:
         if request.max_new_tokens == 0 and not request.score_prompt:
             state.new_sequence(0, self.model.new_cache(), self.tokenizer, speculate=False)
             state.finish_at_once()
+            self.counters.finished += 1
             return request_id
         self._torn = True
         self._requests[request_id] = state
@@ -149,6 +152,7 @@ class Engine:
         self.feed.forget(request_id)
         if request_id in self._requests:
             self._drop(request_id, FinishReason.CANCELLED)
+            self.counters.cancelled += 1
 
     def tidy(self) -> None:
         """Cancel requests whose reader is gone."""
@@ -195,6 +199,10 @@ class Engine:
         """Whether another step would do anything. Paused requests alone give it nothing to do."""
         self._settle()
         return bool(self.feed.news or self.scheduler.active)
+
+    def snapshot(self) -> Snapshot:
+        """What it holds and has done, in numbers. For the thread that steps it."""
+        return Snapshot.of(self.scheduler, self.counters)
 
     # ---- a step --------------------------------------------------------------------------------------------
 
@@ -282,9 +290,14 @@ class Engine:
             if len(samples) > 1:
                 state.add_forks(sequence, samples[1:])
                 self.scheduler.fork(sequence, samples[1:])
-            feed = state.feed()
+            feed, draft = state.feed(), result.scheduled.draft
+            if samples:
+                self.counters.count_prompt(sequence)
             for each, tokens in zip(samples, result.tokens, strict=True):
-                if extend(each, tokens, result.scheduled.draft, now):
+                settled = each.settled
+                accepted = extend(each, tokens, draft, now)
+                self.counters.count_output(each.settled - settled, len(draft), accepted)
+                if each.finish_reason is not None:
                     state.left -= 1
                     self.scheduler.retire(each)
                 else:
@@ -293,6 +306,7 @@ class Engine:
                     feed.news.append(each)
             if not state.left:
                 del self._requests[state.request_id]
+                self.counters.finished += 1
         self._torn = False
 
     # ---- failures and interrupts ---------------------------------------------------------------------------
@@ -302,6 +316,7 @@ class Engine:
         self._torn = True
         self._requests[request_id].fail(error)
         self._drop(request_id, FinishReason.ERROR)
+        self.counters.failed += 1
 
     def _drop(self, request_id: int, reason: FinishReason) -> None:
         """Remove a request in progress."""

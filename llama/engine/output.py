@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["extend", "finish"]
 
 
-def extend(
-    sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequence[int], now: float
-) -> bool:
-    """Append sampled tokens up to the first that differs from the draft, or to the end -> whether it ended.
+def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequence[int], now: float) -> int:
+    """Append sampled tokens up to the first that differs from the draft, or to the end of the sequence.
+
+    Returns: how many tokens of the draft were right.
 
     Args:
         sampled: one for each drafted token and one more; none if no new token was asked for.
@@ -40,12 +40,14 @@ def extend(
         sequence.cache.truncate(sequence.cache.length - len(draft) + accepted)
     if sequence.drafter is not None:
         sequence.drafter.judge(len(draft), accepted)
+    sequence.drafted += len(draft)
+    sequence.accepted += accepted
     if reason is not None:
         finish(sequence, text, kept, reason, now)
-        return True
-    settled = len(sequence.request.prompt) + sequence.detokenizer.kept_tokens
-    sequence.journal.append(JournalEntry(text, kept, settled))
-    return False
+    else:
+        settled = len(sequence.request.prompt) + sequence.detokenizer.kept_tokens
+        sequence.journal.append(JournalEntry(text, kept, settled))
+    return accepted
 
 
 def finish(sequence: SequenceState, text: str, kept: int, reason: FinishReason, now: float) -> None:

@@ -107,6 +107,16 @@ class Scheduler:
         return len(self._arrived) + len(self._preempted)
 
     @property
+    def not_begun(self) -> int:
+        """Requests none of whose samples has had a place in the batch, paused ones included."""
+        return len(self._arrived) + sum([s.sample == 0 and s.times.begun is None for s in self._preempted])
+
+    @property
+    def paused(self) -> int:
+        """Samples that are paused, wherever they are; one that stands for several counts once."""
+        return sum([s.is_paused for s in chain(self._preempted, self.running)])
+
+    @property
     def active(self) -> bool:
         """Whether a step would advance anything: something is there and not paused."""
         return bool(self._arrived) or not all(s.is_paused for s in chain(self._preempted, self.running))

@@ -16,7 +16,8 @@ that `serve` awaits on rank 0, and needs only `AsyncEngine`:
 
 - `stream(request)`, `complete(request)`: a bad request raises at the call, before anything is sent.
 - closing a stream, or cancelling its task: a client that hung up. Its request leaves before the next step.
-- `accepting`, `open_streams`, `failure`: for health checks and queue limits.
+- `batches(request)`: as `stream`, with everything unread at once, for one write to a socket.
+- `accepting`, `failure`: for health checks. `waiting`: for queue limits. `snapshot`, `open_streams`: for gauges.
 - `close(drain=True)`: let running requests finish.
 
 The names below are imported on first use: events, streams and channels work without torch.

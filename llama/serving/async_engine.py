@@ -16,7 +16,7 @@ import threading
 from collections.abc import AsyncGenerator, Iterable
 from types import TracebackType
 
-from ..engine import Delta, Engine, FinishReason, Request
+from ..engine import Delta, Engine, FinishReason, Request, Snapshot
 from ..errors import EngineClosedError, RequestError
 from . import timeouts
 from .inbox import Inbox
@@ -68,9 +68,12 @@ class AsyncEngine:
         self._trace: TracebackType | None = None
         self._unread = unread
         self._tickets = itertools.count()
+        self._asked = 0  # requests put into the inbox
+        # What the engine's thread last saw: the engine, and how many of these it had taken.
+        self._seen = (engine.snapshot(), 0)
         self._streams: dict[int, Stream] = {}
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
-        self._mailboxes_lock = threading.Lock()  # callers may be on several loops
+        self._lock = threading.Lock()  # callers may be on several loops
         self._closing = False
         self._inbox = Inbox()
         self._ended: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -91,6 +94,19 @@ class AsyncEngine:
     def open_streams(self) -> int:
         """Requests that have been queued and whose stream has not ended: running, waiting or paused."""
         return len(self._streams)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The engine after its last step or batch of events, in numbers. From any thread, at no cost."""
+        return self._seen[0]
+
+    @property
+    def waiting(self) -> int:
+        """Requests that are queued and have not begun, those on their way to the engine's thread included."""
+        if self._ended.done():
+            return 0
+        snapshot, taken = self._seen
+        return snapshot.waiting + self._asked - taken
 
     def stream(self, request: Request) -> AsyncGenerator[TextDelta, None]:
         """Run a request -> the text deltas of all its samples, as they are generated.
@@ -174,7 +190,7 @@ class AsyncEngine:
 
     def _queue(self, request: Request) -> Stream:
         loop = asyncio.get_running_loop()
-        with self._mailboxes_lock:
+        with self._lock:
             mailbox = self._mailboxes.get(loop)
             if mailbox is None:
                 self._mailboxes = {each: box for each, box in self._mailboxes.items() if not each.is_closed()}
@@ -187,6 +203,8 @@ class AsyncEngine:
         except BaseException:
             del self._streams[stream.ticket]
             raise
+        with self._lock:
+            self._asked += 1
         self._inbox.put(Add(stream.ticket, request))
         return stream
 
@@ -204,14 +222,19 @@ class AsyncEngine:
         except BaseException as error:
             self._trace = error.__traceback__
             self.failure = error
+        self._look()
         self._closing = True
         self.engine.exclusive = False
         self._end_streams(self.failure)
         atexit.unregister(self._stop_at_exit)
         self._ended.set_result(None)
 
+    def _look(self) -> None:
+        self._seen = (self.engine.snapshot(), self._inbox.requests_taken)
+
     def _deliver(self, results: list[Result]) -> None:
         """Send a step's results to their callers, and pause the requests of callers that do not read."""
+        self._look()  # before the results: who has the last of them finds its request finished
         items: list[tuple[Stream, Item]] = []
         for ticket, result in results:
             stream = self._streams.get(ticket)

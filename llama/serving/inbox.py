@@ -8,7 +8,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable
 
-from .protocol import Event
+from .protocol import Add, Event
 
 __all__ = ["Inbox"]
 
@@ -18,6 +18,8 @@ class Inbox:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque()
+        # Requests that the reader has taken, in all.
+        self.requests_taken = 0
         self._asleep = False
         # The reader sleeps in a selector, so an event wakes it through a socket.
         self._wake_writer, self._wake_reader = socket.socketpair()
@@ -56,7 +58,9 @@ class Inbox:
             with contextlib.suppress(BlockingIOError):
                 while self._wake_reader.recv(4096):
                     pass
-        return [self._events.popleft() for _ in range(len(self._events))]
+        events = [self._events.popleft() for _ in range(len(self._events))]
+        self.requests_taken += sum([isinstance(event, Add) for event in events])
+        return events
 
     def close(self) -> None:
         """Close the sockets; `put` stays harmless."""

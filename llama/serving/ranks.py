@@ -156,7 +156,8 @@ def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) 
     """Run the engine on the first rank until a Stop arrives; the other ranks `follow`.
 
     Args:
-        deliver: called with the results of each step; if it raises, the service ends.
+        deliver: called after each batch of events and after each step, with their results, perhaps none; if it
+            raises, the service ends.
 
     Raises:
         RankError: a rank failed or died.
@@ -193,11 +194,10 @@ def _run_steps(
             continue
         if channel.peers:
             channel.send(encode(events))
-        results = worker.apply(events)
+        if events:
+            deliver(worker.apply(events))
         if worker.busy:
-            results += worker.step()
-        if results:
-            deliver(results)
+            deliver(worker.step())
 
 
 def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:

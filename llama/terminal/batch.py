@@ -49,19 +49,26 @@ class Poster:
     """Posts requests with `client`, and again where a server only cannot answer just now.
 
     Args:
+        check: called behind an answer of 500 and above; raises if nothing can be answered any more, so that
+            such answers are not taken for those of the requests.
         sleep: waits some seconds; a test puts its own in.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep
+        self,
+        client: httpx.AsyncClient,
+        check: Callable[[], None] = lambda: None,
+        *,
+        sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
-        self._client, self._sleep = client, sleep
+        self._client, self._check, self._sleep = client, check, sleep
 
     async def __call__(self, url: str, body: Json) -> Answer:
         """Post `body` to the route `url`.
 
         Raises:
             ServerError: the key is refused, or there is no answer after eight tries.
+            Exception: what `check` raises.
         """
         # In ASCII, so that half a surrogate pair gets as far as the server, which refuses it by name.
         content = json.dumps(body).encode("ascii")
@@ -74,6 +81,8 @@ class Poster:
             except httpx.TransportError as error:
                 last = f"{type(error).__name__}: {reason(error)}"
             else:
+                if response.status_code >= 500:
+                    self._check()
                 if response.status_code in (401, 403):
                     raise refusal(response.status_code, response.content)
                 if response.status_code not in _PASSING:
@@ -149,6 +158,11 @@ class Batch:
             tell(f"the last line of {target} was not whole; it is dropped")
         if self._answers.done:
             tell(f"{self._answers.done:,} of {self._total:,} requests are done already")
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left, so that no model has to be loaded."""
+        return self._answers.done == self._total
 
     async def run(self, ask: Ask, in_flight: int) -> int:
         """Ask what is left -> the exit code, 0. Raises ServerError, OSError."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..serving import AsyncEngine
     from .backend import Backend
 
-__all__ = ["Model", "Server", "extra", "first_rank_of", "run", "run_here", "run_model"]
+__all__ = ["Model", "Server", "extra", "first_rank_of", "ranks_of", "run", "run_here", "run_model"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,15 @@ def first_rank_of(source: Model | Server) -> bool:
     from ..distributed.environment import is_first_rank
 
     return is_first_rank()
+
+
+def ranks_of(source: Model | Server) -> int:
+    """Ranks of this launch that a model of the source would be on."""
+    if isinstance(source, Server):
+        return 1
+    from ..distributed.environment import world_size
+
+    return world_size()
 
 
 async def _on_server(server: Server, main: Callable[[Backend], Coroutine[Any, Any, int]]) -> int:

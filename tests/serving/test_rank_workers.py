@@ -72,7 +72,7 @@ def test_a_request_that_add_refuses_is_refused_on_all_ranks(monkeypatch):
                 await async_engine.complete(Request((1,), -3, GREEDY))
             assert await collect(async_engine, ask(5, 6)) == alone(ask(5, 6))
 
-    monkeypatch.setattr(AsyncEngine, "stream", lambda self, request: self._read(request))
+    monkeypatch.setattr(AsyncEngine, "batches", lambda self, request: self._read(request))
     with following(engines) as ends:
         run(main())
     assert ends == [None, None]

@@ -17,6 +17,8 @@ TOKENIZER = tiny_tokenizer()
 SAMPLED = SamplingParams(temperature=1.2, top_p=0.95)
 PENALIZED = SamplingParams(temperature=0.9, top_p=1.0, top_k=20, repetition_penalty=1.3)
 
+BIASED = SamplingParams(0.9, 1.0, presence_penalty=0.3, frequency_penalty=-0.2, logit_bias={9: 3.0, 2: -2.0})
+
 
 @functools.cache
 def model(max_batch_size=4, max_seq_len=64):
@@ -132,6 +134,11 @@ def conserved(engine):
     retained = scheduler.prefixes.retained if scheduler.prefixes else []
     held = sum(s.blocks * s.slots for s in scheduler.running)
     assert blocks.used == held + sum(entry.blocks for entry in retained) <= blocks.total
+    snapshot = engine.snapshot()
+    assert snapshot.running == sum(s.slots for s in scheduler.running)
+    assert snapshot.cache_used == held * blocks.size
+    assert snapshot.cache_used + snapshot.cache_retained == blocks.used * blocks.size
+    assert snapshot.cache_tokens == blocks.total * blocks.size
     for sequence in scheduler.running:
         assert sequence.finish_reason is None
         assert 0 < sequence.computed + 1 <= len(sequence.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from . import (
     llamacpp_completion,
     llamacpp_props,
     llamacpp_tokens,
+    mistral,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openai_models,
@@ -42,6 +46,9 @@ DOORS: tuple[Any, ...] = (
     openai_chat,
     openai_models,
     tgi,
+    mistral,
+    ollama,
+    ollama_models,
     operations,
 )
 
@@ -86,10 +93,10 @@ def _add(
         methods=[route.method],
         summary=route.summary,
         tags=[family.name],
-        operation_id=f"{route.method.lower()}{path.replace('/', '_')}",
+        operation_id=route.method.lower() + re.sub(r"\W+", "_", path),
         response_class=Response,
         include_in_schema=in_schema,
-        openapi_extra=_request_body(route),
+        openapi_extra=_parameters(path) | _request_body(route),
     )
 
 
@@ -110,9 +117,16 @@ def _endpoint(service: Service, family: Family, route: Route) -> Callable[[Reque
     return endpoint
 
 
-def _request_body(route: Route) -> dict[str, Any] | None:
+def _parameters(path: str) -> dict[str, Any]:
+    """Of `/v1/models/{model:path}`: the handler takes them from the request, where FastAPI does not see them."""
+    names = re.findall(r"{(\w+)", path)
+    told = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return {"parameters": told} if told else {}
+
+
+def _request_body(route: Route) -> dict[str, Any]:
     if not route.bodies:
-        return None
+        return {}
     refs = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in route.bodies]
     schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -81,7 +81,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service, family_of: Callable[[str], Family]) -> None:
         self.app, self.service, self.family_of = app, service, family_of
-        self._keys = [_digest(key) for key in service.settings.api_keys]
+        self._keys = [_digest(key.encode()) for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -130,12 +130,14 @@ class Guard:
         given = [token.strip()] if kind.lower() == "bearer" else []
         given.append(headers.get("x-api-key", ""))
         # All keys are compared, and digests of one length: the time says nothing about how near a guess was.
-        found = [hmac.compare_digest(_digest(each), key) for each in given for key in self._keys]
+        found = [
+            hmac.compare_digest(_digest(each.encode("latin-1")), key) for each in given for key in self._keys
+        ]
         return any(found)
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
 
 
 def _is_open(scope: Scope) -> bool:

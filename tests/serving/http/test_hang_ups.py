@@ -124,14 +124,12 @@ def test_a_full_queue_is_429_and_nothing_is_queued(server, engine) -> None:
     for client in clients:
         client.close()
     engine.open.set()
-    until(lambda: server.service.engine.open_streams == 0)
+    until(lambda: server.service.engine.waiting == 0)
     assert server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 1}).status_code == 200
 
 
 def test_a_client_that_does_not_read_pauses_only_itself_and_loses_nothing(server, engine) -> None:
-    body = {"max_tokens": 20_000, "temperature": 0, "stream": True, "logprobs": None, "ignore_eos": True}
-    body = {key: value for key, value in body.items() if key in ("max_tokens", "temperature", "stream")}
-    client = send(server, **body)
+    client = send(server, max_tokens=20_000, temperature=0, stream=True, ignore_eos=True)
     until(lambda: server.service.engine.snapshot.paused == 1)
     # Beside it others are served, as fast as ever.
     with ThreadPoolExecutor(4) as pool:
@@ -150,7 +148,9 @@ def test_a_client_that_does_not_read_pauses_only_itself_and_loses_nothing(server
     events = [line[6:] for line in data.decode().splitlines() if line.startswith("data: {")]
     texts = [json.loads(each)["choices"][0] for each in events]
     assert texts[-1]["finish_reason"] in ("length", "stop")
-    whole = server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 20_000, "temperature": 0}).json()
+    whole = server.post(
+        "/v1/completions", {"prompt": PROMPT, "max_tokens": 20_000, "temperature": 0, "ignore_eos": True}
+    ).json()
     assert "".join(each["text"] for each in texts) == whole["choices"][0]["text"]
 
 

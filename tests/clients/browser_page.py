@@ -138,8 +138,10 @@ class Page:
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
-                found.add(urlsplit(message["params"]["request"]["url"]).netloc)
-        return found - {""}  # data: and about:
+                asked = urlsplit(message["params"]["request"]["url"])
+                if asked.scheme in ("http", "https", "ws", "wss"):
+                    found.add(asked.netloc)
+        return found
 
     def complaints(self) -> list[str]:
         """What the browser logged since the last call, but for answers with a status of 400 and more."""

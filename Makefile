@@ -1,16 +1,16 @@
-# Two targets do all the set-up: `make demo` and `make test`. Both work on a fresh clone, and again.
+# Three targets do all the set-up: `make demo`, `make test` and `make clients`. All work on a fresh clone, and again.
 PYTHON ?= python3
 BIN := .venv/bin
 CODE := llama tests tools benchmarks examples setup.py example_completion.py example_infilling.py example_instructions.py
 
-.PHONY: demo test docs format fuzz mutants
+.PHONY: demo test clients docs format fuzz mutants
 # Damaged inputs that `make fuzz` tries of each kind, and the seed they come from.
 N ?= 20000
 SEED ?= 0
 
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lock files are complete and hold the hash of every file: see constraints.txt.
-LOCKED := $(INSTALL) --no-deps --no-build-isolation --require-hashes
+LOCKED = $(INSTALL) --no-deps --no-build-isolation --require-hashes
 
 # The C sources, as in setup.py.
 KERNELS := llama/kernels/csrc
@@ -41,6 +41,23 @@ test: .venv/dev
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Real clients, unmodified, against the server of .venv. They need environments of their own: one for each lock file.
+CLIENTS := tests/clients
+.venv-%/ready: BIN = .venv-$*/bin
+.venv-%/ready: $(CLIENTS)/requirements-%.lock requirements-build.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv-$*
+	$(LOCKED) --requirement requirements-build.lock
+	$(LOCKED) --requirement $<
+	touch $@
+
+# Without npm there is nothing to make, and the tests say what they skip.
+NODE := $(CLIENTS)/node
+$(NODE)/node_modules/.ready: $(NODE)/package.json $(NODE)/package-lock.json
+	if command -v npm > /dev/null; then cd $(NODE) && npm ci --silent && touch node_modules/.ready; fi
+
+clients: .venv/dev .venv-clients/ready .venv-lm-eval/ready .venv-text-generation/ready $(NODE)/node_modules/.ready
+	.venv-clients/bin/python -m pytest --config-file $(CLIENTS)/pytest.ini $(CLIENTS)
 
 # The API reference, from the docstrings: build/api/index.html.
 docs: .venv/dev

@@ -160,10 +160,10 @@ def make_transformers(model: Transformer) -> Transformers:
     return Transformers(peer.eval())
 
 
-def random_prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    """Prompts of random ids."""
+def random_prompts(lengths: Sequence[int], seed: int = 0, high: int = 32000) -> list[list[int]]:
+    """Prompts of random ids from 3 to `high` - 1."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(3, 32000, (length,), generator=generator).tolist() for length in lengths]
+    return [torch.randint(3, high, (length,), generator=generator).tolist() for length in lengths]
 
 
 def seconds(call: Callable[[], object]) -> float:

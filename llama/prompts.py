@@ -31,6 +31,7 @@ __all__ = [
     "B_SYS",
     "E_INST",
     "E_SYS",
+    "FILL_MARKS",
     "SPECIAL_TAGS",
     "UNSAFE_ERROR",
     "Dialog",
@@ -54,7 +55,7 @@ UNSAFE_ERROR = "Error: special tags are not allowed as part of the prompt."
 # A tag is refused only by the format that uses it: `<step>` is plain code for an [INST] model.
 _INST_TAGS = tuple(tag for tag in SPECIAL_TAGS if tag != STEP)
 _STEP_TAGS = (STEP,)
-_FILL_MARKS = ("<FILL>", "<FILL_ME>")
+FILL_MARKS = ("<FILL>", "<FILL_ME>")
 
 Role = Literal["system", "user", "assistant"]
 
@@ -146,12 +147,12 @@ def split_fill(text: str) -> tuple[str, str]:
     """
     if not isinstance(text, str):
         raise PromptError(f"text must be a str, got {type(text).__name__}")
-    count = sum(text.count(mark) for mark in _FILL_MARKS)
+    count = sum(text.count(mark) for mark in FILL_MARKS)
     if count != 1:
         raise PromptError(
-            f"expected exactly one {' or '.join(_FILL_MARKS)} in the text to fill in, found {count}"
+            f"expected exactly one {' or '.join(FILL_MARKS)} in the text to fill in, found {count}"
         )
-    mark = next(mark for mark in _FILL_MARKS if mark in text)
+    mark = next(mark for mark in FILL_MARKS if mark in text)
     prefix, suffix = text.split(mark)
     return prefix, suffix
 

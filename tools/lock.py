@@ -3,8 +3,8 @@
     pip install uv
     python tools/lock.py
 
-To take a new release of a direct dependency, change constraints.txt and run this. What they need in turn comes in its
-newest release. torch is not locked, see constraints.txt.
+To take a new release of a direct dependency, change constraints.txt (of a client: its group in pyproject.toml) and run
+this. What they need in turn comes in its newest release. torch is not locked, see constraints.txt.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _OPTIONS = (
 )
 # The extras that the tests need.
 _TESTED = ("dev", "server", "terminal")
+# The dependency groups of `make clients`: an environment and a lock file for each.
+_CLIENTS = ("clients", "lm-eval", "text-generation")
 _HEADER = "# {}. Written by tools/lock.py, from constraints.txt; not to be edited.\n"
 
 
@@ -33,9 +35,10 @@ def resolve(source: str, *options: str, given: str = "") -> dict[str, str]:
     """The closure of what `source` requires: the block of lines of each project, by its name.
 
     Args:
-        source: a file of requirements below the root, or `-` for those in `given`.
+        source: a file of requirements below the root, `-` for those in `given`, or none where options name them.
     """
-    command = ["uv", "pip", "compile", *_OPTIONS, "--constraint", "constraints.txt", *options, source]
+    sources = [source] if source else []
+    command = ["uv", "pip", "compile", *_OPTIONS, "--constraint", "constraints.txt", *options, *sources]
     done = subprocess.run(command, cwd=ROOT, input=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -64,6 +67,9 @@ def main() -> None:
     )
     dev = {name: block for name, block in everything.items() if name not in core}
     write("requirements-dev.lock", "What the extras [dev], [server] and [terminal] add", dev)
+    for group in _CLIENTS:
+        name = f"tests/clients/requirements-{group}.lock"
+        write(name, f"The dependency group {group}", resolve("", f"--group={group}"))
 
 
 if __name__ == "__main__":

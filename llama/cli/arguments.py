@@ -21,7 +21,22 @@ _MAX_DIGITS = 12
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser; words of the command line that its messages quote are made printable."""
+    """argparse's parser; words of the command line that its messages quote are made printable.
+
+    Names may stand before, between and behind options, as with other programs. By itself argparse takes an
+    optional FILE only directly behind DIR.
+    """
+
+    _intermixes = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._intermixes or self._subparsers is not None:
+            return super().parse_known_args(args, namespace)
+        self._intermixes = True  # it calls this method in turn
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._intermixes = False
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
@@ -34,7 +49,7 @@ class Parser(argparse.ArgumentParser):
                 tell(line)
 
 
-def add_tokenizer(parser: argparse.ArgumentParser, folder: str = "DIR") -> None:
+def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> None:
     """Add --tokenizer, by default the file in the folder of that name."""
     parser.add_argument(
         "--tokenizer",

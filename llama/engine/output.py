@@ -40,6 +40,8 @@ def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequ
         sequence.cache.truncate(sequence.cache.length - len(draft) + accepted)
     if sequence.drafter is not None:
         sequence.drafter.judge(len(draft), accepted)
+    sequence.drafted += len(draft)
+    sequence.accepted += accepted
     if reason is not None:
         finish(sequence, text, kept, reason, now)
     else:
@@ -51,9 +53,11 @@ def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequ
 def finish(sequence: SequenceState, text: str, kept: int, reason: FinishReason, now: float) -> None:
     """End a sequence with its last text; the first `kept` of its tokens, prompt included, count."""
     sequence.times.ended = now
-    sequence.journal.append(JournalEntry(text, kept, kept, reason))
+    scores = kept - len(sequence.request.prompt)
+    dropped = zip(sequence.tokens[kept:], sequence.scores[scores:], strict=True)
+    sequence.journal.append(JournalEntry(text, kept, kept, reason, tuple(dropped)))
     # Only after the append: until then a restore may need the tokens of earlier steps.
-    del sequence.tokens[kept:], sequence.scores[kept - len(sequence.request.prompt) :]
+    del sequence.tokens[kept:], sequence.scores[scores:]
     sequence.finish_reason = reason
     sequence.drafter = None  # its index is larger than the record
 
@@ -63,11 +67,11 @@ def _append(sequence: SequenceState, sampled: SampledToken) -> tuple[str, int, F
     request, detokenizer = sequence.request, sequence.detokenizer
     text = ""
     reason: FinishReason | None = None
+    sequence.tokens.append(sampled.token)
+    sequence.scores.append(sampled.score.best(request.top))
     if sampled.token in request.stop_ids:
         reason = FinishReason.STOP
     else:
-        sequence.tokens.append(sampled.token)
-        sequence.scores.append(sampled.score.best(request.top))
         text = detokenizer.push(sampled.token)
         if sequence.generated == request.max_new_tokens:
             reason = FinishReason.LENGTH
@@ -75,4 +79,4 @@ def _append(sequence: SequenceState, sampled: SampledToken) -> tuple[str, int, F
         text += detokenizer.finish()
     if detokenizer.stopped is not None:
         return text, len(request.prompt) + detokenizer.kept_tokens, FinishReason.STOP_SEQUENCE
-    return text, len(sequence.tokens), reason
+    return text, len(sequence.tokens) - (reason is FinishReason.STOP), reason

@@ -15,7 +15,7 @@ from ..values import integer, rows
 if TYPE_CHECKING:
     from ..sampling import SamplingParams
 
-__all__ = ["MOST_SAMPLES", "FinishReason", "Request", "stop_problem"]
+__all__ = ["MOST_SAMPLES", "MOST_STOPS", "FinishReason", "Request", "stop_problem"]
 
 # Integer fields of a request, and the least that each may be.
 _INTEGERS = {"max_new_tokens": 0, "min_new_tokens": 0, "n": 1, "top": 0, "seed": 0, "first_sample": 0}
@@ -23,7 +23,7 @@ _INTEGERS = {"max_new_tokens": 0, "min_new_tokens": 0, "n": 1, "top": 0, "seed":
 MOST_SAMPLES = 4096
 # Limits of stop strings: each character of the output is compared with every string, and building their
 # tables takes a few milliseconds of a step at these limits.
-_MOST_STOPS = 64
+MOST_STOPS = 64
 _MOST_STOP_CHARACTERS = 8192
 
 
@@ -39,8 +39,8 @@ class FinishReason(str, Enum):
 
 def stop_problem(stop: Collection[object]) -> str | None:
     """What is wrong with stop strings, or None. Looks at their number before their content."""
-    if len(stop) > _MOST_STOPS:
-        return f"there are {len(stop)} stop strings; {_MOST_STOPS} are the most"
+    if len(stop) > MOST_STOPS:
+        return f"there are {len(stop)} stop strings; {MOST_STOPS} are the most"
     if not all(isinstance(text, str) and text for text in stop):
         return f"stop is {stop!r}; it must hold strings that are not empty"
     characters = sum(len(str(text)) for text in stop)

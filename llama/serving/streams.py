@@ -22,8 +22,8 @@ class TextDelta:
     tokens: the ids whose text is complete with this delta. No id comes before its text, and all of a sample
     joined are its output. scores: of these, always; their alternatives only if the request's `top` asks for
     some. prompt_scores: of the prompt from its second id on, with the first delta of a sample, if the request
-    asks for them. The last delta of a sample has a finish_reason and `sequence`, the engine's record of it.
-    `sequence` is None if `AsyncEngine.close` cancelled the request.
+    asks for them. The last delta of a sample has a finish_reason. sequence: the engine's record of the sample,
+    whose counts and times are final with the last delta; None if `AsyncEngine.close` cancelled the request.
     """
 
     sample: int
@@ -40,9 +40,8 @@ class TextDelta:
         reason = delta.finish_reason
         if not (delta.text or delta.tokens or reason or delta.prompt_scores):
             return None
-        sequence = None if reason is None else delta.sequence
         told = (delta.tokens, delta.scores, delta.prompt_scores)
-        return cls(delta.key[1], delta.text, reason, sequence, *told)
+        return cls(delta.key[1], delta.text, reason, delta.sequence, *told)
 
     @classmethod
     def joined(cls, deltas: Sequence[TextDelta]) -> TextDelta:

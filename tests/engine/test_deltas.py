@@ -65,6 +65,24 @@ def test_ids_whose_text_is_held_for_a_stop_string_come_when_it_is_free_or_never(
     assert ended[-1].finish_reason is FinishReason.STOP_SEQUENCE
 
 
+def test_ids_that_are_not_of_the_output_stay_known():
+    """The stop id, and what a stop string cut off: doors tell clients of them."""
+    a, e, r, eos = piece("a"), piece("e"), piece("r"), TOKENIZER.eos_id
+    for stop, written_ids, dropped in (
+        ((), [a, eos], [eos]),
+        (("er",), [a, e, r], [e, r]),
+        (("er", "era"), [a, e, eos], [eos]),
+        ((), [a, e], []),
+    ):
+        last = written(written_ids, stop=stop, stop_ids=frozenset({eos}))[-1].sequence
+        assert [token for token, _ in last.dropped] == dropped
+        first = len(written_ids) - len(dropped)
+        assert [score.logprob for _, score in last.dropped] == [
+            -1.0 * i for i in range(first, len(written_ids))
+        ]
+        assert last.output == written_ids[:first]
+
+
 def test_bytes_that_are_no_character_come_at_the_end():
     broken = byte(0xC3)
     (first, last) = written([piece("e"), broken])

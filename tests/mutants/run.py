@@ -28,7 +28,7 @@ from mutant import Mutant  # noqa: E402
 
 # What a copy of the project does without.
 _LEFT_OUT = shutil.ignore_patterns(
-    ".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "shared"
+    *(".git", ".venv*", "node_modules", "__pycache__", ".*_cache", ".hypothesis", "build", "dist", "shared"),
 )
 # A guard: a mutant that makes a test hang is killed too.
 _HANGS = 600.0

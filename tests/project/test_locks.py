@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from importlib import metadata
@@ -15,6 +16,10 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ("requirements-build.lock", "requirements.lock")
 LOCKS = (*CORE, "requirements-dev.lock")
+# Of each dependency group of pyproject.toml: an environment of real clients.
+CLIENTS = {
+    group: f"tests/clients/requirements-{group}.lock" for group in ("clients", "lm-eval", "text-generation")
+}
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 # A release, its marker, and the hashes of its files.
 BLOCK = re.compile(r"([\w.-]+)==(\S+)(?: ; ([^\n]+?))?((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
@@ -32,6 +37,12 @@ def extra(name: str) -> list[str]:
     """The requirements of an extra of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["optional-dependencies"][name]
+
+
+def group(name: str) -> list[str]:
+    """The requirements of a dependency group of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)["dependency-groups"][name]
 
 
 def locked_extras() -> list[str]:
@@ -61,7 +72,7 @@ def pins(*names: str, python: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, *CLIENTS.values()])
 def test_every_release_has_its_hashes_and_no_address_is_named(name) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     rest = BLOCK.sub("", text)
@@ -78,6 +89,27 @@ def test_what_the_package_asks_for_is_pinned_within_its_range(python) -> None:
         requirement = Requirement(text)
         if requirement.name != "torch":
             assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+@pytest.mark.parametrize("name", CLIENTS)
+def test_the_clients_are_pinned_and_come_without_torch(name, python) -> None:
+    pinned = pins("requirements-build.lock", CLIENTS[name], python=python)
+    for text in group(name):
+        requirement = Requirement(text)
+        assert pinned[canonicalize_name(requirement.name)] in requirement.specifier, text
+    assert not [each for each in pinned if WITH_TORCH.fullmatch(each)]
+
+
+def test_the_clients_of_npm_are_locked_with_hashes_and_name_no_registry() -> None:
+    folder = ROOT / "tests" / "clients" / "node"
+    asked = json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    packages = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
+    assert packages.pop("")["dependencies"] == asked
+    assert {name: packages[f"node_modules/{name}"]["version"] for name in asked} == asked
+    assert [name for name, each in packages.items() if not each["integrity"].startswith("sha512-")] == []
+    assert [name for name, each in packages.items() if "resolved" in each] == []
+    assert "ignore-scripts=true" in (folder / ".npmrc").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -120,7 +152,7 @@ def test_nothing_that_an_installed_package_needs_is_left_out_of_the_lock_files()
 
 def test_make_installs_by_hash_all_but_torch_and_the_package_itself() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert re.search(r"^LOCKED := \$\(INSTALL\) .*--require-hashes$", text, re.MULTILINE)
+    assert re.search(r"^LOCKED = \$\(INSTALL\) .*--require-hashes$", text, re.MULTILINE)
     unlocked = re.findall(r"^\t.*(?:\$\(INSTALL\)|pip install)(.*)$", text, re.MULTILINE)
     assert unlocked == [
         " --constraint constraints.txt torch",
@@ -131,3 +163,8 @@ def test_make_installs_by_hash_all_but_torch_and_the_package_itself() -> None:
             "a stamp depends on it"
         )
         assert f"\t$(LOCKED) --requirement {name}\n" in text
+    # The clients' environments: one rule for all of their lock files.
+    rule = "\n.venv-%/ready: $(CLIENTS)/requirements-%.lock requirements-build.lock\n"
+    assert "\t$(LOCKED) --requirement $<\n" in text.partition(rule)[2].partition("\n\n")[0]
+    for name in CLIENTS:
+        assert f" .venv-{name}/ready " in re.search(r"^clients:.*$", text, re.MULTILINE)[0]

@@ -114,12 +114,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @cache
 def files() -> list[str]:
     """All files of the project as /paths, as git would list them."""
-    skipped = {".git", ".venv", "build", "__pycache__", "shared"}
+    skipped = {".git", "build", "node_modules", "__pycache__", "shared"}
     folders, found = [ROOT], []
     for folder in folders:
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():
-                if path.name not in skipped and not path.name.endswith((".egg-info", "_cache")):
+                name, others = path.name, (".egg-info", "_cache")
+                if name not in skipped and not name.startswith(".venv") and not name.endswith(others):
                     folders.append(path)
             else:
                 found.append(f"/{path.relative_to(ROOT).as_posix()}")
@@ -222,7 +223,7 @@ def parsed(words: tuple[str, ...]) -> argparse.Namespace:
 @pytest.mark.parametrize("command", commands("codellama"), ids=str)
 def test_codellama_takes_it(command: Command) -> None:
     verb, *more = command.words[1:] or ["--help"]
-    if more or command.whole:
+    if (more or command.whole) and more != ["--help"]:
         assert parsed((verb, *more)).run
     else:  # the verb is spoken of
         with pytest.raises(SystemExit) as ended:
@@ -292,6 +293,10 @@ def test_torchrun_takes_it(command: Command) -> None:
     if len(command.words) == 1:
         return  # the program is spoken of
     options = get_args_parser().parse_args(command.words[1:])
+    if options.module:  # `-m llama VERB ...`
+        assert options.training_script == "llama"
+        assert parsed(tuple(options.training_script_args)).run
+        return
     check_script(options.training_script, options.training_script_args)
 
 
@@ -303,6 +308,8 @@ def test_python_takes_it(command: Command) -> None:
     if words[:2] == ["-m", "llama"]:
         if len(words) > 3:
             parsed(tuple(words[2:]))
+        return
+    if words[:2] == ["-m", "venv"]:
         return
     script, *more = words
     check_script(script, [word for word in more if word != "..."])

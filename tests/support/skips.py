@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections import Counter
@@ -61,6 +62,13 @@ def _absent(*programs: str) -> Callable[[], bool]:
     return lambda: any(shutil.which(program) is None for program in programs)
 
 
+def _no_recent_node() -> bool:
+    if _absent("node", "npm")():
+        return True
+    version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
+    return int(version.removeprefix("v").partition(".")[0]) < 20
+
+
 def _only_the_test_can_tell() -> bool:
     """The test tried it, with the system's own means."""
     return True
@@ -83,8 +91,15 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"md5 is not on this machine": _absent("md5"),
     r"md5sum is not on this machine": _absent("md5sum"),
     r"python3 is not on this machine": _absent("python3"),
+    r"curl is not on this machine": _absent("curl"),
+    r"node 20 or newer, with npm, is not on this machine": _no_recent_node,
+    r"chromium, with chromedriver, is not on this machine": _absent("chromium", "chromedriver"),
+    r"openssl is not on this machine": _absent("openssl"),
     r"shellcheck is not on this machine": _absent("shellcheck"),
     r"needs a mount namespace of its own": _absent("unshare"),
+    r"systemd-analyze is not on this machine": _absent("systemd-analyze"),
+    r"needs unshare, nsenter and ip": _absent("unshare", "nsenter", "ip"),
+    r"this user may not make network namespaces.*": _only_the_test_can_tell,
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
     r"this file system has no such names": _only_the_test_can_tell,
     r"this system does not exchange names": _only_the_test_can_tell,

@@ -1,0 +1,185 @@
+"""The HTTP server under load: what it costs beside the bare AsyncEngine, and beside other servers.
+
+    python benchmarks/load_server.py throughput                  tokens/s of 1, 8, 32, 64 streams, 110m
+    python benchmarks/load_server.py first_token                 what HTTP adds to the time to the first token
+    python benchmarks/load_server.py events                      CPU time of an event, with a model that takes none
+
+Clients run in a process of their own (http_load.py). The model has one core less than the machine, for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import fire
+import torch
+from engine_overhead import NullModel
+from engine_runs import GREEDY, make_request, percentile
+from http_load import Seen, load
+from peers import SHAPES, TOKENIZER, make_ours, parts, random_prompts, spread
+
+from llama.engine import Request
+from llama.generation import Llama
+from llama.serving import AsyncEngine, serve
+from llama.serving.http.server import serve_http
+from llama.serving.http.settings import Settings
+from llama.tokenizer import Tokenizer
+
+_PATH = "/v1/completions"
+
+
+@contextlib.contextmanager
+def _served(llama: Llama, **settings: Any) -> Iterator[int]:
+    """Serve in a thread -> the port."""
+    given = Settings("benchmark", port=0, max_queue=10_000, **settings)
+    ports: list[int] = []
+    loops: list[Any] = []
+    up = threading.Event()
+
+    def ready(service: Any, address: str) -> None:
+        ports.append(int(address.rpartition(":")[2]))
+        up.set()
+
+    async def main() -> None:
+        loops.append((asyncio.get_running_loop(), asyncio.current_task()))
+        with contextlib.suppress(asyncio.CancelledError):
+            await serve_http(llama, given, ready=ready)
+
+    def run() -> None:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    up.wait()
+    try:
+        yield ports[0]
+    finally:
+        loop, task = loops[0]
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+
+
+def _bare(llama: Llama, requests: Sequence[Request]) -> list[float]:
+    """The same requests on the AsyncEngine -> seconds to the first delta of each, and to the end of all."""
+
+    async def read(engine: AsyncEngine, request: Request, started: float, first: list[float]) -> None:
+        seen = False
+        async for _ in engine.batches(request):
+            if not seen:
+                first.append(time.perf_counter() - started)
+                seen = True
+
+    async def main(engine: AsyncEngine) -> list[float]:
+        started, first = time.perf_counter(), []
+        await asyncio.gather(*(read(engine, each, started, first) for each in requests))
+        return [*first, time.perf_counter() - started]
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        found = runner.run(serve(llama.engine, main))
+    assert found is not None
+    return found
+
+
+def _model(shape: str, dtype: str, streams: int) -> Llama:
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+    args = replace(SHAPES[shape], max_batch_size=streams)
+    return make_ours(args, getattr(torch, dtype), torch.device("cpu")).llama
+
+
+def _body(prompt: list[int], new: int) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True, "ignore_eos": True}
+
+
+def _check(seen: Sequence[Seen]) -> None:
+    bad = [each for each in seen if each.status != 200 or "[DONE]" not in each.last]
+    if bad:
+        raise SystemExit(f"{len(bad)} streams failed: {bad[0]}")
+
+
+def throughput(
+    shape: str = "110m",
+    dtype: str = "bfloat16",
+    streams: Any = (1, 8, 32, 64),
+    new: int = 64,
+    rounds: int = 5,
+) -> None:
+    """Tokens/s over HTTP against the bare AsyncEngine, in turn, on the same model."""
+    counts = [int(each) for each in parts(streams)]
+    llama = _model(shape, dtype, max(counts))
+    print(f"{shape}, {dtype}, {torch.get_num_threads()} thread(s), {new} new tokens a stream")
+    for count in counts:
+        prompts = random_prompts([32] * count)
+        requests = [make_request(prompt, new, GREEDY, speculate=False) for prompt in prompts]
+        ratios, rates = [], []
+        for i in range(rounds + 1):
+            bare = _bare(llama, requests)[-1]
+            with _served(llama) as port:
+                seen = load("127.0.0.1", port, _PATH, [{**_body(prompt, new)} for prompt in prompts])
+            _check(seen)
+            http = max(each.end for each in seen)
+            if i:
+                ratios.append(bare / http)
+                rates.append(count * new / http)
+        print(
+            f"{count:3} streams: {statistics.median(rates):7.0f} tokens/s, {spread(ratios, 3)} the bare engine's"
+        )
+
+
+def first_token(shape: str = "110m", dtype: str = "bfloat16", requests: int = 60) -> None:
+    """What HTTP adds to the time to the first token of a lone request."""
+    llama = _model(shape, dtype, 8)
+    added, bare_times = [], []
+    with contextlib.ExitStack() as stack:
+        prompts = random_prompts([32] * requests)
+        for prompt in prompts:
+            bare_times.append(_bare(llama, [make_request(prompt, 1, GREEDY, speculate=False)])[0])
+        port = stack.enter_context(_served(llama))
+        load("127.0.0.1", port, _PATH, [_body(prompts[0], 1)])
+        http_times = [load("127.0.0.1", port, _PATH, [_body(prompt, 1)])[0].first for prompt in prompts]
+    base = statistics.median(bare_times)
+    added = [1e3 * (each - base) for each in http_times]
+    print(f"bare engine: {1e3 * base:.1f} ms (median of {requests})")
+    print(f"added by HTTP: p50 {percentile(added, 0.5):.1f} ms, p99 {percentile(added, 0.99):.1f} ms")
+
+
+def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
+    """CPU time that HTTP adds to an event, with a model that takes none; the bare engine's is taken off."""
+    torch.set_num_threads(1)
+    tokenizer = Tokenizer(TOKENIZER)
+    llama = Llama(NullModel(tokenizer.n_words, tokenizer.n_words), tokenizer, prefix_reuse=False)
+    for count in (int(each) for each in parts(streams)):
+        prompts = random_prompts([8] * count, high=tokenizer.n_words)
+        requests = [make_request(prompt, new, GREEDY, speculate=False) for prompt in prompts]
+        added, joined = [], []
+        for i in range(rounds + 1):
+            started = time.process_time()
+            _bare(llama, requests)
+            bare = time.process_time() - started
+            with _served(llama) as port:
+                started = time.process_time()
+                seen = load("127.0.0.1", port, _PATH, [_body(prompt, new) for prompt in prompts])
+                http = time.process_time() - started
+            _check(seen)
+            found = sum(each.events for each in seen)
+            if i:
+                added.append(1e6 * (http - bare) / found)
+                joined.append(count * new / found)
+        cost = f"{statistics.median(added):6.0f} us an event ({min(added):.0f} to {max(added):.0f})"
+        print(f"{count:3} streams: {cost}, {statistics.median(joined):.2f} tokens an event")
+
+
+if __name__ == "__main__":
+    fire.Fire({"throughput": throughput, "first_token": first_token, "events": events})

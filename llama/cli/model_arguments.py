@@ -1,0 +1,155 @@
+"""Command-line arguments of the verbs that run a model: where it is, how it is loaded, how it samples."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import DTYPES, add_tokenizer, path, positive
+
+if TYPE_CHECKING:
+    from ..terminal.backend import Sampling
+    from ..terminal.running import Model, Server
+
+__all__ = ["add_sampling", "add_server", "add_source", "sampling", "server", "source"]
+
+_MAX_SEQ_LEN = 4096
+
+
+def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = None) -> None:
+    """Add the model, a folder or a server, and what either needs to be reached.
+
+    Args:
+        max_batch_size: the default of --max-batch-size; None for a verb that has one request at a time.
+    """
+    parser.add_argument(
+        "source", type=_place, metavar="DIR", help="a checkpoint folder, or the URL of a server (http://...)"
+    )
+    loading = parser.add_argument_group("a model of DIR (ranks: torchrun --nproc_per_node N -m llama ...)")
+    add_tokenizer(parser)
+    loading.add_argument(
+        "--max-seq-len",
+        type=positive,
+        default=_MAX_SEQ_LEN,
+        metavar="N",
+        help="most tokens of prompt and answer together (default: %(default)s)",
+    )
+    if max_batch_size is not None:
+        loading.add_argument(
+            "--max-batch-size",
+            type=positive,
+            default=max_batch_size,
+            metavar="N",
+            help="requests that run at the same time (default: %(default)s)",
+        )
+    loading.add_argument(
+        "--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)"
+    )
+    loading.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="of the weights (default: as stored)"
+    )
+    add_server(parser)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add what a server needs to be told beside its URL."""
+    remote = parser.add_argument_group("a server")
+    remote.add_argument(
+        "--api-key-file",
+        type=path,
+        metavar="FILE",
+        help="its first line is the API key (default: the environment's CODELLAMA_API_KEY)",
+    )
+    remote.add_argument("--model", metavar="NAME", help="which of the server's models (default: its first)")
+
+
+def add_sampling(
+    parser: argparse.ArgumentParser, *, temperature: float, max_gen_len: int | None, limit: str
+) -> None:
+    """Add how an answer is drawn.
+
+    Args:
+        temperature, max_gen_len: defaults; None for a default that only the verb knows.
+        limit: the default of max_gen_len in words.
+    """
+    group = parser.add_argument_group("the answer")
+    group.add_argument(
+        "--temperature",
+        type=_number,
+        default=temperature,
+        metavar="T",
+        help="0 always takes the likeliest token (default: %(default)s)",
+    )
+    group.add_argument(
+        "--top-p",
+        type=_number,
+        default=0.9,
+        metavar="P",
+        help="draw from the likeliest tokens that together have this probability (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-gen-len",
+        type=positive,
+        default=max_gen_len,
+        metavar="N",
+        help=f"most tokens of an answer (default: {limit})",
+    )
+    group.add_argument("--seed", type=_seed, metavar="N", help="draw the same each time (default: not)")
+
+
+def source(options: argparse.Namespace) -> Model | Server:
+    """What `add_source` parsed: a server if it is a URL."""
+    if _is_url(options.source):
+        return server(options, options.source)
+    from ..terminal.running import Model
+
+    return Model(
+        Path(options.source),
+        options.tokenizer,
+        options.max_seq_len,
+        getattr(options, "max_batch_size", 1),
+        options.device,
+        options.dtype,
+    )
+
+
+def server(options: argparse.Namespace, url: str) -> Server:
+    """The server at `url`, as the options say."""
+    from ..terminal.running import Server
+
+    return Server(url, options.api_key_file, options.model)
+
+
+def sampling(options: argparse.Namespace) -> Sampling:
+    """What `add_sampling` parsed."""
+    from ..terminal.backend import Sampling
+
+    return Sampling(options.temperature, options.top_p, options.max_gen_len, options.seed)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
+
+
+def _seed(text: str) -> int:
+    # 19 digits at most, before int() sees them: it refuses more than 4,300 with another error.
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 1 << 63
+    if number >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer from 0 to 2**63 - 1")
+    return number
+
+
+def _place(text: str) -> str:
+    return text if _is_url(text) else str(path(text))
+
+
+def _is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))

@@ -1,0 +1,193 @@
+"""`codellama serve`: answers HTTP clients until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .arguments import DTYPES, add_tokenizer, path, positive
+
+if TYPE_CHECKING:
+    from ..serving.http.settings import Settings
+
+SUMMARY = "answer editors and other clients over HTTP"
+DESCRIPTION = """
+    Serve a checkpoint over HTTP, to clients of OpenAI, llama.cpp, text-generation-inference, Mistral and Ollama.
+    docs/server.md has a line to copy for each. SIGTERM ends it in order: running answers are finished first.
+
+      codellama serve CodeLlama-7b/
+      torchrun --nproc_per_node 2 -m llama serve CodeLlama-13b/
+      curl localhost:8000/v1/completions -d '{"prompt": "def fib(", "suffix": "    return a"}'
+    """
+_CAPABILITIES = ("completion", "infilling", "chat", "python")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+    )
+    model = parser.add_argument_group("model")
+    add_tokenizer(model)
+    model.add_argument(
+        "--max-seq-len",
+        type=positive,
+        default=4096,
+        metavar="N",
+        help="tokens of prompt and answer (%(default)s)",
+    )
+    model.add_argument(
+        "--max-batch-size",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="sequences that run at the same time (%(default)s)",
+    )
+    model.add_argument(
+        "--cache-memory", metavar="SIZE", help="for keys and values: 4GiB, or 50%% of what is free"
+    )
+    model.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="of weights and arithmetic (%(default)s)"
+    )
+    model.add_argument("--device", default="auto", help="cpu, cuda, ... (%(default)s)")
+    model.add_argument("--model-name", metavar="NAME", help="the name in answers (default: the folder's)")
+    model.add_argument(
+        "--capability",
+        choices=_CAPABILITIES,
+        help="what a message without a format means on chat routes (chat)",
+    )
+    model.add_argument(
+        "--chat-template", type=path, metavar="FILE", help="lmdeploy's JSON with model_name and capability"
+    )
+    model.add_argument(
+        "--text-fim", action="store_true", help="recognise infilling sent as text, <PRE> p <SUF>s <MID>"
+    )
+    model.add_argument(
+        "--strict-model", action="store_true", help="answer 404 to a request that names another model"
+    )
+    door = parser.add_argument_group("door")
+    door.add_argument(
+        "--host", default="127.0.0.1", help="the address to listen on (%(default)s: this machine alone)"
+    )
+    door.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
+    door.add_argument(
+        "--api-key-file",
+        type=path,
+        metavar="FILE",
+        help="keys, one a line; also CODELLAMA_API_KEYS in the environment",
+    )
+    door.add_argument(
+        "--allowed-hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names besides localhost that clients may use for this machine",
+    )
+    door.add_argument(
+        "--cors-origin",
+        nargs="+",
+        default=[],
+        metavar="ORIGIN",
+        help="origins whose pages may call, such as https://example.org",
+    )
+    door.add_argument("--ssl-certfile", type=path, metavar="FILE", help="a TLS certificate, with its chain")
+    door.add_argument("--ssl-keyfile", type=path, metavar="FILE", help="its key")
+    door.add_argument("--playground", action="store_true", help="show the playground at /")
+    limits = parser.add_argument_group("limits")
+    limits.add_argument(
+        "--max-queue",
+        type=positive,
+        default=256,
+        metavar="N",
+        help="requests that may wait; more get 429 (%(default)s)",
+    )
+    limits.add_argument(
+        "--max-body", type=positive, default=8 << 20, metavar="BYTES", help="of a request (%(default)s)"
+    )
+    limits.add_argument(
+        "--body-timeout",
+        type=float,
+        default=30,
+        metavar="S",
+        help="seconds for a body to arrive (%(default)s)",
+    )
+    limits.add_argument(
+        "--request-timeout", type=float, default=600, metavar="S", help="seconds for an answer (%(default)s)"
+    )
+    limits.add_argument(
+        "--drain-seconds",
+        type=float,
+        default=20,
+        metavar="S",
+        help="after SIGTERM, for running answers (%(default)s)",
+    )
+    limits.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
+
+
+def run(options: argparse.Namespace) -> int:
+    import logging
+
+    try:
+        from ..serving.http.server import bind, serve_http
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; pip install 'codellama-runtime[server]'") from None
+    from ..generation import Llama
+
+    settings = _settings(options)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Before minutes of loading: the port may be taken.
+    listener = bind(settings) if os.environ.get("RANK", "0") == "0" else None
+    sizes = (options.max_seq_len, options.max_batch_size)
+    with (
+        Llama.build(
+            options.folder,
+            options.tokenizer,
+            *sizes,
+            device=options.device,
+            dtype=options.dtype,
+            cache_memory=options.cache_memory,
+        ) as llama,
+        _runner() as runner,
+    ):
+        runner.run(serve_http(llama, settings, listener))
+    return 0
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from ..serving.http.settings import Settings, read_chat_template, read_keys
+
+    name, capability = (
+        (None, None) if options.chat_template is None else read_chat_template(options.chat_template)
+    )
+    return Settings(
+        model_name=options.model_name or name or options.folder.resolve().name,
+        host=options.host,
+        port=options.port,
+        strict_model=options.strict_model,
+        capability=options.capability or capability or "chat",
+        text_fim=options.text_fim,
+        max_queue=options.max_queue,
+        max_body=options.max_body,
+        body_timeout=options.body_timeout,
+        request_timeout=options.request_timeout,
+        drain_seconds=options.drain_seconds,
+        api_keys=read_keys(options.api_key_file, os.environ),
+        allowed_hosts=tuple(options.allowed_hosts),
+        cors_origins=tuple(options.cors_origin),
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
+        playground=options.playground,
+        log_prompts=options.log_prompts,
+    )
+
+
+def _runner() -> asyncio.Runner:
+    """An event loop in C, where there is one."""
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)

@@ -1,0 +1,163 @@
+"""What the OpenAI routes share: errors, the head and the usage of an answer, and the frame of a stream.
+
+Source: the API reference at platform.openai.com, and what its clients read.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ... import __version__
+from ...engine import FinishReason
+from .. import TextDelta
+from .problems import Family, Problem
+from .replies import SSE, dumps, event
+from .service import News, Output, Run, Service
+
+__all__ = ["FAMILY", "Events", "finish_reason", "head", "joined", "usage"]
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+def _error(problem: Problem) -> dict[str, Any]:
+    kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
+    told = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    return {"error": {**told, **problem.details}}
+
+
+FAMILY = Family("OpenAI", _error)
+
+
+def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:
+    """The fields in which all events of an answer agree.
+
+    Args:
+        kind: its `object`.
+        prefix: of its id.
+    """
+    return {
+        "id": f"{prefix}-{secrets.token_hex(12)}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": service.settings.model_name,
+        "system_fingerprint": _fingerprint(service),
+    }
+
+
+def _fingerprint(service: Service) -> str:
+    """Equal where the same request and seed give the same answer."""
+    model = service.llama.model
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"codellama-{__version__}-{model.device.type}-{dtype}-{model.parallel.size}"
+
+
+def finish_reason(reason: FinishReason | None) -> str | None:
+    """stop or length; clients know no others."""
+    if reason is None:
+        return None
+    return "length" if reason is FinishReason.LENGTH else "stop"
+
+
+def usage(
+    outputs: Sequence[Sequence[Output]], *, muted: bool = False, predicted: bool = False
+) -> dict[str, Any]:
+    """Tokens of a run, by its outputs so far. A prompt counts once, however many samples it has.
+
+    Args:
+        muted: what was generated is not told, so it does not count.
+        predicted: tell how many drafted tokens were right. Most are of the prediction, some of the prompt.
+    """
+    prompt = sum(len(samples[0].request.prompt) for samples in outputs)
+    completion = 0 if muted else sum(len(each.tokens) for samples in outputs for each in samples)
+    firsts = [samples[0].sequence for samples in outputs]
+    told: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {
+            "cached_tokens": sum(each.counts.reused for each in firsts if each is not None)
+        },
+    }
+    if predicted:
+        ended = [each.sequence for samples in outputs for each in samples if each.sequence is not None]
+        accepted = sum(each.accepted for each in ended)
+        told["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(each.drafted for each in ended) - accepted,
+        }
+    return told
+
+
+def joined(news: Sequence[News]) -> Sequence[News]:
+    """News with one delta for each sample: what was not read in time goes out as one event."""
+    if len(news) == 1:
+        return news
+    found: dict[tuple[int, int], list[TextDelta]] = {}
+    for row, delta in news:
+        found.setdefault((row, delta.sample), []).append(delta)
+    return [News(row, TextDelta.joined(deltas)) for (row, _), deltas in found.items()]
+
+
+class Events:
+    """The frame of a stream; a route says what stands in a choice.
+
+    Args:
+        first: the head of every event.
+        include_usage: whether a last event without choices tells the tokens.
+        muted, predicted: see `usage`.
+    """
+
+    media_type = SSE
+    ping = b": ping\n\n"
+
+    def __init__(
+        self,
+        run: Run,
+        first: dict[str, Any],
+        *,
+        include_usage: bool,
+        muted: bool,
+        predicted: bool = False,
+    ) -> None:
+        self.run, self.muted, self.predicted = run, muted, predicted
+        self._first, self._include_usage = first, include_usage
+        # Made by hand: one event is one token, and most of it never changes.
+        self._before = f'data: {dumps(first)[:-1]},"choices":[{{"index":'
+        self._after = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
+
+    def begin(self) -> bytes:
+        return b""
+
+    def event(self, index: int, choice: str) -> str:
+        """An event with one choice, whose fields behind the index are given as JSON."""
+        return f"{self._before}{index},{choice}{self._after}"
+
+    def news(self, news: Sequence[News]) -> bytes:
+        samples = len(self.run.outputs[0])
+        return "".join(
+            self.event(row * samples + delta.sample, choice)
+            for row, delta in joined(news)
+            for choice in self.choices(row, delta)
+        ).encode()
+
+    def choices(self, row: int, delta: TextDelta) -> Sequence[str]:
+        """What stands in the choices for a delta, behind the index: one event for each, perhaps none."""
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        if not self._include_usage:
+            return b"data: [DONE]\n\n"
+        told = usage(self.run.outputs, muted=self.muted, predicted=self.predicted)
+        return event({**self._first, "choices": [], "usage": told}) + b"data: [DONE]\n\n"
+
+    def failed(self, problem: Problem) -> bytes:
+        return event(FAMILY.error(problem))

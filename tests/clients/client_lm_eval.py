@@ -1,0 +1,93 @@
+"""lm-eval's local-completions in an environment of its own: it has no tokenizer, and asks the server for ids.
+
+Tasks of its format on data that lie here; it would download the known ones.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+from asked import COMPLETION, MODEL, ROOM, environment, quiet_environment
+from server_process import LIMIT
+
+TASKS = Path(__file__).with_name("lm_eval_tasks")
+
+
+@pytest.fixture(scope="module")
+def results(url: str, library: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """Task -> its samples as lm-eval wrote them, after one run of both tasks."""
+    folder = tmp_path_factory.mktemp("lm_eval")
+    for path in TASKS.glob("*.yaml"):
+        (folder / path.name).write_text(path.read_text().replace("DATA", str(folder)))
+    (folder / "choose.jsonl").write_text((TASKS / "choose.jsonl").read_text())
+    # lm-eval sends ids without bos, and then the library's answer would be another.
+    (folder / "go_on.jsonl").write_text(json.dumps({"text": COMPLETION, "target": go_on(url)}) + "\n")
+    command = [
+        *(environment("lm-eval") / "lm-eval", "run", "--model", "local-completions"),
+        *("--model_args", f"model={MODEL},base_url={url}/v1/completions,max_length={ROOM},num_concurrent=2"),
+        *("--tasks", "choose,go_on", "--include_path", folder, "--output_path", folder / "out"),
+        "--log_samples",
+    ]
+    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
+    done = subprocess.run(
+        [str(each) for each in command],
+        env={**quiet_environment(), **offline},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=2 * LIMIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for task in ("choose", "go_on"):
+        (path,) = (folder / "out").rglob(f"samples_{task}_*.jsonl")
+        found[task] = [json.loads(line) for line in path.read_text().splitlines()]
+    return found
+
+
+def ids(url: str, text: str) -> list[int]:
+    """As lm-eval asks for them."""
+    body = {"prompt": text, "add_special_tokens": False}
+    return httpx.post(f"{url}/tokenize", json=body, timeout=LIMIT).json()["tokens"]
+
+
+def go_on(url: str) -> str:
+    body = {"prompt": ids(url, COMPLETION), "max_tokens": 24, "temperature": 0}
+    answer = httpx.post(f"{url}/v1/completions", json=body, timeout=LIMIT)
+    return answer.json()["choices"][0]["text"]
+
+
+def test_it_finds_the_better_choices(results) -> None:
+    samples = results["choose"]
+    assert len(samples) == 4
+    assert all(sample["acc"] == 1.0 for sample in samples)
+
+
+def test_the_scores_are_sums_of_log_probabilities(url, results) -> None:
+    """Beside another way to them: a prompt's scores minus those of its beginning."""
+
+    def total(text: list[int]) -> float:
+        body = {"prompt": text, "echo": True, "max_tokens": 0, "logprobs": 1, "temperature": 0}
+        choice = httpx.post(f"{url}/v1/completions", json=body, timeout=LIMIT).json()["choices"][0]
+        return sum(choice["logprobs"]["token_logprobs"][1:])
+
+    for sample in results["choose"]:
+        text = sample["doc"]["text"]
+        for choice, (((score, _),),) in zip(
+            sample["doc"]["choices"], [[each] for each in sample["resps"]], strict=True
+        ):
+            # Without a text the beginning of a text is the context.
+            before, whole = (
+                (ids(url, text), ids(url, text + choice)) if text else ([1], [1, *ids(url, choice)])
+            )
+            assert float(score) == pytest.approx(total(whole) - total(before), abs=1e-3)
+
+
+def test_what_it_generates_is_what_the_server_answers(results) -> None:
+    (sample,) = results["go_on"]
+    assert sample["exact_match"] == 1.0

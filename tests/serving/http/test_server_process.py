@@ -1,0 +1,164 @@
+"""`codellama serve` as a program: ready when warm, SIGTERM drains, a rank that dies is told, TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from ranks import HANGS, ROOT, Launch
+
+pytestmark = pytest.mark.slow
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+
+
+class Program(Launch):
+    """A server in a process of its own, or in two."""
+
+    def address(self) -> str:
+        """Where it serves, once it does."""
+        self.wait_for(lambda: "Serving on " in self.errors())
+        found = re.search(r"Serving on (\S+)", self.errors())
+        assert found is not None
+        return found[1]
+
+    def pid(self, rank: int) -> int:
+        """The process of a rank."""
+        (pid,) = [each.pid for each in self.alive() if each.environ().get("RANK") == str(rank)]
+        return pid
+
+
+@contextlib.contextmanager
+def program(*flags: object, ranks: int = 1) -> Iterator[Program]:
+    launcher = (*(TORCHRUN if ranks == 2 else ()), "-m", "llama", "serve")
+    settings = [
+        "--port",
+        0,
+        "--max-seq-len",
+        12_000,
+        "--max-batch-size",
+        4,
+        "--cache-memory",
+        "64MiB",
+        *flags,
+    ]
+    launch = Program(ROOT / "CodeLlama-tiny", settings, launcher, {"OMP_NUM_THREADS": "1"})
+    try:
+        yield launch
+    finally:
+        launch.kill()
+
+
+def body(tokens: int) -> dict[str, object]:
+    return {"prompt": "def fib(", "max_tokens": tokens, "temperature": 0, "stream": True, "ignore_eos": True}
+
+
+def events(answer: httpx.Response) -> Iterator[str]:
+    return (line[6:] for line in answer.iter_lines() if line.startswith("data: "))
+
+
+def test_sigterm_lets_running_answers_end_and_takes_no_new_ones() -> None:
+    with program("--drain-seconds", 100, "--dtype", "float32") as server:
+        with httpx.Client(base_url=server.address(), timeout=HANGS) as client:
+            assert client.get("/health").json() == {"status": "ok"}
+            with client.stream("POST", "/v1/completions", json=body(1500)) as answer:
+                lines = events(answer)
+                next(lines)
+                server.process.send_signal(signal.SIGTERM)
+                end = time.monotonic() + HANGS
+                while client.get("/health").status_code != 503:
+                    assert time.monotonic() < end
+                refused = client.post("/v1/completions", json=body(1))
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] == "unavailable"
+                assert "retry-after" in refused.headers
+                *_, last, done = lines
+                assert done == "[DONE]"
+                assert json.loads(last)["choices"][0]["finish_reason"] == "length"
+        finished = server.finish()
+        assert finished.code == 0
+        assert "Traceback" not in finished.stderr
+        assert "def fib(" not in finished.stderr, "no prompt is in the log"
+
+
+def test_answers_that_outlast_the_drain_are_ended() -> None:
+    with program("--drain-seconds", 0.2) as server:
+        with (
+            httpx.Client(base_url=server.address(), timeout=HANGS) as client,
+            client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
+        ):
+            lines = events(answer)
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            *_, last = lines  # the stream ends, and in order
+            assert last
+        assert server.finish().code == 0
+
+
+def test_a_rank_that_is_killed_ends_streams_with_an_error_and_the_program_with_a_code() -> None:
+    with program(ranks=2) as server:
+        with (
+            httpx.Client(base_url=server.address(), timeout=HANGS) as client,
+            client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
+        ):
+            lines = events(answer)
+            for _ in range(5):
+                next(lines)
+            os.kill(server.pid(1), signal.SIGKILL)
+            *_, last = lines
+            error = json.loads(last)["error"]
+            assert error["code"] == "internal_error"
+            assert "rank 1" in error["message"]
+        finished = server.finish()
+        assert finished.code != 0
+        assert "RankError" in finished.stderr or "rank 1 is gone" in finished.stderr
+
+
+def test_tls_and_a_port_that_is_taken(tmp_path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on this machine")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=localhost",
+    ]
+    command += [
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    with program("--ssl-certfile", certificate, "--ssl-keyfile", key) as server:
+        address = server.address()
+        assert address.startswith("https://")
+        answer = httpx.get(
+            f"{address}/health", verify=ssl.create_default_context(cafile=certificate), timeout=HANGS
+        )
+        assert answer.json() == {"status": "ok"}
+        with program("--port", address.rpartition(":")[2]) as second:
+            finished = second.finish()
+        assert finished.code == 1
+        assert "cannot listen on 127.0.0.1 port" in finished.stderr
+        assert "Loaded" not in finished.stderr, "before the model was loaded"
+        server.interrupt()
+        assert server.finish().code == 130

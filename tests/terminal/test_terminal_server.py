@@ -1,0 +1,107 @@
+"""Laws of the verbs with a server: the same words as with the model in this process, and its refusals by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from http_service import Served, bundled, serving
+from tiny_program import TINY
+
+KEY = "a-key-of-tests"
+GREEDY = ["--temperature", "0", "--max-gen-len", "24"]
+# As `http_service.bundled` builds it.
+LOCAL = [str(TINY), "--device", "cpu", "--dtype", "float32", "--max-seq-len", "512"]
+TEXT = "def add(a, b):\n    <FILL>\n\nprint(add(1, 2))\n"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with bundled() as llama, serving(llama, api_keys=(KEY,)) as served:
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def key(tmp_path: Path) -> list[str]:
+    (tmp_path / "key").write_text(f"{KEY}\n")
+    return ["--api-key-file", str(tmp_path / "key")]
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "given"),
+    [
+        ("chat", [], "What is a list?\n!!\nAnd a tuple?\n!!\n"),
+        ("chat", ["--sys-instruct", "Be brief."], "What is a list?\n!!\n"),
+        ("chat", ["--cap", "python"], "def f(\n!!\n"),
+        ("chat", ["--cap", "infilling"], f"{TEXT}!!\n"),
+        ("complete", [], "def f("),
+        ("infill", ["--full"], TEXT),
+    ],
+    ids=str,
+)
+def test_a_server_answers_as_the_model_in_this_process(
+    command: Any, server: Served, key: list[str], verb: str, options: list[str], given: str
+) -> None:
+    here = command(verb, *LOCAL, *GREEDY, *options, given=given)
+    there = command(verb, server.url, *key, *GREEDY, *options, given=given)
+    assert here.code == there.code == 0, there.err
+    assert here.out == there.out
+    assert here.out.strip()
+    if verb == "chat":
+        client = command("client", server.url, *key, *GREEDY, *options, given=given)
+        assert (client.code, client.out) == (0, here.out)
+
+
+def test_a_conversation_with_a_server_is_counted_and_forgets_its_oldest_turns(
+    command: Any, server: Served, key: list[str]
+) -> None:
+    given = "".join(f"question {i}: what is a list of lists of words?\n!!\n" for i in range(20))
+    options = ["--temperature", 0, "--max-gen-len", 16, "--stats"]
+    done = command("client", server.url, *key, *options, given=given)
+    assert done.code == 0, done.err
+    assert "the context is full (512 tokens)" in done.err
+    assert "of them reused" in done.err
+
+
+def test_a_batch_posts_to_a_server(command: Any, server: Served, key: list[str], tmp_path: Path) -> None:
+    bodies = [{"prompt": "def f(", "max_tokens": n, "temperature": 0} for n in (4, 8, "many")]
+    lines = [
+        {"custom_id": f"c{i}", "method": "POST", "url": "/v1/completions", "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = command("batch", server.url, source, target, *key)
+    assert done.code == 0
+    assert "2 requests answered, 1 refused" in done.err
+    responses = [json.loads(line)["response"] for line in target.read_text().splitlines()]
+    assert [response["status_code"] for response in responses] == [200, 200, 400]
+    assert responses[0]["body"]["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [("[INST]\n!!\n", "[INST]"), ("word " * 1000 + "\n!!\n", "512")],
+)
+def test_what_a_server_refuses_is_told_and_the_program_goes_on(
+    command: Any, server: Served, key: list[str], given: str, words: str
+) -> None:
+    done = command("client", server.url, *key, *GREEDY, given=f"{given}hello\n!!\n")
+    assert done.code == 1
+    (line,) = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert words in line
+    assert done.out.strip()
+
+
+def test_a_wrong_key_is_told(command: Any, server: Served, tmp_path: Path) -> None:
+    for arguments in (["client", server.url], ["batch", server.url, tmp_path / "key", tmp_path / "out"]):
+        if arguments[0] == "batch":
+            line = {"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": {}}
+            (tmp_path / "key").write_text(json.dumps(line))
+        done = command(*arguments)
+        assert done.code == 1
+        assert "--api-key-file" in done.err
+        assert KEY not in done.err

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from http_service import bundled, serving
+from tiny_llama import tiny_llama
 
 TEXTS = ["def fib(", "class Stack:\n    def"]
 INFILL = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n")
@@ -340,3 +341,24 @@ def test_fields_that_ask_for_nothing_change_nothing(server, expected) -> None:
     }  # fmt: skip
     (choice,) = choices(server, prompt=TEXTS[0], **GREEDY, **body)
     assert TEXTS[0] + choice["text"] == expected["greedy"][0]["generation"]
+
+
+def test_infilling_as_text_is_greedy_too() -> None:
+    llama = tiny_llama()
+    (wanted,) = llama.text_infilling(["def a"], ["return"], temperature=0, max_gen_len=8)
+    with serving(llama, text_fim=True) as server:
+        (choice,) = choices(server, prompt="<PRE> def a <SUF>return <MID>", max_tokens=8)
+        (plain,) = choices(server, prompt="def a", suffix="return", max_tokens=8, do_sample=False)
+    assert choice["text"] == plain["text"] == wanted["generation"]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_end_before_so_many_tokens(server, count: int) -> None:
+    """The bias makes the end certain, where nothing forbids it."""
+    body = {"prompt": TEXTS[0], **GREEDY, "logit_bias": {"2": 100}, "return_token_ids": True}
+    (choice,) = choices(server, **body, min_tokens=count)
+    assert len(choice["token_ids"]) == count
+    assert choice["finish_reason"] == "stop"
+    (choice,) = choices(server, **body, ignore_eos=True)
+    assert choice["token_ids"] == [2] * GREEDY["max_tokens"]
+    assert choice["finish_reason"] == "length"

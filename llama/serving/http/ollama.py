@@ -51,21 +51,17 @@ _NANOSECONDS = 1_000_000_000
 class OllamaOptions(Body):
     """`options` of a request. Of two requests with the same seed and options the answers are the same.
 
-    The penalties look at the whole prompt (repeat) or the whole answer, whatever repeat_last_n says.
+    The penalties reach over the whole prompt (repeat) or the whole answer; a repeat_last_n of 0 switches them off.
     """
 
-    INERT: ClassVar[frozenset[str]] = _PLACEMENT | {
-        "repeat_last_n",
-        "penalize_newline",
-        "mirostat_tau",
-        "mirostat_eta",
-    }
+    INERT: ClassVar[frozenset[str]] = _PLACEMENT | {"penalize_newline", "mirostat_tau", "mirostat_eta"}
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"mirostat": (0,), "tfs_z": (1,), "typical_p": (1,)}
     temperature: float | None = None
     top_k: Int = 40
     top_p: float = 0.9
     min_p: float = 0.0
     repeat_penalty: float = 1.0
+    repeat_last_n: Int = 64
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     num_predict: Int = -1
@@ -205,6 +201,7 @@ class _Answer:
 
     def _start(self, prompt: Prompt) -> Run:
         service, body, options = self._service, self._body, self._body.options
+        penalized = options.repeat_last_n != 0
         infills = service.tokenizer.prefix_id in prompt.tokens[1:2]
         temperature = options.temperature
         if temperature is None:
@@ -219,9 +216,9 @@ class _Answer:
                 logprobs=body.logprobs and (body.top_logprobs or True),
                 top_k=max(0, options.top_k),
                 min_p=options.min_p,
-                repetition_penalty=options.repeat_penalty,
-                presence_penalty=options.presence_penalty,
-                frequency_penalty=options.frequency_penalty,
+                repetition_penalty=options.repeat_penalty if penalized else 1.0,
+                presence_penalty=options.presence_penalty if penalized else 0.0,
+                frequency_penalty=options.frequency_penalty if penalized else 0.0,
                 stop=body.stops,
                 seed=None if options.seed == -1 else options.seed,
             )

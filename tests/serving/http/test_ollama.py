@@ -150,6 +150,8 @@ def test_the_defaults_are_ollamas(server, library) -> None:
 def test_penalties_change_the_text(server, library, options) -> None:
     answer = whole(server, prompt=CODE, raw=True, options={**GREEDY, **options})
     assert answer["response"] != library["completed"]["generation"]
+    off = whole(server, prompt=CODE, raw=True, options={**GREEDY, **options, "repeat_last_n": 0})
+    assert off["response"] == library["completed"]["generation"]
 
 
 def test_a_seed_of_minus_one_is_none(server) -> None:

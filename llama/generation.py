@@ -186,10 +186,11 @@ class Llama:
             The ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's first),
             else None. With n > 1 the samples of a prompt follow one another.
         """
-        last = self.tokenizer.eos_id if stop_token is None else stop_token
-        stops = frozenset({arguments.check_integer("stop_token", last, 0)})
+        own = () if stop_token is None else (arguments.check_integer("stop_token", stop_token, 0),)
+        stops = frozenset(own or {self.tokenizer.eos_id})
         ids = arguments.id_lists("prompt_tokens", prompt_tokens)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
+        call.stop_ids = (*call.stop_ids, *own)  # the caller's: `ignore_eos` leaves it
         outputs = self._session.run([Prompt(each, stops, start_of_text=False) for each in ids], call)
         scores = [output.logprobs(call.echo) for output in outputs] if call.scored else None
         return [output.ids(call.echo) for output in outputs], scores

@@ -142,8 +142,9 @@ class Runner:
             return []
 
         def choose(logits_NV: torch.Tensor) -> torch.Tensor:
-            params = [each.sequence.request.sampling for each in rows]
-            if not all(param.plain for param in params):
+            requests = [each.sequence.request for each in rows]
+            params = [request.sampling for request in requests]
+            if any(request.adjusted for request in requests):
                 logits_NV = _adjusted(logits_NV, rows)
             if all(param.greedy for param in params):
                 return most_probable(logits_NV)
@@ -215,13 +216,19 @@ def _due(results: list[StepResult]) -> list[SampleRow]:
 
 
 def _adjusted(logits_NV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
-    """A copy of the logits with the bias and penalties of each row. Scores are of the model's own."""
-    logits_NV = logits_NV.clone()
+    """A copy of the logits with bias, penalties and banned ids of each row. Scores are of the model's own."""
+    changed: dict[int, torch.Tensor] = {}
     for i, (sequence, _, drafted) in enumerate(rows):
         request = sequence.request
-        if not request.sampling.plain:
+        early = sequence.generated + len(drafted) < request.min_new_tokens
+        if early or not request.sampling.plain:
             output = [*sequence.output, *drafted]
-            logits_NV[i] = adjust(logits_NV[i], request.sampling, request.prompt, output)
+            banned = request.stop_ids if early else ()
+            changed[i] = adjust(logits_NV[i], request.sampling, request.prompt, output, banned)
+    if changed:
+        logits_NV = logits_NV.clone()
+        for i, logits_V in changed.items():
+            logits_NV[i] = logits_V
     return logits_NV
 
 

@@ -53,6 +53,7 @@ requests = st.builds(
     top=st.integers(0, 2),
     score_prompt=st.booleans(),
     streaming=st.booleans(),
+    min_new_tokens=st.sampled_from([0, 0, 5]),
 )
 guesses = st.none() | st.integers(0, 20)
 rows = st.lists(

@@ -36,6 +36,7 @@ requests = st.builds(
     top=st.integers(0, 9),
     score_prompt=st.booleans(),
     row=st.integers(0, 9),
+    min_new_tokens=st.integers(0, 9),
 )
 tickets = st.integers(0, 2**60)
 events = st.one_of(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ...prompts import Prompt, completion_prompt
 from ...tokenizer import Tokenizer
-from .llamacpp_bodies import CompletionBody, InfillBody
+from .llamacpp_bodies import InfillBody, LlamaCppCompletionBody
 from .problems import Problem
 from .service import Service
 
@@ -20,7 +20,7 @@ __all__ = ["Window", "completion_prompts", "head_that_fits", "infill_window", "t
 _MARKERS = 4  # bos, PRE, SUF, MID
 
 
-def completion_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+def completion_prompts(service: Service, body: LlamaCppCompletionBody) -> list[Prompt]:
     """The prompts of /completion. A list is one prompt if it holds an id, else a list of prompts.
 
     Raises:

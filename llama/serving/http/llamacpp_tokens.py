@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from .bodies import Body, Int, Json, parse
-from .llamacpp_messages import ChatMessage, plain_messages
+from .llamacpp_messages import TemplateMessage, plain_messages
 from .llamacpp_shapes import FAMILY, control_id
 from .problems import Problem
 from .replies import JsonReply
@@ -50,7 +50,7 @@ class VllmChatTokenizeBody(Body):
     """vLLM's, of a chat's prompt."""
 
     model: str | None = None
-    messages: list[ChatMessage]
+    messages: list[TemplateMessage]
     return_token_strs: bool = False
     INERT = frozenset({"add_special_tokens", "add_generation_prompt"})
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {

@@ -32,7 +32,7 @@ def _text_format(value: Any) -> Any:
     )
 
 
-class StreamOptions(Body):
+class OpenAIStreamOptions(Body):
     """`stream_options`."""
 
     include_usage: bool | None = None
@@ -90,7 +90,7 @@ class SamplingBody(Body):
     min_tokens: Int = Field(0, ge=0)
     ignore_eos: bool = False
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: OpenAIStreamOptions | None = None
     return_token_ids: bool = False
     response_format: Annotated[Json, BeforeValidator(_text_format)] | None = None
     options: Json | None = Field(None, description="Ollama's: the same fields once more, and num_predict.")

@@ -11,7 +11,9 @@ from test_llamacpp_limits import indented
 from tiny_llama import tiny_llama
 
 from llama.errors import UnsupportedError
+from llama.serving.http.llamacpp_answers import Events
 from llama.serving.http.llamacpp_completion import ROUTES
+from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call
 from llama.serving.http.service import Service
 from llama.serving.http.settings import Settings
@@ -145,6 +147,23 @@ def test_a_warm_up_answers_nothing_and_fills_the_cache(server: Served, path: str
     assert (again["content"], again["tokens_predicted"], again["stop_type"]) == ("", 0, "limit")
 
 
+def test_chunks_sent_ahead_are_in_the_cache_when_the_hole_comes(server: Served) -> None:
+    # As llama.vim sends new chunks of its ring while the user does not type.
+    chunks = [
+        {"text": f"# chunk {i}\n" + "size = read(buffer, size)\n" * 4, "time": [1, 2], "filename": ""}
+        for i in (1, 2)
+    ]
+    ahead = {
+        **{"input_prefix": "", "input_suffix": "", "input_extra": chunks, "prompt": "", "n_predict": 0},
+        **{"temperature": 0.0, "stream": False, "samplers": [], "cache_prompt": True},
+        **{"t_max_prompt_ms": 1, "t_max_predict_ms": 1, "response_fields": [""]},
+    }
+    assert ok(server, "/infill", ahead) == {}
+    told = ok(server, "/infill", {**HOLE, "input_extra": chunks})
+    head = "".join(chunk["text"] for chunk in chunks)
+    assert told["timings"]["cache_n"] > len(server.service.tokenizer.encode(head, False, False)) - 32
+
+
 def test_a_warm_up_streamed_has_no_text_either(server: Served) -> None:
     (last,) = server.events("/infill", {**HOLE, "n_predict": 0, "stream": True})
     assert (json.loads(last)["content"], json.loads(last)["stop"]) == ("", True)
@@ -260,7 +279,10 @@ def test_timings_come_with_each_event_if_asked_for(server: Served) -> None:
 def test_a_seed_repeats_and_minus_one_is_random(server: Served) -> None:
     body = {"prompt": TEXT, "temperature": 1.5, "n_predict": 12}
     assert len({ok(server, "/completion", {**body, "seed": 11})["content"] for _ in range(2)}) == 1
-    seeds = {ok(server, "/completion", {**body, "seed": -1})["generation_settings"]["seed"] for _ in range(3)}
+    seeds = {
+        ok(server, "/completion", {**body, "seed": -1, "n_predict": 1})["generation_settings"]["seed"]
+        for _ in range(3)
+    }
     assert len(seeds) == 3
 
 
@@ -270,10 +292,31 @@ def test_a_banned_token_is_never_drawn(server: Served) -> None:
     assert first not in ok(server, "/completion", body)["tokens"]
 
 
+def test_the_end_of_the_text_is_told_and_may_be_ignored(server: Served) -> None:
+    ending = {**GREEDY, "prompt": TEXT, "logit_bias": {str(server.service.tokenizer.eos_id): 100}}
+    told = ok(server, "/completion", ending)
+    assert (told["content"], told["stop_type"], told["tokens_predicted"]) == ("", "eos", 0)
+    assert ok(server, "/completion", {**ending, "ignore_eos": True})["stop_type"] == "limit"
+
+
+def test_a_penalty_counts_unless_it_looks_back_at_nothing(server: Served, continued: str) -> None:
+    body = {**GREEDY, "prompt": TEXT, "presence_penalty": 100, "return_tokens": True}
+    tokens = ok(server, "/completion", body)["tokens"]
+    assert len(set(tokens)) == len(tokens)
+    assert ok(server, "/completion", {**body, "repeat_last_n": 0})["content"] == continued
+
+
 def test_response_fields_keep_their_slash_and_leave_out_what_is_not_there(server: Served) -> None:
     fields = ["content", "timings/prompt_n", "timings/nothing", "content/x", "generation_settings/n_predict"]
     told = ok(server, "/completion", {**GREEDY, "prompt": TEXT, "response_fields": fields})
     assert list(told) == ["content", "timings/prompt_n", "generation_settings/n_predict"]
+
+
+def test_a_stream_that_fails_ends_with_an_event_that_every_client_can_read() -> None:
+    problem = Problem(500, "internal_error", "a reason", "field")
+    event = json.loads(Events(None, None).failed(problem).removeprefix(b"data: "))
+    error = {"code": 500, "message": "a reason", "type": "server_error", "param": "field"}
+    assert event == {"content": "", "stop": True, "error": error}
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

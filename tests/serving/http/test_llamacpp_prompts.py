@@ -10,7 +10,7 @@ from tiny_tokenizers import tiny_tokenizer
 
 from llama.prompts import completion_prompt, infilling_prompt
 from llama.serving.http.bodies import parse
-from llama.serving.http.llamacpp_bodies import CompletionBody, InfillBody, sampling
+from llama.serving.http.llamacpp_bodies import InfillBody, LlamaCppCompletionBody, sampling
 from llama.serving.http.llamacpp_prompts import (
     completion_prompts,
     head_that_fits,
@@ -114,7 +114,8 @@ def test_prompts_may_be_texts_ids_and_both(service: Service) -> None:
 
     def tokens(prompt: object) -> list[tuple[int, ...]]:
         return [
-            each.tokens for each in completion_prompts(service, parse(CompletionBody, {"prompt": prompt}))
+            each.tokens
+            for each in completion_prompts(service, parse(LlamaCppCompletionBody, {"prompt": prompt}))
         ]
 
     text = completion_prompt(tokenizer, "def x").tokens
@@ -127,7 +128,7 @@ def test_prompts_may_be_texts_ids_and_both(service: Service) -> None:
 
 def test_ids_of_an_infilling_prompt_stop_where_infilling_does(service: Service) -> None:
     prompt = infilling_prompt(service.tokenizer, "a", "b")
-    (made,) = completion_prompts(service, parse(CompletionBody, {"prompt": list(prompt.tokens)}))
+    (made,) = completion_prompts(service, parse(LlamaCppCompletionBody, {"prompt": list(prompt.tokens)}))
     assert (made.tokens, made.stop_ids & prompt.stop_ids) == (prompt.tokens, prompt.stop_ids)
 
 
@@ -148,7 +149,7 @@ def test_ids_of_an_infilling_prompt_stop_where_infilling_does(service: Service) 
 )
 def test_other_prompts_are_refused_with_their_place(service: Service, prompt: object, param: str) -> None:
     with pytest.raises(Problem) as raised:
-        completion_prompts(service, parse(CompletionBody, {"prompt": prompt}))
+        completion_prompts(service, parse(LlamaCppCompletionBody, {"prompt": prompt}))
     assert (raised.value.status, raised.value.param) == (400, param)
 
 
@@ -177,6 +178,15 @@ def test_samplers_that_are_not_listed_are_off() -> None:
     assert "repetition_penalty" not in made
 
 
+def test_a_text_of_samplers_has_a_letter_for_each() -> None:
+    # As llama.vscode sends it with chats.
+    assert drawn(samplers="edkypmxt", seed=1) == drawn(seed=1)
+    assert drawn(samplers="k", seed=1) == drawn(samplers=["top-k"], seed=1)
+    for unknown in ("kZ", ["top_z"]):
+        with pytest.raises(Problem, match="no sampler"):
+            drawn(samplers=unknown)
+
+
 @pytest.mark.parametrize(
     ("fields", "temperature"),
     [
@@ -197,9 +207,10 @@ def test_the_sampler_infill_is_greedy_unless_several_middles_are_wanted(
 
 def test_biases_come_as_pairs_or_as_an_object() -> None:
     ids = tiny_tokenizer().encode("return x", bos=False, eos=False)
-    banned = dict.fromkeys(ids, float("-inf"))
+    banned = dict.fromkeys(ids, -100.0)
     assert drawn(logit_bias=[[7, 1.5], ["return x", False]])["logit_bias"] == {7: 1.5, **banned}
     assert drawn(logit_bias={"7": 1.5, "return x": False})["logit_bias"] == {7: 1.5, **banned}
+    assert drawn(logit_bias=[[7, -1e9], [8, 10**400]])["logit_bias"] == {7: -100.0, 8: 100.0}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from starlette.responses import Response
@@ -79,7 +79,7 @@ class GenerateParameters(Body):
     seed: Int | None = None
     best_of: Int = Field(default=1, ge=1, le=MOST_SAMPLES)
     return_full_text: bool = False
-    truncate: Int | None = Field(default=None, ge=1)
+    truncate: Annotated[Int, Field(ge=1)] | None = None
     details: bool = False
     decoder_input_details: bool = False
     top_n_tokens: Int = Field(default=0, ge=0, le=_MOST_TOP)

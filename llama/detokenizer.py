@@ -26,26 +26,35 @@ class Detokenizer:
     `Tokenizer.decode_infilling(ids)`):
       * if `text` holds no stop string, all deltas and `finish()` joined are `text`;
       * otherwise they are `text` up to the match that starts first (of two that start together, the shorter),
-        wherever tokens begin and end, and `stopped` is that string.
+        wherever tokens begin and end, and `stopped` is that string;
+      * with `stop_after` both hold of the text behind the characters that the first so many ids complete.
 
     Args:
         tokenizer: the vocabulary.
         start_of_text: the ids begin a text, so that the dummy space in front of it is dropped; otherwise they
             continue one and their first space is kept.
         stop: strings that end the text and are not part of it; as `Stops` if several texts share them.
+        stop_after: ids at the start whose text no stop string matches, not even in part.
 
     Raises:
         SamplingError: `stop` is not a sequence of non-empty strings.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, start_of_text: bool = False, stop: Sequence[str] | Stops = ()
+        self,
+        tokenizer: Tokenizer,
+        *,
+        start_of_text: bool = False,
+        stop: Sequence[str] | Stops = (),
+        stop_after: int = 0,
     ) -> None:
         stops = stop if isinstance(stop, Stops) else Stops(stop)
         self._tokenizer, self._start_of_text, self._stops = tokenizer, start_of_text, stops
         self._drop_space = start_of_text and tokenizer.has_dummy_prefix
         self._bytes = b""  # the first bytes of a character, one byte per token
         self._matcher = _Matcher(stops) if stops.texts else None
+        self._stop_after, self._pushed = stop_after, 0
+        self._unmatched = 0  # characters before the text that stop strings are looked for in
         self._held = ""  # decoded, but may be the beginning of a stop string
         self._decoded = 0  # characters decoded, shown and held
         self._ends: deque[int] = deque()  # end of the text of each token that is not counted in _kept
@@ -55,7 +64,8 @@ class Detokenizer:
 
     def fresh(self) -> Detokenizer:
         """A new one for another text of the same kind; they share the tables of the stop strings."""
-        return Detokenizer(self._tokenizer, start_of_text=self._start_of_text, stop=self._stops)
+        start, after = self._start_of_text, self._stop_after
+        return Detokenizer(self._tokenizer, start_of_text=start, stop=self._stops, stop_after=after)
 
     @property
     def stopped(self) -> str | None:
@@ -88,6 +98,7 @@ class Detokenizer:
         if self._stopped is not None:
             return ""
         piece = self._tokenizer.token_bytes(token_id)
+        self._pushed += 1
         if isinstance(piece, bytes):
             self._bytes += piece
             return self._release(self._take_bytes(final=False), final=False)
@@ -132,12 +143,13 @@ class Detokenizer:
 
     def _release(self, text: str, final: bool) -> str:
         """The part of held text and `text` that no stop string can still cut off."""
-        if self._matcher is None:
+        if self._matcher is None or self._pushed <= self._stop_after:
+            self._unmatched = self._decoded
             self._settle(self._decoded)
             return text
         self._held += text
         start = self._decoded - len(self._held)
-        safe = self._matcher.feed(text, final)
+        safe = self._unmatched + self._matcher.feed(text, final)
         self._stopped = self._matcher.matched if self._matcher.decided else None
         released, self._held = self._held[: safe - start], self._held[safe - start :]
         if self._stopped is not None:

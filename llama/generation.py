@@ -186,10 +186,11 @@ class Llama:
             The ids, and with `logprobs` the log-probability of each under the model (0 for a prompt's first),
             else None. With n > 1 the samples of a prompt follow one another.
         """
-        last = self.tokenizer.eos_id if stop_token is None else stop_token
-        stops = frozenset({arguments.check_integer("stop_token", last, 0)})
+        own = () if stop_token is None else (arguments.check_integer("stop_token", stop_token, 0),)
+        stops = frozenset(own or {self.tokenizer.eos_id})
         ids = arguments.id_lists("prompt_tokens", prompt_tokens)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
+        call.stop_ids = (*call.stop_ids, *own)  # the caller's: `ignore_eos` leaves it
         outputs = self._session.run([Prompt(each, stops, start_of_text=False) for each in ids], call)
         scores = [output.logprobs(call.echo) for output in outputs] if call.scored else None
         return [output.ids(call.echo) for output in outputs], scores
@@ -216,8 +217,7 @@ class Llama:
             max_gen_len: most tokens to add; None for as many as max_seq_len leaves room for.
             logprobs: True for tokens and their log-probabilities, a number for that many alternatives too.
             echo: return the prompt in front; with max_gen_len=0 and logprobs, this scores a text.
-            options: top_k, min_p, repetition_penalty, stop, stop_ids, seed, n, prediction, speculate: see
-                `SamplingOptions` (api/options.py).
+            options: top_k, min_p, stop, seed, n, prediction and more: see `SamplingOptions` (api/options.py).
 
         Returns:
             For each sample generation and finish_reason (stop, length, stop_sequence), and with logprobs
@@ -372,12 +372,16 @@ class Llama:
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         return self._session.requests(made, call)
 
-    async def serve(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T | None:
+    async def serve(
+        self, main: Callable[[AsyncEngine], Awaitable[T]], *, drain_seconds: float = 0.0
+    ) -> T | None:
         """Await main(engine), with an AsyncEngine that takes requests, on rank 0; the other ranks follow it.
 
-        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run.
+        All ranks call it; see `serving.serve`. Until it returns, no other call of this Llama may run. After
+        SIGTERM no new requests are taken, and running ones have `drain_seconds` to end before they are
+        cancelled.
         """
-        return await serve(self.engine, main)
+        return await serve(self.engine, main, drain_seconds=drain_seconds)
 
     def forget_prefixes(self) -> None:
         """Let no later call reuse keys and values computed before now.

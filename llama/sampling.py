@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from .errors import SamplingError
 from .printable import shown
-from .values import integer, real
+from .values import integer, real, rows
 
-__all__ = ["GREEDY", "SamplingParams"]
+__all__ = ["GREEDY", "SamplingParams", "bias_pairs"]
+
+# The range of a bias and of the two penalties that are subtracted.
+_MOST = 100.0
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,13 @@ class SamplingParams:
     top_k: only the k most probable ids; 0 for all.
     min_p: only ids at least min_p times as probable as the best one, in [0, 1].
     repetition_penalty: > 1 makes ids of prompt and output less likely (Keskar et al. 2019); 1 is off.
+    presence_penalty: subtracted from the logit of each id of the output so far, prompt excluded; in [-100, 100].
+    frequency_penalty: the same, once for each time that the output has the id; in [-100, 100].
+    logit_bias: (id, number in [-100, 100]) pairs, or a mapping: added to the logits of these ids. -100 rules an
+        id out in practice, 100 leaves no other. Kept sorted by id, without zeros.
+
+    They apply in this order: bias, repetition penalty, presence and frequency penalty, temperature, and the
+    limits. The last three are OpenAI's.
 
     Numbers of other types (numpy's, a tensor without axes, a fraction) become Python's own.
 
@@ -36,6 +47,9 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         self._take(
@@ -52,6 +66,9 @@ class SamplingParams:
                 f"top_k is {shown(self.top_k)}; it must be an integer of at least 0 (0 is off)"
             )
         object.__setattr__(self, "top_k", top_k)
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._take(name, lambda x: -_MOST <= x <= _MOST, "in [-100, 100]; 0 is off")
+        object.__setattr__(self, "logit_bias", bias_pairs(self.logit_bias))
 
     def _take(self, name: str, good: Callable[[float], bool], expected: str) -> None:
         given = getattr(self, name)
@@ -64,6 +81,39 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether no randomness is involved."""
         return self.temperature == 0 or self.top_p == 0
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the token is drawn from the model's own logits: no bias and no penalty."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return not (penalties or self.logit_bias)
+
+
+def bias_pairs(bias: object) -> tuple[tuple[int, float], ...]:
+    """A mapping from ids to numbers, or an ordered iterable of pairs, as sorted pairs without zeros.
+
+    Raises:
+        SamplingError: an id that is no integer, is negative or comes twice; a number out of range.
+    """
+    items = list(bias.items()) if isinstance(bias, Mapping) else rows(bias)
+    if items is None:
+        raise SamplingError(f"logit_bias is {shown(bias)}; it must map token ids to numbers")
+    found: dict[int, float] = {}
+    for item in items:
+        pair = rows(item)
+        if pair is None or len(pair) != 2:
+            raise SamplingError(f"logit_bias holds {shown(item)}, which is not a pair of id and number")
+        token, value = integer(pair[0]), real(pair[1])
+        if token is None or token < 0:
+            raise SamplingError(f"logit_bias has the key {shown(pair[0])}, which is not a token id")
+        if value is None or not -_MOST <= value <= _MOST:
+            raise SamplingError(
+                f"logit_bias of id {shown(token)} is {shown(pair[1])}; it must be in [-100, 100]"
+            )
+        if token in found:
+            raise SamplingError(f"logit_bias has id {token} twice")
+        found[token] = value
+    return tuple(sorted((token, value) for token, value in found.items() if value))
 
 
 GREEDY = SamplingParams(temperature=0.0)

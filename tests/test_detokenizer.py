@@ -133,6 +133,16 @@ def test_stop_strings_cut_before_the_match_that_starts_first(text_and_stop, as_b
     assert detokenizer.stopped == (None if match is None else match[1])
 
 
+def ids_within(ids: list[int], text: str) -> int:
+    """How many ids end within the first part `text` of their text."""
+    # A token ends at a border between characters where decoding both sides apart gives the same text.
+    heads = [whole(ids[:n], False) for n in range(len(ids) + 1)]
+    tails = [whole(ids[n:], False) for n in range(len(ids) + 1)]
+    return max(
+        n for n in range(len(ids) + 1) if heads[n] + tails[n] == heads[-1] and len(heads[n]) <= len(text)
+    )
+
+
 @LAW
 @given(
     ids=IDS,
@@ -143,11 +153,35 @@ def test_kept_tokens_are_the_ones_whose_text_ends_before_the_cut(ids: list[int],
     text = "".join(deltas)
     match = first_match(whole(ids, False), stop)
     assert text == whole(ids, False)[: None if match is None else match[0]]
-    # A token ends at a border between characters where decoding both sides apart gives the same text.
-    heads = [whole(ids[:n], False) for n in range(len(ids) + 1)]
-    tails = [whole(ids[n:], False) for n in range(len(ids) + 1)]
-    fits = [n for n in range(len(ids) + 1) if heads[n] + tails[n] == heads[-1] and len(heads[n]) <= len(text)]
-    assert detokenizer.kept_tokens == max(fits)
+    assert detokenizer.kept_tokens == ids_within(ids, text)
+
+
+@LAW
+@given(
+    ids=IDS,
+    after=st.integers(0, 12),
+    stop=st.lists(st.sampled_from(["a", " ", "re", "\ufffd", "x"]), max_size=3),
+)
+def test_stop_strings_are_looked_for_behind_what_the_first_ids_complete(
+    ids: list[int], after: int, stop: list[str]
+):
+    free = Detokenizer(TOKENIZER)
+    before = sum(len(free.push(i)) for i in ids[:after])
+    text = whole(ids, False)
+    if len(ids) <= after:
+        before = len(text)
+    cuts = [at for s in stop if (at := text.find(s, before)) >= 0]
+    deltas, detokenizer = run(ids, stop=stop, stop_after=after)
+    assert "".join(deltas) == text[: min(cuts, default=len(text))]
+    assert (detokenizer.stopped is not None) == bool(cuts)
+    assert "".join(run_again(detokenizer, ids)) == "".join(deltas)
+    assert detokenizer.kept_tokens == ids_within(ids, "".join(deltas))
+
+
+def run_again(detokenizer: Detokenizer, ids: list[int]) -> list[str]:
+    """The same ids through a fresh one of the same kind."""
+    again = detokenizer.fresh()
+    return [*(again.push(i) for i in ids), again.finish()]
 
 
 @LAW

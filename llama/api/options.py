@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
@@ -11,7 +11,7 @@ from ..engine.request import MOST_SAMPLES, stop_problem
 from ..errors import PromptTooLongError, SamplingError
 from ..printable import shown
 from ..prompts import Prompt
-from ..sampling import SamplingParams
+from ..sampling import SamplingParams, bias_pairs
 from ..values import flag, rows
 from .arguments import check_integer, text_list
 
@@ -23,9 +23,13 @@ Logprobs = bool | int
 class SamplingOptions(TypedDict, total=False):
     """What every call takes by keyword.
 
-    top_k, min_p, repetition_penalty: see `SamplingParams`.
+    top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty: see `SamplingParams`.
+    logit_bias: a mapping from ids to what is added to their logits, in [-100, 100].
     stop: a string, or several, that end the text and are cut off; at most 64, of 8,192 characters together.
     stop_ids: further ids that end it.
+    min_tokens: tokens that are generated in any case: no stop id is drawn before, and stop strings are looked
+        for only in the text behind them. At most max_gen_len.
+    ignore_eos: only stop_ids end the text, none of the ids that end such a prompt's output otherwise (eos, EOT).
     seed: an integer, or one for each prompt. Without it, and without one of `Llama.build`, torch's CPU
         generator gives one: one draw a call, and none if nothing is sampled.
     n: samples of each prompt, at most 4,096, one after the other in the result.
@@ -37,8 +41,13 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int
     min_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]]
     stop: str | Iterable[str]
     stop_ids: Iterable[int]
+    min_tokens: int
+    ignore_eos: bool
     seed: int | Iterable[int] | None
     n: int
     prediction: str | Iterable[str]
@@ -63,8 +72,13 @@ class Options:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
     stop: str | Iterable[str] = ()
     stop_ids: Iterable[int] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
     seed: int | Iterable[int] | None = None
     n: int = 1
     prediction: str | Iterable[str] = ()
@@ -73,7 +87,14 @@ class Options:
 
     def __post_init__(self) -> None:
         self.sampling = SamplingParams(
-            self.temperature, self.top_p, self.top_k, self.min_p, self.repetition_penalty
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.min_p,
+            self.repetition_penalty,
+            self.presence_penalty,
+            self.frequency_penalty,
+            bias_pairs(self.logit_bias),
         )
         if self.max_gen_len is not None:
             self.max_gen_len = check_integer("max_gen_len", self.max_gen_len, 0)
@@ -85,10 +106,13 @@ class Options:
             )
         scored = flag(self.logprobs)
         self.logprobs = check_integer("logprobs", self.logprobs, 0) if scored is None else scored
-        speculate = flag(self.speculate)
-        if speculate is None:
-            raise SamplingError(f"speculate is {shown(self.speculate)}; it must be True or False")
-        self.speculate = speculate
+        self.min_tokens = check_integer("min_tokens", self.min_tokens, 0)
+        if self.max_gen_len is not None and self.min_tokens > self.max_gen_len:
+            raise SamplingError(
+                f"min_tokens is {shown(self.min_tokens)}, but max_gen_len is {self.max_gen_len}; it may be at most that"
+            )
+        self.speculate = _flag("speculate", self.speculate)
+        self.ignore_eos = _flag("ignore_eos", self.ignore_eos)
         if not isinstance(self.prediction, str):
             self.prediction = text_list("prediction", self.prediction)
         self._check_stops()
@@ -181,7 +205,7 @@ class Options:
             prompt=prompt.tokens,
             max_new_tokens=wanted,
             sampling=self.sampling,
-            stop_ids=prompt.stop_ids | frozenset(self.stop_ids),
+            stop_ids=frozenset(self.stop_ids) | (frozenset() if self.ignore_eos else prompt.stop_ids),
             stop=tuple(self.stop),
             start_of_text=prompt.start_of_text,
             n=self.n,
@@ -191,4 +215,13 @@ class Options:
             speculate=self.speculate,
             prediction=prediction,
             streaming=streaming,
+            min_new_tokens=min(wanted, self.min_tokens),
         )
+
+
+def _flag(name: str, value: object) -> bool:
+    """A bool of any type. Raises SamplingError for anything else."""
+    found = flag(value)
+    if found is None:
+        raise SamplingError(f"{name} is {shown(value)}; it must be True or False")
+    return found

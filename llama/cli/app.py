@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import batch, chat, client, complete, convert, estimate, infill, info, serve, verify
+from . import batch, chat, client, complete, convert, estimate, infill, info, playground, serve, verify
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
 
@@ -35,6 +35,7 @@ class Verb(Protocol):
 
 VERBS: dict[str, Verb] = {
     "serve": serve,
+    "playground": playground,
     "chat": chat,
     "client": client,
     "complete": complete,
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="codellama",
         description="Serve and run models of the Code Llama family; describe, verify and convert their checkpoints.",
+        formatter_class=_Columns,
     )
     parser.add_argument("--version", action="version", version=f"codellama {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
@@ -96,6 +98,16 @@ def make_parser() -> argparse.ArgumentParser:
         verb.add_arguments(each)
         each.set_defaults(run=verb.run)
     return parser
+
+
+class _Columns(argparse.HelpFormatter):
+    """Makes the first column wide enough for every verb: argparse forgets that they are indented once more."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        if isinstance(action.choices, dict):
+            longest = max(map(len, action.choices))
+            self._action_max_length = max(self._action_max_length, longest + self._indent_increment * 2)
 
 
 def _fail(message: str) -> int:

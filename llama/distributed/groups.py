@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from .agreement import Health, Step, UnexplainedError, disagreement, first_difference
+from .silence import silent, vanished
 
 __all__ = ["Group"]
 
@@ -182,5 +183,8 @@ class Group:
             self.health.fail(reason or "")
             raise self.health.error() from error
         first_line = str(error).strip().partition("\n")[0]
-        self.health.fail(f"another rank is gone, or left; see its own output ({first_line})")
+        what = (
+            vanished("another rank") if silent(error) else "another rank is gone, or left; see its own output"
+        )
+        self.health.fail(f"{what} ({first_line})")
         raise UnexplainedError(str(self.health.error())) from error

@@ -16,10 +16,11 @@ import threading
 
 from . import environment
 
-__all__ = ["unwatch", "watch"]
+__all__ = ["launcher_ended", "unwatch", "watch"]
 
 _CHECK_SECONDS = 1.0
-# Between SIGTERM, on which a service shuts down in order, and a hard exit. A service takes less.
+# Between SIGTERM, on which a service shuts down in order, and a hard exit. A service takes less (it drains for
+# a few seconds only, see llama/serving/timeouts.py).
 _GRACE_SECONDS = 15.0
 
 
@@ -29,6 +30,7 @@ class _Watch:
     def __init__(self) -> None:
         self.users = 0
         self.over = threading.Event()
+        self.launcher_ended = False
 
     def start(self) -> None:
         self.over = threading.Event()
@@ -53,6 +55,11 @@ def unwatch() -> None:
         _WATCH.over.set()
 
 
+def launcher_ended() -> bool:
+    """Whether a launcher that was watched has ended, so that this process has sent itself SIGTERM."""
+    return _WATCH.launcher_ended
+
+
 def _check(parent: int, over: threading.Event) -> None:
     while not over.wait(_CHECK_SECONDS):
         if os.getppid() != parent:
@@ -67,6 +74,7 @@ def _end(parent: int, over: threading.Event) -> None:
             f"rank {environment.number('RANK', 0)}: the launcher (process {parent}) has ended; ending too"
         )
         print(message, file=sys.stderr, flush=True)
+    _WATCH.launcher_ended = True
     os.kill(os.getpid(), signal.SIGTERM)
     if not over.wait(_GRACE_SECONDS):
         os._exit(128 + signal.SIGTERM)

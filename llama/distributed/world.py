@@ -24,6 +24,7 @@ from .agreement import FailureNotes, Health, describe
 from .groups import Group
 from .parallel import Parallel
 from .shared_memory import share_memory
+from .silence import noticing_silence
 
 __all__ = ["host_parallel", "join", "leave"]
 
@@ -72,7 +73,8 @@ class _World:
                 " launch with torchrun --nproc_per_node N, or unset WORLD_SIZE for a single rank"
             )
         try:
-            self._connect(device)
+            with noticing_silence():
+                self._connect(device)
         except dist.DistError as error:
             raise RankError(
                 f"rank {environment.rank()} could not connect to the others ({describe(error)});"
@@ -124,7 +126,8 @@ class _World:
         """Make a group for each part -> this rank's. All ranks must make all groups, in the same order."""
         found = None
         for part in parts:
-            made = dist.new_group(list(part), backend=backend)
+            with noticing_silence():
+                made = dist.new_group(list(part), backend=backend)
             if dist.get_rank() in part:
                 notes = None
                 if self.made_default:

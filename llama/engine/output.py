@@ -40,6 +40,8 @@ def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequ
         sequence.cache.truncate(sequence.cache.length - len(draft) + accepted)
     if sequence.drafter is not None:
         sequence.drafter.judge(len(draft), accepted)
+    sequence.drafted += len(draft)
+    sequence.accepted += accepted
     if reason is not None:
         finish(sequence, text, kept, reason, now)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ..errors import RequestError
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["MOST_SAMPLES", "MOST_STOPS", "FinishReason", "Request", "stop_problem"]
 
 # Integer fields of a request, and the least that each may be.
-_INTEGERS = {"max_new_tokens": 0, "n": 1, "top": 0, "seed": 0, "first_sample": 0}
+_INTEGERS = {"max_new_tokens": 0, "min_new_tokens": 0, "n": 1, "top": 0, "seed": 0, "first_sample": 0}
 # Samples of one prompt; the caller keeps all of them.
 MOST_SAMPLES = 4096
 # Limits of stop strings: each character of the output is compared with every string, and building their
@@ -63,7 +64,9 @@ class Request:
     score_prompt: whether the prompt's tokens are scored too. row: the prompt's place in its call, for errors.
     speculate: whether tokens may be drafted and verified several at a time; the result is the same.
     prediction: ids that the output is likely to repeat, to draft from. streaming: the caller reads the
-    tokens as they come, so prompts beside its decode are prefilled in small chunks.
+    tokens as they come, so prompts beside its decode are prefilled in small chunks. min_new_tokens: before so
+    many no stop id can be drawn, and stop strings are looked for only in the text behind them; more than
+    max_new_tokens is the same as that many.
 
     Integers and ids of other types, such as numpy's, become Python's own.
     """
@@ -83,6 +86,7 @@ class Request:
     speculate: bool = True
     prediction: tuple[int, ...] = ()
     streaming: bool = True
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         # Other values stay as they are, for `check` to refuse.
@@ -121,6 +125,11 @@ class Request:
                 raise RequestError(f"{name} holds {bad[0]!r}, which is not a token id")
         if problem := stop_problem(self.stop):
             raise RequestError(problem)
+
+    @cached_property
+    def adjusted(self) -> bool:
+        """Whether some of its tokens are drawn from other logits than the model's own."""
+        return not self.sampling.plain or (self.min_new_tokens > 0 and bool(self.stop_ids))
 
     @property
     def longest(self) -> int:

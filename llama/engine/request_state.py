@@ -90,7 +90,12 @@ class RequestState:
             self.stops = Stops(request.stop)
             self.prompt, self.prediction = Lookup(request.prompt), Lookup(request.prediction)
         tokens = list(request.prompt)
-        detokenizer = Detokenizer(tokenizer, start_of_text=request.start_of_text, stop=self.stops)
+        detokenizer = Detokenizer(
+            tokenizer,
+            start_of_text=request.start_of_text,
+            stop=self.stops,
+            stop_after=request.min_new_tokens,
+        )
         times = Times(self.queued)
         sequence = SequenceState(self.request_id, request, sample, cache, detokenizer, tokens, times=times)
         if self.samples:

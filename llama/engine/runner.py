@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 
 from ..kernels.sampling import (
+    adjust,
     all_finite,
     count_not_finite,
     log_probabilities,
     most_probable,
     not_finite,
-    penalize,
     sample,
 )
 from ..kv_cache import BatchCache
@@ -142,22 +142,16 @@ class Runner:
             return []
 
         def choose(logits_NV: torch.Tensor) -> torch.Tensor:
-            params = [each.sequence.request.sampling for each in rows]
-            if all(param.greedy and param.repetition_penalty == 1 for param in params):
+            requests = [each.sequence.request for each in rows]
+            params = [request.sampling for request in requests]
+            if any(request.adjusted for request in requests):
+                logits_NV = _adjusted(logits_NV, rows)
+            if all(param.greedy for param in params):
                 return most_probable(logits_NV)
             uniforms = [
                 0.0 if param.greedy else each.sequence.uniform(each.sequence.generated + len(each.drafted))
                 for each, param in zip(rows, params, strict=True)
             ]
-            if any(param.repetition_penalty != 1 for param in params):
-                histories = [[*each.sequence.tokens, *each.drafted] for each in rows]
-                pairs = zip(logits_NV, histories, params, strict=True)
-                logits_NV = torch.stack(
-                    [
-                        penalize(logits_V, history, param.repetition_penalty)
-                        for logits_V, history, param in pairs
-                    ]
-                )
             return sample(logits_NV, params, uniforms)
 
         def name(i: int) -> tuple[SequenceState, str]:
@@ -219,6 +213,23 @@ def _due(results: list[StepResult]) -> list[SampleRow]:
                 for i in range(1 + len(draft))
             ]
     return rows
+
+
+def _adjusted(logits_NV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
+    """A copy of the logits with bias, penalties and banned ids of each row. Scores are of the model's own."""
+    changed: dict[int, torch.Tensor] = {}
+    for i, (sequence, _, drafted) in enumerate(rows):
+        request = sequence.request
+        early = sequence.generated + len(drafted) < request.min_new_tokens
+        if early or not request.sampling.plain:
+            output = [*sequence.output, *drafted]
+            banned = request.stop_ids if early else ()
+            changed[i] = adjust(logits_NV[i], request.sampling, request.prompt, output, banned)
+    if changed:
+        logits_NV = logits_NV.clone()
+        for i, logits_V in changed.items():
+            logits_NV[i] = logits_V
+    return logits_NV
 
 
 def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Tensor:

@@ -105,10 +105,10 @@ class SequenceState:
     slots: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for
     all of them and holds their slots and memory; afterwards each has its own. rest: further samples of the
     request, which wait until these have begun. blocks: held by each slot; 0 while it does not run. is_paused:
-    its caller wants no more of it for now. digest: of its request, set once ranks had to compare it
-    (step_digest.py). leader, shared: an older sequence that is about to compute the first `shared` tokens of
-    this one, which waits for them. stale: the model changed since it began, or its logits were not finite, so
-    nobody else may use its cache.
+    its caller wants no more of it for now. drafted, accepted: tokens that were drafted, and right; for
+    reports. digest: of its request, set once ranks had to compare it (step_digest.py). leader, shared: an
+    older sequence that is about to compute the first `shared` tokens of this one, which waits for them.
+    stale: the model changed since it began, or its logits were not finite, so nobody else may use its cache.
 
     journal: the truth about it. A step counts once its entry is appended; tokens, scores and the rest follow
     from the journal and the request, and are made again from them after an interrupt (`restore`). read:
@@ -129,6 +129,8 @@ class SequenceState:
     finish_reason: FinishReason | None = None
     times: Times = field(default_factory=Times)
     reused: int = 0
+    drafted: int = 0
+    accepted: int = 0
     slots: int = 1
     rest: int = 0
     blocks: int = 0

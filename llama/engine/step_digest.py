@@ -17,6 +17,7 @@ __all__ = ["digest_of", "step_of"]
 # What decides the steps of a request. Not sampling and seed, which only the first rank uses, nor the row.
 _STEERING = (
     "max_new_tokens",
+    "min_new_tokens",
     "stop",
     "start_of_text",
     "n",

@@ -29,6 +29,16 @@ def check_request(request: Request, max_seq_len: int, vocab: int) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < vocab:
             outside = next(token for token in ids if not 0 <= token < vocab)
             raise PromptError(f"the {name} holds id {outside}, but the vocabulary has ids 0 to {vocab - 1}")
+    if request.min_new_tokens and len(request.stop_ids) >= vocab and request.stop_ids >= set(range(vocab)):
+        raise RequestError(
+            f"min_new_tokens is {request.min_new_tokens}, but all {vocab} ids of the vocabulary are stop ids,"
+            " so nothing is left to draw; leave some out"
+        )
+    bias = request.sampling.logit_bias
+    if bias and bias[-1][0] >= vocab:  # the last is the greatest
+        raise RequestError(
+            f"logit_bias has id {bias[-1][0]}, but the vocabulary has ids 0 to {vocab - 1}; leave it out"
+        )
     if request.top > vocab:
         raise RequestError(f"{request.top} alternatives were asked for, but the vocabulary has {vocab} ids")
     if length + request.max_new_tokens > max_seq_len:

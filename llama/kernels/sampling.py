@@ -1,7 +1,7 @@
-"""From logits to a token: temperature, top-k, top-p, min-p, repetition penalty, log-probabilities.
+"""From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, log-probabilities.
 
 Three implementations: csrc/rows.c on CPUs with AVX512-BF16, numpy on other CPUs, PyTorch on other devices.
-`sample` and `log_probabilities` choose.
+`sample` and `log_probabilities` choose. Bias and penalties (`adjust`) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
 depends only on its logits, its parameters and that number. The draw inverts the cumulative distribution in
@@ -11,7 +11,7 @@ amount, and never swaps two candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..sampling import SamplingParams
 from . import native
 
 __all__ = [
+    "adjust",
     "all_finite",
     "count_not_finite",
     "log_probabilities",
@@ -62,7 +63,7 @@ def not_finite(name: str, bad: int, vocab: int, dtype: torch.dtype) -> NumericsE
 
 def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
     """Logits with those of ids in `seen` divided (where positive) or multiplied by the penalty."""
-    if penalty == 1:
+    if penalty == 1 or not seen:
         return logits_V
     ids = torch.tensor(sorted(set(seen)), device=logits_V.device, dtype=torch.long)
     values = logits_V[ids]
@@ -70,6 +71,33 @@ def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> tor
     # An extreme penalty overflows float32, and infinite logits cannot be subtracted from each other.
     limit = torch.finfo(changed.dtype).max
     return logits_V.index_copy(0, ids, changed.clamp_(-limit, limit))
+
+
+def adjust(
+    logits_V: torch.Tensor,
+    params: SamplingParams,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    banned: Iterable[int] = (),
+) -> torch.Tensor:
+    """The logits that a token behind `prompt` and `output` is drawn from, before temperature and limits.
+
+    Bias, repetition penalty (prompt and output), presence and frequency penalty (output). `banned` ids cannot
+    be drawn: theirs become -inf. In PyTorch on every device, since a few rows have any of these.
+    """
+    device, vocab = logits_V.device, len(logits_V)
+    if params.logit_bias:
+        ids, values = zip(*params.logit_bias, strict=True)
+        bias = torch.tensor(values, device=device, dtype=logits_V.dtype)
+        logits_V = logits_V.index_add(0, torch.tensor(ids, device=device), bias)
+    logits_V = penalize(logits_V, [*prompt, *output], params.repetition_penalty)
+    if output and (params.presence_penalty or params.frequency_penalty):
+        seen, counts = np.unique(np.array(output), return_counts=True)
+        lowered = params.presence_penalty + params.frequency_penalty * counts
+        lower = torch.tensor(-lowered, device=device, dtype=logits_V.dtype)
+        logits_V = logits_V.index_add(0, torch.tensor(seen, device=device), lower)
+    out = [token for token in banned if token < vocab]
+    return logits_V.index_fill(0, torch.tensor(out, device=device), -torch.inf) if out else logits_V
 
 
 def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
@@ -91,7 +119,10 @@ def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Ten
 def sample(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
-    """The chosen id of each row, (R,). `uniforms` are in [0, 1); greedy rows ignore theirs."""
+    """The chosen id of each row, (R,). `uniforms` are in [0, 1); greedy rows ignore theirs.
+
+    A logit may be -inf, which is never drawn, as long as another one of its row is finite.
+    """
     rows = [i for i, param in enumerate(params) if not param.greedy]
     if not rows:
         return most_probable(logits_RV)

@@ -22,6 +22,7 @@ import torch
 from ..distributed.agreement import gone
 from ..distributed.environment import local_ranks
 from ..distributed.parallel import Parallel
+from ..distributed.silence import notice_silence, silent, vanished
 from ..errors import RankError
 from . import timeouts
 from .handshake import accept_ranks, introduce
@@ -49,7 +50,7 @@ class LeaderChannel:
             try:
                 peer.sendall(_LENGTH.pack(len(packet)) + packet)
             except OSError as error:
-                raise self._gone(rank) from error
+                raise self._gone(rank, error) from error
 
     def check(self) -> None:
         """Raise as `send` if a rank has died or sent something: ranks only ever send why they end."""
@@ -74,12 +75,15 @@ class LeaderChannel:
                 selector.register(peer, selectors.EVENT_READ, rank)
             return [key.data for key, _ in selector.select(timeout)]
 
-    def _gone(self, rank: int) -> RankError:
+    def _gone(self, rank: int, error: OSError | None = None) -> RankError:
         words = b""
-        with contextlib.suppress(OSError):
+        try:
             self.peers[rank].settimeout(timeouts.REASON)
             words = _receive(self.peers[rank])
-        return RankError(words.decode(errors="replace") or gone(rank))
+        except OSError as failure:
+            error = error or failure
+        lost = vanished(f"rank {rank}") if error is not None and silent(error) else gone(rank)
+        return RankError(words.decode(errors="replace") or lost)
 
 
 class FollowerChannel:
@@ -98,9 +102,11 @@ class FollowerChannel:
         self.leader.settimeout(seconds)
         try:
             return _receive(self.leader)
-        except TimeoutError:
-            raise
         except OSError as error:
+            if silent(error):
+                raise RankError(vanished("rank 0")) from error
+            if isinstance(error, TimeoutError):
+                raise
             raise RankError(
                 "rank 0 is gone: its process ended, or left the service, without a word; see its own output"
             ) from error
@@ -199,13 +205,10 @@ def _share(parallel: Parallel, device: torch.device, card: bytes) -> bytes:
 
 
 def _tuned(connection: socket.socket) -> socket.socket:
-    """Send packets at once (no Nagle), and notice a machine that vanished within about 70 s (keep-alive)."""
+    """Send packets at once (no Nagle), and notice a machine that vanished."""
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    notice_silence(connection)
     return connection
 
 

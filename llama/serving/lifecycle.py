@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 from ..engine.engine import Engine
+from ..errors import RequestError
+from ..printable import shown
+from ..values import real
 from . import timeouts
 from .async_engine import UNREAD, AsyncEngine
-from .follower import exit_now, follow_until_over
+from .follower import drain_left, exit_now, follow_until_over
 from .ranks import check_one_model
 from .signals import on_signals
 
@@ -26,7 +30,12 @@ T = TypeVar("T")
 
 
 async def serve(
-    engine: Engine, main: Callable[[AsyncEngine], Awaitable[T]], *, unread: int = UNREAD, sigterm: bool = True
+    engine: Engine,
+    main: Callable[[AsyncEngine], Awaitable[T]],
+    *,
+    unread: int = UNREAD,
+    sigterm: bool = True,
+    drain_seconds: float = 0.0,
 ) -> T | None:
     """Await main(async_engine) on rank 0 while the other ranks follow -> its result; None on the others.
 
@@ -38,14 +47,19 @@ async def serve(
         sigterm: handle SIGTERM: all streams end with FinishReason.CANCELLED, and `main` is cancelled unless
             it returns within 2 s. If a step of the model is still running 4.5 s after the signal, the process
             exits with code 143.
+        drain_seconds: after SIGTERM, streams may run to their own end for so long before that happens. No new
+            ones are taken: `accepting` is false at once. The same on all ranks. If the launcher was killed,
+            at most 4 s.
 
     Raises:
+        RequestError: drain_seconds is negative or not finite; what `AsyncEngine` raises.
         RankError: on every rank that is left, if one failed or died.
         ParallelismError: the launch holds several replicas.
     """
     check_one_model(engine.model.parallel)
+    drain = _checked(drain_seconds)
     if engine.model.parallel.rank:
-        await follow_until_over(engine, sigterm)
+        await follow_until_over(engine, sigterm, drain)
         return None
     async_engine = AsyncEngine(engine, unread=unread)
     try:
@@ -56,7 +70,7 @@ async def serve(
     terminated = asyncio.Event()
     try:
         with on_signals((signal.SIGTERM,) if sigterm else (), terminated.set):
-            await _until_over(async_engine, task, terminated)
+            await _until_over(async_engine, task, terminated, drain)
     finally:
         await _cancelled(task)
         await async_engine.close()
@@ -65,14 +79,28 @@ async def serve(
     return None if task.cancelled() else task.result()
 
 
-async def _until_over(async_engine: AsyncEngine, task: asyncio.Future[T], terminated: asyncio.Event) -> None:
+def _checked(drain_seconds: object) -> float:
+    seconds = real(drain_seconds)
+    if seconds is None or not 0 <= seconds < math.inf:
+        raise RequestError(
+            f"drain_seconds is {shown(drain_seconds)}; it must be a finite number of seconds, at least 0"
+        )
+    return seconds
+
+
+async def _until_over(
+    async_engine: AsyncEngine, task: asyncio.Future[T], terminated: asyncio.Event, drain: float
+) -> None:
     """Wait for the end of `main`, or of the service by a failure or SIGTERM, and then for `main` a little."""
     failed, signalled = asyncio.ensure_future(_failed(async_engine)), asyncio.ensure_future(terminated.wait())
     any_of: list[asyncio.Future[Any]] = [task, failed, signalled]
     try:
         await asyncio.wait(any_of, return_when=asyncio.FIRST_COMPLETED)
         if signalled.done() and not task.done():
-            with _step_deadline():
+            drain = drain_left(drain)
+            if drain:
+                await _drain(async_engine, task, drain)
+            with _step_deadline("the end of the drain" if drain else "SIGTERM"):
                 await async_engine.close()
                 await asyncio.wait({task}, timeout=timeouts.MAIN_AFTER_SIGTERM)
                 await _cancelled(task)
@@ -81,6 +109,16 @@ async def _until_over(async_engine: AsyncEngine, task: asyncio.Future[T], termin
     finally:
         failed.cancel()
         signalled.cancel()
+
+
+async def _drain(async_engine: AsyncEngine, task: asyncio.Future[T], seconds: float) -> None:
+    """Take no more requests, and wait until the streams have ended, or `main`, but only for so long."""
+    draining = asyncio.ensure_future(async_engine.close(drain=True))
+    any_of: list[asyncio.Future[Any]] = [task, draining]
+    try:
+        await asyncio.wait(any_of, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        draining.cancel()
 
 
 async def _failed(async_engine: AsyncEngine) -> None:
@@ -98,10 +136,10 @@ async def _cancelled(task: asyncio.Future[T]) -> None:
 
 
 @contextlib.contextmanager
-def _step_deadline() -> Iterator[None]:
+def _step_deadline(since: str) -> Iterator[None]:
     """Exit the process if the block takes too long: a step of the model cannot be interrupted."""
     seconds = timeouts.STEP_AFTER_SIGTERM
-    message = f"a step is still running {seconds:.1f} s after SIGTERM; exiting without waiting for it"
+    message = f"a step is still running {seconds:.1f} s after {since}; exiting without waiting for it"
     timer = threading.Timer(seconds, exit_now, [message])
     timer.daemon = True
     timer.start()

@@ -1,12 +1,15 @@
 """Every time limit of serving, in seconds. They are in one file because their order matters.
 
-After SIGTERM: `MAIN_AFTER_SIGTERM` < `STEP_AFTER_SIGTERM` on rank 0, which is < `LEADER_AFTER_SIGTERM` on the
-others. `LEADER_AFTER_SIGTERM` + `STEP_AFTER_HANG_UP` is < the 15 s that llama/distributed/launcher_watch.py
-gives a rank whose launcher was killed. A test holds this order.
+After SIGTERM and the drain, if there is one: `MAIN_AFTER_SIGTERM` < `STEP_AFTER_SIGTERM` on rank 0, which is <
+`LEADER_AFTER_SIGTERM` on the others. All ranks add the same drain to these. Without a launcher it is at most
+`DRAIN_WITHOUT_LAUNCHER`: that + `LEADER_AFTER_SIGTERM` + `STEP_AFTER_HANG_UP` is < the 15 s that
+llama/distributed/launcher_watch.py gives a rank whose launcher was killed. A test holds this order.
 """
 
 from __future__ import annotations
 
+# The launcher was killed, and this rank sent itself SIGTERM: streams may run to their own end for so long.
+DRAIN_WITHOUT_LAUNCHER = 4.0
 # Rank 0 got SIGTERM. All streams have ended; `main` may tell its own clients before it is cancelled.
 MAIN_AFTER_SIGTERM = 2.0
 # Rank 0 got SIGTERM. A step cannot be interrupted: one that still runs is abandoned, and the process exits.

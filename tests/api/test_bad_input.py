@@ -118,6 +118,11 @@ BAD_OPTIONS = [
     ("top_k", -1, SamplingError, None),
     ("min_p", 1.5, SamplingError, None),
     ("repetition_penalty", 0, SamplingError, None),
+    ("presence_penalty", 101, SamplingError, None),
+    ("frequency_penalty", math.nan, SamplingError, None),
+    ("logit_bias", 5, SamplingError, None),
+    ("logit_bias", {5: 101}, SamplingError, "logit_bias of id 5 is 101"),
+    ("logit_bias", {10**6: 1}, RequestError, "logit_bias has id 1000000"),
     ("max_gen_len", -1, SamplingError, None),
     ("max_gen_len", 2.0, SamplingError, None),
     ("max_gen_len", np.float32(2), SamplingError, None),
@@ -126,6 +131,10 @@ BAD_OPTIONS = [
     ("logprobs", -1, SamplingError, None),
     ("logprobs", 2.5, SamplingError, None),
     ("logprobs", 437, RequestError, "437"),
+    ("min_tokens", -1, SamplingError, None),
+    ("min_tokens", 2.5, SamplingError, None),
+    ("ignore_eos", 1, SamplingError, None),
+    ("ignore_eos", "no", SamplingError, None),
     ("stop", "", SamplingError, "stop is ['']"),
     ("stop", ["a", ""], SamplingError, "stop is ['a', '']"),
     ("stop", [5], SamplingError, "stop is [5]"),
@@ -160,6 +169,11 @@ def test_bad_options_are_named(llama, call, option, value, error, words):
     assert (words or f"{option} is {shown(value)}") in str(caught.value)
     assert len(str(caught.value)) < 300
     assert not llama.engine.unfinished
+
+
+def test_min_tokens_beyond_max_gen_len_is_refused_with_both(llama):
+    with pytest.raises(SamplingError, match="min_tokens is 9, but max_gen_len is 5"):
+        llama.text_completion(["a"], max_gen_len=5, min_tokens=9)
 
 
 def test_an_array_with_an_axis_is_no_number(llama):

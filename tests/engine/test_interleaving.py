@@ -10,6 +10,7 @@ import dataclasses
 
 import pytest
 from engine_requests import (
+    BIASED,
     GREEDY,
     PENALIZED,
     SAMPLED,
@@ -44,7 +45,7 @@ requests = st.builds(
     ask,
     prompts,
     st.integers(0, 16) | st.sampled_from([12, 20]),
-    st.sampled_from([GREEDY, GREEDY, SAMPLED, PENALIZED]),
+    st.sampled_from([GREEDY, GREEDY, SAMPLED, PENALIZED, BIASED]),
     stop_ids=st.sampled_from([frozenset(), frozenset({2}), frozenset(range(0, 430, 9))]),
     stop=st.sampled_from([(), ("e",), (" a", "re", "ab"), ("\n",)]),
     seed=st.integers(0, 3),
@@ -52,6 +53,7 @@ requests = st.builds(
     top=st.integers(0, 2),
     score_prompt=st.booleans(),
     streaming=st.booleans(),
+    min_new_tokens=st.sampled_from([0, 0, 5]),
 )
 guesses = st.none() | st.integers(0, 20)
 rows = st.lists(

@@ -36,6 +36,14 @@ def test_more_alternatives_than_ids_are_refused(alternatives):
         Engine(model(2), TOKENIZER).add(ask(5, 5, top=alternatives))
 
 
+def test_a_bias_of_an_id_that_the_vocabulary_lacks_is_refused():
+    vocab = TOKENIZER.n_words
+    engine = Engine(model(2), TOKENIZER)
+    with pytest.raises(RequestError, match=f"logit_bias has id {vocab}, .* 0 to {vocab - 1}"):
+        engine.add(ask(5, 5, SamplingParams(logit_bias={3: 1.0, vocab: 1.0})))
+    engine.add(ask(5, 5, SamplingParams(logit_bias={0: 1.0, vocab - 1: 1.0})))
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

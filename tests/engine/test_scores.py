@@ -43,6 +43,42 @@ def test_each_request_gets_the_alternatives_it_asked_for():
         assert [len(score.top) for score in result.sequence.scores] == [i] * 4
 
 
+@pytest.mark.parametrize("output_only", [{"presence_penalty": 100}, {"frequency_penalty": 100}])
+def test_presence_and_frequency_see_the_output_alone(output_only):
+    """No id comes twice, and ids of the prompt are as likely as without a penalty."""
+    result = alone(ask(20, 15, SamplingParams(temperature=0, **output_only)))
+    output = result.sequence.output
+    assert len(set(output)) == 15
+    logits = twin_logits([*ids(20), *output])
+    for position in range(15):
+        row = logits[19 + position].clone()
+        row[output[:position]] = -torch.inf
+        assert int(row.argmax()) == output[position]
+        assert result.sequence.scores[position].logprob == pytest.approx(
+            float(torch.log_softmax(logits[19 + position].double(), dim=-1)[output[position]]), abs=2e-3
+        )
+
+
+def test_a_bias_chooses_and_rules_out_and_the_scores_stay_the_models():
+    free = alone(ask(20, 6)).sequence.output
+    without = alone(ask(20, 6, SamplingParams(temperature=0, logit_bias=dict.fromkeys(free, -100))))
+    assert not set(without.sequence.output) & set(free)
+    only = alone(ask(20, 6, SamplingParams(temperature=1.0, logit_bias={77: 100}), seed=3, top=1))
+    assert only.sequence.output == [77] * 6
+    logs = torch.log_softmax(twin_logits([*ids(20), *[77] * 6]).double(), dim=-1)[19:]
+    for row, score in zip(logs, only.sequence.scores, strict=False):
+        assert score.logprob == pytest.approx(float(row[77]), abs=2e-3)
+        assert score.top[0][0] == int(row.argmax())
+
+
+def test_a_plain_row_is_untouched_by_its_neighbours_bias():
+    biased = SamplingParams(temperature=0, logit_bias={77: 100})
+    results = run(Engine(model(4), TOKENIZER), [ask(20, 6, biased), ask(20, 6), ask(ids(9, 2), 6)])
+    assert results[0, 0].sequence.output == [77] * 6
+    for i, request in ((1, ask(20, 6)), (2, ask(ids(9, 2), 6))):
+        assert results[i, 0].whole == alone(request).whole
+
+
 def test_the_penalty_sees_prompt_and_output():
     strong = SamplingParams(temperature=0, repetition_penalty=1e6)
     result = alone(ask(20, 15, strong))

@@ -186,8 +186,9 @@ def _run(made, request):
         SamplingParams(1.0, 0.9),
         SamplingParams(0.8, 1.0, top_k=3, min_p=0.05),
         SamplingParams(0.9, 1.0, repetition_penalty=1.4),
+        SamplingParams(0.9, 1.0, presence_penalty=0.4, frequency_penalty=-0.02, logit_bias={4: 0.5}),
     ],
-    ids=["greedy", "top-p", "top-k, min-p", "penalty"],
+    ids=["greedy", "top-p", "top-k, min-p", "penalty", "bias"],
 )
 @pytest.mark.usefixtures("generous")
 def test_a_seed_gives_the_same_tokens_and_scores_with_and_without_drafts(sampling, seed):
@@ -203,10 +204,18 @@ def test_a_seed_gives_the_same_tokens_and_scores_with_and_without_drafts(samplin
     assert whole[0] == whole[1]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_penalty_sees_what_was_drafted_before_a_token(seed):
+@pytest.mark.parametrize(
+    "strong",
+    [
+        SamplingParams(temperature=0, repetition_penalty=1e6),
+        SamplingParams(temperature=0, presence_penalty=100),
+        SamplingParams(temperature=0, frequency_penalty=0.5),
+    ],
+    ids=["repetition", "presence", "frequency"],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_penalty_sees_what_was_drafted_before_a_token(seed, strong):
     """Where most of the output is new: what a draft holds counts as written for the next position."""
-    strong = SamplingParams(temperature=0, repetition_penalty=1e6)
     free = run(Engine(model(4), TOKENIZER), [ask(ids(9, seed), 40, strong, speculate=False)])[0, 0]
     guess = tuple(free.sequence.output)
     drafted = run(Engine(model(4), TOKENIZER), [ask(ids(9, seed), 40, strong, prediction=guess)])[0, 0]

@@ -121,6 +121,27 @@ def test_the_ends_of_the_uniforms_stay_within_the_kept_ids():
     assert sample(sure, [plain()] * 2, ends).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "limits", [{}, {"top_k": 3}, {"top_k": 400}, {"top_p": 0.95}, {"min_p": 1e-9}, {"temperature": 1e-3}]
+)
+def test_a_logit_of_minus_infinity_is_never_drawn(limits):
+    """As of an id that is banned; the others share what it had."""
+    rest = [0, *P[1:], 0]
+    near(frequencies([-math.inf, *logs(P[1:]), -math.inf], plain(**limits)), _limited(rest, limits))
+    one = torch.full((1, 900), -math.inf)
+    one[0, 700] = -50.0
+    for uniform in (0.0, 0.5, 1 - 2**-53):
+        assert sample(one, [plain(**limits)], [uniform]).tolist() == [700]
+    assert sample(one, [GREEDY], [0.0]).tolist() == [700]
+
+
+def _limited(probabilities, limits):
+    """What is left of them: all but the best where the temperature is next to 0."""
+    if "temperature" in limits:
+        probabilities = [p * (p == max(probabilities)) for p in probabilities]
+    return [p / sum(probabilities) for p in probabilities]
+
+
 # ---- greedy and nearly so ------------------------------------------------------------------------
 
 

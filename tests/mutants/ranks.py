@@ -6,8 +6,27 @@ from mutant import Mutant
 
 _APART = "tests/distributed/test_apart.py::"
 _SHARED = "tests/distributed/test_shared_memory.py::"
+_CUT_OFF = "tests/distributed/test_cut_off.py::"
 
 MUTANTS = [
+    Mutant(
+        name="gloo's connections wait for a machine that is gone",
+        file="llama/distributed/world.py",
+        old="""            with noticing_silence():
+                made = dist.new_group""",
+        new="""            with contextlib.nullcontext():
+                made = dist.new_group""",
+        tests=(_CUT_OFF + "test_both_ends_of_a_cut_cable_end_with_an_error_that_says_so",),
+    ),
+    Mutant(
+        name="the store's connection waits for a machine that is gone",
+        file="llama/distributed/world.py",
+        old="""            with noticing_silence():
+                self._connect(device)""",
+        new="""            with contextlib.nullcontext():
+                self._connect(device)""",
+        tests=(_CUT_OFF + "test_both_ends_of_a_cut_cable_end_with_an_error_that_says_so",),
+    ),
     Mutant(
         name="an interrupt between two steps is told to nobody",
         file="llama/api/session.py",

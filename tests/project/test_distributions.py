@@ -126,6 +126,14 @@ def modules(source: Path) -> set[str]:
     return {path.relative_to(source).as_posix() for path in (source / "llama").rglob("*.py")}
 
 
+def data(source: Path) -> set[str]:
+    """What the package needs beside its modules: the types' marker, and the playground's page."""
+    page = source / "llama" / "serving" / "http" / "playground" / "static"
+    found = {path.relative_to(source).as_posix() for path in page.iterdir()}
+    assert len(found) > 10
+    return {"llama/py.typed", *found}
+
+
 def metadata(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [each for each in archive.namelist() if each.endswith(".dist-info/METADATA")]
@@ -147,8 +155,8 @@ def check_sdist(built: Built) -> None:
     assert len(sources) > 3
     docs = {f"docs/{path.name}" for path in (built.source / "docs").glob("*.md")}
     texts = ("LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-    build = ("pyproject.toml", "setup.py", "requirements.txt", "llama/py.typed")
-    assert {*modules(built.source), *sources, *docs, *texts, *build} <= held
+    build = ("pyproject.toml", "setup.py", "requirements.txt")
+    assert {*modules(built.source), *sources, *data(built.source), *docs, *texts, *build} <= held
     assert "examples/codellama.ipynb" in held
     assert {name.partition("/")[0] for name in held} & {"tests", "benchmarks", "CodeLlama-tiny"} == set()
 
@@ -159,7 +167,7 @@ def check_wheel(built: Built) -> None:
         held = set(archive.namelist())
     package = {name for name in held if ".dist-info/" not in name}
     compiled = {name for name in package if name.endswith(tuple(EXTENSION_SUFFIXES))}
-    assert package - compiled == {*modules(built.source), "llama/py.typed"}
+    assert package - compiled == {*modules(built.source), *data(built.source)}
     assert len(compiled) == (1 if COMPILES else 0)
     info = f"codellama_runtime-{llama.__version__}.dist-info"
     for name in ("LICENSE", "NOTICE"):
@@ -200,6 +208,6 @@ def test_a_wheel_from_the_checkout_without_a_compiler_holds_the_modules_and_the_
     with zipfile.ZipFile(wheel) as archive:
         package = {name for name in archive.namelist() if ".dist-info/" not in name}
         notes = [name for name in package if name.endswith(".failed.txt")]
-        assert package - set(notes) == {*modules(source), "llama/py.typed"}
+        assert package - set(notes) == {*modules(source), *data(source)}
         if COMPILES:
             assert "no-such-compiler" in archive.read(*notes).decode()

@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "api": {"base", "text", "distributed", "engine"},
     "loading": {"base", "text", "kernels", "distributed", "sizing", "model", "checkpoint"},
     "generation": {"base", "text", "distributed", "sizing", "model", "engine", "serving", "api", "loading"},
-    "http": {"base", "text", "engine", "serving", "api", "generation"},
+    "http": {"base", "text", "sizing", "engine", "serving", "api", "generation"},
     "terminal": {"base", "text", "distributed", "serving", "api", "generation", "http"},
     "cli": {"base", "text", "sizing", "checkpoint", "serving", "generation", "http", "terminal"},
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import queue
+import socket
 import threading
 
 import pytest
@@ -51,6 +53,43 @@ def test_a_first_rank_that_hangs_up_is_noticed():
         leader.close()
         with pytest.raises(RankError, match="rank 0 is gone"):
             follower.receive()
+
+
+def test_a_machine_that_fell_silent_is_not_taken_for_a_process_that_ended():
+    """As the system reports it after a while; tests/distributed/test_cut_off.py makes it happen."""
+    with connected(3) as (leader, first, second):
+        for end in (*leader.peers.values(), first.leader, second.leader):
+            assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        lost = (
+            OSError(errno.EHOSTUNREACH, "No route to host"),
+            OSError(errno.ETIMEDOUT, "Connection timed out"),
+        )
+
+        class Lost:
+            def __init__(self, error):
+                self.error = error
+
+            def fail(self, *args):
+                raise self.error
+
+            sendall = recv = fail
+
+            def settimeout(self, seconds):
+                pass
+
+            def close(self):
+                pass
+
+        for error in lost:
+            leader.peers[2].close()
+            leader.peers[2] = Lost(error)
+            with pytest.raises(RankError, match="rank 2 is gone: its machine cannot be reached"):
+                leader.send(b"x")
+            second.leader.close()
+            second.leader = Lost(error)
+            for seconds in (None, 1.0):
+                with pytest.raises(RankError, match="rank 0 is gone: its machine cannot be reached"):
+                    second.receive(seconds)
 
 
 def test_a_follower_can_hang_up_and_can_wait_for_a_while():

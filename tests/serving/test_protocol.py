@@ -23,6 +23,9 @@ requests = st.builds(
         st.integers(0, 99),
         st.floats(0, 1),
         st.floats(0.1, 9),
+        st.floats(-100, 100),
+        st.floats(-100, 100),
+        st.dictionaries(st.integers(0, 32015), st.floats(-100, 100), max_size=4),
     ),
     stop_ids=st.frozensets(st.integers(0, 32015)),
     stop=st.lists(st.text(min_size=1)).map(tuple),
@@ -33,6 +36,7 @@ requests = st.builds(
     top=st.integers(0, 9),
     score_prompt=st.booleans(),
     row=st.integers(0, 9),
+    min_new_tokens=st.integers(0, 9),
 )
 tickets = st.integers(0, 2**60)
 events = st.one_of(

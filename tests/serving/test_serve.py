@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
+import threading
 
 import pytest
-from async_engines import LONG, alone, ask, collect, endless, gated, ids, run, until
+from async_engines import LIMIT, LONG, alone, ask, collect, endless, gated, ids, run, until
 
 from llama.distributed import launcher_watch
 from llama.engine import FinishReason, Request
+from llama.errors import RequestError
 from llama.sampling import GREEDY
 from llama.serving import serve, timeouts
+from llama.serving.follower import drain_left
 
 
 def test_serve_in_a_host_that_has_its_own_loop():
@@ -136,6 +140,53 @@ def test_a_prompt_is_one_request_whatever_its_samples(llama, n):
     assert len(set(expected)) == n
 
 
+@pytest.mark.parametrize("how", ["in time", "too long", "without a launcher"])
+def test_a_drain_ends_the_streams_that_take_too_long(how, monkeypatch):
+    """Those that were queued run too; after the drain all are cancelled. It is short where the launcher was killed."""
+    engine, seen = endless(), []
+    new = 30 if how == "in time" else LONG
+    if how == "without a launcher":
+        monkeypatch.setattr(launcher_watch._WATCH, "launcher_ended", True)
+        monkeypatch.setattr(timeouts, "DRAIN_WITHOUT_LAUNCHER", 0.2)
+
+    async def main(async_engine):
+        engine.open.clear()
+        tasks = [asyncio.ensure_future(collect(async_engine, ask(ids(4, i), new))) for i in range(6)]
+        await until(lambda: async_engine.waiting == 6 and engine.inside.is_set())
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: not async_engine.accepting)
+        assert async_engine.open_streams == 6
+        engine.open.set()
+        for found in await asyncio.gather(*tasks):
+            seen.extend(reason for _, reason, _ in found)
+
+    run(serve(engine, main, drain_seconds=0.2 if how == "too long" else LIMIT))
+    assert seen == [FinishReason.LENGTH if how == "in time" else FinishReason.CANCELLED] * 6
+    assert engine.empty
+
+
+def test_a_main_that_returns_ends_the_drain():
+    engine = endless()
+
+    async def main(async_engine):
+        stream = async_engine.stream(ask(5, LONG))
+        await anext(stream)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await until(lambda: not async_engine.accepting)
+        return "done"
+
+    assert run(serve(engine, main, drain_seconds=LIMIT)) == "done"
+    assert engine.empty
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf, "5", None, True])
+def test_a_drain_is_a_finite_time(seconds):
+    engine = gated()
+    with pytest.raises(RequestError, match=r"drain_seconds is .*at least 0"):
+        run(serve(engine, collect, drain_seconds=seconds))
+    assert not engine.exclusive
+
+
 def test_serve_raises_what_main_raises_and_closes():
     engine = gated()
 
@@ -200,6 +251,19 @@ def test_a_main_that_never_begins_leaves_the_engine_free(kind):
     assert engine.add(Request((1, 5), 2, GREEDY)) == 0
 
 
+def test_a_rank_whose_launcher_ended_knows_it_before_it_gets_the_signal(monkeypatch):
+    """The drain is then shorter, and the signal's handler has to choose."""
+    monkeypatch.setattr(launcher_watch._WATCH, "launcher_ended", False)
+    assert drain_left(100.0) == 100.0
+    found, over = [], threading.Event()
+    over.set()
+    monkeypatch.setattr(os, "kill", lambda *_: found.append(drain_left(100.0)))
+    launcher_watch._end(1, over)
+    assert found == [timeouts.DRAIN_WITHOUT_LAUNCHER]
+    assert drain_left(1.0) == 1.0
+
+
 def test_each_time_limit_leaves_room_for_those_before_it():
     assert timeouts.MAIN_AFTER_SIGTERM < timeouts.STEP_AFTER_SIGTERM < timeouts.LEADER_AFTER_SIGTERM
-    assert timeouts.LEADER_AFTER_SIGTERM + timeouts.STEP_AFTER_HANG_UP < launcher_watch._GRACE_SECONDS
+    others = timeouts.LEADER_AFTER_SIGTERM + timeouts.STEP_AFTER_HANG_UP
+    assert timeouts.DRAIN_WITHOUT_LAUNCHER + others < launcher_watch._GRACE_SECONDS

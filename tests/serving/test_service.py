@@ -109,6 +109,14 @@ def test_sigterm_ends_all_requests_with_a_reason(folder, name, ranks):
     assert ended.output(0, "out").split() == ["cancelled"] * 20
 
 
+def test_a_drain_lets_streams_run_to_their_end_and_takes_no_more(folder):
+    """Every stream was still read when the signal came, and rank 1 waits as long as rank 0."""
+    one, two = (Ended(folder, name).found() for name in ("drained_alone", "drained"))
+    assert one == two
+    assert "no more requests" in one["refused"]
+    assert [(len(tokens), reason) for _, tokens, reason in one["found"]] == [(40, "length")] * 6
+
+
 def test_sigterm_of_one_rank_ends_all_with_a_reason(folder):
     ended = Ended(folder, "sigterm_of_one")
     assert ended.codes == [1, 1]

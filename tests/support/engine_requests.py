@@ -17,6 +17,8 @@ TOKENIZER = tiny_tokenizer()
 SAMPLED = SamplingParams(temperature=1.2, top_p=0.95)
 PENALIZED = SamplingParams(temperature=0.9, top_p=1.0, top_k=20, repetition_penalty=1.3)
 
+BIASED = SamplingParams(0.9, 1.0, presence_penalty=0.3, frequency_penalty=-0.2, logit_bias={9: 3.0, 2: -2.0})
+
 
 @functools.cache
 def model(max_batch_size=4, max_seq_len=64):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from network import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -66,6 +67,7 @@ class Launch:
         arguments: Sequence[object],
         launcher: Sequence[object],
         environment: Mapping[str, str],
+        enter: Sequence[str] = (),
     ) -> None:
         self._mark = uuid.uuid4().hex
         self._open = contextlib.ExitStack()
@@ -77,7 +79,7 @@ class Launch:
         paths = [str(ROOT), str(SUPPORT), *filter(None, [env.get("PYTHONPATH")])]
         env |= {_MARK: self._mark, "PYTHONPATH": os.pathsep.join(paths), **environment}
         self.process = subprocess.Popen(
-            [sys.executable, *map(str, launcher), str(script), *map(str, arguments)],
+            [*enter, sys.executable, *map(str, launcher), str(script), *map(str, arguments)],
             env=env,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -168,19 +170,34 @@ def launched(
 
 @contextlib.contextmanager
 def launched_nodes(
-    script: str | Path, *arguments: object, nodes: int, ranks: int, environment: Mapping[str, str]
+    script: str | Path,
+    *arguments: object,
+    nodes: int,
+    ranks: int,
+    environment: Mapping[str, str],
+    machines: Sequence[Machine] = (),
 ) -> Iterator[list[Launch]]:
-    """One torchrun per node, with `ranks` ranks each, all on this machine; the first holds rank 0."""
+    """One torchrun per node, with `ranks` ranks each; the first holds rank 0.
+
+    Args:
+        machines: one for each node; without them all nodes are on this machine.
+    """
     launches: list[Launch] = []
     with socket.socket() as reserved:
         # Bound, but not listening: the first node can listen on the port, and nobody else gets it.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
-        where = ("--master_addr", "127.0.0.1", "--master_port", reserved.getsockname()[1])
+        address = machines[0].address if machines else "127.0.0.1"
+        where = ("--master_addr", address, "--master_port", reserved.getsockname()[1])
         try:
             for node in range(nodes):
                 size = ("--nnodes", nodes, "--node_rank", node, "--nproc_per_node", ranks)
-                launches.append(Launch(SUPPORT / script, arguments, (*_TORCHRUN, *size, *where), environment))
+                launcher = (*_TORCHRUN, *size, *where)
+                own, enter = dict(environment), ()
+                if machines:
+                    # gloo would listen on the address of the machine's name, which both share here.
+                    own["GLOO_SOCKET_IFNAME"], enter = machines[node].interface, machines[node].enter
+                launches.append(Launch(SUPPORT / script, arguments, launcher, own, enter))
             yield launches
         finally:
             for launch in launches:

@@ -1,6 +1,7 @@
 """A server of the OpenAI routes whose answers a test writes, in a thread: for what is in front of a server.
 
-It speaks the shapes that the playground reads: streams with log-probabilities, usage at the end, errors.
+It speaks the shapes that the playground reads: streams with log-probabilities, usage at the end, errors. As a
+program it serves the playground's page too, and `/script` sets the script and tells what was seen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import math
 import re
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -49,6 +51,11 @@ class Script:
     go_on: threading.Event = field(default_factory=threading.Event)
     left: threading.Event = field(default_factory=threading.Event)  # a caller closed a stream early
     url: str = ""
+
+    def reset(self) -> None:
+        """As if nothing had been asked; the next test's script begins here."""
+        self.go_on.set()  # nothing waits any more
+        vars(self).update(vars(Script(url=self.url)))
 
 
 def _error(status: int, message: str) -> Response:
@@ -117,11 +124,11 @@ class _Routes:
             yield b": ping\n\n"
             for place, token in enumerate(tokens):
                 await asyncio.sleep(script.delay)
-                if place == script.break_after:
-                    raise ConnectionAbortedError("as the script says")
                 if place == script.hold_after:
                     while not script.go_on.is_set():
                         await asyncio.sleep(0.01)
+                if place == script.break_after:
+                    raise ConnectionAbortedError("as the script says")
                 yield _event({"choices": [_choice(token, place, body, chat=chat)]})
             last = {"index": 0, "finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})}
             yield _event({"choices": [last]})
@@ -145,7 +152,8 @@ def served(app: ASGIApp, port: int = 0) -> Iterator[str]:
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+    listening.listen()  # who comes before the thread is ready waits
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -157,15 +165,41 @@ def served(app: ASGIApp, port: int = 0) -> Iterator[str]:
         listening.close()
 
 
+def _control(script: Script) -> Route:
+    """PUT: fields of the script, all others as at first. POST: further fields. GET: what has been seen."""
+
+    async def control(request: Request) -> Response:
+        if request.method == "PUT":
+            script.reset()
+        if request.method != "GET":
+            for name, value in (await request.json()).items():
+                if name == "go_on":
+                    script.go_on.set()
+                else:
+                    setattr(script, name, tuple(value) if name == "refuse" and value else value)
+        return JSONResponse({"requests": script.requests, "left": script.left.is_set()})
+
+    return Route("/script", control, methods=["GET", "PUT", "POST"])
+
+
 @contextlib.contextmanager
 def scripted_server(*more: BaseRoute, port: int = 0) -> Iterator[Script]:
     """The server, with further routes, while the block runs."""
     script = Script()
     routes = _Routes(script)
     paths = [
+        _control(script),
         Route("/v1/models", routes.models),
         Route("/v1/completions", routes.generate, methods=["POST"]),
         Route("/v1/chat/completions", routes.generate, methods=["POST"]),
     ]
     with served(Starlette(routes=[*more, *paths]), port) as script.url:
         yield script
+
+
+if __name__ == "__main__":
+    from llama.serving.http.playground import pages
+
+    with scripted_server(*pages.routes(), port=int(sys.argv[1])) as running:
+        print(running.url, flush=True)
+        sys.stdin.read()  # until the test closes it, or ends

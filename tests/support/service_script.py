@@ -23,7 +23,7 @@ from forked_ranks import LIMIT, Scenario, launch_all
 from llama import Llama
 from llama.distributed import world
 from llama.engine import Request
-from llama.errors import NumericsError, ParallelismError, RankError
+from llama.errors import EngineClosedError, NumericsError, ParallelismError, RankError
 from llama.sampling import GREEDY, SamplingParams
 from llama.serving import AsyncEngine, follower, serve, timeouts
 
@@ -192,6 +192,41 @@ def sigterm_of_one(folder: Path) -> Any:
     endless(folder)
 
 
+async def outlasting(engine: AsyncEngine, when_all_run: Callable[[], object]) -> Any:
+    """Streams that are read on only once no more are taken, and then to their end."""
+    begun = [0] * 6
+
+    async def one(i: int) -> Any:
+        text, tokens, reason = "", [], None
+        async for delta in engine.stream(Request((1, 5 + i), 40, SAMPLED, seed=i)):
+            text, tokens, reason = text + delta.text, [*tokens, *delta.tokens], delta.finish_reason
+            if not begun[i]:
+                begun[i] = 1
+                if sum(begun) == len(begun):
+                    when_all_run()
+                while engine.accepting:
+                    await asyncio.sleep(0.01)
+                # Longer than what rank 1 waits for rank 0 without a drain.
+                await asyncio.sleep(0.5)
+        return [text, tokens, reason and reason.value]
+
+    found = await asyncio.gather(*(one(i) for i in range(len(begun))))
+    try:
+        engine.stream(Request((1, 5), 1, GREEDY))
+    except EngineClosedError as error:
+        return {"found": found, "refused": str(error)}
+
+
+def drained(folder: Path) -> Any:
+    timeouts.STEP_AFTER_SIGTERM, timeouts.LEADER_AFTER_SIGTERM = LIMIT, 0.25
+
+    async def main(engine: AsyncEngine) -> Any:
+        return await outlasting(engine, (folder / "ready").touch)
+
+    with build(folder) as llama:
+        return asyncio.run(serve(llama.engine, main, unread=4, drain_seconds=LIMIT))
+
+
 def stuck(folder: Path) -> Any:
     """When all requests run, a step begins that never ends."""
     timeouts.STEP_AFTER_SIGTERM = 0.5
@@ -291,6 +326,8 @@ SCENARIOS = {
     "outlived": Scenario(outlived),
     "cancelled": Scenario(cancelled),
     "sigterm": Scenario(sigterm, signals={0: signal.SIGTERM, 1: signal.SIGTERM}),
+    "drained": Scenario(drained, signals={0: signal.SIGTERM, 1: signal.SIGTERM}),
+    "drained_alone": Scenario(drained, 1, {0: signal.SIGTERM}),
     "sigterm_of_one": Scenario(sigterm_of_one, signals={1: signal.SIGTERM}),
     "sigterm_alone": Scenario(sigterm, 1, {0: signal.SIGTERM}),
     "stuck": Scenario(stuck, 1, {0: signal.SIGTERM}),

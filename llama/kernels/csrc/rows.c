@@ -214,7 +214,7 @@ static long limited(const space_t *s, long n, double total, const draw_t *p) {
     return id;
 }
 
-/* An id for each row of logits (rows, n), all finite. space: threads x llama_rows_space(n) bytes. */
+/* An id for each row of logits (rows, n), finite or -inf, at least one finite in each. space: threads x llama_rows_space(n) bytes. */
 void llama_rows_draw(const float *logits, const draw_t *params, int64_t *ids, char *space, long rows, long n,
                      int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (rows > 1)

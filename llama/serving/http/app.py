@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from . import (
     llamacpp_completion,
     llamacpp_props,
     llamacpp_tokens,
+    mistral,
+    ollama,
+    ollama_models,
     openai_chat,
     openai_completions,
     openai_models,
@@ -25,6 +29,7 @@ from . import (
 )
 from .bodies import Body, read_object
 from .guard import Guard
+from .playground.pages import routes as playground_routes
 from .problems import Family, Problem
 from .replies import JsonReply
 from .routes import Call, Route
@@ -41,6 +46,9 @@ DOORS: tuple[Any, ...] = (
     openai_chat,
     openai_models,
     tgi,
+    mistral,
+    ollama,
+    ollama_models,
     operations,
 )
 
@@ -57,7 +65,9 @@ def create_app(service: Service) -> ASGIApp:
         for path in route.paths:
             families.setdefault(path, family)
             _add(app, service, family, route, path)
-    if not service.settings.playground:
+    if service.settings.playground:
+        app.router.routes.extend(playground_routes())
+    else:
         _add(app, service, operations.FAMILY, operations.HOME, "/", in_schema=False)
     _describe_bodies(app, [route for door in DOORS for route in door.ROUTES])
 
@@ -83,10 +93,10 @@ def _add(
         methods=[route.method],
         summary=route.summary,
         tags=[family.name],
-        operation_id=f"{route.method.lower()}{path.replace('/', '_')}",
+        operation_id=route.method.lower() + re.sub(r"\W+", "_", path),
         response_class=Response,
         include_in_schema=in_schema,
-        openapi_extra=_request_body(route),
+        openapi_extra=_parameters(path) | _request_body(route),
     )
 
 
@@ -107,9 +117,16 @@ def _endpoint(service: Service, family: Family, route: Route) -> Callable[[Reque
     return endpoint
 
 
-def _request_body(route: Route) -> dict[str, Any] | None:
+def _parameters(path: str) -> dict[str, Any]:
+    """Of `/v1/models/{model:path}`: the handler takes them from the request, where FastAPI does not see them."""
+    names = re.findall(r"{(\w+)", path)
+    told = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return {"parameters": told} if told else {}
+
+
+def _request_body(route: Route) -> dict[str, Any]:
     if not route.bodies:
-        return None
+        return {}
     refs = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in route.bodies]
     schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

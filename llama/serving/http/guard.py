@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import re
 import secrets
@@ -21,6 +20,7 @@ from opentelemetry import propagate, trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .addresses import host_is_allowed
 from .problems import Family, Problem
 from .replies import JsonReply
 from .service import Service
@@ -113,7 +113,7 @@ class Guard:
         """Why a request is not let through, or None."""
         settings = self.service.settings
         host = headers.get("host", "")
-        if not _host_is_allowed(host, settings):
+        if not host_is_allowed(host, settings.host, settings.allowed_hosts):
             message = f"the Host header names {host!a}; start the server with --allowed-hosts to allow that"
             return Problem(403, "forbidden", message)
         origin = headers.get("origin")
@@ -130,7 +130,9 @@ class Guard:
         given = [token.strip()] if kind.lower() == "bearer" else []
         given.append(headers.get("x-api-key", ""))
         # All keys are compared, and digests of one length: the time says nothing about how near a guess was.
-        found = [hmac.compare_digest(_digest(each.encode("latin-1")), key) for each in given for key in self._keys]
+        found = [
+            hmac.compare_digest(_digest(each.encode("latin-1")), key) for each in given for key in self._keys
+        ]
         return any(found)
 
 
@@ -143,33 +145,6 @@ def _is_open(scope: Scope) -> bool:
     page = scope["method"] in ("GET", "HEAD") and (path == "/" or path.startswith("/playground"))
     # A browser asks by OPTIONS, without a key, whether its page may send one.
     return path in _OPEN_PATHS or page or scope["method"] == "OPTIONS"
-
-
-def _name_of(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
-
-
-def is_local(name: str) -> bool:
-    """Whether a name or address is of this machine alone."""
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def _host_is_allowed(host: str, settings: Settings) -> bool:
-    if not host:  # HTTP/1.0; every browser sends one
-        return True
-    name = _name_of(host)
-    if name in settings.allowed_hosts or "*" in settings.allowed_hosts:
-        return True
-    return is_local(name) if is_local(settings.host) else not settings.allowed_hosts
 
 
 def _origin_is_allowed(origin: str, host: str, settings: Settings) -> bool:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ...engine import FinishReason
 from ...engine.sequence import SequenceState, TokenScore
+from .. import TextDelta
 from .llamacpp_bodies import GenerationBody, temperature
 from .llamacpp_limits import LineLimits
 from .llamacpp_shapes import FAMILY, spelled
 from .problems import Problem
 from .replies import SSE, dumps, event
+from .response_fields import pick
 from .service import News, Run
 from .token_texts import TokenTexts, token_bytes
 
-__all__ = ["Answers", "Events", "pick"]
+__all__ = ["Answers", "Events"]
 
 _STOP_TYPES = {FinishReason.STOP: "eos", FinishReason.STOP_SEQUENCE: "word"}
 _NO_SLOT = -1  # this server has none; llama.cpp takes -1 for any
+# The log-probability of an id that cannot be drawn; JSON has no infinity.
+_LEAST = -9999.0
+
+
+class Added(NamedTuple):
+    """What a delta adds to what may be shown of a sample; last: nothing follows."""
+
+    text: str
+    tokens: list[int]
+    scores: list[TokenScore]
+    last: bool
 
 
 class Sample:
@@ -49,11 +62,10 @@ class Sample:
         """Whether a limit of lines has ended it, so that the engine need not go on."""
         return self._limits.ended
 
-    def take(self, news: News) -> tuple[str, list[int], list[TokenScore]]:
-        """The text, ids and scores that a delta adds to what may be shown."""
-        delta = news.delta
+    def take(self, delta: TextDelta) -> Added | None:
+        """What a delta adds; None for one that came in the same moment as the cut, but behind it."""
         if self.reason is not None:
-            return "", [], []
+            return None
         self.sequence = delta.sequence or self.sequence
         text, tokens, scores = delta.text, list(delta.tokens), list(delta.scores)
         if self.body.discards:
@@ -68,7 +80,7 @@ class Sample:
         if self.reason is not None:
             ended = None if self.sequence is None else self.sequence.times.ended
             self.ended_at = self.service.engine.engine.clock() if ended is None else ended
-        return text, tokens, scores
+        return Added(text, tokens, scores, self.reason is not None)
 
     def _shown(
         self, tokens: list[int], scores: list[TokenScore], end: int, reason: FinishReason | None
@@ -90,8 +102,8 @@ class Sample:
         body, sequence = self.body, self.sequence
         stopped = sequence.detokenizer.stopped if sequence else None
         words = self.reason is FinishReason.STOP_SEQUENCE
-        predicted = len(self.tokens)
-        full = len(self.request.prompt) + predicted >= self.service.max_model_len
+        predicted, room = len(self.tokens), self.service.max_model_len - len(self.request.prompt)
+        full = predicted == room and not self.cut and body.n_predict != predicted
         told: dict[str, Any] = {
             "index": self.index,
             "content": self.text if content is None else content,
@@ -102,7 +114,7 @@ class Sample:
             "tokens_predicted": predicted,
             "tokens_evaluated": len(self.request.prompt),
             "generation_settings": self._settings(),
-            "prompt": spelled(self.service.tokenizer, self.request.prompt),
+            "prompt": "",
             "has_new_line": "\n" in self.text,
             "truncated": truncated or full,
             "stop_type": "limit" if self.reason is None else _STOP_TYPES.get(self.reason, "limit"),
@@ -112,6 +124,8 @@ class Sample:
         }
         if body.n_probs and content is None:
             told["completion_probabilities"] = self.probabilities(self.tokens, self.scores)
+        if not body.response_fields or "prompt" in body.response_fields:
+            told["prompt"] = spelled(self.service.tokenizer, self.request.prompt)
         return pick(told, body.response_fields)
 
     def timings(self) -> dict[str, Any]:
@@ -143,7 +157,6 @@ class Sample:
         def named(token: int, logprob: float) -> dict[str, Any]:
             told = list(token_bytes(self.service.tokenizer, token))
             name = self.service.token_names[token]
-            # JSON has no infinity; such a token cannot be drawn.
             return {"id": token, "token": name, "bytes": told, "logprob": max(logprob, _LEAST)}
 
         return [
@@ -176,9 +189,6 @@ class Sample:
         }
 
 
-_LEAST = -9999.0
-
-
 class Answers:
     """All samples of a run, in order, and the value that is made of them.
 
@@ -192,10 +202,10 @@ class Answers:
             for row, request in enumerate(run.requests)
         ]
 
-    def take(self, news: News) -> tuple[Sample, tuple[str, list[int], list[TokenScore]]]:
-        """A delta's sample, and what it adds; the sample is cut if a limit has ended it."""
+    def take(self, news: News) -> tuple[Sample, Added | None]:
+        """A delta's sample, and what it adds; the request is cut if a limit has ended the sample."""
         sample = self.samples[news.row][news.delta.sample]
-        added = sample.take(news)
+        added = sample.take(news.delta)
         if sample.cut:
             self.run.cut(news.row, news.delta.sample)
         return sample, added
@@ -231,24 +241,23 @@ class Events:
         return b"".join(self._events(each) for each in news)
 
     def _events(self, news: News) -> bytes:
-        sample = self._answers.samples[news.row][news.delta.sample]
-        if sample.reason is not None:
-            return b""  # what came in the same moment as the cut
-        _, (text, tokens, scores) = self._answers.take(news)
-        made = self._part(sample, text, tokens, scores) if text or tokens else b""
-        if sample.reason is not None:
+        sample, added = self._answers.take(news)
+        if added is None:
+            return b""
+        made = self._part(sample, added) if added.text or added.tokens else b""
+        if added.last:
             made += event(sample.answer(self._answers.truncated[news.row], content=""))
         return made
 
-    def _part(self, sample: Sample, text: str, tokens: list[int], scores: list[TokenScore]) -> bytes:
+    def _part(self, sample: Sample, added: Added) -> bytes:
         body = self._body
         more = ""
         if body.timings_per_token:
             more += f',"timings":{dumps(sample.timings())}'
         if body.n_probs:
-            more += f',"completion_probabilities":{dumps(sample.probabilities(tokens, scores))}'
+            more += f',"completion_probabilities":{dumps(sample.probabilities(added.tokens, added.scores))}'
         return (
-            f'data: {{"index":{sample.index},"content":{dumps(text)},"tokens":{dumps(tokens)},"stop":false,'
+            f'data: {{"index":{sample.index},"content":{dumps(added.text)},"tokens":{dumps(added.tokens)},"stop":false,'
             f'"id_slot":{_NO_SLOT},"tokens_predicted":{len(sample.tokens)},'
             f'"tokens_evaluated":{len(sample.request.prompt)}{more}}}\n\n'
         ).encode()
@@ -259,23 +268,3 @@ class Events:
     def failed(self, problem: Problem) -> bytes:
         # Tabby takes an event without `content` and `stop` for the end of the world.
         return event({"content": "", "stop": True, **FAMILY.error(problem)})
-
-
-def pick(value: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """The fields of an answer that `response_fields` names, each under its whole path; none for [""].
-
-    Without names, or with an empty list, all of it. A path with a slash leads into objects; names that are
-    not there are left out.
-    """
-    if not fields:
-        return dict(value)
-    found: dict[str, Any] = {}
-    for path in fields:
-        here: Any = value
-        for name in path.split("/"):
-            if not isinstance(here, Mapping) or name not in here:
-                break
-            here = here[name]
-        else:
-            found[path] = here
-    return found

@@ -6,22 +6,43 @@ which are applied; their order is the engine's.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AliasChoices, Field, WithJsonSchema
+from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
 
 from ...api.options import SamplingOptions
 from ...tokenizer import Tokenizer
 from .bodies import Body, Int
 from .problems import Problem
 
-__all__ = ["CompletionBody", "ExtraChunk", "GenerationBody", "InfillBody", "sampling"]
+__all__ = ["ExtraChunk", "GenerationBody", "InfillBody", "LlamaCppCompletionBody", "sampling"]
 
 _RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # llama.cpp's default, and the same as an unsigned number
+# The engine's bounds of a bias; the least rules a token out. llama.cpp has none.
+_RULED_OUT, _MOST_BIAS = -100.0, 100.0
 # Several middles of one hole are of use only if they differ.
 _SEVERAL_MIDDLES = 0.6
 
+# llama.cpp's names of samplers, with the letters that also stand for them, and names of older versions. Those
+# without a field here do nothing, since their fields must be neutral.
+_LETTERS = {
+    "d": "dry",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "s": "top_n_sigma",
+    "m": "min_p",
+    "t": "temperature",
+    "x": "xtc",
+    "i": "infill",
+    "e": "penalties",
+    "a": "adaptive_p",
+}
+_OLD_NAMES = {"top-k": "top_k", "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p", "temp": "temperature"}
+_SAMPLERS = {
+    **{name: name for name in (*_LETTERS.values(), "typical_p", "typical", "tfs_z", "mirostat")},
+    **_OLD_NAMES,
+}
 _N_PREDICT = AliasChoices("n_predict", "max_tokens", "max_completion_tokens")
 _PROMPT_SCHEMA = {
     "anyOf": [
@@ -46,7 +67,7 @@ class GenerationBody(Body):
     t_max_predict_ms: float = 0
     stop: str | list[str] = Field(default_factory=list)
     stream: bool = False
-    samplers: list[str] | None = None
+    samplers: str | list[str] | None = None
     temperature: float | None = None
     top_k: Int = 40
     top_p: float = 0.95
@@ -97,6 +118,18 @@ class GenerationBody(Body):
         "multimodal_data": ([],),
     }
 
+    @field_validator("samplers")
+    @classmethod
+    def _named(cls, given: str | list[str] | None) -> list[str] | None:
+        """Samplers by their names; a text has a letter for each."""
+        if given is None:
+            return None
+        names = _LETTERS if isinstance(given, str) else _SAMPLERS
+        unknown = [each for each in given if each not in names]
+        if unknown:
+            raise ValueError(f"there is no sampler {unknown[0]!r}; known are {', '.join(_LETTERS.values())}")
+        return [names[each] for each in given]
+
     @property
     def discards(self) -> bool:
         """Whether the answer is to be empty: the prompt is only put into the cache."""
@@ -109,7 +142,7 @@ class GenerationBody(Body):
         return None if self.n_predict < 0 else max(1, self.n_predict)
 
 
-class CompletionBody(GenerationBody):
+class LlamaCppCompletionBody(GenerationBody):
     """The body of /completion: one prompt (text, ids, or both mixed), or a list of them."""
 
     prompt: Annotated[str | list[Any], WithJsonSchema(_PROMPT_SCHEMA)]
@@ -178,8 +211,7 @@ def temperature(body: GenerationBody) -> float:
     return 0.8 if body.temperature is None else max(0.0, body.temperature)
 
 
-def _on(listed: list[str] | None, name: str) -> bool:
-    # A list without `penalties` leaves them out, as any sampler; old clients list their old names.
+def _on(listed: str | list[str] | None, name: str) -> bool:
     return listed is None or name in listed
 
 
@@ -208,8 +240,12 @@ def _logit_bias(given: list[list[Any]] | dict[str, Any], tokenizer: Tokenizer) -
             ids = [key]
         else:
             raise _bad_bias(i, f"a token must be a text or an id from 0 to {tokenizer.n_words - 1}")
-        biases.update(dict.fromkeys(ids, -math.inf if value is False else float(value)))
+        biases.update(dict.fromkeys(ids, _RULED_OUT if value is False else _within(value)))
     return biases
+
+
+def _within(bias: float) -> float:
+    return float(max(_RULED_OUT, min(_MOST_BIAS, bias)))
 
 
 def _bad_bias(i: int, why: str) -> Problem:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from ...prompts import Prompt
 from .bodies import parse
 from .llamacpp_answers import Answers, Events
-from .llamacpp_bodies import CompletionBody, GenerationBody, InfillBody, sampling
+from .llamacpp_bodies import GenerationBody, InfillBody, LlamaCppCompletionBody, sampling
 from .llamacpp_prompts import completion_prompts, infill_window
 from .llamacpp_shapes import FAMILY
 from .replies import StreamReply, WholeReply
@@ -22,7 +22,7 @@ __all__ = ["FAMILY", "ROUTES"]
 
 
 def _complete(call: Call) -> Response:
-    body = parse(CompletionBody, call.data)
+    body = parse(LlamaCppCompletionBody, call.data)
     call.service.check_model(body.model)
     prompts = completion_prompts(call.service, body)
     return _reply(call, body, prompts, [False] * len(prompts))
@@ -48,7 +48,9 @@ def _reply(
 
 
 ROUTES = (
-    Route("POST", ("/completion", "/completions"), "Continue texts or ids", _complete, (CompletionBody,)),
+    Route(
+        "POST", ("/completion", "/completions"), "Continue texts or ids", _complete, (LlamaCppCompletionBody,)
+    ),
     Route(
         "POST",
         ("/infill",),

@@ -8,25 +8,25 @@ from typing import Literal
 from ...prompts import Message
 from .bodies import Body
 
-__all__ = ["ChatMessage", "plain_messages"]
+__all__ = ["TemplateMessage", "plain_messages"]
 
 
-class TextPart(Body):
+class TemplateText(Body):
     """A part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Body):
+class TemplateMessage(Body):
     """One message; its content is a text, or parts that are texts."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | list[TemplateText]
     name: str | None = None
 
 
-def plain_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+def plain_messages(messages: Sequence[TemplateMessage]) -> list[Message]:
     """The messages of llama/prompts.py. `developer` is OpenAI's newer name for system."""
     return [
         {

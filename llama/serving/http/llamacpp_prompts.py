@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ...prompts import Prompt, completion_prompt
 from ...tokenizer import Tokenizer
-from .llamacpp_bodies import CompletionBody, InfillBody
+from .llamacpp_bodies import InfillBody, LlamaCppCompletionBody
 from .problems import Problem
 from .service import Service
 
@@ -20,7 +20,7 @@ __all__ = ["Window", "completion_prompts", "head_that_fits", "infill_window", "t
 _MARKERS = 4  # bos, PRE, SUF, MID
 
 
-def completion_prompts(service: Service, body: CompletionBody) -> list[Prompt]:
+def completion_prompts(service: Service, body: LlamaCppCompletionBody) -> list[Prompt]:
     """The prompts of /completion. A list is one prompt if it holds an id, else a list of prompts.
 
     Raises:
@@ -89,18 +89,17 @@ class Window(NamedTuple):
 def infill_window(service: Service, body: InfillBody) -> Window:
     """The text around the cursor, and in front of it as many of the newest chunks as fit.
 
-    Nothing is left out as long as prompt and answer fit together. Otherwise up to a quarter of the context is
-    kept free for the answer.
+    An answer of n_predict tokens, or of a quarter of the context, whichever is less, has room behind it. One that
+    may have any length has room for a token, and for that quarter once anything must be left out.
     """
     chunks = [each.text if each.text.endswith("\n") else each.text + "\n" for each in body.input_extra]
     before, after = body.input_prefix + body.prompt, body.input_suffix
     tokenizer, context = service.tokenizer, service.max_model_len
-    room = context - _MARKERS - (body.max_tokens or 1)
+    quarter = max(1, context // 4)
     whole = "".join(chunks) + before
-    if _fit(tokenizer, whole, after, room):
+    if _fit(tokenizer, whole, after, context - _MARKERS - min(body.max_tokens or 1, quarter)):
         return Window(whole, after, False)
-    wanted = context // 4 if body.max_tokens is None else body.max_tokens
-    room = context - _MARKERS - max(1, min(wanted, context // 4))
+    room = context - _MARKERS - min(body.max_tokens or quarter, quarter)
     if _fit(tokenizer, before, after, room):
         kept = _newest(tokenizer, chunks, room - _prefix_size(tokenizer, before) - _size(tokenizer, after))
         # Pieces may span a chunk's end, so the sum of sizes is not quite the size of the sum.

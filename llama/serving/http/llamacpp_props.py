@@ -10,7 +10,7 @@ from ... import __version__
 from .bodies import Body, parse
 from .chat_templates import chat_template
 from .llamacpp_bodies import GenerationBody
-from .llamacpp_messages import ChatMessage, plain_messages
+from .llamacpp_messages import TemplateMessage, plain_messages
 from .llamacpp_shapes import FAMILY, spelled
 from .problems import Problem
 from .replies import JsonReply
@@ -22,7 +22,7 @@ __all__ = ["FAMILY", "ROUTES"]
 class TemplateBody(Body):
     """The body of /apply-template."""
 
-    messages: list[ChatMessage]
+    messages: list[TemplateMessage]
     INERT = frozenset({"model", "add_generation_prompt", "stream", "tool_choice", "parallel_tool_calls"})
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": ([],),

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from pydantic import Field
 from starlette.responses import Response
 
 from .bodies import Body, Int, Json, parse
-from .llamacpp_messages import ChatMessage, plain_messages
+from .llamacpp_messages import TemplateMessage, plain_messages
 from .llamacpp_shapes import FAMILY, control_id
 from .problems import Problem
 from .replies import JsonReply
@@ -21,6 +22,10 @@ from .service import Service
 from .token_texts import TokenTexts, token_bytes
 
 __all__ = ["FAMILY", "ROUTES"]
+
+
+# Characters, and ids, of one request: other requests wait for so long.
+_MOST = 1 << 20
 
 
 class LlamaCppTokenizeBody(Body):
@@ -45,7 +50,7 @@ class VllmChatTokenizeBody(Body):
     """vLLM's, of a chat's prompt."""
 
     model: str | None = None
-    messages: list[ChatMessage]
+    messages: list[TemplateMessage]
     return_token_strs: bool = False
     INERT = frozenset({"add_special_tokens", "add_generation_prompt"})
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -67,7 +72,7 @@ class DetokenizeBody(Body):
     """The ids of a text. Control ids give no text."""
 
     model: str | None = None
-    tokens: list[Int]
+    tokens: list[Int] = Field(max_length=_MOST)
 
 
 def _tokenize(call: Call) -> Response:
@@ -140,6 +145,9 @@ _BY_FIELD: dict[str, Callable[[Service, Json], Any]] = {
 
 def _ids(service: Service, text: str, bos: bool, *, allow_control: bool = False) -> list[int]:
     tokenizer = service.tokenizer
+    if len(text) > _MOST:
+        message = f"the text has {len(text):,} characters; {_MOST:,} are the most of one request; split it"
+        raise Problem(400, "invalid_request", message)
     single = control_id(tokenizer, text)
     if single is not None:
         return [tokenizer.bos_id] * bos + [single]

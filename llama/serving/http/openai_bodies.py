@@ -9,12 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ...engine.request import MOST_SAMPLES
 from .bodies import Body, Int, Json
 from .problems import Problem
 
 __all__ = ["SamplingBody", "Texts", "flattened"]
-
-_MOST_CHOICES = 4096
 
 Texts = Annotated[
     list[str],
@@ -33,7 +32,7 @@ def _text_format(value: Any) -> Any:
     )
 
 
-class StreamOptions(Body):
+class OpenAIStreamOptions(Body):
     """`stream_options`."""
 
     include_usage: bool | None = None
@@ -84,14 +83,14 @@ class SamplingBody(Body):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: dict[str, float] = Field(default_factory=dict)
-    n: Int = Field(1, ge=1, le=_MOST_CHOICES)
+    n: Int = Field(1, ge=1, le=MOST_SAMPLES)
     stop: Texts = Field(default_factory=list)
     stop_token_ids: list[Int] = Field(default_factory=list)
     seed: Int | None = None
     min_tokens: Int = Field(0, ge=0)
     ignore_eos: bool = False
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: OpenAIStreamOptions | None = None
     return_token_ids: bool = False
     response_format: Annotated[Json, BeforeValidator(_text_format)] | None = None
     options: Json | None = Field(None, description="Ollama's: the same fields once more, and num_predict.")

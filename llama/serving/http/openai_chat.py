@@ -54,7 +54,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
+class OpenAIMessage(BaseModel):
     """One message. Fields of other kinds of messages, which clients send along, may be null or empty."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -81,7 +81,7 @@ class ChatMessage(BaseModel):
         return {**message, "destination": self.destination} if self.destination is not None else message
 
 
-class Prediction(BaseModel):
+class OpenAIPrediction(BaseModel):
     """Text that the answer is likely to repeat, such as a file before an edit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -90,7 +90,7 @@ class Prediction(BaseModel):
     content: Content
 
 
-class ChatBody(SamplingBody):
+class OpenAIChatBody(SamplingBody):
     """The body of /v1/chat/completions."""
 
     INERT: ClassVar[frozenset[str]] = SamplingBody.INERT | {"parallel_tool_calls"}
@@ -109,15 +109,15 @@ class ChatBody(SamplingBody):
         "continue_final_message": (False,),
     }
 
-    messages: list[ChatMessage]
+    messages: list[OpenAIMessage]
     logprobs: bool = False
     top_logprobs: Int | None = Field(None, ge=0, le=20)
-    prediction: Prediction | None = None
+    prediction: OpenAIPrediction | None = None
     response_fields: list[str] | None = Field(None, description="llama.cpp's: the parts to answer with.")
 
 
 def _chat(call: Call) -> Response:
-    service, body = call.service, parse(ChatBody, flattened(call.data))
+    service, body = call.service, parse(OpenAIChatBody, flattened(call.data))
     service.check_model(body.model)
     if body.top_logprobs and not body.logprobs:
         raise Problem(400, "invalid_request", "top_logprobs needs logprobs: true", "top_logprobs")
@@ -131,7 +131,7 @@ def _chat(call: Call) -> Response:
     return WholeReply(answer.run, FAMILY, answer.whole)
 
 
-def _prompt(service: Service, body: ChatBody) -> Prompt:
+def _prompt(service: Service, body: OpenAIChatBody) -> Prompt:
     try:
         return service.chat_prompt([each.message() for each in body.messages])
     except UnsafeTagError as error:
@@ -140,7 +140,7 @@ def _prompt(service: Service, body: ChatBody) -> Prompt:
         raise Problem(400, "invalid_request", str(error), "messages") from None
 
 
-def _requests(service: Service, body: ChatBody, prompt: Prompt, most: int | None) -> list[Request]:
+def _requests(service: Service, body: OpenAIChatBody, prompt: Prompt, most: int | None) -> list[Request]:
     options = body.sampling()
     if body.prediction is not None:
         options["prediction"] = body.prediction.content
@@ -157,7 +157,7 @@ def _requests(service: Service, body: ChatBody, prompt: Prompt, most: int | None
 class _Answer:
     """What a run's outputs become. `muted`: see `usage`."""
 
-    def __init__(self, run: Run, body: ChatBody, muted: bool) -> None:
+    def __init__(self, run: Run, body: OpenAIChatBody, muted: bool) -> None:
         self.run, self.body, self.muted = run, body, muted
         self.head = head(
             run.service, "chat.completion.chunk" if body.stream else "chat.completion", "chatcmpl"
@@ -203,7 +203,7 @@ class _Answer:
             }
             for each in samples
         ]
-        told = usage(outputs, muted=self.muted)
+        told = usage(outputs, muted=self.muted, predicted=self.body.prediction is not None)
         return pick(
             {**self.head, "choices": choices, "usage": told, **self.prompt_ids()}, self.body.response_fields
         )
@@ -239,4 +239,4 @@ def _fields(values: dict[str, Any]) -> str:
     return f",{dumps(values)[1:-1]}" if values else ""
 
 
-ROUTES = (Route("POST", ("/v1/chat/completions",), "Answer messages", _chat, (ChatBody,)),)
+ROUTES = (Route("POST", ("/v1/chat/completions",), "Answer messages", _chat, (OpenAIChatBody,)),)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
 from ...engine import FinishReason, Request
+from ...engine.request import MOST_SAMPLES
 from ...prompts import Prompt
 from .. import TextDelta
 from .bodies import Int, parse
@@ -49,7 +50,7 @@ def _prompt_list(value: Any) -> list[str | list[int]] | None:
     raise PydanticCustomError("prompt", "must be a text, ids, or a list of one of the two that is not empty")
 
 
-class CompletionBody(SamplingBody):
+class OpenAICompletionBody(SamplingBody):
     """The body of /v1/completions."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -68,7 +69,7 @@ class CompletionBody(SamplingBody):
         list[str | list[int]] | None, BeforeValidator(_prompt_list), WithJsonSchema(_PROMPT_SCHEMA)
     ] = None
     suffix: str | None = Field(None, description='The text behind the gap to fill; "" is one, null is none.')
-    best_of: Int | None = Field(None, ge=1, le=4096)
+    best_of: Int | None = Field(None, ge=1, le=MOST_SAMPLES)
     echo: bool = False
     return_full_text: bool = Field(False, description="As echo.")
     logprobs: Int | None = Field(None, ge=0, le=20)
@@ -87,7 +88,7 @@ class CompletionBody(SamplingBody):
 
 
 def _complete(call: Call) -> Response:
-    service, body = call.service, parse(CompletionBody, flattened(call.data))
+    service, body = call.service, parse(OpenAICompletionBody, flattened(call.data))
     service.check_model(body.model)
     _check(body, service)
     texts = body.prompt or [""]
@@ -102,12 +103,15 @@ def _complete(call: Call) -> Response:
     return WholeReply(run, FAMILY, answer.whole)
 
 
-def _check(body: CompletionBody, service: Service) -> None:
+def _check(body: OpenAICompletionBody, service: Service) -> None:
     """Refuse fields that do not go together."""
     prompts = body.prompt or [""]
     most = service.settings.max_queue
     if len(prompts) > most:
         _refuse("prompt", f"there are {len(prompts)} prompts; {most} are the most")
+    samples = len(prompts) * (body.best_of or body.n)
+    if samples > MOST_SAMPLES:
+        _refuse("n", f"{samples} samples of all prompts together; {MOST_SAMPLES} are the most")
     if body.suffix is not None:
         if body.echoes:
             _refuse("echo", "echo and suffix do not go together: the prompt and its answer are not one text")
@@ -124,7 +128,7 @@ def _refuse(field: str, message: str) -> None:
     raise Problem(400, "invalid_request", message, field)
 
 
-def _prompt(service: Service, body: CompletionBody, text: str | list[int]) -> Prompt:
+def _prompt(service: Service, body: OpenAICompletionBody, text: str | list[int]) -> Prompt:
     if isinstance(text, list):
         return service.ids_prompt(text)
     if body.suffix is not None:
@@ -134,7 +138,7 @@ def _prompt(service: Service, body: CompletionBody, text: str | list[int]) -> Pr
 
 
 def _requests(
-    service: Service, body: CompletionBody, prompts: Sequence[Prompt], most: int | None
+    service: Service, body: OpenAICompletionBody, prompts: Sequence[Prompt], most: int | None
 ) -> list[Request]:
     temperature = body.temperature
     if temperature is None:
@@ -154,7 +158,9 @@ def _requests(
 class _Answer:
     """What a run's outputs become. `muted`: the one token that filled the cache is not told."""
 
-    def __init__(self, run: Run, body: CompletionBody, texts: Sequence[str | list[int]], muted: bool) -> None:
+    def __init__(
+        self, run: Run, body: OpenAICompletionBody, texts: Sequence[str | list[int]], muted: bool
+    ) -> None:
         self.run, self.body, self.muted = run, body, muted
         self.head = head(run.service, "text_completion", "cmpl")
         self._echoes = [_echo(run.service, text) if body.echoes else "" for text in texts]
@@ -256,5 +262,11 @@ class _Events(Events):
 _REASONS = {reason: dumps(reason) for reason in (None, "stop", "length")}
 
 ROUTES = (
-    Route("POST", ("/v1/completions",), "Continue a text, or fill its middle", _complete, (CompletionBody,)),
+    Route(
+        "POST",
+        ("/v1/completions",),
+        "Continue a text, or fill its middle",
+        _complete,
+        (OpenAICompletionBody,),
+    ),
 )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ...engine.sequence import TokenScore
 from ...tokenizer import Tokenizer
-from .token_texts import TokenNames, TokenTexts, token_bytes
+from .token_texts import TokenNames, TokenTexts
 
 __all__ = ["Position", "Positions", "chat_logprobs", "completion_logprobs"]
 
@@ -63,7 +63,7 @@ class Positions:
         return found
 
     def _told(self, token: int) -> tuple[str, str, bytes]:
-        key, data = self._names[token], token_bytes(self._tokenizer, token)
+        key, data = self._names[token], self._names.bytes_of(token)
         if self._drops_space and data.startswith(b" ") and token != self._tokenizer.unk_id:
             return key, key[1:], data[1:]
         return key, key, data

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from ...sizing.budget import parameter_count
 from ...sizing.family import context_of
+from .chat_templates import chat_template
 from .openai_shapes import FAMILY
 from .replies import JsonReply
 from .routes import Call, Route
@@ -61,7 +62,7 @@ def _tokenizer_info(call: Call) -> Response:
             "unk_token": names[tokenizer.unk_id],
             "pad_token": None if tokenizer.pad_id < 0 else names[tokenizer.pad_id],
             "model_max_length": call.service.max_model_len,
-            "chat_template": None,
+            "chat_template": chat_template(tokenizer),
         }
     )
 

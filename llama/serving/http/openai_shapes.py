@@ -67,11 +67,14 @@ def finish_reason(reason: FinishReason | None) -> str | None:
     return "length" if reason is FinishReason.LENGTH else "stop"
 
 
-def usage(outputs: Sequence[Sequence[Output]], *, muted: bool = False) -> dict[str, Any]:
+def usage(
+    outputs: Sequence[Sequence[Output]], *, muted: bool = False, predicted: bool = False
+) -> dict[str, Any]:
     """Tokens of a run, by its outputs so far. A prompt counts once, however many samples it has.
 
     Args:
         muted: what was generated is not told, so it does not count.
+        predicted: tell how many drafted tokens were right. Most are of the prediction, some of the prompt.
     """
     prompt = sum(len(samples[0].request.prompt) for samples in outputs)
     completion = 0 if muted else sum(len(each.tokens) for samples in outputs for each in samples)
@@ -84,6 +87,13 @@ def usage(outputs: Sequence[Sequence[Output]], *, muted: bool = False) -> dict[s
             "cached_tokens": sum(each.counts.reused for each in firsts if each is not None)
         },
     }
+    if predicted:
+        ended = [each.sequence for samples in outputs for each in samples if each.sequence is not None]
+        accepted = sum(each.accepted for each in ended)
+        told["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(each.drafted for each in ended) - accepted,
+        }
     return told
 
 
@@ -103,14 +113,22 @@ class Events:
     Args:
         first: the head of every event.
         include_usage: whether a last event without choices tells the tokens.
-        muted: see `usage`.
+        muted, predicted: see `usage`.
     """
 
     media_type = SSE
     ping = b": ping\n\n"
 
-    def __init__(self, run: Run, first: dict[str, Any], *, include_usage: bool, muted: bool) -> None:
-        self.run, self.muted = run, muted
+    def __init__(
+        self,
+        run: Run,
+        first: dict[str, Any],
+        *,
+        include_usage: bool,
+        muted: bool,
+        predicted: bool = False,
+    ) -> None:
+        self.run, self.muted, self.predicted = run, muted, predicted
         self._first, self._include_usage = first, include_usage
         # Made by hand: one event is one token, and most of it never changes.
         self._before = f'data: {dumps(first)[:-1]},"choices":[{{"index":'
@@ -138,7 +156,7 @@ class Events:
     def end(self) -> bytes:
         if not self._include_usage:
             return b"data: [DONE]\n\n"
-        told = usage(self.run.outputs, muted=self.muted)
+        told = usage(self.run.outputs, muted=self.muted, predicted=self.predicted)
         return event({**self._first, "choices": [], "usage": told}) + b"data: [DONE]\n\n"
 
     def failed(self, problem: Problem) -> bytes:

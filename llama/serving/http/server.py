@@ -13,6 +13,7 @@ from ...errors import ConfigError
 from ...generation import Llama
 from ...printable import reason, tell
 from .. import AsyncEngine
+from .addresses import listen, url_of
 from .app import create_app
 from .service import Service
 from .settings import Settings
@@ -37,22 +38,7 @@ def bind(settings: Settings) -> socket.socket:
     Raises:
         ConfigError: the address cannot be had.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {settings.host} port {settings.port}: {reason(error)}; choose another"
-        ) from None
-    return listener
+    return listen(settings.host, settings.port)
 
 
 async def serve_http(
@@ -81,7 +67,9 @@ async def serve_http(
             over = asyncio.ensure_future(engine.ended())
             try:
                 await _warm(service)
-                (ready or _announce)(service, _address(settings, bound))
+                (ready or _announce)(
+                    service, url_of(settings.host, bound, tls=settings.ssl_certfile is not None)
+                )
                 await asyncio.wait({serving, over}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 over.cancel()
@@ -89,7 +77,7 @@ async def serve_http(
                 await asyncio.wait({serving})
             serving.result()
 
-    await llama.serve(main)
+    await llama.serve(main, drain_seconds=settings.drain_seconds)
 
 
 def _config(service: Service) -> uvicorn.Config:
@@ -119,11 +107,6 @@ async def _warm(service: Service) -> None:
     (request,) = service.requests([service.text_prompt("")], temperature=0, top_p=1, max_tokens=1)
     await service.engine.complete(request)
     service.ready = True
-
-
-def _address(settings: Settings, bound: socket.socket) -> str:
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"http{'s' if settings.ssl_certfile else ''}://{host}:{bound.getsockname()[1]}"
 
 
 def _announce(service: Service, address: str) -> None:

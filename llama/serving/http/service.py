@@ -72,8 +72,9 @@ class Output:
         self.scores += delta.scores
         if delta.prompt_scores:
             self.prompt_scores = list(delta.prompt_scores)
+        self.sequence = delta.sequence
         if delta.finish_reason is not None:
-            self.finish_reason, self.sequence = delta.finish_reason, delta.sequence
+            self.finish_reason = delta.finish_reason
 
 
 class Service:
@@ -295,6 +296,9 @@ class Run:
                 if news:
                     yield news
                 if self._cut and self._over(row):
+                    for each in self.outputs[row]:
+                        if each.finish_reason is None and each.sequence is not None:
+                            self.service.metrics.ended(each.sequence)
                     return
 
     def _over(self, row: int) -> bool:

@@ -44,7 +44,7 @@ class TokenRows:
         texts = self._texts.push(delta.tokens, final=final)
         rows = [self._row(*each) for each in zip(delta.tokens, texts, delta.scores, strict=True)]
         self._untold = (self._untold + delta.text)[len("".join(texts)) :]
-        if delta.sequence is not None:
+        if reason is not None and delta.sequence is not None:
             for token, score in delta.sequence.dropped:
                 rows.append(self._row(token, self._untold, score))
                 self._untold = ""

@@ -24,10 +24,18 @@ class TokenNames(dict[int, str]):
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._tokenizer = tokenizer
+        self._bytes: dict[int, bytes] = {}
 
     def __missing__(self, token: int) -> str:
         name = self[token] = self._name(token)
         return name
+
+    def bytes_of(self, token: int) -> bytes:
+        """As `token_bytes`, remembered."""
+        found = self._bytes.get(token)
+        if found is None:
+            found = self._bytes[token] = token_bytes(self._tokenizer, token)
+        return found
 
     def _name(self, token: int) -> str:
         tokenizer = self._tokenizer

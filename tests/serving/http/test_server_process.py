@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import time
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def program(*flags: object, ranks: int = 1) -> Iterator[Program]:
         "--port",
         0,
         "--max-seq-len",
-        200_000,
+        12_000,
         "--max-batch-size",
         4,
         "--cache-memory",
@@ -93,7 +94,7 @@ def test_answers_that_outlast_the_drain_are_ended() -> None:
     with program("--drain-seconds", 0.2) as server:
         with (
             httpx.Client(base_url=server.address(), timeout=HANGS) as client,
-            client.stream("POST", "/v1/completions", json=body(190_000)) as answer,
+            client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
         ):
             lines = events(answer)
             next(lines)
@@ -107,7 +108,7 @@ def test_a_rank_that_is_killed_ends_streams_with_an_error_and_the_program_with_a
     with program(ranks=2) as server:
         with (
             httpx.Client(base_url=server.address(), timeout=HANGS) as client,
-            client.stream("POST", "/v1/completions", json=body(190_000)) as answer,
+            client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
         ):
             lines = events(answer)
             for _ in range(5):
@@ -150,7 +151,9 @@ def test_tls_and_a_port_that_is_taken(tmp_path) -> None:
     with program("--ssl-certfile", certificate, "--ssl-keyfile", key) as server:
         address = server.address()
         assert address.startswith("https://")
-        answer = httpx.get(f"{address}/health", verify=str(certificate), timeout=HANGS)
+        answer = httpx.get(
+            f"{address}/health", verify=ssl.create_default_context(cafile=certificate), timeout=HANGS
+        )
         assert answer.json() == {"status": "ok"}
         with program("--port", address.rpartition(":")[2]) as second:
             finished = second.finish()

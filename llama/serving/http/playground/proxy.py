@@ -11,8 +11,9 @@ one, is refused. Never imports torch.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from urllib.parse import urlsplit
 
 import httpx
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ....errors import ConfigError
 from ....printable import reason, shown
+from ..addresses import host_is_allowed, is_local
 from .pages import routes
 
 __all__ = ["FORWARDED", "base_url", "make_app"]
@@ -36,7 +38,6 @@ FORWARDED = {
 }
 MAX_BODY = 8 << 20  # bytes, as the server's own default
 CONNECT_SECONDS = 10.0
-LOCAL = ("localhost", "127.0.0.1", "::1")
 # What means something to the server, and what to the page; the rest belongs to one of the two connections.
 _REQUEST_HEADERS = ("accept", "authorization", "content-type", "x-api-key", "x-request-id")
 _ANSWER_HEADERS = ("cache-control", "content-type", "retry-after", "x-request-id")
@@ -48,12 +49,13 @@ def base_url(text: str) -> httpx.URL:
     Raises:
         ConfigError: it is no address of an HTTP server.
     """
+    bare = shown(text.rpartition("@")[2])  # without a password
     try:
         url = httpx.URL(text if "://" in text else f"http://{text}")
     except (httpx.InvalidURL, ValueError) as error:
-        raise ConfigError(f"{shown(text)} is not the address of a server: {reason(error)}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"{shown(text)} is not the address of a server; write it as http://HOST:PORT")
+        raise ConfigError(f"{bare} is not the address of a server: {reason(error)}") from None
+    if url.scheme not in ("http", "https") or not url.host or any(each.isspace() for each in text):
+        raise ConfigError(f"{bare} is not the address of a server; write it as http://HOST:PORT")
     if url.userinfo or url.query or url.fragment:
         raise ConfigError(
             "the address of the server holds more than host, port and path; pass a key with --api-key-file"
@@ -62,25 +64,37 @@ def base_url(text: str) -> httpx.URL:
     return url.copy_with(path=path or "/")
 
 
-def make_app(server: httpx.URL, *, key: str | None = None, hosts: tuple[str, ...] = ()) -> ASGIApp:
+def make_app(
+    server: httpx.URL,
+    *,
+    key: str | None = None,
+    host: str = "127.0.0.1",
+    allowed_hosts: tuple[str, ...] = (),
+) -> ASGIApp:
     """The page's files, and the paths of `FORWARDED` at `server`.
 
     Args:
         server: as `base_url` gives it.
         key: sent as a Bearer token in place of what the page sends.
-        hosts: names of this machine, beside the local ones, under which a browser may ask.
+        host, allowed_hosts: where this listens, and under which further names a browser may ask.
     """
     forward = _Forward(server, key)
     paths = [Route(path, forward, methods=[method]) for path, method in FORWARDED.items()]
-    app = Starlette(routes=[*routes(str(server).rstrip("/")), *paths])
-    return _SameOriginOnly(app, frozenset((*LOCAL, *(host.lower() for host in hosts))))
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with forward.client:
+            yield
+
+    app = Starlette(routes=[*routes(str(server).rstrip("/")), *paths], lifespan=lifespan)
+    return _SameOriginOnly(app, host, allowed_hosts)
 
 
 class _SameOriginOnly:
     """Refuses what a page of another site, or another name for this address, would send."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
-        self.app, self.hosts = app, hosts
+    def __init__(self, app: ASGIApp, host: str, allowed_hosts: tuple[str, ...]) -> None:
+        self.app, self.host, self.allowed_hosts = app, host, allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (problem := self._problem(Headers(scope=scope))):
@@ -90,18 +104,11 @@ class _SameOriginOnly:
 
     def _problem(self, headers: Headers) -> str | None:
         host = headers.get("host", "")
-        if _hostname(f"//{host}") not in self.hosts:
-            return f"the host {shown(host)} is not one of this page's; start with --host to allow it"
+        if not host_is_allowed(host, self.host, self.allowed_hosts):
+            return f"the Host header names {shown(host)}; start with --allowed-hosts to allow that"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return f"requests from {shown(origin)} are refused; open the page itself"
-        return None
-
-
-def _hostname(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
+        if origin is not None and urlsplit(origin).netloc != host:
+            return f"pages of {shown(origin)} may not call; open this page itself"
         return None
 
 
@@ -113,7 +120,7 @@ class _Forward:
         # A stream may be silent for as long as a long prompt takes; the server's pings do not bound that.
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
         # A proxy of the environment is for other machines.
-        self.client = httpx.AsyncClient(timeout=timeout, trust_env=server.host not in LOCAL)
+        self.client = httpx.AsyncClient(timeout=timeout, trust_env=not is_local(server.host))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(receive)

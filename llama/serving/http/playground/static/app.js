@@ -8,7 +8,7 @@ import { announce, byId } from "./dom.js";
 import { askForKey, wireDialogs } from "./dialogs.js";
 import { Infilling } from "./infilling.js";
 import { dismiss, isOpen } from "./inspector.js";
-import { clearProblem, showProblem } from "./problem.js";
+import { clearPassing, clearProblem, showProblem } from "./problem.js";
 import { save, saveNow, state } from "./store.js";
 import { Stats } from "./stats.js";
 import { Aligner } from "./tokens.js";
@@ -158,16 +158,19 @@ async function connect() {
     chip.dataset.state = problem.kind === "starting" ? "wait" : "gone";
     byId("model-name").textContent = { starting: "Starting", key: "Needs a key" }[problem.kind] ?? "Not connected";
     // What is shown already, such as the end of a run, says more.
-    if (byId("problem").hidden || problem.kind === "key") showProblem(problem, { again: connect, key: askForKey });
+    if (byId("problem").hidden || problem.kind === "key") {
+      showProblem(problem, { again: connect, key: askForKey, passes: true });
+    }
     if (problem.kind !== "key") looking = setTimeout(connect, RETRY);
     return;
   }
-  clearProblem("connection");
+  clearPassing();
 }
 
 function allow(name, able, sentence) {
   const button = byId(`tab-${name}`);
   const reason = able === true ? null : `${sentence} ${able}`;
+  if (tabs[name].unavailable === reason) return; // asked again, and nothing has changed
   tabs[name].unavailable = reason;
   tabs[name].host.classList.toggle("unavailable", reason !== null);
   button.setAttribute("aria-disabled", String(reason !== null));

@@ -7,8 +7,8 @@ import { History } from "./history.js";
 import { level } from "./tokens.js";
 
 /**
- * Events: `input` (the user changed the text), `caret` (the cursor moved), `hover` (detail: the mark under the
- * pointer, or null).
+ * Events: `input` (the user changed the text), `caret` (the cursor may have moved; detail: the DOM's event),
+ * `hover` (detail: the mark under the pointer, or null).
  */
 export class Editor extends EventTarget {
   marks = []; // {start, end, logprob, top, text}: the model's text, in order
@@ -42,9 +42,9 @@ export class Editor extends EventTarget {
     this.area.addEventListener("mousemove", (event) => this.#hover(event));
     this.area.addEventListener("mouseleave", () => this.#emit("hover", null));
     for (const type of ["keyup", "pointerup", "focus"]) {
-      this.area.addEventListener(type, () => {
+      this.area.addEventListener(type, (event) => {
         this.#caret = this.area.selectionStart;
-        this.#emit("caret", type);
+        this.#emit("caret", event);
       });
     }
     for (const type of ["focus", "blur"]) this.area.addEventListener(type, () => this.draw());

@@ -1,0 +1,86 @@
+"""Bias and penalties by hand: what each adds to a row of logits, in which order, and whose ids count."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama.kernels.sampling import adjust, penalize
+from llama.sampling import GREEDY, SamplingParams
+
+ROW = [2.0, -2.0, 0.5, 3.0, -1.0]
+
+
+def adjusted(prompt=(), output=(), banned=(), **params):
+    return adjust(torch.tensor(ROW), SamplingParams(**params), prompt, output, banned).tolist()
+
+
+def test_presence_counts_an_id_once_frequency_each_time_and_neither_sees_the_prompt():
+    output = [0, 3, 0, 0]
+    assert adjusted((1, 3), output, presence_penalty=0.5) == [1.5, -2.0, 0.5, 2.5, -1.0]
+    assert adjusted((1, 3), output, frequency_penalty=0.25) == [1.25, -2.0, 0.5, 2.75, -1.0]
+    both = adjusted((1, 3), output, presence_penalty=-1.0, frequency_penalty=0.5)
+    assert both == [1.5, -2.0, 0.5, 3.5, -1.0]
+    assert adjusted((1, 3), (), presence_penalty=9, frequency_penalty=9) == ROW
+
+
+def test_a_bias_is_added():
+    assert adjusted(logit_bias={3: -100, 1: 100.0}) == [2.0, 98.0, 0.5, -97.0, -1.0]
+
+
+def test_the_order_is_bias_then_repetition_then_presence_and_frequency():
+    """The bias turns the sign, which decides how the repetition penalty is applied."""
+    found = adjusted(
+        (1,),
+        (4, 4),
+        logit_bias={1: 4.0, 4: -1.0},
+        repetition_penalty=2.0,
+        presence_penalty=0.5,
+        frequency_penalty=0.25,
+    )
+    assert found == [2.0, (-2 + 4) / 2, 0.5, 3.0, (-1 - 1) * 2 - 0.5 - 2 * 0.25]
+
+
+def test_banned_ids_have_no_probability_and_ids_that_the_row_lacks_are_left_out():
+    assert adjusted(banned={0, 3, 10**6}) == [-math.inf, -2.0, 0.5, -math.inf, -1.0]
+    assert adjusted(banned={10**6}) == ROW
+    raised = adjusted((), [0, 0], banned={0}, logit_bias={0: 100}, frequency_penalty=-100)
+    assert raised[0] == -math.inf
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(0, 8)),
+    st.lists(st.integers(0, 8)),
+    st.floats(-100, 100),
+    st.floats(-100, 100),
+    st.dictionaries(st.integers(0, 8), st.floats(-100, 100)),
+    st.floats(0.1, 9),
+)
+def test_a_row_is_what_the_formula_says(prompt, output, presence, frequency, bias, repetition):
+    logits = 5 * torch.randn(9, generator=torch.Generator().manual_seed(1))
+    before = logits.clone()
+    params = SamplingParams(
+        repetition_penalty=repetition,
+        presence_penalty=presence,
+        frequency_penalty=frequency,
+        logit_bias=bias,
+    )
+    found = adjust(logits, params, prompt, output)
+    assert torch.equal(logits, before)
+    biased = logits + torch.tensor([bias.get(i, 0.0) for i in range(9)])
+    wanted = penalize(biased, [*prompt, *output], repetition).tolist()
+    for i, value in enumerate(found.tolist()):
+        lowered = presence * (i in output) + frequency * output.count(i)
+        assert value == pytest.approx(wanted[i] - lowered, rel=1e-5, abs=1e-4)
+
+
+def test_a_row_without_bias_and_penalties_is_the_models_own():
+    logits = torch.tensor(ROW)
+    assert adjust(logits, GREEDY, [1, 2], [3]) is logits
+    assert GREEDY.plain
+    assert SamplingParams(logit_bias={3: 0.0}).plain

@@ -142,10 +142,10 @@ def test_a_stopped_answer_is_cancelled_in_the_server(server: Served) -> None:
             chat = ChatProgram(backend, reader, Answers(out), Conversation(), "completion", sampling)
             return await chat.run()
 
-    before = engine.snapshot.cancelled
+    before = engine.snapshot
     assert asyncio.run(asyncio.wait_for(main(), LIMIT)) == 0
     end = time.monotonic() + LIMIT
-    while engine.open_streams:
+    while engine.snapshot.cancelled == before.cancelled:
         assert time.monotonic() < end
         time.sleep(0.01)
-    assert engine.snapshot.cancelled == before + 1
+    assert engine.snapshot.finished == before.finished

@@ -108,7 +108,7 @@ function showRun() {
   const button = byId("run");
   button.classList.toggle("stop", running !== null);
   byId("run-label").textContent = running ? "Stop" : active().verb;
-  byId("run-key").textContent = running ? "Esc" : RUN_KEY;
+  byId("run-key").textContent = running ? "Esc" : active().key ?? RUN_KEY;
   button.disabled = !running && active().unavailable !== null;
   for (const each of document.querySelectorAll("[role=tab]")) each.disabled = running !== null;
 }

@@ -9,6 +9,7 @@ import { save, state } from "./store.js";
 export class Chat {
   name = "chat";
   verb = "Send";
+  key = "⏎"; // and what runs the other tabs
   unavailable = null;
   #views = new Map(); // message -> its view
   #answer = null; // the message that is being written

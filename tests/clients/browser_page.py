@@ -55,10 +55,10 @@ class Page:
 
     def open(self, url: str, *, fresh: bool = True) -> None:
         """Show the page at `url`; `fresh` forgets what an earlier visit left."""
-        self.driver.get("about:blank")  # so that a page that is left has stored what it stores
+        # A page that is left stores what it has; here is another one of the same origin, which stores nothing.
+        self.driver.get(f"{url}/playground/config")
         if fresh:
-            where = {"origin": url, "storageTypes": "all"}
-            self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", where)
+            self.js("localStorage.clear(); sessionStorage.clear()")
         self.driver.get(url)
         self.wait(lambda: self.find("#model").get_attribute("data-state") != "wait")
 

@@ -16,7 +16,7 @@ def test_what_is_typed_is_continued(page: Page, peer: Scripted) -> None:
     page.run()
     assert page.text(EDITOR) == page.drawn("completion") == "def next(x):\n    return x + 1\n"
     (request,) = peer.requests
-    assert request["prompt"] == "def next(x):\n"
+    assert (request["prompt"], request["model"]) == ("def next(x):\n", "scripted-7b")
     assert (request["temperature"], request["max_tokens"]) == (0.2, 256)
     assert "suffix" not in request
     stats = page.text("#stats")

@@ -4,7 +4,7 @@ import { events } from "./sse.js";
 import { bytesOf, spelled } from "./tokens.js";
 import { apiKey } from "./store.js";
 
-/** A failure that people can read. `kind`: gone, lost, key, refused, busy, starting or failed. */
+/** A failure that people can read. `kind`: gone, lost, key, refused, busy, starting, failed, unable. */
 export class Problem extends Error {
   constructor(kind, message, retryAfter = null) {
     super(message);

@@ -178,7 +178,6 @@ export class Chat {
   }
 
   #clear() {
-    if (this.#answer) this.run.stop();
     this.#dropFrom(0);
     this.remember();
     this.focus();
@@ -192,7 +191,7 @@ export class Chat {
 
   #refresh() {
     this.empty.hidden = this.#messages.length > 0;
-    this.newButton.disabled = this.#messages.length === 0;
+    this.newButton.disabled = this.#messages.length === 0 || this.#answer !== null;
   }
 
   #keys(event) {

@@ -124,11 +124,11 @@ class _Routes:
             yield b": ping\n\n"
             for place, token in enumerate(tokens):
                 await asyncio.sleep(script.delay)
-                if place == script.break_after:
-                    raise ConnectionAbortedError("as the script says")
                 if place == script.hold_after:
                     while not script.go_on.is_set():
                         await asyncio.sleep(0.01)
+                if place == script.break_after:
+                    raise ConnectionAbortedError("as the script says")
                 yield _event({"choices": [_choice(token, place, body, chat=chat)]})
             last = {"index": 0, "finish_reason": "stop", **({"delta": {}} if chat else {"text": ""})}
             yield _event({"choices": [last]})

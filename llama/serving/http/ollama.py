@@ -126,7 +126,8 @@ class OllamaMessage(Body):
 class OllamaChat(_Request):
     """The body of /api/chat."""
 
-    messages: list[dict[str, Any]] = Field(default_factory=list)
+    PARTS: ClassVar[Mapping[str, type[Body]]] = {**_Request.PARTS, "messages": OllamaMessage}
+    messages: list[OllamaMessage] = Field(default_factory=list)
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------
@@ -169,10 +170,7 @@ def _chat(call: Call) -> Response:
     answer = _Answer(service, body, chat=True)
     if not body.messages:
         return answer.load()
-    messages: list[Message] = []
-    for i, given in enumerate(body.messages):
-        message = parse(OllamaMessage, given, f"messages.{i}.")
-        messages.append({"role": message.role, "content": message.content})
+    messages: list[Message] = [{"role": each.role, "content": each.content} for each in body.messages]
     return answer.reply(service.chat_prompt(messages))
 
 

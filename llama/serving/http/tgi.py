@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from starlette.responses import Response
@@ -63,9 +63,7 @@ class GenerateParameters(Body):
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "adapter_id": (),
-        "frequency_penalty": (0,),
         "grammar": (),
-        "presence_penalty": (0,),
         "typical_p": (1,),
         "watermark": (False,),
     }
@@ -75,11 +73,13 @@ class GenerateParameters(Body):
     top_k: Int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     stop: str | list[str] = Field(default_factory=list)
     seed: Int | None = None
     best_of: Int = Field(default=1, ge=1, le=MOST_SAMPLES)
     return_full_text: bool = False
-    truncate: Int | None = Field(default=None, ge=1)
+    truncate: Annotated[Int, Field(ge=1)] | None = None
     details: bool = False
     decoder_input_details: bool = False
     top_n_tokens: Int = Field(default=0, ge=0, le=_MOST_TOP)
@@ -109,24 +109,26 @@ def _prompt(service: Service, text: str, most: int | None) -> tuple[Prompt, str,
     """A prompt of at most `most` tokens, and what `return_full_text` puts in front and behind."""
     if any(mark in text for mark in FILL_MARKS):
         before, after = split_fill(text)
-        prompt = service.infilling_prompt(_tail(service, before, most), after)
+        prompt = service.infilling_prompt(_tail(service, before, after, most), after)
     else:
         before, after = text, ""
-        prompt = service.text_prompt(_tail(service, text, most))
+        prompt = service.text_prompt(_tail(service, text, "", most))
     return prompt if most is None else _truncated(service, prompt, most), before, after
 
 
-def _tail(service: Service, text: str, most: int | None) -> str:
-    """The end of a text that is longer than any prompt may be, if more than `most` tokens of it are left.
+def _tail(service: Service, text: str, after: str, most: int | None) -> str:
+    """The end of a text that is, with what comes after the hole, longer than any prompt may be.
 
-    A long text is otherwise refused before it is encoded.
+    As a whole such a text would be refused before it is encoded. What is left has `most` tokens or more.
     """
     fewest = service.tokenizer.fewest_ids
-    if most is None or fewest(len(text)) <= service.max_model_len:
+    length = len(text) + len(after)
+    if most is None or fewest(length) <= service.max_model_len:
         return text
-    # Twice as many: where a text is cut, its first few ids are others.
-    length = bisect_right(range(len(text)), 2 * min(most, service.max_model_len // 2), key=fewest)
-    return text[-length:]
+    # Twice as many where there is room: at a cut the first few ids are others.
+    least = min(2 * most, service.max_model_len)
+    left = bisect_right(range(length), least, key=fewest) - 1 - len(after)
+    return text[len(text) - max(0, left) :]
 
 
 def _truncated(service: Service, prompt: Prompt, most: int) -> Prompt:
@@ -212,6 +214,8 @@ def _run(service: Service, prompt: Prompt, given: GenerateParameters) -> Run:
             echo=given.decoder_input_details,
             top_k=given.top_k,
             repetition_penalty=given.repetition_penalty,
+            presence_penalty=given.presence_penalty,
+            frequency_penalty=given.frequency_penalty,
             stop=given.stop,
             seed=given.seed,
             n=given.best_of,

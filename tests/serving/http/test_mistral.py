@@ -23,6 +23,9 @@ def library() -> dict[str, Any]:
             "filled": llama.text_infilling([BEFORE], [AFTER], **greedy)[0]["generation"],
             "open end": llama.text_infilling([BEFORE], [""], **greedy)[0]["generation"],
             "completed": llama.text_completion([CODE], 0, 1, 200)[0],
+            "penalized": llama.text_infilling(
+                [BEFORE], [AFTER], **greedy, frequency_penalty=0.9, presence_penalty=0.5
+            )[0]["generation"],
             "drawn": llama.text_infilling([BEFORE], [AFTER], **drawn)[0]["generation"],
         }
 
@@ -119,8 +122,10 @@ def test_min_tokens_keeps_the_model_from_ending(server, library) -> None:
     assert whole(server, **body, min_tokens=short + 5)["usage"]["completion_tokens"] >= short + 5
 
 
-def test_penalties_change_the_text(server) -> None:
-    assert text(server, frequency_penalty=2.0, presence_penalty=2.0) != text(server)
+def test_penalties_are_the_librarys(server, library) -> None:
+    assert (
+        text(server, frequency_penalty=0.9, presence_penalty=0.5) == library["penalized"] != library["filled"]
+    )
 
 
 BAD = {

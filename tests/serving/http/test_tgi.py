@@ -11,19 +11,20 @@ from http_service import Served, bundled, serving
 
 CODE = "def fib("
 HOLE = "def f(x):\n    return <FILL_ME>\n\nprint(f(1))\n"
-MOST = 60  # "def fib(" ends by itself before that
+MOST = {CODE: 60, HOLE: 20}  # "def fib(" ends by itself before that
 
 
 @pytest.fixture(scope="module")
 def library() -> dict[str, Any]:
     """What the library's greedy calls give."""
     with bundled() as llama:
-        greedy: dict[str, Any] = {"temperature": 0, "max_gen_len": MOST, "logprobs": 2}
-        (whole,) = llama.text_completion([CODE], **greedy)
-        (filled,) = llama.text_infilling([HOLE], **greedy)
+        greedy: dict[str, Any] = {"temperature": 0, "logprobs": 2}
+        (whole,) = llama.text_completion([CODE], **greedy, max_gen_len=MOST[CODE])
+        (filled,) = llama.text_infilling([HOLE], **greedy, max_gen_len=MOST[HOLE])
         (scored,) = llama.text_completion([CODE], temperature=0, max_gen_len=0, logprobs=True, echo=True)
+        (penalized,) = llama.text_completion([CODE], 0, 1, 20, presence_penalty=0.5, frequency_penalty=0.9)
         (drawn,) = llama.text_completion([CODE], 0.9, 0.8, 20, seed=5, top_k=30, repetition_penalty=1.2)
-        return {"whole": whole, "filled": filled, "scored": scored, "drawn": drawn}
+        return {"whole": whole, "filled": filled, "scored": scored, "drawn": drawn, "penalized": penalized}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,10 @@ def server(library):
 
 
 def ask(inputs: str = CODE, stream: bool | None = None, **parameters: Any) -> dict[str, Any]:
-    body = {"inputs": inputs, "parameters": {"max_new_tokens": MOST, "details": True, **parameters}}
+    body = {
+        "inputs": inputs,
+        "parameters": {"max_new_tokens": MOST.get(inputs, 20), "details": True, **parameters},
+    }
     return body if stream is None else {**body, "stream": stream}
 
 
@@ -168,6 +172,12 @@ def test_do_sample_or_a_warper_samples(server, parameters) -> None:
     assert whole(server, seed=3, **parameters)["details"]["seed"] == 3
 
 
+def test_penalties_are_the_librarys(server, library) -> None:
+    answer = whole(server, presence_penalty=0.5, frequency_penalty=0.9, max_new_tokens=20)
+    assert answer["generated_text"] == library["penalized"]["generation"]
+    assert not library["whole"]["generation"].startswith(answer["generated_text"])
+
+
 def test_the_best_of_several_is_the_most_probable(server) -> None:
     answer = whole(server, best_of=4, do_sample=True, seed=1, max_new_tokens=12)
     best, others = answer["details"], answer["details"]["best_of_sequences"]
@@ -206,15 +216,14 @@ def test_truncate_keeps_the_end_of_the_prompt(server) -> None:
     assert prompt(server, inputs=HOLE, truncate=len(hole) - 4) == [*hole[:2], *hole[6:]]
 
 
-@pytest.mark.parametrize(
-    "inputs", ["value = other + 1\n" * 2000, "value = other + 1\n" * 2000 + "<FILL> + 1"]
-)
-def test_truncate_makes_room_for_any_text(server, inputs) -> None:
+@pytest.mark.parametrize("most", [50, 500])
+@pytest.mark.parametrize("end", ["", "<FILL> + 1"])
+def test_truncate_makes_room_for_any_text(server, end, most) -> None:
     """Also for a text so long that it is otherwise refused before it is encoded."""
-    shorter = inputs[len(inputs) - 18 * 60 :]
-    assert (
-        prompt(server, inputs=inputs, truncate=50)[-40:] == prompt(server, inputs=shorter, truncate=50)[-40:]
-    )
+    line = "value = other + 1\n"
+    ids, longer = (prompt(server, inputs=line * count + end, truncate=most) for count in (200, 2000))
+    assert longer == ids
+    assert len(ids) == most
 
 
 BAD = {

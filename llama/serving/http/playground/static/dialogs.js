@@ -25,7 +25,9 @@ export function wireDialogs(changed) {
   byId("key-save").addEventListener("click", () => use(byId("key").value));
   byId("key-forget").addEventListener("click", () => use(""));
   byId("key").addEventListener("keydown", (event) => {
-    if (event.key === "Enter") use(byId("key").value);
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // else it also presses the button that gets the focus back
+    use(byId("key").value);
   });
   byId("help-button").addEventListener("click", () => byId("help-dialog").showModal());
   byId("help-close").addEventListener("click", () => byId("help-dialog").close());

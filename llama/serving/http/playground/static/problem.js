@@ -5,14 +5,16 @@ import { icon } from "./icons.js";
 
 const line = byId("problem");
 let kind = null;
+let passing = false;
 
-/** Show a Problem. `again` and `key` are what its buttons do. */
-export function showProblem(problem, { again = null, key = null } = {}) {
+/** Show a Problem. `again` and `key` are what its buttons do; `passes`: it is over once the server answers. */
+export function showProblem(problem, { again = null, key = null, passes = false } = {}) {
   kind = problem.kind;
+  passing = passes;
   const buttons = [];
   if (kind === "key" && key) {
     buttons.push(el("button", { type: "button", on: { click: key } }, "Enter the key"));
-  } else if (again && kind !== "refused") {
+  } else if (again && !["refused", "unable"].includes(kind)) {
     buttons.push(el("button", { type: "button", on: { click: () => {
       clearProblem();
       again();
@@ -25,9 +27,12 @@ export function showProblem(problem, { again = null, key = null } = {}) {
   line.replaceChildren(el("p", {}, problem.message), ...buttons, close);
 }
 
-/** Take the line away; with "connection", only if it says that the server was gone. */
-export function clearProblem(which = "any") {
-  if (which === "connection" && !["gone", "starting", "key"].includes(kind)) return;
+/** The server answers: what was only about that is over. */
+export function clearPassing() {
+  if (passing || kind === "key") clearProblem();
+}
+
+export function clearProblem() {
   kind = null;
   line.hidden = true;
   line.replaceChildren();

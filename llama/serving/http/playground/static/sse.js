@@ -2,14 +2,15 @@
 
 /** The `data` of each event, as soon as its last byte is there. Pings, which are comments, are skipped. */
 export async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
   const lines = new Lines();
   let data = [];
   try {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) return; // what no blank line ended is not an event
-      for (const line of lines.add(value)) {
+      for (const line of lines.add(decoder.decode(value, { stream: true }))) {
         if (line === "") {
           if (data.length) yield data.join("\n");
           data = [];

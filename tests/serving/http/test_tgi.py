@@ -120,6 +120,12 @@ def test_the_tokens_of_a_stop_string_end_the_list(server, library) -> None:
     assert pieces(server, [*kept, first, second]) == library["whole"]["tokens"][: len(kept) + 2]
 
 
+def test_stops_have_two_names(server) -> None:
+    """llm-ls sends stop_tokens."""
+    for name in ("stop", "stop_tokens"):
+        assert whole(server, **{name: ["turn the"]})["generated_text"].endswith("Re")
+
+
 def test_the_root_answers_with_a_list_or_streams(server) -> None:
     answer = server.post("/", ask(max_new_tokens=5)).json()
     assert answer == [whole(server, max_new_tokens=5)]

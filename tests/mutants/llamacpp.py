@@ -7,9 +7,9 @@ from mutant import Mutant
 __all__ = ["MUTANTS"]
 
 _ROOM = "llama/serving/http"
-_LIMITS = "tests/serving/http/test_llamacpp_limits.py"
-_PROMPTS = "tests/serving/http/test_llamacpp_prompts.py"
-_ROUTES = "tests/serving/http/test_llamacpp_completion.py"
+_LIMITS = "tests/serving/http/test_llamacpp/limits.py"
+_PROMPTS = "tests/serving/http/test_llamacpp/prompts.py"
+_ROUTES = "tests/serving/http/test_llamacpp/completion.py"
 _FIM = "tests/serving/http/test_text_fim.py"
 
 MUTANTS = [
@@ -36,49 +36,49 @@ MUTANTS = [
     ),
     Mutant(
         name="a blank line with less indentation ends the text",
-        file=f"{_ROOM}/llamacpp_limits.py",
+        file=f"{_ROOM}/llamacpp/limits.py",
         old="if blank or indentation >= self.n_indent",
         new="if indentation >= self.n_indent",
         tests=(_LIMITS,),
     ),
     Mutant(
         name="all white space is held back",
-        file=f"{_ROOM}/llamacpp_limits.py",
+        file=f"{_ROOM}/llamacpp/limits.py",
         old="indentation >= self.n_indent or (final",
         new="(code and indentation >= self.n_indent) or (final",
         tests=(_LIMITS,),
     ),
     Mutant(
         name="the newest chunks go first",
-        file=f"{_ROOM}/llamacpp_prompts.py",
+        file=f"{_ROOM}/llamacpp/prompts.py",
         old="for chunk in reversed(chunks):",
         new="for chunk in chunks:",
         tests=(_PROMPTS,),
     ),
     Mutant(
         name="prefix and suffix get the same room",
-        file=f"{_ROOM}/llamacpp_prompts.py",
+        file=f"{_ROOM}/llamacpp/prompts.py",
         old="max(room // 4, room - ",
         new="max(room // 2, room - ",
         tests=(_PROMPTS,),
     ),
     Mutant(
         name="a warm-up computes nothing",
-        file=f"{_ROOM}/llamacpp_bodies.py",
+        file=f"{_ROOM}/llamacpp/bodies.py",
         old="return None if self.n_predict < 0 else max(1, self.n_predict)",
         new="return None if self.n_predict < 0 else self.n_predict",
         tests=(f"{_ROUTES}::test_a_warm_up_answers_nothing_and_fills_the_cache",),
     ),
     Mutant(
         name="ids of text that was cut off are told",
-        file=f"{_ROOM}/llamacpp_answers.py",
+        file=f"{_ROOM}/llamacpp/answers.py",
         old="whole = reason is not None and not self.cut",
         new="whole = True",
         tests=(f"{_ROUTES}::test_less_indentation_ends_the_text_and_the_request",),
     ),
     Mutant(
         name="the engine goes on behind the cut",
-        file=f"{_ROOM}/llamacpp_answers.py",
+        file=f"{_ROOM}/llamacpp/answers.py",
         old="self.run.cut(news.row, news.delta.sample)",
         new="pass",
         tests=(f"{_ROUTES}::test_less_indentation_ends_the_text_and_the_request",),
@@ -92,7 +92,7 @@ MUTANTS = [
     ),
     Mutant(
         name="llama.cpp's infill sampler draws at random",
-        file=f"{_ROOM}/llamacpp_bodies.py",
+        file=f"{_ROOM}/llamacpp/bodies.py",
         old="return 0.0 if body.n_cmpl == 1 else _SEVERAL_MIDDLES",
         new="return _SEVERAL_MIDDLES",
         tests=(f"{_PROMPTS}::test_the_sampler_infill_is_greedy_unless_several_middles_are_wanted",),

@@ -7,9 +7,9 @@ from mutant import Mutant
 __all__ = ["MUTANTS"]
 
 _ROOM = "llama/serving/http"
-_LIMITS = "tests/serving/http/test_llamacpp/limits.py"
-_PROMPTS = "tests/serving/http/test_llamacpp/prompts.py"
-_ROUTES = "tests/serving/http/test_llamacpp/completion.py"
+_LIMITS = "tests/serving/http/test_llamacpp_limits.py"
+_PROMPTS = "tests/serving/http/test_llamacpp_prompts.py"
+_ROUTES = "tests/serving/http/test_llamacpp_completion.py"
 _FIM = "tests/serving/http/test_text_fim.py"
 
 MUTANTS = [

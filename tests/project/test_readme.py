@@ -293,8 +293,8 @@ def test_torchrun_takes_it(command: Command) -> None:
     if len(command.words) == 1:
         return  # the program is spoken of
     options = get_args_parser().parse_args(command.words[1:])
-    if options.module:  # -m llama VERB ...
-        assert parsed(tuple(options.training_script_args)).run
+    if options.module:  # -m llama VERB ..., or spoken of
+        assert not options.training_script_args or parsed(tuple(options.training_script_args)).run
     else:
         check_script(options.training_script, options.training_script_args)
 

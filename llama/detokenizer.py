@@ -27,7 +27,8 @@ class Detokenizer:
       * if `text` holds no stop string, all deltas and `finish()` joined are `text`;
       * otherwise they are `text` up to the match that starts first (of two that start together, the shorter),
         wherever tokens begin and end, and `stopped` is that string;
-      * with `stop_after` both hold of the text behind the characters that the first so many ids complete.
+      * with `stop_after` both hold of the text behind the last character that one of the first so many ids is
+        part of, so that all of these ids are kept.
 
     Args:
         tokenizer: the vocabulary.
@@ -55,6 +56,8 @@ class Detokenizer:
         self._matcher = _Matcher(stops) if stops.texts else None
         self._stop_after, self._pushed = stop_after, 0
         self._unmatched = 0  # characters before the text that stop strings are looked for in
+        self._early = 0  # how many of _bytes belong to the first ids
+        self._skip = 0  # characters at the start of the next text that have such bytes
         self._held = ""  # decoded, but may be the beginning of a stop string
         self._decoded = 0  # characters decoded, shown and held
         self._ends: deque[int] = deque()  # end of the text of each token that is not counted in _kept
@@ -101,7 +104,10 @@ class Detokenizer:
         self._pushed += 1
         if isinstance(piece, bytes):
             self._bytes += piece
-            return self._release(self._take_bytes(final=False), final=False)
+            text = self._take_bytes(final=False)
+            if self._pushed <= self._stop_after:
+                self._early = len(self._bytes)
+            return self._release(text, final=False)
         text = self._take_bytes(final=True)
         if piece and self._drop_space and not self._decoded:
             # As SentencePiece: drop one space of the first piece with text, if no byte came before
@@ -137,6 +143,8 @@ class Detokenizer:
                 text_of_char, used = REPLACEMENT, 1  # as SentencePiece: one per byte
             text += text_of_char
             self._bytes = self._bytes[used:]
+            self._skip += self._early > 0
+            self._early = max(0, self._early - used)
             self._decoded += 1
             self._ends.extend([self._decoded] * used)
         return text
@@ -144,9 +152,11 @@ class Detokenizer:
     def _release(self, text: str, final: bool) -> str:
         """The part of held text and `text` that no stop string can still cut off."""
         if self._matcher is None or self._pushed <= self._stop_after:
-            self._unmatched = self._decoded
+            self._unmatched, self._skip = self._decoded, 0
             self._settle(self._decoded)
             return text
+        early, text = text[: self._skip], text[self._skip :]
+        self._unmatched, self._skip = self._unmatched + self._skip, 0
         self._held += text
         start = self._decoded - len(self._held)
         safe = self._unmatched + self._matcher.feed(text, final)
@@ -155,7 +165,7 @@ class Detokenizer:
         if self._stopped is not None:
             self._decoded, self._held = safe, ""
         self._settle(safe)
-        return released
+        return early + released
 
     def _settle(self, position: int) -> None:
         while self._ends and self._ends[0] <= position:

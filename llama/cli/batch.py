@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,11 @@ if TYPE_CHECKING:
     from ..generation import Llama
     from ..serving import AsyncEngine
     from ..terminal.batch import Batch
+<<<<<<< HEAD
     from ..terminal.running import Model
+=======
+    from ..terminal.running import Model, Server
+>>>>>>> main
 
 SUMMARY = "answer a file of requests"
 DESCRIPTION = """
@@ -58,16 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..terminal.running import Model, extra, first_rank_of, ranks_of, run_here, run_model
+    from ..terminal.running import extra, first_rank_of, ranks_of
 
     with extra("terminal", "batches"):
-        from ..terminal.batch import Batch, Poster
-        from ..terminal.remote import open_client, read_key
+        from ..terminal.batch import Batch
     place = source(options)
-    # Before a model is loaded: files that do not fit together should be told at once.
-    batch = Batch(options.input, options.output) if first_rank_of(place) else None
-    if batch is not None and batch.done and ranks_of(place) == 1:  # several ranks would have to agree on it
-        return 0
+    # Before a model is loaded: files that do not fit together should be told at once. Other ranks only follow.
+    opened = Batch(options.input, options.output) if first_rank_of(place) else nullcontext()
+    with opened as batch:
+        if (
+            batch is not None and batch.done and ranks_of(place) == 1
+        ):  # several ranks would have to agree on it
+            return 0
+        return _run(options, place, batch)
+
+
+def _run(options: argparse.Namespace, place: Model | Server, batch: Batch | None) -> int:
+    from ..terminal.batch import Poster
+    from ..terminal.remote import open_client, read_key
+    from ..terminal.running import Model, extra, run_here, run_model
+
     if isinstance(place, Model):
         with extra("server", "batches of a model in this process"):
             from ..terminal.in_process import check_alive, open_in_process

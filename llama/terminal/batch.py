@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import httpx
@@ -145,7 +146,7 @@ async def run_requests(
 
 
 class Batch:
-    """IN and OUT, opened and checked; `run` does what is left of it.
+    """IN and OUT, opened and checked, until the end of a `with`; `run` does what is left of it.
 
     Raises:
         ConfigError, OSError: as `AnswerFile` and `read_requests`.
@@ -159,6 +160,12 @@ class Batch:
             tell(f"the last line of {target} was not whole; it is dropped")
         if self._answers.done:
             tell(f"{self._answers.done:,} of {self._total:,} requests are done already")
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._answers.__exit__(kind, error, trace)
 
     @property
     def done(self) -> bool:
@@ -184,8 +191,12 @@ class Batch:
             progress.advance()
 
         try:
+<<<<<<< HEAD
             with self._answers:
                 yield write
+=======
+            await run_requests(self._left(), ask, in_flight, write)
+>>>>>>> main
         except BaseException:
             progress.clear()
             done = self._answers.done + sum(counts.values())

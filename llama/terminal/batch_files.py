@@ -119,7 +119,7 @@ def error_record(request: BatchRequest, code: str, message: str) -> Json:
 
 
 class AnswerFile:
-    """OUT, open for appending; nobody else's batch may write it meanwhile. A context manager.
+    """OUT, open for appending until the end of a `with`; nobody else's batch may write it meanwhile.
 
     done: answers that were there already; `read_requests` begins with their requests.
     torn: whether the last line of an earlier run was not whole; it is dropped.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -87,8 +88,10 @@ def write_atomically(path: Path, content: bytes, *, expected: bytes | None = Non
 
     Raises:
         FileChangedError: it holds something else, or is gone.
-        OSError: it cannot be written; it is then as before.
+        OSError: it cannot be written, or is no regular file (a device would be replaced); it is then as before.
     """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
     name = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:

@@ -7,7 +7,8 @@ import secrets
 from collections.abc import AsyncGenerator
 
 from ..api.arguments import check_length
-from ..errors import PromptTooLongError
+from ..engine import FinishReason
+from ..errors import EngineClosedError, PromptTooLongError
 from ..generation import Llama
 from ..prompts import SPECIAL_TAGS, Prompt, chat_prompt, completion_prompt, infilling_prompt
 from ..serving import AsyncEngine
@@ -39,7 +40,7 @@ class LocalBackend:
             return 0
 
     async def stream(self, ask: Ask, sampling: Sampling) -> AsyncGenerator[str | End, None]:
-        """See `Backend`."""
+        """See `Backend`. Raises EngineClosedError if the engine is closed meanwhile, as at SIGTERM."""
         # Always with a seed: to draw one would be a collective, and the other ranks are following.
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         (request,) = self._llama.requests(
@@ -49,6 +50,8 @@ class LocalBackend:
             async for delta in deltas:
                 if delta.text:
                     yield delta.text
+                if delta.finish_reason is FinishReason.CANCELLED:  # nobody may take this for a whole answer
+                    raise EngineClosedError("the engine was closed before the answer had ended")
                 if delta.finish_reason is not None:
                     counts = None if delta.sequence is None else delta.sequence.counts
                     numbers = () if counts is None else (counts.prompt, counts.reused, counts.generated)

@@ -142,7 +142,6 @@ async def _until_signal(work: Coroutine[Any, Any, int]) -> int:
             return await task
         except asyncio.CancelledError:
             if not heard:
-                task.cancel()
                 raise
     tell("terminated")
     return 128 + heard[0]
@@ -165,5 +164,5 @@ def extra(name: str, what: str) -> Iterator[None]:
         if error.name is None or error.name.partition(".")[0] == "llama":
             raise
         raise ConfigError(
-            f"{what} need {error.name}, which is not installed: pip install 'codellama-runtime[{name}]'"
+            f"{error.name} is missing, for {what}; pip install 'codellama-runtime[{name}]'"
         ) from None

@@ -18,6 +18,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 LIMIT = 60.0  # seconds; a guard against a hang
+EDITOR, INFILL, DRAFT = "#completion-text", "#infilling-text", "#chat-draft"
 
 
 @contextlib.contextmanager
@@ -54,10 +55,10 @@ class Page:
 
     def open(self, url: str, *, fresh: bool = True) -> None:
         """Show the page at `url`; `fresh` forgets what an earlier visit left."""
-        self.driver.get("about:blank")  # so that a page that is left has stored what it stores
+        # A page that is left stores what it has; here is another one of the same origin, which stores nothing.
+        self.driver.get(f"{url}/playground/config")
         if fresh:
-            where = {"origin": url, "storageTypes": "all"}
-            self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", where)
+            self.js("localStorage.clear(); sessionStorage.clear()")
         self.driver.get(url)
         self.wait(lambda: self.find("#model").get_attribute("data-state") != "wait")
 
@@ -147,3 +148,16 @@ class Page:
         """What the browser logged since the last call, but for answers with a status of 400 and more."""
         told = [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] != "DEBUG"]
         return [each for each in told if "Failed to load resource" not in each]
+
+
+def bubbles(page: Page) -> list[str]:
+    """The messages of the chat."""
+    return [str(each.get_property("textContent")) for each in page.all("#panel-chat .message .body")]
+
+
+def say(page: Page, text: str) -> None:
+    """Send a message, and wait for the end."""
+    page.type(DRAFT, text)
+    page.find(DRAFT).send_keys(Keys.ENTER)
+    page.wait(lambda: text in bubbles(page) or page.find("#problem").is_displayed())
+    page.finished()

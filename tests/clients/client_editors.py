@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asked import COMPLETION, PREFIX, SUFFIX
+from asked import PREFIX, SUFFIX
 from server_process import LIMIT
 
 BODIES = Path(__file__).with_name("bodies")
@@ -200,12 +200,3 @@ def test_continue_sees_in_the_template_that_the_model_infills(url) -> None:
     assert props["default_generation_settings"]["n_ctx"] > 0
     models = httpx.get(f"{url}/v1/models", timeout=LIMIT).json()["data"]
     assert models[0]["max_model_len"] == props["default_generation_settings"]["n_ctx"]
-
-
-def test_plain_text_stays_plain(url, library) -> None:
-    """A prompt that only talks about markers is no infilling."""
-    asked = {"prompt": COMPLETION, "max_tokens": 24, "temperature": 0}
-    assert (
-        httpx.post(f"{url}/completion", json={**asked, "n_predict": 24}, timeout=LIMIT).json()["content"]
-        == (library["completion"]["text"])
-    )

@@ -13,12 +13,13 @@ import pytest
 import schemathesis
 from asked import COMPLETION, TOKENS
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.schemas import APIOperation
 from server_process import LIMIT
 
 # Requests of each route that follow the schema, and that break it.
-EXAMPLES = 20
+EXAMPLES = 8
 # An answer may be as long as the model's room, but not in this test.
 SHORT = {"max_tokens": TOKENS, "max_completion_tokens": TOKENS, "n_predict": TOKENS, "max_new_tokens": TOKENS}
 
@@ -54,30 +55,39 @@ def ask(operation: APIOperation, mode: GenerationMode, url: str) -> Counter[int]
         if answer.status_code >= 400:
             assert "error" in json.loads(answer.content), answer.text[:500]
 
-    request()
+    try:
+        request()
+    except Unsatisfiable:
+        # Without a body nothing in a request can be wrong.
+        assert mode is GenerationMode.NEGATIVE
+        assert not operation.body, operation.label
     return counts
 
 
 @pytest.fixture(scope="module")
-def statuses(url: str) -> dict[str, Counter[int]]:
-    """Route -> how often it answered with each status, after all requests."""
+def routes(url: str) -> list[APIOperation]:
+    """All routes of the schema."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
-    operations = [result.ok() for result in schema.get_all_operations()]
+    return [result.ok() for result in schema.get_all_operations()]
+
+
+@pytest.fixture(scope="module")
+def statuses(url: str, routes: list[APIOperation]) -> dict[str, Counter[int]]:
+    """Route -> how often it answered with each status, after all requests."""
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
-    return {each.label: sum((ask(each, mode, url) for mode in modes), Counter()) for each in operations}
+    return {each.label: sum((ask(each, mode, url) for mode in modes), Counter()) for each in routes}
 
 
-def test_no_request_ends_in_a_server_error(statuses) -> None:
-    assert len(statuses) > 20
-    assert all(sum(counts.values()) > 0 for counts in statuses.values())
+def test_no_request_ends_in_a_server_error(routes, statuses) -> None:
+    assert len(routes) > 20
+    assert all(statuses[each.label] for each in routes)
 
 
-def test_every_door_saw_right_and_wrong_requests(statuses) -> None:
-    posts = {route: counts for route, counts in statuses.items() if route.startswith("POST")}
+def test_every_door_saw_right_and_wrong_requests(routes, statuses) -> None:
+    posts = [each.label for each in routes if each.body]
     assert len(posts) > 10
-    refused = {route for route, counts in posts.items() if counts[400] + counts[422]}
-    assert refused == set(posts)
-    assert sum(counts[200] for counts in posts.values()) > 5 * len(posts)
+    assert [name for name in posts if not statuses[name][400] + statuses[name][422]] == []
+    assert sum(statuses[name][200] for name in posts) > 2 * len(posts)
 
 
 def test_the_server_still_answers(url, library, statuses) -> None:

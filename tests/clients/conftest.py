@@ -13,6 +13,8 @@ import pytest
 from server_process import LIMIT, Server, running
 from skips import Skips
 
+pytest_plugins = ["playground_fixtures"]
+
 # Before any client is imported: some read their settings then.
 os.environ.update(asked.quiet_environment())
 for _name in set(os.environ) - set(asked.quiet_environment()):

@@ -42,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
     "loading": {"base", "text", "kernels", "distributed", "sizing", "model", "checkpoint"},
     "generation": {"base", "text", "distributed", "sizing", "model", "engine", "serving", "api", "loading"},
     "http": {"base", "text", "sizing", "engine", "serving", "api", "generation"},
-    "terminal": {"base", "text", "distributed", "serving", "api", "generation", "http"},
+    "terminal": {"base", "text", "distributed", "engine", "serving", "api", "generation", "http"},
     "cli": {"base", "text", "sizing", "checkpoint", "serving", "generation", "http", "terminal"},
 }
 # Files on the package's top floor that share a room; the others are rooms by their own name.

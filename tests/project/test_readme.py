@@ -200,9 +200,7 @@ def commands(*programs: str) -> list[Command]:
             line = line.strip().removeprefix("$ ")
             if line.split(" ")[0] not in programs:
                 continue
-            with contextlib.suppress(
-                ValueError
-            ):  # an apostrophe: not a command line, but a sentence that begins so
+            with contextlib.suppress(ValueError):  # an apostrophe: a sentence that begins so
                 words = tuple(shlex.split(line, comments=True))
                 found[page, words] = Command(name(page), words, whole)
     return list(found.values())
@@ -293,10 +291,12 @@ def test_torchrun_takes_it(command: Command) -> None:
     if len(command.words) == 1:
         return  # the program is spoken of
     options = get_args_parser().parse_args(command.words[1:])
-    if options.module:  # -m llama VERB ..., or spoken of
-        assert not options.training_script_args or parsed(tuple(options.training_script_args)).run
+    script, words = options.training_script, options.training_script_args
+    if options.module:  # `-m llama VERB ...`
+        assert script == "llama"
+        assert not words or parsed(tuple(words)).run
     else:
-        check_script(options.training_script, options.training_script_args)
+        check_script(script, words)
 
 
 @pytest.mark.parametrize("command", commands("python"), ids=str)

@@ -15,28 +15,34 @@ def test_waiting_counts_a_request_from_its_first_await_until_it_begins():
 
     async def main():
         async with AsyncEngine(engine) as async_engine:
-            assert async_engine.waiting == 0
-            engine.open.clear()
-            running = [asyncio.ensure_future(collect(async_engine, ask(ids(4, i), 30))) for i in range(2)]
-            await until(engine.inside.is_set)
-            await engine.let(1)
-            assert async_engine.waiting == 0
-            assert async_engine.snapshot.running == 2
-            later = [asyncio.ensure_future(collect(async_engine, ask(ids(5, i), 3))) for i in range(3)]
-            await asyncio.sleep(0)
-            assert async_engine.waiting == 3
-            assert async_engine.snapshot.waiting == 0
-            await engine.let(1)
-            assert (async_engine.waiting, async_engine.snapshot.waiting) == (3, 3)
-            later[1].cancel()
-            await asyncio.wait({later[1]})
-            await engine.let(1)
-            assert (async_engine.waiting, async_engine.snapshot.cancelled) == (2, 1)
-            engine.open.set()
+            try:
+                running, later = await asked(async_engine)
+            finally:
+                engine.open.set()
             await asyncio.gather(*running, later[0], later[2])
             assert async_engine.waiting == 0
         assert async_engine.waiting == 0
         return async_engine.snapshot
+
+    async def asked(async_engine):
+        assert async_engine.waiting == 0
+        engine.open.clear()
+        running = [asyncio.ensure_future(collect(async_engine, ask(ids(4, i), 30))) for i in range(2)]
+        await until(engine.inside.is_set)
+        await engine.let(2)  # the thread may have begun with one of them before it saw the other
+        assert async_engine.waiting == 0
+        assert async_engine.snapshot.running == 2
+        later = [asyncio.ensure_future(collect(async_engine, ask(ids(5, i), 3))) for i in range(3)]
+        await asyncio.sleep(0)
+        assert async_engine.waiting == 3
+        assert async_engine.snapshot.waiting == 0
+        await engine.let(1)
+        assert (async_engine.waiting, async_engine.snapshot.waiting) == (3, 3)
+        later[1].cancel()
+        await asyncio.wait({later[1]})
+        await engine.let(1)
+        assert (async_engine.waiting, async_engine.snapshot.cancelled) == (2, 1)
+        return running, later
 
     snapshot = run(main())
     assert (snapshot.finished, snapshot.cancelled, snapshot.running) == (4, 1, 0)

@@ -96,6 +96,11 @@ def test_a_server_that_is_gone_ends_it_behind_the_answers_before() -> None:
     assert cancelled > 0
 
 
+async def run_batch(source: Path, target: Path, ask: Any, in_flight: int) -> int:
+    with Batch(source, target) as batch:
+        return await batch.run(ask, in_flight)
+
+
 def write_requests(path: Path, count: int) -> None:
     lines = [
         {"custom_id": f"c{i}", "method": "POST", "url": "/v1/completions", "body": {"n": i}}
@@ -117,13 +122,13 @@ def test_a_batch_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
         return Answer(400 if body["n"] == 7 else 200, {"n": body["n"]})
 
     with pytest.raises(ServerError):
-        run(Batch(source, target).run(ask, 1))
+        run(run_batch(source, target, ask, 1))
     assert "4 of 10 requests are done; the same command goes on" in capsys.readouterr().err
     with target.open("ab") as file:
         file.write(b'{"id": "batch')  # as after a power cut
     fails_at = -1
     asked.clear()
-    assert run(Batch(source, target).run(ask, 3)) == 0
+    assert run(run_batch(source, target, ask, 3)) == 0
     assert asked == list(range(4, 10))
     err = capsys.readouterr().err
     assert "was not whole" in err
@@ -132,7 +137,7 @@ def test_a_batch_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
     records = [json.loads(line) for line in target.read_text().splitlines()]
     assert [record["response"]["body"]["n"] for record in records] == list(range(10))
     before = target.read_bytes()
-    assert run(Batch(source, target).run(ask, 3)) == 0
+    assert run(run_batch(source, target, ask, 3)) == 0
     assert target.read_bytes() == before
 
 
@@ -144,7 +149,7 @@ def test_a_cancelled_batch_says_how_to_go_on(tmp_path: Path, capsys: pytest.Capt
         return Answer(200, {})
 
     async def main() -> None:
-        task = asyncio.ensure_future(Batch(tmp_path / "in", tmp_path / "out").run(ask, 2))
+        task = asyncio.ensure_future(run_batch(tmp_path / "in", tmp_path / "out", ask, 2))
         while not (tmp_path / "out").exists() or not (tmp_path / "out").stat().st_size:
             await asyncio.sleep(0.001)
         task.cancel()

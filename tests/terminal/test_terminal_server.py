@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from http_service import Served, bundled, serving
+from http_service import LIMIT, Served, bundled, serving
+from scripted_backend import ScriptedReader
 from tiny_program import TINY
+
+from llama.terminal.answers import Answers
+from llama.terminal.backend import Sampling
+from llama.terminal.chat import ChatProgram
+from llama.terminal.conversation import Conversation
+from llama.terminal.remote import connect
 
 KEY = "a-key-of-tests"
 GREEDY = ["--temperature", "0", "--max-gen-len", "24"]
@@ -105,3 +116,36 @@ def test_a_wrong_key_is_told(command: Any, server: Served, tmp_path: Path) -> No
         assert done.code == 1
         assert "--api-key-file" in done.err
         assert KEY not in done.err
+
+
+def test_a_stopped_answer_is_cancelled_in_the_server(server: Served) -> None:
+    """So that the model does not write what nobody reads. Greedy, this text goes on until the context is full."""
+    out = io.StringIO()
+    engine = server.service.engine
+
+    class StopsAtOnce(ScriptedReader):
+        @contextlib.contextmanager
+        def watch(self, stop: Callable[[], object]) -> Iterator[None]:
+            async def at_the_first_word() -> None:
+                while not out.getvalue():
+                    await asyncio.sleep(0)
+                stop()
+
+            task = asyncio.ensure_future(at_the_first_word())
+            yield
+            task.cancel()
+
+    async def main() -> int:
+        async with connect(server.url, KEY, None) as backend:
+            reader = StopsAtOnce(["x = 1\n" * 10], interactive=True, stop=False)
+            sampling = Sampling(temperature=0.0, max_gen_len=400)
+            chat = ChatProgram(backend, reader, Answers(out), Conversation(), "completion", sampling)
+            return await chat.run()
+
+    before = engine.snapshot
+    assert asyncio.run(asyncio.wait_for(main(), LIMIT)) == 0
+    end = time.monotonic() + LIMIT
+    while engine.snapshot.cancelled == before.cancelled:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert engine.snapshot.finished == before.finished

@@ -176,7 +176,28 @@ def test_a_missing_extra_is_named(command: Any, monkeypatch: pytest.MonkeyPatch)
     for arguments in (["client", "http://x"], ["batch", "http://x", "a", "b"]):
         done = command(*arguments)
         assert done.code == 1
-        assert "need httpx, which is not installed: pip install 'codellama-runtime[terminal]'" in done.err
+        assert "httpx is missing, for" in done.err
+        assert "pip install 'codellama-runtime[terminal]'" in done.err
+
+
+def test_an_engine_that_is_closed_meanwhile_gives_no_answer(
+    command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Half an answer is not written into a file."""
+    file = tmp_path / "add.py"
+    file.write_text(PREFIX)
+    real = AsyncEngine.stream
+
+    async def closing(engine: AsyncEngine, request: Any) -> Any:
+        async for delta in real(engine, request):
+            yield delta
+            await engine.close()
+
+    monkeypatch.setattr(AsyncEngine, "stream", closing)
+    done = command("complete", *MODEL, file, *GREEDY, "--in-place")
+    assert done.code == 1
+    assert "closed before the answer had ended" in done.err
+    assert file.read_text() == PREFIX
 
 
 BODY = {"prompt": PREFIX, "temperature": 0, "max_tokens": 24}

@@ -43,6 +43,17 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
     assert real.read_text() == "new"
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path, kind: str) -> None:
+    """As /dev/null would be, by root."""
+    target = tmp_path / kind
+    target.mkdir() if kind == "folder" else os.mkfifo(target)
+    with pytest.raises(OSError, match="Not a regular file"):
+        write_atomically(target, b"x")
+    assert [each.name for each in tmp_path.iterdir()] == [kind]
+    assert not target.is_file()
+
+
 def test_a_byte_order_mark_is_no_text_and_stays(tmp_path: Path) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"\xef\xbb\xbfold")

@@ -38,7 +38,7 @@ class Body(BaseModel):
     """The fields that a route implements. null means that a field is not given.
 
     INERT: names that are accepted and change nothing. REFUSED: names that are an error, each with the values
-    that ask for nothing and pass. PARTS: fields that are bodies of their own, read by the same rules.
+    that ask for nothing and pass. PARTS: fields that are bodies of their own, or lists of such, read by the same rules.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -53,7 +53,9 @@ class Body(BaseModel):
         properties: Json = schema.setdefault("properties", {})
         for name, part in cls.PARTS.items():
             schema.get("$defs", {}).pop(part.__name__, None)
-            properties[name] = part.schema_of_fields()
+            inner = part.schema_of_fields()
+            is_list = properties[name].get("type") == "array"
+            properties[name] = {"type": "array", "items": inner} if is_list else inner
         for name in sorted(cls.INERT):
             properties[name] = {"description": "Accepted, without effect."}
         for name, neutral in sorted(cls.REFUSED.items()):
@@ -110,8 +112,14 @@ def parse(kind: type[B], data: Json, within: str = "") -> B:
             )
         given.pop(name, None)
     for name, part in kind.PARTS.items():
-        if isinstance(given.get(name), dict):
-            given[name] = parse(part, given[name], f"{within}{name}.")
+        value = given.get(name)
+        if isinstance(value, dict):
+            given[name] = parse(part, value, f"{within}{name}.")
+        elif isinstance(value, list):
+            given[name] = [
+                parse(part, each, f"{within}{name}.{i}.") if isinstance(each, dict) else each
+                for i, each in enumerate(value)
+            ]
     try:
         return kind.model_validate(given)
     except ValidationError as error:

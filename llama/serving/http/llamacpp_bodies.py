@@ -12,6 +12,7 @@ from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
 
 from ...api.options import SamplingOptions
 from ...tokenizer import Tokenizer
+from . import other_samplers
 from .bodies import Body, Int
 from .problems import Problem
 
@@ -89,24 +90,14 @@ class GenerationBody(Body):
             # Which slot and cache: the engine finds a common beginning wherever it was computed.
             *("id_slot", "slot_id", "cache_prompt", "n_cache_reuse", "n_keep", "n_discard"),
             *("t_max_prompt_ms", "sse_ping_interval", "backend_sampling", "verbose", "user", "api_key"),
-            # Parameters of samplers whose main field must be neutral, and of drafting.
-            *("mirostat_tau", "mirostat_eta", "dynatemp_exponent", "xtc_threshold", "adaptive_decay"),
-            *("dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
-            *("penalty_last_n", "penalize_nl", "preserved_tokens"),
+            *other_samplers.PARAMETERS,
+            # Parameters of grammars and of drafting.
+            "preserved_tokens",
             *("speculative.n_max", "speculative.n_min", "speculative.p_min", "speculative.type"),
         }
     )
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "typical_p": (1,),
-        "typ_p": (1,),
-        "tfs_z": (1,),
-        "mirostat": (0,),
-        "dynatemp_range": (0,),
-        "xtc_probability": (0,),
-        "dry_multiplier": (0,),
-        "top_n_sigma": (-1, 0),
-        "adaptive_target": (-1,),
-        "min_keep": (0,),
+        **other_samplers.OFF,
         "grammar": ("",),
         "json_schema": (),
         "grammar_lazy": (False,),

@@ -69,15 +69,11 @@ class LineLimits:
     def _decide(self, text: str, at: int, final: bool) -> bool:
         """Whether the line that begins at `at` may stay. If not, it is cut off, or its end must be awaited."""
         rest = text[at:]
-        blank = len(rest) - len(rest.lstrip())
-        line = rest[:blank].find("\n")
-        # Decided by enough indentation, a blank line's end, or the end of the text.
-        if (
-            line >= 0
-            or len(rest) - len(rest.lstrip(" \t")) >= self.n_indent
-            or (final and blank == len(rest))
-        ):
+        code = rest.lstrip()
+        blank = "\n" in rest[: len(rest) - len(code)]
+        indentation = len(rest) - len(rest.lstrip(" \t"))
+        if blank or indentation >= self.n_indent or (final and not code):
             self._undecided = False
             return True
-        self.ended = blank < len(rest)
+        self.ended = bool(code)
         return False

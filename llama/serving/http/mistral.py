@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from starlette.responses import Response
@@ -50,7 +50,7 @@ class FimBody(Body):
     model: str | None = None
     prompt: str
     suffix: str | None = None
-    max_tokens: Int | None = Field(default=None, ge=0)
+    max_tokens: Annotated[Int, Field(ge=0)] | None = None
     min_tokens: Int = Field(default=0, ge=0)
     temperature: float = 0.0
     top_p: float = 1.0
@@ -58,7 +58,7 @@ class FimBody(Body):
     random_seed: Int | None = None
     stream: bool = False
     seed: Int | None = None
-    max_completion_tokens: Int | None = Field(default=None, ge=0)
+    max_completion_tokens: Annotated[Int, Field(ge=0)] | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
 

@@ -1,7 +1,8 @@
 """Ollama's /api/generate and /api/chat. Streams are lines of JSON (NDJSON), and the default.
 
 `raw`, or the template `{{ .Prompt }}`, sends a prompt that the client has formatted itself: infilling written as
-text with markers is recognised in it. Otherwise a prompt means what the capability of this deployment says.
+text with markers is recognised in it. Otherwise a prompt means what the capability of this deployment says; with
+--text-fim such infilling (Twinny's) is recognised there too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .problems import Problem
 from .replies import JsonReply, StreamReply, WholeReply, dumps
 from .routes import Call, Route
 from .service import News, Output, Run, Service
+from .text_fim import split_fim
 from .token_texts import token_bytes
 
 __all__ = ["FAMILY", "ROUTES"]
@@ -67,6 +69,11 @@ class OllamaOptions(Body):
     num_predict: Int = -1
     seed: Int = -1
     stop: str | list[str] = Field(default_factory=list)
+
+    @property
+    def drawn_from(self) -> int | None:
+        """The seed. As in llama.cpp -1 asks for a new one, and others below 0 are taken as 32 bits (Tabby's are)."""
+        return None if self.seed == -1 else self.seed if self.seed >= 0 else self.seed % (1 << 32)
 
 
 class _Request(Body):
@@ -126,7 +133,8 @@ class OllamaMessage(Body):
 class OllamaChat(_Request):
     """The body of /api/chat."""
 
-    messages: list[dict[str, Any]] = Field(default_factory=list)
+    PARTS: ClassVar[Mapping[str, type[Body]]] = {**_Request.PARTS, "messages": OllamaMessage}
+    messages: list[OllamaMessage] = Field(default_factory=list)
 
 
 # ---- prompts --------------------------------------------------------------------------------------------------
@@ -157,7 +165,7 @@ def _prompt(service: Service, body: OllamaGenerate) -> Prompt:
         )
     if body.suffix:
         return service.infilling_prompt(body.prompt, body.suffix)
-    if formatted:
+    if formatted or (service.settings.text_fim and split_fim(body.prompt) is not None):
         return service.text_prompt(body.prompt, text_fim=True)
     messages: list[Message] = [{"role": "system", "content": body.system}] if body.system else []
     return service.chat_prompt([*messages, {"role": "user", "content": body.prompt}])
@@ -169,10 +177,7 @@ def _chat(call: Call) -> Response:
     answer = _Answer(service, body, chat=True)
     if not body.messages:
         return answer.load()
-    messages: list[Message] = []
-    for i, given in enumerate(body.messages):
-        message = parse(OllamaMessage, given, f"messages.{i}.")
-        messages.append({"role": message.role, "content": message.content})
+    messages: list[Message] = [{"role": each.role, "content": each.content} for each in body.messages]
     return answer.reply(service.chat_prompt(messages))
 
 
@@ -220,7 +225,7 @@ class _Answer:
                 presence_penalty=options.presence_penalty if penalized else 0.0,
                 frequency_penalty=options.frequency_penalty if penalized else 0.0,
                 stop=body.stops,
-                seed=None if options.seed == -1 else options.seed,
+                seed=options.drawn_from,
             )
         )
 

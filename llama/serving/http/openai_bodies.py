@@ -3,13 +3,16 @@ they ask of the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from ...engine.request import MOST_SAMPLES
+from ...prompts import Prompt
+from ...tokenizer import Tokenizer
+from . import other_samplers
 from .bodies import Body, Int, Json
 from .problems import Problem
 
@@ -51,7 +54,8 @@ class SamplingBody(Body):
         (
             *("user", "metadata", "store", "request_id", "priority", "service_tier", "safety_identifier"),
             *("prompt_cache_key", "prompt_cache_retention", "keep_alive"),
-            *("cache_prompt", "id_slot", "samplers", "t_max_prompt_ms", "t_max_predict_ms"),
+            *("cache_prompt", "id_slot", "samplers", "t_max_prompt_ms", "t_max_predict_ms", "repeat_last_n"),
+            *other_samplers.PARAMETERS,
         )
     )
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -66,8 +70,10 @@ class SamplingBody(Body):
         "spaces_between_special_tokens": (True, False),
         "truncate_prompt_tokens": (),
         "prompt_logprobs": (),
-        "typical_p": (1,),
         "grammar": ("",),
+        "timings_per_token": (False,),
+        "return_progress": (False,),
+        **other_samplers.OFF,
     }
 
     model: str | None = None
@@ -113,6 +119,12 @@ class SamplingBody(Body):
         if most is None:
             return default
         return None if most == -1 else int(most)
+
+    def chosen_temperature(self, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> float:
+        """As given, else 1; but 0 if all prompts are infillings, however they were asked for."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if all(tokenizer.eot_id in prompt.stop_ids for prompt in prompts) else 1.0
 
     def sampling(self) -> dict[str, Any]:
         """Keywords of `Service.requests`, all but temperature and max_tokens."""

@@ -146,7 +146,7 @@ def _requests(service: Service, body: OpenAIChatBody, prompt: Prompt, most: int 
         options["prediction"] = body.prediction.content
     return service.requests(
         [prompt],
-        temperature=1.0 if body.temperature is None else body.temperature,
+        temperature=body.chosen_temperature(service.tokenizer, [prompt]),
         max_tokens=most,
         logprobs=body.top_logprobs or body.logprobs,
         n=body.n,

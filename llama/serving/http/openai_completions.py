@@ -140,12 +140,14 @@ def _prompt(service: Service, body: OpenAICompletionBody, text: str | list[int])
 def _requests(
     service: Service, body: OpenAICompletionBody, prompts: Sequence[Prompt], most: int | None
 ) -> list[Request]:
-    temperature = body.temperature
-    if temperature is None:
-        temperature = 0.0 if body.suffix is not None and not body.do_sample else 1.0
+    temperature = body.chosen_temperature(service.tokenizer, prompts)
+    if body.do_sample is False:
+        temperature = 0.0
+    elif body.do_sample and body.temperature is None:
+        temperature = 1.0
     return service.requests(
         prompts,
-        temperature=0.0 if body.do_sample is False else temperature,
+        temperature=temperature,
         max_tokens=most,
         # In the library 0 means none; here it means the chosen token's alone.
         logprobs=body.logprobs or body.logprobs is not None,

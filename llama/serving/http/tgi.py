@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from starlette.responses import Response
@@ -76,10 +76,11 @@ class GenerateParameters(Body):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     stop: str | list[str] = Field(default_factory=list)
+    stop_tokens: list[str] = Field(default_factory=list, description="As stop; llm-ls sends it.")
     seed: Int | None = None
     best_of: Int = Field(default=1, ge=1, le=MOST_SAMPLES)
     return_full_text: bool = False
-    truncate: Int | None = Field(default=None, ge=1)
+    truncate: Annotated[Int, Field(ge=1)] | None = None
     details: bool = False
     decoder_input_details: bool = False
     top_n_tokens: Int = Field(default=0, ge=0, le=_MOST_TOP)
@@ -89,6 +90,11 @@ class GenerateParameters(Body):
         """Whether tokens are drawn: TGI's rule."""
         warped = self.temperature != 1 or self.top_k != 0 or self.top_p < 1
         return (self.do_sample or warped) and self.temperature != 0
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop strings under both names."""
+        return [*([self.stop] if isinstance(self.stop, str) else self.stop), *self.stop_tokens]
 
 
 class GenerateBody(Body):
@@ -216,7 +222,7 @@ def _run(service: Service, prompt: Prompt, given: GenerateParameters) -> Run:
             repetition_penalty=given.repetition_penalty,
             presence_penalty=given.presence_penalty,
             frequency_penalty=given.frequency_penalty,
-            stop=given.stop,
+            stop=given.stops,
             seed=given.seed,
             n=given.best_of,
         )

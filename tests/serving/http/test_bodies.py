@@ -173,3 +173,44 @@ def test_the_schema_tells_all_three_kinds_of_fields() -> None:
         "typical_p",
     }
     assert schema["properties"]["tools"]["enum"] == [None, []]
+
+
+class Whole(Body):
+    """A body with parts."""
+
+    PARTS: ClassVar[dict[str, type[Body]]] = {"options": Sample, "samples": Sample}
+    options: Sample | None = None
+    samples: list[Sample] = Field(default_factory=list)
+
+
+def test_parts_are_read_by_the_same_rules() -> None:
+    """Inert and refused fields, nulls; one part, or a list of them."""
+    part = {"prompt": "a", "user": "me", "tools": [], "n": 2.0, "stop": None}
+    body = parse(Whole, {"options": part, "samples": [part, part]})
+    assert body.options == Sample(prompt="a", n=2)
+    assert body.samples == [body.options, body.options]
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ({"options": {"prompt": "a", "tools": ["b"]}}, "options.tools"),
+        ({"options": {"prompt": "a", "best": 1}}, "options.best"),
+        ({"options": {}}, "options.prompt"),
+        ({"options": 3}, "options"),
+        ({"samples": [{"prompt": "a"}, {"prompt": "a", "watermark": True}]}, "samples.1.watermark"),
+        ({"samples": ["a"]}, "samples.0"),
+    ],
+)
+def test_an_error_in_a_part_names_its_place(data: dict[str, Any], named: str) -> None:
+    with pytest.raises(Problem) as caught:
+        parse(Whole, data)
+    assert caught.value.param == named
+    assert named in caught.value.message
+
+
+def test_the_schema_holds_the_parts() -> None:
+    schema = Whole.schema_of_fields()
+    assert schema["properties"]["options"] == Sample.schema_of_fields()
+    assert schema["properties"]["samples"] == {"type": "array", "items": Sample.schema_of_fields()}
+    assert "Sample" not in schema.get("$defs", {})

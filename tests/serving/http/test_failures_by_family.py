@@ -25,7 +25,11 @@ PLAIN: dict[str, dict[str, Any]] = {
     "/generate": {"inputs": "def value", "parameters": {"max_new_tokens": 8}},
     "/v1/fim/completions": {"prompt": "def value", "max_tokens": 8},
     "/api/generate": {"prompt": "def value", "raw": True, "options": {"num_predict": 8}, "stream": False},
-    "/api/chat": {"messages": [{"role": "user", "content": "def value"}], "stream": False},
+    "/api/chat": {
+        "messages": [{"role": "user", "content": "def value"}],
+        "options": {"num_predict": 8},
+        "stream": False,
+    },
 }
 INFILLING: dict[str, dict[str, Any]] = {
     "/generate": {"inputs": "def <FILL_ME> value"},

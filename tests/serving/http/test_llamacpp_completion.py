@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
-from http_service import Served, bundled, serving
+from http_service import LIMIT, Served, bundled, serving
 from test_llamacpp_limits import indented
 from tiny_llama import tiny_llama
 
@@ -176,6 +177,8 @@ def test_a_warm_up_streamed_has_no_text_either(server: Served) -> None:
 def test_less_indentation_ends_the_text_and_the_request(server: Served, middle: str, stream: bool) -> None:
     whole = indented(middle, 8)
     assert whole != middle, "the model's text must have a line to cut"
+    engine = server.service.engine
+    cancelled = engine.snapshot.cancelled
     body = {**HOLE, "n_predict": 400, "n_indent": 8, "return_tokens": True, "stream": stream}
     if stream:
         *parts, last = [json.loads(each) for each in server.events("/infill", body)]
@@ -189,6 +192,10 @@ def test_less_indentation_ends_the_text_and_the_request(server: Served, middle: 
     # Ids whose text goes through the cut are left out.
     assert whole.startswith(server.service.tokenizer.decode_infilling(tokens))
     assert last["timings"]["predicted_ms"] > 0
+    end = time.monotonic() + LIMIT
+    while engine.snapshot.cancelled == cancelled:
+        assert time.monotonic() < end, "the request went on"
+        time.sleep(0.002)
 
 
 def test_after_the_time_the_text_ends_with_a_line(server: Served, middle: str) -> None:

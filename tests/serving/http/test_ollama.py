@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from bad_bodies import broken_bodies, untouched
 from http_service import Served, bundled, serving
+from tiny_llama import tiny_llama
 
 BEFORE, AFTER, CODE = "def f(x):\n    return ", "\n\nprint(f(1))\n", "def fib("
 DIALOG = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Reverse a list."}]
@@ -81,6 +82,18 @@ def test_a_prompt_means_what_raw_template_and_suffix_say(server, library, body, 
     assert whole(server, **body)["response"] == expected
 
 
+def test_with_text_fim_markers_count_without_raw_too() -> None:
+    """Twinny sends them so; a question is still a question."""
+    body = {"prompt": "<PRE> def <SUF> value <MID>", "options": {"temperature": 0, "num_predict": 4}}
+    with serving(tiny_llama(), text_fim=True) as served:
+        filled = whole(served, **body)
+        assert filled["prompt_eval_count"] == len(served.service.infilling_prompt("def", " value").tokens)
+        assert whole(served, **body, raw=True)["response"] == filled["response"]
+        asked = whole(served, prompt="return value", options=body["options"])
+        dialog = served.service.chat_prompt([{"role": "user", "content": "return value"}])
+        assert asked["prompt_eval_count"] == len(dialog.tokens)
+
+
 def test_messages_are_a_dialog(server, library) -> None:
     assert whole(server, "/api/chat", messages=DIALOG)["message"] == {
         "role": "assistant",
@@ -128,7 +141,7 @@ def test_the_last_line_counts_and_measures(server) -> None:
 
 
 def test_an_answer_that_ends_by_itself_says_stop(server, library) -> None:
-    for limit in ({}, {"num_predict": 0}, {"num_predict": -1}, {"num_predict": -2}):
+    for limit in ({}, {"num_predict": 0}, {"num_predict": -2}):
         answer = whole(server, prompt=CODE, raw=True, options={"temperature": 0, **limit})
         assert answer["response"] == library["to its end"]
         assert answer["done_reason"] == "stop"
@@ -155,8 +168,18 @@ def test_penalties_change_the_text(server, library, options) -> None:
 
 
 def test_a_seed_of_minus_one_is_none(server) -> None:
-    options = {"seed": -1, "num_predict": 24, "temperature": 2.0}
+    options = {"seed": -1, "num_predict": 6, "temperature": 2.0}
     assert len({whole(server, prompt=CODE, raw=True, options=options)["response"] for _ in range(4)}) > 1
+
+
+def test_another_negative_seed_is_one(server) -> None:
+    """Tabby sends 32 bits with a sign."""
+    options = {"num_predict": 12, "temperature": 2.0}
+    first, again, unsigned = (
+        whole(server, prompt=CODE, raw=True, options={**options, "seed": seed})["response"]
+        for seed in (-5, -5, 2**32 - 5)
+    )
+    assert first == again == unsigned
 
 
 def test_stops_count_in_both_places(server, library) -> None:
@@ -283,7 +306,6 @@ BAD = {
     "a bool for a number": ({"options": {"num_predict": True}}, "options.num_predict"),
     "mirostat": ({"options": {"mirostat": 1}}, "options.mirostat"),
     "a negative temperature": ({"options": {"temperature": -1}}, "temperature"),
-    "a negative seed": ({"options": {"seed": -2}}, "seed"),
     "top_p above 1": ({"options": {"top_p": 1.2}}, "top_p"),
     "an empty stop string": ({"stop": ["a", ""]}, "stop"),
     "images": ({"images": ["aGk="]}, "images"),

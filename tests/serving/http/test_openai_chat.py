@@ -193,7 +193,9 @@ def test_a_deployment_may_continue_or_fill_what_the_user_says(capability: str, t
         (wanted,) = llama.text_infilling(["a"], ["b"], temperature=0, max_gen_len=6)
     else:
         (wanted,) = llama.text_completion([text], 0, max_gen_len=6)
-    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 6, "temperature": 0}
+    body = {"messages": [{"role": "user", "content": text}], "max_tokens": 6}
+    if capability != "infilling":  # which is greedy unless a temperature is given
+        body["temperature"] = 0
     with serving(llama, capability=capability) as server:
         (choice,) = server.post(PATH, body).json()["choices"]
     assert choice["message"]["content"] == wanted["generation"]
@@ -216,6 +218,11 @@ def test_fields_that_ask_for_nothing_change_nothing(server, expected) -> None:
         "tools": [], "tool_choice": "none", "functions": [], "modalities": ["text"], "service_tier": "auto",
         "parallel_tool_calls": True, "safety_identifier": "x", "prompt_cache_key": "x", "logit_bias": None,
         "top_logprobs": 0, "prediction": None, "user": "x", "store": False, "metadata": None,
+        # llama.vscode's, which sends every sampler of llama.cpp.
+        "samplers": "edkypmxt", "dynatemp_range": 0, "dynatemp_exponent": 1, "typical_p": 1, "xtc_probability": 0,
+        "xtc_threshold": 0.1, "repeat_last_n": 64, "repeat_penalty": 1, "presence_penalty": 0,
+        "frequency_penalty": 0, "dry_multiplier": 0, "dry_base": 1.75, "dry_allowed_length": 2,
+        "dry_penalty_last_n": -1, "timings_per_token": False,
     }  # fmt: skip
     (choice,) = answer(server, **body, **GREEDY)["choices"]
     assert choice["message"] == expected["greedy"][0]["generation"]

@@ -6,12 +6,11 @@ import json
 
 import pytest
 from http_service import bundled, serving
+from openai_calls import GREEDY, TEXTS, assert_close, choices, streamed
+from tiny_llama import tiny_llama
 
-TEXTS = ["def fib(", "class Stack:\n    def"]
 INFILL = ("def add(a, b):\n    return ", "\n\nprint(add(1, 2))\n")
-SCORED = "for key, value in pairs:\n    print(key)\n"
 PENALTIES = {"presence_penalty": 1.5, "frequency_penalty": 0.5}
-GREEDY = {"temperature": 0, "max_tokens": 12}
 SAMPLED = {"temperature": 0.8, "top_p": 0.9, "seed": 7, "n": 3, "max_tokens": 8}
 
 
@@ -19,9 +18,8 @@ def expectations(llama) -> dict[str, list]:
     """What the library says; nobody may ask it while it serves."""
     infilled = llama.text_infilling([INFILL[0]], [INFILL[1]], temperature=0, max_gen_len=12)
     return {
-        "greedy": llama.text_completion(TEXTS, 0, max_gen_len=12, logprobs=3, echo=True),
+        "greedy": llama.text_completion(TEXTS, 0, max_gen_len=12, echo=True),
         "sampled": llama.text_completion(TEXTS, 0.8, 0.9, 8, seed=7, n=3),
-        "scored": llama.text_completion([SCORED], 0, max_gen_len=0, logprobs=True, echo=True),
         "penalties": llama.text_completion(TEXTS[:1], 0, max_gen_len=24, **PENALTIES),
         "biased": llama.text_completion(TEXTS[:1], 0, max_gen_len=6, logit_bias={300: 100.0}),
         "empty": llama.text_completion([""], 0, max_gen_len=12),
@@ -47,35 +45,6 @@ def server(served):
 @pytest.fixture(scope="module")
 def expected(served):
     return served[1]
-
-
-def choices(server, **body) -> list[dict]:
-    answer = server.post("/v1/completions", body)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"]
-
-
-def streamed(server, **body) -> list[dict]:
-    """The choices of a stream, put together: texts, scores and ids joined by index."""
-    *events, done = server.events("/v1/completions", {**body, "stream": True})
-    assert done == "[DONE]"
-    whole: dict[int, dict] = {}
-    for event in events:
-        (part,) = json.loads(event)["choices"]
-        found = whole.get(part["index"])
-        if found is None:
-            whole[part["index"]] = part
-            continue
-        assert found["finish_reason"] is None
-        found["text"] += part["text"]
-        found["finish_reason"] = part["finish_reason"]
-        if part["logprobs"]:
-            for name, values in part["logprobs"].items():
-                found["logprobs"][name] += values
-        if "token_ids" in part:
-            found["token_ids"] += part["token_ids"]
-            assert "prompt_token_ids" not in part
-    return [whole[index] for index in sorted(whole)]
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------
@@ -180,100 +149,6 @@ def test_all_events_of_an_answer_have_one_head(server) -> None:
     assert heads[0]["system_fingerprint"]
 
 
-# ---- scores --------------------------------------------------------------------------------------------------
-
-
-def assert_close(found: list, wanted: list) -> None:
-    """Scores that may differ in their last digits, by how a batch was made up."""
-    assert len(found) == len(wanted)
-    for a, b in zip(found, wanted, strict=True):
-        assert a == (b if b is None else pytest.approx(b, abs=1e-4))
-
-
-def test_log_probabilities_are_the_librarys(server, expected) -> None:
-    found = choices(server, prompt=TEXTS, echo=True, logprobs=3, **GREEDY)
-    for choice, wanted in zip(found, expected["greedy"], strict=True):
-        told = choice["logprobs"]
-        assert choice["text"] == wanted["generation"]
-        # The first id of a text is given, so that it has no probability.
-        assert_close(told["token_logprobs"], [None, *wanted["logprobs"][1:]])
-        assert told["tokens"][0] == "<s>"
-        assert told["top_logprobs"][0] is None
-        for top, best in zip(told["top_logprobs"][1:], wanted["top_logprobs"][1:], strict=True):
-            assert_close(sorted(top.values(), reverse=True)[:3], list(best.values()))
-        assert len(told["tokens"]) == len(wanted["tokens"])
-
-
-def test_offsets_cut_the_text_into_the_texts_of_its_tokens(server) -> None:
-    prompt = "s = 'é🙂 ü'\nprint("
-    (choice,) = choices(server, prompt=prompt, echo=True, logprobs=0, **GREEDY)
-    text, told = choice["text"], choice["logprobs"]
-    offsets = told["text_offset"]
-    assert offsets == sorted(offsets)
-    for name, start, end in zip(told["tokens"], offsets, [*offsets[1:], len(text)], strict=True):
-        if name.startswith("bytes:") or name == "<s>":
-            assert end - start <= 1
-        else:
-            # Only the first token of a text goes without the space that stands in front of its piece.
-            assert text[start:end] == (name if start else name.removeprefix(" "))
-    (alone,) = choices(server, prompt=prompt, logprobs=0, **GREEDY)
-    assert alone["logprobs"]["text_offset"] == [each - len(prompt) for each in offsets if each >= len(prompt)]
-
-
-def test_the_chosen_token_is_always_among_the_top_ones(server) -> None:
-    for count in (0, 1, 2):
-        asked = {"prompt": "x", "temperature": 2, "seed": 1, "max_tokens": 24, "logprobs": count}
-        told = choices(server, **asked)[0]["logprobs"]
-        for name, value, top in zip(
-            *(told[key] for key in ("tokens", "token_logprobs", "top_logprobs")), strict=True
-        ):
-            assert top[name] == value
-            assert count <= len(top) <= count + 1
-
-
-def test_no_tokens_and_echo_score_a_text(server, expected) -> None:
-    text = SCORED
-    (choice,) = choices(server, prompt=text, max_tokens=0, echo=True, logprobs=0)
-    assert choice["text"] == text
-    assert choice["finish_reason"] == "length"
-    ids = server.service.llama.tokenizer.encode(text, bos=True, eos=False)
-    assert len(choice["logprobs"]["tokens"]) == len(ids)
-    assert_close(choice["logprobs"]["token_logprobs"], [None, *expected["scored"][0]["logprobs"][1:]])
-
-
-def test_a_text_that_fills_the_context_can_be_scored(server) -> None:
-    ids = [1] + [300] * (server.service.llama.model.params.max_seq_len - 1)
-    (choice,) = choices(server, prompt=ids, max_tokens=0, echo=True, logprobs=0)
-    assert len(choice["logprobs"]["tokens"]) == len(ids)
-    assert server.post("/v1/completions", {"prompt": ids, "max_tokens": 1}).status_code == 400
-
-
-def test_an_echo_with_scores_tells_the_end_token(server) -> None:
-    """lm-eval asks for one token and drops the last score, whatever that token is."""
-    body = {"prompt": TEXTS[0], "echo": True, "logprobs": 1, "temperature": 0, "max_tokens": 1}
-    (plain,) = choices(server, **body, return_token_ids=True)
-    (last,) = plain["token_ids"]
-    (at_eos,) = choices(server, **body, logit_bias={"2": 100})
-    assert at_eos["text"] == TEXTS[0]
-    assert at_eos["logprobs"]["tokens"] == [*plain["logprobs"]["tokens"][:-1], "</s>"]
-    (ended,) = choices(server, **body, stop_token_ids=[last])
-    assert ended["text"] == TEXTS[0]
-    assert ended["finish_reason"] == "stop"
-    assert ended["logprobs"]["tokens"] == plain["logprobs"]["tokens"]
-    assert_close(ended["logprobs"]["token_logprobs"], plain["logprobs"]["token_logprobs"])
-
-
-def test_best_of_gives_those_of_the_highest_mean_log_probability(server) -> None:
-    body = {"prompt": TEXTS[0], "temperature": 1.2, "seed": 11, "max_tokens": 8, "logprobs": 0}
-    samples = choices(server, **body, n=5)
-    means = {}
-    for each in samples:
-        values = each["logprobs"]["token_logprobs"]
-        means[each["text"]] = sum(values) / len(values)
-    best = sorted(means, key=means.__getitem__, reverse=True)[:2]
-    assert [each["text"] for each in choices(server, **body, n=2, best_of=5)] == best
-
-
 # ---- limits and options --------------------------------------------------------------------------------------
 
 
@@ -340,3 +215,24 @@ def test_fields_that_ask_for_nothing_change_nothing(server, expected) -> None:
     }  # fmt: skip
     (choice,) = choices(server, prompt=TEXTS[0], **GREEDY, **body)
     assert TEXTS[0] + choice["text"] == expected["greedy"][0]["generation"]
+
+
+def test_infilling_as_text_is_greedy_too() -> None:
+    llama = tiny_llama()
+    (wanted,) = llama.text_infilling(["def a"], ["return"], temperature=0, max_gen_len=8)
+    with serving(llama, text_fim=True) as server:
+        (choice,) = choices(server, prompt="<PRE> def a <SUF>return <MID>", max_tokens=8)
+        (plain,) = choices(server, prompt="def a", suffix="return", max_tokens=8, do_sample=False)
+    assert choice["text"] == plain["text"] == wanted["generation"]
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_no_end_before_so_many_tokens(server, count: int) -> None:
+    """The bias makes the end certain, where nothing forbids it."""
+    body = {"prompt": TEXTS[0], **GREEDY, "logit_bias": {"2": 100}, "return_token_ids": True}
+    (choice,) = choices(server, **body, min_tokens=count)
+    assert len(choice["token_ids"]) == count
+    assert choice["finish_reason"] == "stop"
+    (choice,) = choices(server, **body, ignore_eos=True)
+    assert choice["token_ids"] == [2] * GREEDY["max_tokens"]
+    assert choice["finish_reason"] == "length"

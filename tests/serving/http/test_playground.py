@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import httpx
 import pytest
+from http_service import bundled, serving
 from scripted_server import Script, pieces, scripted_server, served
 from starlette.applications import Starlette
 
@@ -369,3 +370,17 @@ def test_a_script_is_its_tokens() -> None:
     """Of the helper: what other tests take for the model's text."""
     text = "def f(x):\n    return x  # ok\n"
     assert "".join(pieces(text)) == text
+
+
+# Of `codellama serve`
+
+
+def test_serve_shows_the_page_to_whoever_comes_and_answers_those_with_a_key() -> None:
+    with bundled() as llama, serving(llama, playground=True, api_keys=(KEY,)) as server:
+        assert server.client.get("/").text == FILES["index.html"]
+        assert server.client.get("/playground/app.js").text == FILES["app.js"]
+        assert server.client.get("/playground/config").json() == {"server": None}
+        assert server.client.get("/v1/models").status_code == 401
+        keyed = {"Authorization": f"Bearer {KEY}"}
+        assert server.post("/", {"inputs": "def"}, headers=keyed).status_code == 200  # another protocol's
+        assert "/playground/{name}" not in server.client.get("/openapi.json", headers=keyed).json()["paths"]

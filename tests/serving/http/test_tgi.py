@@ -11,16 +11,16 @@ from http_service import Served, bundled, serving
 
 CODE = "def fib("
 HOLE = "def f(x):\n    return <FILL_ME>\n\nprint(f(1))\n"
-MOST = 60  # "def fib(" ends by itself before that
+MOST = {CODE: 60, HOLE: 20}  # "def fib(" ends by itself before that
 
 
 @pytest.fixture(scope="module")
 def library() -> dict[str, Any]:
     """What the library's greedy calls give."""
     with bundled() as llama:
-        greedy: dict[str, Any] = {"temperature": 0, "max_gen_len": MOST, "logprobs": 2}
-        (whole,) = llama.text_completion([CODE], **greedy)
-        (filled,) = llama.text_infilling([HOLE], **greedy)
+        greedy: dict[str, Any] = {"temperature": 0, "logprobs": 2}
+        (whole,) = llama.text_completion([CODE], **greedy, max_gen_len=MOST[CODE])
+        (filled,) = llama.text_infilling([HOLE], **greedy, max_gen_len=MOST[HOLE])
         (scored,) = llama.text_completion([CODE], temperature=0, max_gen_len=0, logprobs=True, echo=True)
         (penalized,) = llama.text_completion([CODE], 0, 1, 20, presence_penalty=0.5, frequency_penalty=0.9)
         (drawn,) = llama.text_completion([CODE], 0.9, 0.8, 20, seed=5, top_k=30, repetition_penalty=1.2)
@@ -34,7 +34,10 @@ def server(library):
 
 
 def ask(inputs: str = CODE, stream: bool | None = None, **parameters: Any) -> dict[str, Any]:
-    body = {"inputs": inputs, "parameters": {"max_new_tokens": MOST, "details": True, **parameters}}
+    body = {
+        "inputs": inputs,
+        "parameters": {"max_new_tokens": MOST.get(inputs, 20), "details": True, **parameters},
+    }
     return body if stream is None else {**body, "stream": stream}
 
 
@@ -115,6 +118,12 @@ def test_the_tokens_of_a_stop_string_end_the_list(server, library) -> None:
     *kept, first, second = answer["details"]["tokens"]
     assert (first["text"], second["text"]) == ("Re", "")
     assert pieces(server, [*kept, first, second]) == library["whole"]["tokens"][: len(kept) + 2]
+
+
+def test_stops_have_two_names(server) -> None:
+    """llm-ls sends stop_tokens."""
+    for name in ("stop", "stop_tokens"):
+        assert whole(server, **{name: ["turn the"]})["generated_text"].endswith("Re")
 
 
 def test_the_root_answers_with_a_list_or_streams(server) -> None:

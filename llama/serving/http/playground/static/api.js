@@ -4,7 +4,7 @@ import { events } from "./sse.js";
 import { bytesOf, spelled } from "./tokens.js";
 import { apiKey } from "./store.js";
 
-/** A failure that people can read. `kind`: gone, lost, key, refused, busy, starting or failed. */
+/** A failure that people can read. `kind`: gone, lost, key, refused, busy, starting, failed, unable. */
 export class Problem extends Error {
   constructor(kind, message, retryAfter = null) {
     super(message);
@@ -81,10 +81,14 @@ export async function model() {
     infill: capabilities.infill === false
       ? "Its vocabulary has no infilling pieces. The 7B and 13B models, base and Instruct, can infill."
       : true,
-    chat: capabilities.chat_format === null || capabilities.chat_format === false
-      ? "It knows no chat format. An Instruct model can chat."
-      : true,
+    chat: chatOf(capabilities),
   };
+}
+
+function chatOf({ chat_format: format, capability = "chat" }) {
+  if (format === null || format === false) return "It knows no chat format. An Instruct model can chat.";
+  if (capability !== "chat") return `The server was started with --capability ${capability}.`;
+  return true;
 }
 
 /** Where the server is, if not where the page comes from. */

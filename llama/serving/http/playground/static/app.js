@@ -21,6 +21,7 @@ const controls = new Controls(byId("controls"), { changed: showProbabilities });
 const actions = { start, stop, changed: showRun, curl };
 let running = null; // the AbortController of the run
 let looking = null; // the timer that looks for the server again
+let modelName = null;
 let tabs = null;
 tabs = {
   completion: new Completion(byId("panel-completion"), actions),
@@ -40,7 +41,9 @@ function request() {
   } else if (state.probabilities) {
     scores.logprobs = state.alternatives;
   }
-  return { path, body: { ...body, ...controls.request(), ...scores } };
+  // This project's server takes any name; others want their own.
+  const name = modelName === null ? {} : { model: modelName };
+  return { path, body: { ...name, ...body, ...controls.request(), ...scores } };
 }
 
 async function start() {
@@ -48,7 +51,7 @@ async function start() {
   const tab = active();
   const refused = tab.unavailable ?? tab.refusal?.();
   if (refused) {
-    showProblem(new Problem("refused", refused));
+    showProblem(new Problem("unable", refused));
     return;
   }
   clearProblem();
@@ -108,7 +111,7 @@ function showRun() {
   const button = byId("run");
   button.classList.toggle("stop", running !== null);
   byId("run-label").textContent = running ? "Stop" : active().verb;
-  byId("run-key").textContent = running ? "Esc" : RUN_KEY;
+  byId("run-key").textContent = running ? "Esc" : active().key ?? RUN_KEY;
   button.disabled = !running && active().unavailable !== null;
   for (const each of document.querySelectorAll("[role=tab]")) each.disabled = running !== null;
 }
@@ -135,7 +138,7 @@ function showTab(name, focus = false) {
   clearProblem();
   stats.clear();
   showRun();
-  if (active().unavailable) showProblem(new Problem("refused", active().unavailable));
+  if (active().unavailable) showProblem(new Problem("unable", active().unavailable));
   if (name === "chat") active().redraw();
   else active().editor.draw();
 }
@@ -146,6 +149,7 @@ async function connect() {
   const chip = byId("model");
   try {
     const found = await model();
+    modelName = found.name;
     chip.dataset.state = "ready";
     byId("model-name").textContent = found.name;
     const context = found.context ? `, ${found.context.toLocaleString("en")} tokens of context` : "";

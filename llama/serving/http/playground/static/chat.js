@@ -9,6 +9,7 @@ import { save, state } from "./store.js";
 export class Chat {
   name = "chat";
   verb = "Send";
+  key = "⏎"; // and what runs the other tabs
   unavailable = null;
   #views = new Map(); // message -> its view
   #answer = null; // the message that is being written
@@ -177,7 +178,6 @@ export class Chat {
   }
 
   #clear() {
-    if (this.#answer) this.run.stop();
     this.#dropFrom(0);
     this.remember();
     this.focus();
@@ -191,7 +191,7 @@ export class Chat {
 
   #refresh() {
     this.empty.hidden = this.#messages.length > 0;
-    this.newButton.disabled = this.#messages.length === 0;
+    this.newButton.disabled = this.#messages.length === 0 || this.#answer !== null;
   }
 
   #keys(event) {

@@ -6,7 +6,8 @@ import { Editor } from "./editor.js";
 import { enter, inspect, isOpen } from "./inspector.js";
 
 export function button(drawing, label, click, key = null) {
-  return el("button", { type: "button", className: "tool", on: { click } },
+  // Narrow pages show the drawing alone.
+  return el("button", { type: "button", className: "tool", title: label, ariaLabel: label, on: { click } },
     icon(drawing), el("span", { className: "label" }, label), ...(key ? [el("kbd", {}, key)] : []));
 }
 
@@ -54,7 +55,6 @@ export class Document {
     if (!this.goesOn) this.editor.begin(start, end);
     this.goesOn = false;
     this.editor.readOnly = true;
-    this.editor.follow(true);
   }
 
   write(text, marks) {
@@ -63,7 +63,6 @@ export class Document {
 
   end() {
     this.editor.end();
-    this.editor.follow(false);
     this.editor.readOnly = false;
     this.remember();
     this.refresh();
@@ -97,7 +96,8 @@ export class Document {
     editor.addEventListener("hover", (event) => show(scored(event.detail), false));
     editor.addEventListener("caret", ({ detail: event }) => {
       const moved = event.type === "keyup" && /^(Arrow|Home|End|Page)/.test(event.key) && !event.altKey;
-      if (moved && byId("probabilities").checked) show(scored(editor.markAt(editor.selection.start)), true);
+      const tapped = event.type === "pointerup" && event.pointerType === "touch"; // there is no hovering
+      if ((moved || tapped) && byId("probabilities").checked) show(scored(editor.markAt(editor.selection.start)), moved);
     });
     editor.area.addEventListener("keydown", (event) => {
       if (event.altKey && event.key === "ArrowDown" && isOpen() && enter()) event.preventDefault();

@@ -36,6 +36,7 @@ export async function copy(text, button) {
   } catch {
     label.textContent = copyBySelection(text) ? "Copied" : "Could not copy";
   }
+  announce(label.textContent);
   setTimeout(() => { label.textContent = before; }, 1500);
 }
 

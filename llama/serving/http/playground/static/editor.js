@@ -15,12 +15,12 @@ export class Editor extends EventTarget {
   hole = null; // {start, end}: drawn while the text area cannot show its own selection
   answer = null; // {start, end}: what the model is writing
   history = new History(); // a browser forgets its own when a program writes into a text area
-  #lines = []; // {key, row} of what the overlay shows
+  #lines = []; // of what the overlay shows: {key, row, marks, line, state, braces, coloured}
   #shown = new WeakMap(); // a span of the overlay -> its mark
   #text = "";
   #caret = 0; // before the key that is being typed
   #frame = null;
-  #following = false;
+  #following = true; // the end of the answer is kept in sight, until the reader scrolls away
 
   constructor({ id, label, lineNumbers = false, placeholder = "" }) {
     super();
@@ -48,6 +48,9 @@ export class Editor extends EventTarget {
       });
     }
     for (const type of ["focus", "blur"]) this.area.addEventListener(type, () => this.draw());
+    for (const type of ["wheel", "touchmove"]) {
+      this.element.addEventListener(type, () => { this.#following = false; }, { passive: true });
+    }
     // A click beside the text means its end.
     this.element.addEventListener("pointerdown", (event) => {
       if (event.target !== this.element) return;
@@ -75,6 +78,7 @@ export class Editor extends EventTarget {
     this.#text = this.area.value;
     this.#move(start, end, 0);
     this.answer = { start, end: start, base: start };
+    this.#following = true;
     this.draw();
   }
 
@@ -163,20 +167,14 @@ export class Editor extends EventTarget {
     return null;
   }
 
-  /** Keep the end in sight while text arrives, unless the reader has scrolled away from it. */
-  follow(on) {
-    this.#following = on;
-    if (on) this.draw();
-  }
-
   /** Draw before the next frame; many changes in between are drawn once. */
   draw() {
     this.#frame ??= requestAnimationFrame(() => {
       this.#frame = null;
-      const { element } = this;
-      const near = element.scrollHeight - element.scrollTop - element.clientHeight < 80;
       this.#render();
-      if (this.#following && near) element.scrollTop = element.scrollHeight;
+      if (this.answer && this.#following) {
+        this.overlay.querySelector(".caret")?.scrollIntoView({ block: "nearest" });
+      }
     });
   }
 
@@ -232,7 +230,9 @@ export class Editor extends EventTarget {
   #render() {
     const lines = this.#text.split("\n");
     const braces = hasBraces(this.#text);
-    const hole = document.activeElement === this.area && !this.area.readOnly ? null : this.hole;
+    const { answer } = this;
+    const unseen = document.activeElement === this.area ? null : this.hole;
+    const hole = answer ? { start: answer.end, end: answer.end } : unseen;
     let state = null;
     let start = 0;
     let next = 0; // the first mark that can reach this line
@@ -242,12 +242,14 @@ export class Editor extends EventTarget {
       const here = [];
       for (let j = next; j < this.marks.length && this.marks[j].start <= end; j += 1) here.push(this.marks[j]);
       const key = [line, state, braces, keyOf(here, start, end), keyOf(hole ? [hole] : [], start, end)].join("\0");
-      const coloured = highlight(line, state, braces);
-      if (this.#lines[i]?.key !== key || here.some((each) => each.text && !this.#lines[i].marks.includes(each))) {
+      const before = this.#lines[i];
+      const known = before?.line === line && before.state === state && before.braces === braces;
+      const coloured = known ? before.coloured : highlight(line, state, braces);
+      if (before?.key !== key || here.some((each) => each.text && !before.marks.includes(each))) {
         const row = this.#row(line, start, coloured.spans, here, hole);
-        if (this.#lines[i]) this.#lines[i].row.replaceWith(row);
+        if (before) before.row.replaceWith(row);
         else this.overlay.append(row);
-        this.#lines[i] = { key, row, marks: here };
+        this.#lines[i] = { key, row, marks: here, line, state, braces, coloured };
       }
       state = coloured.state;
       start = end + 1;

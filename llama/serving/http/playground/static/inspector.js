@@ -3,6 +3,9 @@
 import { announce, byId, el } from "./dom.js";
 import { percent, visible } from "./tokens.js";
 
+// Pieces that end or divide a prompt: as text they would not be what they are.
+const CONTROL = /^ ?<(?:s|\/s|unk|PRE|SUF|MID|EOT|step)>$/;
+
 const card = byId("inspector");
 let shown = null; // the mark
 let leaving = null;
@@ -52,7 +55,7 @@ function alternatives(mark, pick) {
     bar.style.setProperty("--share", String(Math.exp(one.logprob)));
     const chosen = one.text === mark.text;
     const parts = [el("code", {}, visible(one.text)), bar, el("span", { className: "share" }, percent(one.logprob))];
-    const can = pick && !chosen && !one.bytes;
+    const can = pick && !chosen && !one.bytes && !CONTROL.test(one.text);
     const row = can
       ? el("button", { type: "button", title: "Continue from here with this token", on: { click: () => {
         dismiss();

@@ -14,7 +14,7 @@ export function showProblem(problem, { again = null, key = null, passes = false 
   const buttons = [];
   if (kind === "key" && key) {
     buttons.push(el("button", { type: "button", on: { click: key } }, "Enter the key"));
-  } else if (again && kind !== "refused") {
+  } else if (again && !["refused", "unable"].includes(kind)) {
     buttons.push(el("button", { type: "button", on: { click: () => {
       clearProblem();
       again();

@@ -52,7 +52,10 @@ export class Stats {
     const time = this.#last - this.#first;
     if (count > 1 && time > 0) parts.push([`${rate((1000 * (count - 1)) / time)} tokens/s`, "rate"]);
     if (this.#first !== null) parts.push([`first after ${seconds(this.#first - this.#began)}`, "first"]);
-    if (this.#usage) parts.push([`prompt ${this.#usage.prompt_tokens}`, "prompt"]);
+    if (this.#usage) {
+      const cached = this.#usage.prompt_tokens_details?.cached_tokens;
+      parts.push([`prompt ${this.#usage.prompt_tokens}${cached ? ` (${cached} cached)` : ""}`, "prompt"]);
+    }
     this.host.replaceChildren(...parts.map(([text, name]) => el("span", { className: name }, text)));
   }
 }

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from ..generation import Llama
     from ..serving import AsyncEngine
     from ..terminal.batch import Batch
-<<<<<<< HEAD
-    from ..terminal.running import Model
-=======
     from ..terminal.running import Model, Server
->>>>>>> main
 
 SUMMARY = "answer a file of requests"
 DESCRIPTION = """

@@ -191,12 +191,7 @@ class Batch:
             progress.advance()
 
         try:
-<<<<<<< HEAD
-            with self._answers:
-                yield write
-=======
-            await run_requests(self._left(), ask, in_flight, write)
->>>>>>> main
+            yield write
         except BaseException:
             progress.clear()
             done = self._answers.done + sum(counts.values())

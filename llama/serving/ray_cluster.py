@@ -33,7 +33,10 @@ def join_cluster(address: str | None) -> None:
             _reach(address)
             ray.init(address=address, log_to_driver=False)
     except (OSError, ValueError) as error:  # ConnectionError among them
-        raise ConfigError(f"there is no Ray cluster at {address}: {error}") from None
+        raise ConfigError(
+            f"there is no Ray cluster at {address}: {error}; if there is one, it may ask for its token, which Ray"
+            " sends with RAY_AUTH_MODE=token in the environment"
+        ) from None
 
 
 def _reach(address: str) -> None:

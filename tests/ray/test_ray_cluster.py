@@ -16,7 +16,7 @@ def test_ray_is_refused_on_several_ranks(monkeypatch: pytest.MonkeyPatch) -> Non
         ray_cluster.join_cluster(None)
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}"])
 def test_a_cluster_that_is_not_there_is_named(form: str) -> None:
     address = form.format(free_port())
     with pytest.raises(ConfigError, match=f"there is no Ray cluster at {address}: "):

@@ -30,6 +30,7 @@ from llama.engine import Request
 from llama.generation import Llama
 from llama.serving import AsyncEngine, serve
 from llama.serving.http.server import serve_http
+from llama.serving.http.service import Service
 from llama.serving.http.settings import Settings
 from llama.tokenizer import Tokenizer
 
@@ -37,15 +38,15 @@ _PATH = "/v1/completions"
 
 
 @contextlib.contextmanager
-def _served(llama: Llama, **settings: Any) -> Iterator[int]:
-    """Serve in a thread -> the port."""
-    given = Settings("benchmark", port=0, max_queue=10_000, **settings)
-    ports: list[int] = []
+def served(llama: Llama, **settings: Any) -> Iterator[tuple[int, Service]]:
+    """Serve in a thread -> the port, and the service."""
+    given = Settings(**{"model_name": "benchmark", "port": 0, "max_queue": 10_000, **settings})
+    found: list[tuple[int, Service]] = []
     loops: list[Any] = []
     up = threading.Event()
 
-    def ready(service: Any, address: str) -> None:
-        ports.append(int(address.rpartition(":")[2]))
+    def ready(service: Service, address: str) -> None:
+        found.append((int(address.rpartition(":")[2]), service))
         up.set()
 
     async def main() -> None:
@@ -63,7 +64,7 @@ def _served(llama: Llama, **settings: Any) -> Iterator[int]:
     thread.start()
     up.wait()
     try:
-        yield ports[0]
+        yield found[0]
     finally:
         loop, task = loops[0]
         loop.call_soon_threadsafe(task.cancel)
@@ -126,7 +127,7 @@ def throughput(
         ratios, rates = [], []
         for i in range(rounds + 1):
             bare = _bare(llama, requests)[-1]
-            with _served(llama) as port:
+            with served(llama) as (port, _):
                 seen = load("127.0.0.1", port, _PATH, [{**_body(prompt, new)} for prompt in prompts])
             _check(seen)
             http = max(each.end for each in seen)
@@ -146,7 +147,7 @@ def first_token(shape: str = "110m", dtype: str = "bfloat16", requests: int = 60
         prompts = random_prompts([32] * requests)
         for prompt in prompts:
             bare_times.append(_bare(llama, [make_request(prompt, 1, GREEDY, speculate=False)])[0])
-        port = stack.enter_context(_served(llama))
+        port, _ = stack.enter_context(served(llama))
         load("127.0.0.1", port, _PATH, [_body(prompts[0], 1)])
         http_times = [load("127.0.0.1", port, _PATH, [_body(prompt, 1)])[0].first for prompt in prompts]
     base = statistics.median(bare_times)
@@ -168,7 +169,7 @@ def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
             started = time.process_time()
             _bare(llama, requests)
             bare = time.process_time() - started
-            with _served(llama) as port:
+            with served(llama) as (port, _):
                 started = time.process_time()
                 seen = load("127.0.0.1", port, _PATH, [_body(prompt, new) for prompt in prompts])
                 http = time.process_time() - started

@@ -6,13 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...sizing.budget import parameter_count
-from ...sizing.family import context_of
-from .chat_templates import chat_template
-from .openai_shapes import FAMILY
-from .replies import JsonReply
-from .routes import Call, Route
-from .service import Service
+from ....sizing.budget import parameter_count
+from ....sizing.family import context_of
+from ..chat_templates import chat_template
+from ..replies import JsonReply
+from ..routes import Call, Route
+from ..service import Service
+from .shapes import FAMILY
 
 __all__ = ["FAMILY", "ROUTES"]
 

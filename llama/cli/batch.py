@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .arguments import path, positive
 from .model_arguments import add_source, source
 
@@ -44,6 +45,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="requests that are asked at the same time (default: 32 of a server, else twice --max-batch-size)",
     )
 
+    ray = parser.add_argument_group("replicas on Ray (extra [ray])")
+    ray.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="share the requests out among replicas of DIR; without ADDRESS on a cluster of this machine's own",
+    )
+    ray.add_argument(
+        "--replicas", type=positive, default=2, metavar="N", help="with --ray, each on one rank (%(default)s)"
+    )
+
 
 def run(options: argparse.Namespace) -> int:
     from ..terminal.running import extra, first_rank_of, ranks_of
@@ -69,14 +82,20 @@ def _run(options: argparse.Namespace, place: Model | Server, batch: Batch | None
     if isinstance(place, Model):
         with extra("server", "batches of a model in this process"):
             from ..terminal.in_process import check_alive, open_in_process
+        in_flight = options.in_flight or 2 * options.max_batch_size
+        if options.ray is not None:
+            return _run_on_ray(batch, place, options, in_flight)
 
         async def lead(llama: Llama, engine: AsyncEngine) -> int:
             assert batch is not None
             async with open_in_process(llama, engine, place.name) as client:
                 poster = Poster(client, partial(check_alive, engine))
-                return await batch.run(poster, options.in_flight or 2 * options.max_batch_size)
+                return await batch.run(poster, in_flight)
 
         return run_model(place, lead)
+
+    if options.ray is not None:
+        raise ConfigError("--ray starts replicas of a folder; a server at a URL has its own")
 
     async def post() -> int:
         assert batch is not None
@@ -84,3 +103,12 @@ def _run(options: argparse.Namespace, place: Model | Server, batch: Batch | None
             return await batch.run(Poster(client), options.in_flight or 32)
 
     return run_here(post)
+
+
+def _run_on_ray(batch: Batch | None, model: Model, options: argparse.Namespace, in_flight: int) -> int:
+    from ..terminal.running import extra
+
+    with extra("ray", "replicas"):
+        from ..terminal.ray_data import run_on_ray
+    # Of several ranks each is told that Ray starts them itself.
+    return run_on_ray(batch, model, options.replicas, options.ray or None, in_flight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .arguments import DTYPES, add_tokenizer, path, positive
@@ -95,6 +95,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     door.add_argument("--ssl-certfile", type=path, metavar="FILE", help="a TLS certificate, with its chain")
     door.add_argument("--ssl-keyfile", type=path, metavar="FILE", help="its key")
     door.add_argument("--playground", action="store_true", help="show the playground at /")
+    ray = parser.add_argument_group("replicas on Ray Serve (extra [ray])")
+    ray.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="serve replicas behind one address; without ADDRESS on a cluster of this machine's own",
+    )
+    ray.add_argument(
+        "--replicas", type=positive, default=2, metavar="N", help="with --ray, each on one rank (%(default)s)"
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-queue",
@@ -138,21 +149,37 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if options.ray is not None:
+        return _run_on_ray(options, settings)
     # Before minutes of loading: the port may be taken.
     listener = bind(settings) if os.environ.get("RANK", "0") == "0" else None
-    sizes = (options.max_seq_len, options.max_batch_size)
-    with (
-        Llama.build(
-            options.folder,
-            options.tokenizer,
-            *sizes,
-            device=options.device,
-            dtype=options.dtype,
-            cache_memory=options.cache_memory,
-        ) as llama,
-        _runner() as runner,
-    ):
+    with Llama.build(**_build(options)) as llama, _runner() as runner:
         runner.run(serve_http(llama, settings, listener))
+    return 0
+
+
+def _build(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Llama.build`."""
+    return {
+        "ckpt_dir": options.folder,
+        "tokenizer_path": options.tokenizer,
+        "max_seq_len": options.max_seq_len,
+        "max_batch_size": options.max_batch_size,
+        "device": options.device,
+        "dtype": options.dtype,
+        "cache_memory": options.cache_memory,
+    }
+
+
+def _run_on_ray(options: argparse.Namespace, settings: Settings) -> int:
+    try:
+        from ..serving.http.ray_serve import Replicas, serve_on_ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; pip install 'codellama-runtime[ray]'") from None
+    # Replicas have other working folders.
+    build = _build(options) | {"ckpt_dir": options.folder.resolve()}
+    replicas = Replicas(build, options.replicas, options.ray or None)
+    asyncio.run(serve_on_ray(replicas, settings))
     return 0
 
 

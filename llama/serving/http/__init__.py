@@ -9,7 +9,8 @@
 | `service` | what doors ask of the engine: prompts become requests, requests become a `Run` |
 | `bodies`, `problems`, `replies` | reading a body; errors; answers, whole or streamed |
 | `token_texts`, `response_fields`, `chat_templates` | what several doors tell: single tokens, picked fields, formats |
-| the other files | the doors, one file each: a `FAMILY` and its `ROUTES` |
+| `openai/`, `llamacpp/`, `tgi/`, `mistral`, `ollama/`, `operations` | the doors: each has a `FAMILY` and its `ROUTES` |
+| `token_texts`, `chat_templates`, `text_fim`, `other_samplers`, `response_fields` | what several doors need |
 
 A door translates its protocol's body into requests, and what they give back into its protocol's answer. No
 door imports another family's.

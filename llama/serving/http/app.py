@@ -16,19 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from ... import __version__
-from . import (
-    llamacpp_completion,
-    llamacpp_props,
-    llamacpp_tokens,
-    mistral,
-    ollama,
-    ollama_models,
-    openai_chat,
-    openai_completions,
-    openai_models,
-    operations,
-    tgi,
-)
+from . import llamacpp, mistral, ollama, openai, operations, tgi
 from .bodies import Body, json_object, read_body
 from .guard import Guard
 from .playground.pages import routes as playground_routes
@@ -40,19 +28,7 @@ from .service import Service
 __all__ = ["DOORS", "create_app"]
 
 # Every door, each with its FAMILY and ROUTES. The first is the one whose errors an unknown path gets.
-DOORS: tuple[Any, ...] = (
-    openai_completions,
-    llamacpp_completion,
-    llamacpp_props,
-    llamacpp_tokens,
-    openai_chat,
-    openai_models,
-    tgi,
-    mistral,
-    ollama,
-    ollama_models,
-    operations,
-)
+DOORS: tuple[Any, ...] = (openai, llamacpp, tgi, mistral, ollama, operations)
 
 # Bytes. A longer body is read and encoded in a thread: 1 MiB takes a second, in which no stream could go on.
 _SHORT_BODY = 16 << 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import RedirectResponse, Response
 
-from .openai_shapes import FAMILY
+from .openai.shapes import FAMILY
 from .replies import JsonReply
 from .routes import Call, Route
 

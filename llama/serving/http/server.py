@@ -19,7 +19,7 @@ from .connection import connection_class
 from .service import Service
 from .settings import Settings
 
-__all__ = ["bind", "serve_http"]
+__all__ = ["bind", "serve_http", "warm"]
 
 # Seconds that answers have to leave for their clients once nothing runs any more.
 _LAST_BYTES = 1.0
@@ -67,7 +67,7 @@ async def serve_http(
             serving = asyncio.ensure_future(server.serve([bound]))
             over = asyncio.ensure_future(engine.ended())
             try:
-                await _warm(service)
+                await warm(service)
                 (ready or _announce)(
                     service, url_of(settings.host, bound, tls=settings.ssl_certfile is not None)
                 )
@@ -105,7 +105,7 @@ def _config(service: Service) -> uvicorn.Config:
     return config
 
 
-async def _warm(service: Service) -> None:
+async def warm(service: Service) -> None:
     """Make a first token: kernels are chosen and memory is touched before the first client comes."""
     (request,) = service.requests([service.text_prompt("")], temperature=0, top_p=1, max_tokens=1)
     await service.engine.complete(request)

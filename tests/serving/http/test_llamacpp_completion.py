@@ -12,8 +12,8 @@ from test_llamacpp_limits import indented
 from tiny_llama import tiny_llama
 
 from llama.errors import UnsupportedError
-from llama.serving.http.llamacpp_answers import Events
-from llama.serving.http.llamacpp_completion import ROUTES
+from llama.serving.http.llamacpp.answers import Events
+from llama.serving.http.llamacpp.completion import ROUTES
 from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call
 from llama.serving.http.service import Service

@@ -10,8 +10,8 @@ from tiny_tokenizers import tiny_tokenizer
 
 from llama.prompts import completion_prompt, infilling_prompt
 from llama.serving.http.bodies import parse
-from llama.serving.http.llamacpp_bodies import InfillBody, LlamaCppCompletionBody, sampling
-from llama.serving.http.llamacpp_prompts import (
+from llama.serving.http.llamacpp.bodies import InfillBody, LlamaCppCompletionBody, sampling
+from llama.serving.http.llamacpp.prompts import (
     completion_prompts,
     head_that_fits,
     infill_window,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai_calls import GREEDY, TEXTS, assert_close, choices
 from tiny_tokenizers import tiny_tokenizer
 
-from llama.serving.http.openai_logprobs import Positions
+from llama.serving.http.openai.logprobs import Positions
 from llama.serving.http.token_texts import TokenNames
 
 IDS = st.lists(st.integers(0, tiny_tokenizer("plain").n_words - 1), max_size=24)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ...prompts import Message
-from .bodies import Body
+from ....prompts import Message
+from ..bodies import Body
 
 __all__ = ["TemplateMessage", "plain_messages"]
 

@@ -9,19 +9,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from ...engine import Request
-from ...errors import DialogError, UnsafeTagError
-from ...prompts import Message, Prompt
-from .. import TextDelta
-from .bodies import Int, parse
-from .openai_bodies import SamplingBody, flattened
-from .openai_logprobs import Positions, chat_logprobs
-from .openai_shapes import FAMILY, Events, finish_reason, head, usage
-from .problems import Problem
-from .replies import StreamReply, WholeReply, dumps
-from .response_fields import pick
-from .routes import Call, Route
-from .service import Output, Run, Service
+from ....engine import Request
+from ....errors import DialogError, UnsafeTagError
+from ....prompts import Message, Prompt
+from ... import TextDelta
+from ..bodies import Int, parse
+from ..problems import Problem
+from ..replies import StreamReply, WholeReply, dumps
+from ..response_fields import pick
+from ..routes import Call, Route
+from ..service import Output, Run, Service
+from .bodies import SamplingBody, flattened
+from .logprobs import Positions, chat_logprobs
+from .shapes import FAMILY, Events, finish_reason, head, usage
 
 __all__ = ["FAMILY", "ROUTES"]
 

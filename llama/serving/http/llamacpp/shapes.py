@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...tokenizer import SPACE_SYMBOL, Tokenizer
-from .problems import Family, Problem
+from ....tokenizer import SPACE_SYMBOL, Tokenizer
+from ..problems import Family, Problem
 
 __all__ = ["FAMILY", "control_id", "spelled"]
 

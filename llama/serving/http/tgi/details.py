@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...engine import FinishReason, Request
-from ...engine.sequence import TokenScore
-from .. import TextDelta
-from .service import Output, Service
-from .token_texts import TokenTexts
+from ....engine import FinishReason, Request
+from ....engine.sequence import TokenScore
+from ... import TextDelta
+from ..service import Output, Service
+from ..token_texts import TokenTexts
 
 __all__ = ["TokenRow", "TokenRows", "details", "finish_reason", "mean_logprob", "rows_of", "seed"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...prompts import Prompt, completion_prompt
-from ...tokenizer import Tokenizer
-from .llamacpp_bodies import InfillBody, LlamaCppCompletionBody
-from .problems import Problem
-from .service import Service
+from ....prompts import Prompt, completion_prompt
+from ....tokenizer import Tokenizer
+from ..problems import Problem
+from ..service import Service
+from .bodies import InfillBody, LlamaCppCompletionBody
 
 __all__ = ["Window", "completion_prompts", "head_that_fits", "infill_window", "tail_that_fits"]
 

@@ -10,19 +10,19 @@ from pydantic import BeforeValidator, Field, SkipValidation, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from ...engine import FinishReason, Request
-from ...engine.request import MOST_SAMPLES
-from ...prompts import Prompt
-from .. import TextDelta
-from .bodies import Int, parse
-from .openai_bodies import SamplingBody, flattened
-from .openai_logprobs import Positions, completion_logprobs
-from .openai_shapes import FAMILY, Events, finish_reason, head, usage
-from .problems import Problem
-from .replies import StreamReply, WholeReply, dumps
-from .routes import Call, Route
-from .service import Output, Run, Service
-from .token_texts import TokenTexts
+from ....engine import FinishReason, Request
+from ....engine.request import MOST_SAMPLES
+from ....prompts import Prompt
+from ... import TextDelta
+from ..bodies import Int, parse
+from ..problems import Problem
+from ..replies import StreamReply, WholeReply, dumps
+from ..routes import Call, Route
+from ..service import Output, Run, Service
+from ..token_texts import TokenTexts
+from .bodies import SamplingBody, flattened
+from .logprobs import Positions, completion_logprobs
+from .shapes import FAMILY, Events, finish_reason, head, usage
 
 __all__ = ["FAMILY", "ROUTES"]
 

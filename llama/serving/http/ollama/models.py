@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 from starlette.responses import Response
 
-from ...sizing.budget import parameter_count
-from .bodies import Body, parse
-from .problems import Family, Problem
-from .replies import JsonReply, dumps
-from .routes import Call, Route
-from .service import Service
+from ....sizing.budget import parameter_count
+from ..bodies import Body, parse
+from ..problems import Family, Problem
+from ..replies import JsonReply, dumps
+from ..routes import Call, Route
+from ..service import Service
 
 __all__ = ["FAMILY", "ROUTES", "check_model"]
 

@@ -14,15 +14,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from starlette.responses import Response
 
-from ... import __version__
-from ...engine.request import MOST_SAMPLES, MOST_STOPS
-from ...prompts import FILL_MARKS, Prompt, split_fill
-from .bodies import Body, Int, parse
-from .problems import Family, Problem
-from .replies import SSE, JsonReply, StreamReply, WholeReply, event
-from .routes import Call, Route
-from .service import News, Output, Run, Service
-from .tgi_details import TokenRow, TokenRows, details, finish_reason, mean_logprob, rows_of, seed
+from .... import __version__
+from ....engine.request import MOST_SAMPLES, MOST_STOPS
+from ....prompts import FILL_MARKS, Prompt, split_fill
+from ..bodies import Body, Int, parse
+from ..problems import Family, Problem
+from ..replies import SSE, JsonReply, StreamReply, WholeReply, event
+from ..routes import Call, Route
+from ..service import News, Output, Run, Service
+from .details import TokenRow, TokenRows, details, finish_reason, mean_logprob, rows_of, seed
 
 __all__ = ["FAMILY", "ROUTES"]
 

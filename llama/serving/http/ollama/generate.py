@@ -15,17 +15,17 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from starlette.responses import Response
 
-from ...engine import FinishReason
-from ...prompts import Message, Prompt
-from .. import TextDelta
-from .bodies import Body, Int, parse
-from .ollama_models import FAMILY, check_model
-from .problems import Problem
-from .replies import JsonReply, StreamReply, WholeReply, dumps
-from .routes import Call, Route
-from .service import News, Output, Run, Service
-from .text_fim import split_fim
-from .token_texts import token_bytes
+from ....engine import FinishReason
+from ....prompts import Message, Prompt
+from ... import TextDelta
+from ..bodies import Body, Int, parse
+from ..problems import Problem
+from ..replies import JsonReply, StreamReply, WholeReply, dumps
+from ..routes import Call, Route
+from ..service import News, Output, Run, Service
+from ..text_fim import split_fim
+from ..token_texts import token_bytes
+from .models import FAMILY, check_model
 
 __all__ = ["FAMILY", "ROUTES"]
 

@@ -6,15 +6,15 @@ from typing import Any, ClassVar
 
 from starlette.responses import Response
 
-from ... import __version__
-from .bodies import Body, parse
-from .chat_templates import chat_template
-from .llamacpp_bodies import GenerationBody
-from .llamacpp_messages import TemplateMessage, plain_messages
-from .llamacpp_shapes import FAMILY, spelled
-from .problems import Problem
-from .replies import JsonReply
-from .routes import Call, Route
+from .... import __version__
+from ..bodies import Body, parse
+from ..chat_templates import chat_template
+from ..problems import Problem
+from ..replies import JsonReply
+from ..routes import Call, Route
+from .bodies import GenerationBody
+from .messages import TemplateMessage, plain_messages
+from .shapes import FAMILY, spelled
 
 __all__ = ["FAMILY", "ROUTES"]
 

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from ...prompts import Prompt
-from .bodies import parse
-from .llamacpp_answers import Answers, Events
-from .llamacpp_bodies import GenerationBody, InfillBody, LlamaCppCompletionBody, sampling
-from .llamacpp_prompts import completion_prompts, infill_window
-from .llamacpp_shapes import FAMILY
-from .replies import StreamReply, WholeReply
-from .routes import Call, Route
+from ....prompts import Prompt
+from ..bodies import parse
+from ..replies import StreamReply, WholeReply
+from ..routes import Call, Route
+from .answers import Answers, Events
+from .bodies import GenerationBody, InfillBody, LlamaCppCompletionBody, sampling
+from .prompts import completion_prompts, infill_window
+from .shapes import FAMILY
 
 __all__ = ["FAMILY", "ROUTES"]
 

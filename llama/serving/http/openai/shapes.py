@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ... import __version__
-from ...engine import FinishReason
-from .. import TextDelta
-from .problems import Family, Problem
-from .replies import SSE, dumps, event
-from .service import News, Output, Run, Service
+from .... import __version__
+from ....engine import FinishReason
+from ... import TextDelta
+from ..problems import Family, Problem
+from ..replies import SSE, dumps, event
+from ..service import News, Output, Run, Service
 
 __all__ = ["FAMILY", "Events", "finish_reason", "head", "joined", "usage"]
 

@@ -6,17 +6,17 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...engine import FinishReason
-from ...engine.sequence import SequenceState, TokenScore
-from .. import TextDelta
-from .llamacpp_bodies import GenerationBody, temperature
-from .llamacpp_limits import LineLimits
-from .llamacpp_shapes import FAMILY, spelled
-from .problems import Problem
-from .replies import SSE, dumps, event
-from .response_fields import pick
-from .service import News, Run
-from .token_texts import TokenTexts, token_bytes
+from ....engine import FinishReason
+from ....engine.sequence import SequenceState, TokenScore
+from ... import TextDelta
+from ..problems import Problem
+from ..replies import SSE, dumps, event
+from ..response_fields import pick
+from ..service import News, Run
+from ..token_texts import TokenTexts, token_bytes
+from .bodies import GenerationBody, temperature
+from .limits import LineLimits
+from .shapes import FAMILY, spelled
 
 __all__ = ["Answers", "Events"]
 

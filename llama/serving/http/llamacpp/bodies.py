@@ -10,11 +10,11 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
 
-from ...api.options import SamplingOptions
-from ...tokenizer import Tokenizer
-from . import other_samplers
-from .bodies import Body, Int
-from .problems import Problem
+from ....api.options import SamplingOptions
+from ....tokenizer import Tokenizer
+from .. import other_samplers
+from ..bodies import Body, Int
+from ..problems import Problem
 
 __all__ = ["ExtraChunk", "GenerationBody", "InfillBody", "LlamaCppCompletionBody", "sampling"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from ...engine.sequence import TokenScore
-from ...tokenizer import Tokenizer
-from .token_texts import TokenNames, TokenTexts
+from ....engine.sequence import TokenScore
+from ....tokenizer import Tokenizer
+from ..token_texts import TokenNames, TokenTexts
 
 __all__ = ["Position", "Positions", "chat_logprobs", "completion_logprobs"]
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ...engine.request import MOST_SAMPLES
-from ...prompts import Prompt
-from ...tokenizer import Tokenizer
-from . import other_samplers
-from .bodies import Body, Int, Json
-from .problems import Problem
+from ....engine.request import MOST_SAMPLES
+from ....prompts import Prompt
+from ....tokenizer import Tokenizer
+from .. import other_samplers
+from ..bodies import Body, Int, Json
+from ..problems import Problem
 
 __all__ = ["SamplingBody", "Texts", "flattened"]
 

@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 from pydantic import Field
 from starlette.responses import Response
 
-from .bodies import Body, Int, Json, parse
-from .llamacpp_messages import TemplateMessage, plain_messages
-from .llamacpp_shapes import FAMILY, control_id
-from .problems import Problem
-from .replies import JsonReply
-from .routes import Call, Route
-from .service import Service
-from .token_texts import TokenTexts, token_bytes
+from ..bodies import Body, Int, Json, parse
+from ..problems import Problem
+from ..replies import JsonReply
+from ..routes import Call, Route
+from ..service import Service
+from ..token_texts import TokenTexts, token_bytes
+from .messages import TemplateMessage, plain_messages
+from .shapes import FAMILY, control_id
 
 __all__ = ["FAMILY", "ROUTES"]
 

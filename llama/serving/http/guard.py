@@ -127,7 +127,11 @@ class Guard:
             return Problem(403, "forbidden", message)
         if self._keys and not _is_open(scope) and not self._has_key(headers):
             message = "no valid API key; send it as Authorization: Bearer or X-Api-Key"
-            return Problem(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+            told = {"WWW-Authenticate": "Bearer"}
+            if origin is not None and settings.cors_origins:
+                # This answer does not come through the CORS middleware, and the page may read it.
+                told |= {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+            return Problem(401, "unauthorized", message, headers=told)
         return None
 
     def _has_key(self, headers: Headers) -> bool:

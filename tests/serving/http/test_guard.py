@@ -197,3 +197,10 @@ def test_metrics_count_answers_by_route_and_never_by_a_strangers_path(server, ke
 def test_a_key_need_not_be_ascii(server) -> None:
     assert complete(server, {"Authorization": f"Bearer {KEYS[1]}"}).status_code == 200
     assert complete(server, {"Authorization": f"Bearer {KEYS[1]}x"}).status_code == 401
+
+
+def test_a_listed_page_may_read_that_its_key_is_wrong(server) -> None:
+    answer = complete(server, {"Origin": PAGE, "X-Api-Key": "wrong"})
+    assert answer.status_code == 401
+    assert answer.headers["access-control-allow-origin"] == PAGE
+    assert "access-control-allow-credentials" not in answer.headers

@@ -7,15 +7,35 @@ A stranger needs no key to send a head, so it must neither fill the memory nor h
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["MOST_HEAD", "connection_class"]
+__all__ = ["MOST_HEAD", "allow_many", "connection_class"]
 
 # Bytes of a head that is not complete. What is read at once may be larger, and is then taken.
 MOST_HEAD = 64 << 10
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+_MOST_FILES = 1 << 16
+
+
+def allow_many() -> None:
+    """Let this process open as many connections as it may.
+
+    Systems begin with 1,024 files and a much higher limit that a program may take. The low one is for programs
+    that call select(), which nothing here does.
+    """
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # a system that tells a limit and keeps a lower one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def connection_class(seconds: float) -> type[HttpToolsProtocol]:

@@ -15,7 +15,7 @@ from ...printable import reason, tell
 from .. import AsyncEngine
 from .addresses import listen, url_of
 from .app import create_app
-from .connection import connection_class
+from .connection import allow_many, connection_class
 from .service import Service
 from .settings import Settings
 
@@ -62,6 +62,7 @@ async def serve_http(
 
     async def main(engine: AsyncEngine) -> None:
         service = Service(llama, engine, settings)
+        allow_many()
         server = _Server(_config(service))
         with listener or bind(settings) as bound:
             serving = asyncio.ensure_future(server.serve([bound]))

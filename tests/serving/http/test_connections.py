@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import httpx
 import pytest
 from http_service import LIMIT, Served, bundled, serving
 
-from llama.serving.http.connection import MOST_HEAD
+from llama.serving.http.connection import MOST_HEAD, allow_many
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -77,3 +78,15 @@ def test_a_long_text_holds_up_nobody_and_may_take_longer_than_a_head(
         finally:
             may_end.set()
         assert len(long.result().json()["tokens"]) > 1000
+
+
+def test_a_server_takes_all_the_files_that_it_may_have() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+        allow_many()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1]
+        assert soft == (1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -65,6 +65,13 @@ class Output:
     finish_reason: FinishReason | None = None
     sequence: SequenceState | None = None
 
+    @property
+    def mean_logprob(self) -> float:
+        """Mean log-probability of what was generated, the ids of its end included: the measure of `best_of`."""
+        ended = () if self.sequence is None else self.sequence.dropped
+        logprobs = [score.logprob for score in (*self.scores, *(score for _, score in ended))]
+        return sum(logprobs) / len(logprobs) if logprobs else float("-inf")
+
     def take(self, delta: TextDelta) -> None:
         """Append a delta."""
         self.text += delta.text
@@ -164,6 +171,10 @@ class Service:
         if not tokenizer.control_ids.isdisjoint(set(ids) - {tokenizer.bos_id, tokenizer.eos_id}):
             stops |= {token for token in (tokenizer.eot_id, tokenizer.step_id) if token is not None}
         return Prompt(tuple(ids), frozenset(stops), start_of_text=False)
+
+    def infills(self, prompt: Prompt) -> bool:
+        """Whether a prompt asks for infilling, however the client has asked for it."""
+        return self.tokenizer.eot_id in prompt.stop_ids
 
     # ---- requests ------------------------------------------------------------------------------------------
 

@@ -63,6 +63,15 @@ def test_a_first_turn_goes_through_completion_unchanged() -> None:
     assert service.text_prompt(text).tokens == wanted.tokens
 
 
+def test_parts_of_a_message_are_its_lines_as_in_a_chat() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    texts = [
+        ask(tiny_llama(), "/apply-template", messages=[{"role": "user", "content": content}])
+        for content in (parts, "a\nb")
+    ]
+    assert texts[0] == texts[1]
+
+
 def test_props_say_how_long_a_text_may_be_and_name_no_path(llama: Llama) -> None:
     told = ask(llama, "/props")
     assert told["default_generation_settings"]["n_ctx"] == 128

@@ -6,7 +6,7 @@
 | `app`, `routes` | the ASGI application; a door's table of routes |
 | `guard`, `addresses` | keys, hosts, origins, request ids; addresses to listen on, names in Host headers |
 | `metrics`, `operations` | numbers for Prometheus; /health and /metrics |
-| `service` | what doors ask of the engine: prompts become requests, requests become a `Run` |
+| `service`, `outputs` | what doors ask of the engine: texts become prompts and requests; a `Run` and its outputs |
 | `bodies`, `problems`, `replies` | reading a body; errors; answers, whole or streamed |
 | `openai/`, `llamacpp/`, `tgi/`, `mistral`, `ollama/` | the doors: each has a `FAMILY` and its `ROUTES` |
 | `messages`, `text_fim`, `other_samplers` | what several doors read: chats, infilling as text, llama.cpp's samplers |

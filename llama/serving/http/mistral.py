@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from .answer_fields import answer_head, error_fields, finish_reason
 from .bodies import Body, Int, Texts, parse
+from .outputs import News, Output
 from .problems import Family, Problem
 from .replies import Encoder, StreamReply, WholeReply, dumps, joined
 from .routes import Call, Route
-from .service import News, Output, Run
+from .service import Run
 
 __all__ = ["FAMILY", "ROUTES"]
 

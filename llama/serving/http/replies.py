@@ -17,8 +17,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .. import TextDelta
+from .outputs import News, Output
 from .problems import Family, Problem, problem_of
-from .service import News, Output, Run
+from .service import Run
 
 __all__ = ["Encoder", "JsonReply", "StreamReply", "WholeReply", "dumps", "event", "joined"]
 

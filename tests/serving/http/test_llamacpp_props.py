@@ -15,11 +15,11 @@ from llama import Llama
 from llama.prompts import chat_prompt
 from llama.serving.http.chat_templates import chat_template
 from llama.serving.http.llamacpp.props import ROUTES
-from llama.serving.http.llamacpp.shapes import spelled
 from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call
 from llama.serving.http.service import Service
 from llama.serving.http.settings import Settings
+from llama.serving.http.token_texts import spelled
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 TALK = [

@@ -8,8 +8,8 @@ import pytest
 from pydantic import Field
 
 from llama.serving.http.bodies import Body, Int, Texts, parse, seed_of
+from llama.serving.http.outputs import Output
 from llama.serving.http.problems import Problem
-from llama.serving.http.service import Output
 
 
 class Named(Body):

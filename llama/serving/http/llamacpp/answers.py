@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 from ....engine import FinishReason
 from ....engine.sequence import SequenceState, TokenScore
 from ... import TextDelta
+from ..outputs import News
 from ..problems import Problem
 from ..replies import Encoder, dumps, event
 from ..response_fields import pick
-from ..service import News, Run
-from ..token_texts import TokenTexts, token_bytes
+from ..service import Run
+from ..token_texts import TokenTexts, spelled, token_bytes
 from .bodies import GenerationBody, temperature
 from .limits import LineLimits
-from .shapes import FAMILY, spelled
+from .shapes import FAMILY
 
 __all__ = ["Answers", "AnswersEncoder"]
 

@@ -13,8 +13,9 @@ from ..messages import ChatMessage, plain_messages
 from ..problems import Problem
 from ..replies import JsonReply
 from ..routes import Call, Route
+from ..token_texts import spelled
 from .bodies import GenerationBody
-from .shapes import FAMILY, spelled
+from .shapes import FAMILY
 
 __all__ = ["FAMILY", "ROUTES"]
 

@@ -19,10 +19,11 @@ from ....prompts import Message, Prompt
 from ... import TextDelta
 from ..answer_fields import finish_reason
 from ..bodies import Body, Int, Texts, parse, seed_of
+from ..outputs import News, Output
 from ..problems import Problem
 from ..replies import Encoder, JsonReply, StreamReply, WholeReply, dumps, joined
 from ..routes import Call, Route
-from ..service import News, Output, Run, Service
+from ..service import Run, Service
 from ..text_fim import split_fim
 from ..token_texts import token_bytes
 from .models import FAMILY, check_model

@@ -15,11 +15,12 @@ from ... import TextDelta
 from ..answer_fields import finish_reason
 from ..bodies import Int, parse
 from ..messages import ChatMessage, Content, plain_messages
+from ..outputs import Output
 from ..problems import Problem
 from ..replies import StreamReply, WholeReply, dumps
 from ..response_fields import pick
 from ..routes import Call, Route
-from ..service import Output, Run, Service
+from ..service import Run, Service
 from .bodies import SamplingBody, flattened
 from .logprobs import Positions, chat_logprobs
 from .shapes import FAMILY, ChunkEncoder, fields, head, usage

@@ -16,10 +16,11 @@ from ....prompts import Prompt
 from ... import TextDelta
 from ..answer_fields import finish_reason
 from ..bodies import Int, parse
+from ..outputs import Output
 from ..problems import Problem
 from ..replies import StreamReply, WholeReply, dumps
 from ..routes import Call, Route
-from ..service import Output, Run, Service
+from ..service import Run, Service
 from ..token_texts import TokenTexts
 from .bodies import SamplingBody, flattened
 from .logprobs import Positions, completion_logprobs

@@ -11,9 +11,10 @@ from typing import Any
 from .... import __version__
 from ... import TextDelta
 from ..answer_fields import answer_head, error_fields
+from ..outputs import News, Output
 from ..problems import Family, Problem
 from ..replies import Encoder, dumps, event, joined
-from ..service import News, Output, Run, Service
+from ..service import Run, Service
 
 __all__ = ["FAMILY", "ChunkEncoder", "fields", "head", "usage"]
 

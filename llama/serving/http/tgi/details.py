@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from ....engine import FinishReason, Request
 from ....engine.sequence import TokenScore
 from ... import TextDelta
-from ..service import Output, Service
+from ..outputs import Output
+from ..service import Service
 from ..token_texts import TokenTexts
 
 __all__ = ["TokenRow", "TokenRows", "details", "finish_reason", "rows_of", "seed"]

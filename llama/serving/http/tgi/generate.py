@@ -18,10 +18,11 @@ from .... import __version__
 from ....engine.request import MOST_SAMPLES, MOST_STOPS
 from ....prompts import FILL_MARKS, Prompt, split_fill
 from ..bodies import Body, Int, Texts, parse
+from ..outputs import News, Output
 from ..problems import Family, Problem
 from ..replies import Encoder, JsonReply, StreamReply, WholeReply, event
 from ..routes import Call, Route
-from ..service import News, Output, Run, Service
+from ..service import Run, Service
 from .details import TokenRow, TokenRows, details, finish_reason, rows_of, seed
 
 __all__ = ["FAMILY", "ROUTES"]

@@ -155,7 +155,7 @@ class _Clients:
 
 async def _trickle(port: int) -> None:
     """A body of one byte a second, until it is cancelled."""
-    reader, writer = await _send(port, "/v1/completions", b"")
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
     with contextlib.suppress(OSError, asyncio.CancelledError):
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n")
         while True:
@@ -196,9 +196,8 @@ def main(requests: int = 500, at_once: int = 32, seed: int = 0) -> None:
             print(f"round {i + 1}: " + ", ".join(f"{count} {end}" for end, count in sorted(ends.items())))
             if any(end.startswith(("WRONG", "LOST")) for end in ends):
                 raise SystemExit("something was wrong or lost")
-    print(
-        f"memory: {sizes[0] / 2**20:.0f} MiB after the first round, {100 * (sizes[1] / sizes[0] - 1):+.1f} % after the second"
-    )
+    growth = 100 * (sizes[1] / sizes[0] - 1)
+    print(f"memory: {sizes[0] / 2**20:.0f} MiB after the first round, {growth:+.1f} % after the second")
     if sizes[1] > 1.05 * sizes[0]:
         raise SystemExit("the process has grown by more than 5 %")
 

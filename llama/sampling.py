@@ -6,6 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from .errors import SamplingError
 from .printable import shown
@@ -87,6 +90,12 @@ class SamplingParams:
         """Whether the token is drawn from the model's own logits: no bias and no penalty."""
         penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
         return not (penalties or self.logit_bias)
+
+    @cached_property
+    def bias_arrays(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """The ids of logit_bias and their numbers, made once: each token of the output is drawn with them."""
+        ids, values = zip(*self.logit_bias, strict=True) if self.logit_bias else ((), ())
+        return np.array(ids, dtype=np.int64), np.array(values, dtype=np.float32)
 
 
 def bias_pairs(bias: object) -> tuple[tuple[int, float], ...]:

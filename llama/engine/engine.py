@@ -146,13 +146,18 @@ class Engine:
         self._settle()
         return feed.read()
 
-    def cancel(self, request_id: int) -> None:
-        """Drop a request and free its memory at once; unknown or finished ids are fine. No delta follows."""
+    def cancel(self, request_id: int, *, failed: bool = False) -> None:
+        """Drop a request and free its memory at once; unknown or finished ids are fine. No delta follows.
+
+        Args:
+            failed: count it as failed, not as cancelled: its step raised an error.
+        """
         self._settle()
         self.feed.forget(request_id)
         if request_id in self._requests:
             self._drop(request_id, FinishReason.CANCELLED)
-            self.counters.cancelled += 1
+            self.counters.failed += failed
+            self.counters.cancelled += not failed
 
     def tidy(self) -> None:
         """Cancel requests whose reader is gone."""

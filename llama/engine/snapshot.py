@@ -19,7 +19,8 @@ class Counters:
 
     prompt_tokens, reused_tokens: of prompts whose prefill is complete; samples that begin together count once.
     generated_tokens: whose text was returned, so that they add up to the outputs. drafted_tokens,
-    accepted_tokens: proposed and right. finished, cancelled, failed: requests, each in one of these.
+    accepted_tokens: proposed and right. finished, cancelled, failed: requests, each in one of these. An interrupt
+    (never in a service's thread) may leave out a request or a step that it struck.
     """
 
     prompt_tokens: int = 0

@@ -87,16 +87,15 @@ def adjust(
     """
     device, vocab = logits_V.device, len(logits_V)
     if params.logit_bias:
-        ids, values = zip(*params.logit_bias, strict=True)
-        bias = torch.tensor(values, device=device, dtype=logits_V.dtype)
-        logits_V = logits_V.index_add(0, torch.tensor(ids, device=device), bias)
+        ids, values = map(torch.from_numpy, params.bias_arrays)
+        logits_V = logits_V.index_add(0, ids.to(device), values.to(device, logits_V.dtype))
     logits_V = penalize(logits_V, [*prompt, *output], params.repetition_penalty)
     if output and (params.presence_penalty or params.frequency_penalty):
         seen, counts = np.unique(np.array(output), return_counts=True)
         lowered = params.presence_penalty + params.frequency_penalty * counts
         lower = torch.tensor(-lowered, device=device, dtype=logits_V.dtype)
         logits_V = logits_V.index_add(0, torch.tensor(seen, device=device), lower)
-    out = [token for token in banned if token < vocab]
+    out = [token for token in banned if 0 <= token < vocab]
     return logits_V.index_fill(0, torch.tensor(out, device=device), -torch.inf) if out else logits_V
 
 
@@ -172,8 +171,9 @@ def _draw_on_cpu(
         with np.errstate(over="ignore", under="ignore"):
             np.subtract(logits[row], logits[row].max(), out=weights)
             if param.temperature != 1:
-                # float64 is six times slower, but the tiniest temperatures are zero in float32.
-                kind = np.float32 if param.temperature > 1e-30 else np.float64
+                # float64 is six times slower, but in float32 the tiniest temperatures are zero, and the
+                # greatest infinite, by which -inf cannot be divided.
+                kind = np.float32 if 1e-30 < param.temperature < 1e30 else np.float64
                 np.divide(weights, kind(param.temperature), out=weights, casting="same_kind")
             np.exp(weights, out=weights)
         sums = padded.reshape(-1, _SUMMED) @ ones

@@ -112,8 +112,8 @@ class AsyncEngine:
         """Run a request -> the text deltas of all its samples, as they are generated.
 
         The request is checked now and queued when the first delta is awaited. Joined, a sample's deltas are
-        its whole text and its ids; the last one has a finish_reason. Closing the generator, leaving the loop over it by
-        an error, or cancelling its task cancels the request.
+        its whole text and its ids; the last one has a finish_reason. Closing the generator, leaving the loop
+        over it by an error, or cancelling its task cancels the request.
 
         Raises:
             RequestError, OutOfMemoryError: at once, as `Engine.check`.

@@ -140,11 +140,11 @@ class RankWorker:
         # Scheduling itself failed, and would again: end every request that it may have failed on.
         failed = failed or [ticket for ticket in self._open if ticket not in self._paused]
         for ticket in failed:
-            self._cancel(ticket)
+            self._cancel(ticket, failed=True)
         return failed
 
-    def _cancel(self, ticket: int) -> None:
-        self.engine.cancel(self._open[ticket].request_id)
+    def _cancel(self, ticket: int, failed: bool = False) -> None:
+        self.engine.cancel(self._open[ticket].request_id, failed=failed)
         self._forget(ticket)
 
     def _forget(self, ticket: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import ray
 import torch
 
@@ -9,6 +11,8 @@ from ..distributed import environment
 from ..errors import ConfigError
 
 __all__ = ["join_cluster", "share"]
+
+_REACH_SECONDS = 10.0
 
 
 def join_cluster(address: str | None) -> None:
@@ -26,9 +30,20 @@ def join_cluster(address: str | None) -> None:
         if address is None:
             ray.init(address="local", include_dashboard=False, log_to_driver=False)
         else:
+            _reach(address)
             ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError) as error:
-        raise ConfigError(f"there is no Ray cluster at {address}: {error}") from None
+    except (OSError, ValueError) as error:  # ConnectionError among them
+        raise ConfigError(
+            f"there is no Ray cluster at {address}: {error}; if there is one, it may ask for its token, which Ray"
+            " sends with RAY_AUTH_MODE=token in the environment"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Raise OSError if nobody listens there: Ray itself would try for minutes, and say little."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def share(replicas: int, device: str) -> dict[str, float]:

@@ -47,7 +47,7 @@ def test_the_order_is_bias_then_repetition_then_presence_and_frequency():
 
 def test_banned_ids_have_no_probability_and_ids_that_the_row_lacks_are_left_out():
     assert adjusted(banned={0, 3, 10**6}) == [-math.inf, -2.0, 0.5, -math.inf, -1.0]
-    assert adjusted(banned={10**6}) == ROW
+    assert adjusted(banned={10**6, -1, -(10**6)}) == ROW  # none is counted from the end
     raised = adjusted((), [0, 0], banned={0}, logit_bias={0: 100}, frequency_penalty=-100)
     assert raised[0] == -math.inf
 

@@ -174,6 +174,8 @@ def test_tiny_temperatures_are_the_argmax(temperature, limits):
 
 def test_huge_temperatures_are_uniform():
     near(frequencies([30.0, -30.0, 0.0, 5.0], plain(temperature=1e300)), [0.25] * 4)
+    near(frequencies([30.0, -math.inf, 0.0, -math.inf], plain(temperature=1e300)), [0.5, 0, 0.5, 0])
+    near(frequencies([30.0, -math.inf, 0.0, -math.inf], plain(temperature=1e39, top_k=3)), [0.5, 0, 0.5, 0])
 
 
 # ---- against a naive oracle ----------------------------------------------------------------------

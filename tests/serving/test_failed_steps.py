@@ -36,6 +36,8 @@ def test_a_failed_step_fails_its_batch_and_nothing_else(monkeypatch, error):
             monkeypatch.setattr(engine.runner, "run", forward)
             results += await asyncio.gather(*tasks[2:], return_exceptions=True)
             assert async_engine.failure is None
+            failed = sum(result == error for result in results)
+            assert (async_engine.snapshot.failed, async_engine.snapshot.cancelled) == (failed, 0)
             again = await collect(async_engine, running[0])
             return results, again
 

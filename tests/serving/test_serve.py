@@ -152,11 +152,13 @@ def test_a_drain_ends_the_streams_that_take_too_long(how, monkeypatch):
     async def main(async_engine):
         engine.open.clear()
         tasks = [asyncio.ensure_future(collect(async_engine, ask(ids(4, i), new))) for i in range(6)]
-        await until(lambda: async_engine.waiting == 6 and engine.inside.is_set())
-        os.kill(os.getpid(), signal.SIGTERM)
-        await until(lambda: not async_engine.accepting)
-        assert async_engine.open_streams == 6
-        engine.open.set()
+        try:
+            await until(lambda: async_engine.waiting == 6 and engine.inside.is_set())
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: not async_engine.accepting)
+            assert async_engine.open_streams == 6
+        finally:
+            engine.open.set()  # a step that does not end would end the process, and no test would fail
         for found in await asyncio.gather(*tasks):
             seen.extend(reason for _, reason, _ in found)
 

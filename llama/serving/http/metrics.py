@@ -19,7 +19,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 2
 _GAUGES = {
     "running": "Sequences in the batch.",
     "waiting": "Requests that have not begun.",
-    "paused": "Requests whose client does not read on.",
+    "paused": "Sequences whose client does not read on.",
     "cache_tokens": "Positions that the cache holds, used or not.",
     "cache_used": "Positions of the cache in use by running sequences.",
     "cache_retained": "Positions of the cache kept for prompts that begin alike.",
@@ -31,8 +31,9 @@ _COUNTERS = {
     "drafted_tokens": "Tokens drafted.",
     "accepted_tokens": "Drafted tokens that the model confirmed.",
     "preemptions": "Sequences that gave up their memory to others for a while.",
-    "finished": "Sequences that ended by themselves.",
+    "finished": "Requests that ended by themselves.",
     "cancelled": "Requests whose client left, or that were cut.",
+    "failed": "Requests that ended with an error of the model.",
 }
 
 

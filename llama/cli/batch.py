@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .arguments import path, positive
+from .arguments import add_replicas, path, positive
 from .model_arguments import add_source, source
 
 if TYPE_CHECKING:
@@ -44,18 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that are asked at the same time (default: 32 of a server, else twice --max-batch-size)",
     )
-
-    ray = parser.add_argument_group("replicas on Ray (extra [ray])")
-    ray.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="share the requests out among replicas of DIR; without ADDRESS on a cluster of this machine's own",
-    )
-    ray.add_argument(
-        "--replicas", type=positive, default=2, metavar="N", help="with --ray, each on one rank (%(default)s)"
-    )
+    add_replicas(parser, "share the requests out among replicas of DIR")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,9 +56,8 @@ def run(options: argparse.Namespace) -> int:
     # Before a model is loaded: files that do not fit together should be told at once. Other ranks only follow.
     opened = Batch(options.input, options.output) if first_rank_of(place) else nullcontext()
     with opened as batch:
-        if (
-            batch is not None and batch.done and ranks_of(place) == 1
-        ):  # several ranks would have to agree on it
+        # Several ranks would have to agree on it.
+        if batch is not None and batch.done and ranks_of(place) == 1:
             return 0
         return _run(options, place, batch)
 

@@ -16,7 +16,6 @@ from typing import Any
 import ray
 import ray.data
 
-from ..generation import Llama
 from ..serving import AsyncEngine
 from ..serving.ray_cluster import join_cluster, share
 from .backend import ServerError
@@ -40,14 +39,7 @@ class _Replica:
     def __init__(self, model: Model, in_flight: int) -> None:
         self._in_flight = in_flight
         self._loop = asyncio.Runner()
-        self._llama = Llama.build(
-            model.folder,
-            model.tokenizer,
-            model.max_seq_len,
-            model.max_batch_size,
-            device=model.device,
-            dtype=model.dtype,
-        )
+        self._llama = model.build()
         engine = AsyncEngine(self._llama.engine)
         self._ask = Poster(open_in_process(self._llama, engine, model.name), partial(check_alive, engine))
 

@@ -13,13 +13,13 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 from starlette.requests import Request
 
 from ...printable import shown
 from .problems import Problem
 
-__all__ = ["Body", "Int", "Json", "json_object", "parse", "read_body"]
+__all__ = ["Body", "Int", "Json", "Texts", "json_object", "parse", "read_body", "seed_of"]
 
 Json = dict[str, Any]
 
@@ -34,6 +34,13 @@ def _whole(value: Any) -> Any:
 Int = Annotated[int, BeforeValidator(_whole)]
 """An integer of a body; not a bool and not a text."""
 
+Texts = Annotated[
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""A list of texts, such as stop strings, or one text."""
+
 
 class Body(BaseModel):
     """The fields that a route implements. null means that a field is not given.
@@ -46,6 +53,19 @@ class Body(BaseModel):
     INERT: ClassVar[frozenset[str]] = frozenset()
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     PARTS: ClassVar[Mapping[str, type[Body]]] = {}
+
+    def one_of(self, *names: str) -> Any:
+        """The value of fields that mean the same; None if none is given.
+
+        Raises:
+            Problem: 400; they are given with different values.
+        """
+        given = [(name, value) for name in names if (value := getattr(self, name)) is not None]
+        if len({value for _, value in given}) > 1:
+            values = " and ".join(f"{name} is {value}" for name, value in given)
+            message = f"{values}; they mean the same, so give one of them"
+            raise Problem(400, "invalid_request", message, given[-1][0])
+        return given[0][1] if given else None
 
     @classmethod
     @functools.cache
@@ -141,6 +161,17 @@ def parse(kind: type[B], data: Json, within: str = "") -> B:
         return kind.model_validate(given)
     except ValidationError as error:
         raise _problem(error, within) from None
+
+
+def seed_of(given: int | None, bits: int = 64) -> int | None:
+    """A client's seed as the engine takes it; None: draw one.
+
+    -1 is llama.cpp's way to ask for that. Other negative seeds come from clients whose integers of `bits` bits
+    are signed; they become the unsigned number of the same bits.
+    """
+    if given is None or given == -1:
+        return None
+    return given % (1 << bits) if given < 0 else given
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -14,15 +14,17 @@ from ....engine import FinishReason, Request
 from ....engine.request import MOST_SAMPLES
 from ....prompts import Prompt
 from ... import TextDelta
+from ..answer_fields import finish_reason
 from ..bodies import Int, parse
+from ..outputs import Output
 from ..problems import Problem
 from ..replies import StreamReply, WholeReply, dumps
 from ..routes import Call, Route
-from ..service import Output, Run, Service
+from ..service import Run, Service
 from ..token_texts import TokenTexts
 from .bodies import SamplingBody, flattened
 from .logprobs import Positions, completion_logprobs
-from .shapes import FAMILY, Events, finish_reason, head, usage
+from .shapes import FAMILY, ChunkEncoder, fields, head, usage
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -104,7 +106,7 @@ def _complete(call: Call) -> Response:
     run = service.start(requests)
     answer = _Answer(run, body, texts, muted)
     if body.stream:
-        return StreamReply(run, FAMILY, _Events(answer))
+        return StreamReply(run, _Encoder(answer))
     return WholeReply(run, FAMILY, answer.whole)
 
 
@@ -145,7 +147,7 @@ def _prompt(service: Service, body: OpenAICompletionBody, text: str | list[int])
 def _requests(
     service: Service, body: OpenAICompletionBody, prompts: Sequence[Prompt], most: int | None
 ) -> list[Request]:
-    temperature = body.chosen_temperature(service.tokenizer, prompts)
+    temperature = body.chosen_temperature(service, prompts)
     if body.do_sample is False:
         temperature = 0.0
     elif body.do_sample and body.temperature is None:
@@ -231,15 +233,10 @@ class _Choice:
 
 
 def _best(samples: Sequence[Output], count: int) -> Sequence[Output]:
-    """The `count` outputs of the highest mean log-probability, if there are more. An empty one is the last."""
+    """The `count` outputs of the highest mean log-probability, if there are more."""
     if len(samples) <= count:
         return samples
-    return sorted(samples, key=_mean, reverse=True)[:count]
-
-
-def _mean(output: Output) -> float:
-    scores = [score.logprob for score in output.scores]
-    return sum(scores) / len(scores) if scores else float("-inf")
+    return sorted(samples, key=lambda output: output.mean_logprob, reverse=True)[:count]
 
 
 def _echo(service: Service, text: str | list[int]) -> str:
@@ -248,7 +245,7 @@ def _echo(service: Service, text: str | list[int]) -> str:
     return "".join(TokenTexts(service.tokenizer, start_of_text=True).push(text, final=True))
 
 
-class _Events(Events):
+class _Encoder(ChunkEncoder):
     def __init__(self, answer: _Answer) -> None:
         super().__init__(answer.run, answer.head, include_usage=answer.body.include_usage, muted=answer.muted)
         self._answer = answer
@@ -261,12 +258,9 @@ class _Events(Events):
         reason = finish_reason(delta.finish_reason)
         if self.muted and reason is not None:
             reason = "length"
-        more = f",{dumps(ids)[1:-1]}" if ids else ""
         told = "null" if logprobs is None else dumps(logprobs)
-        return (f'"text":{dumps(text)},"logprobs":{told},"finish_reason":{_REASONS[reason]}{more}',)
+        return (f'"text":{dumps(text)},"logprobs":{told},"finish_reason":{dumps(reason)}{fields(ids)}',)
 
-
-_REASONS = {reason: dumps(reason) for reason in (None, "stop", "length")}
 
 ROUTES = (
     Route(

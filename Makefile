@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CODE := llama tests tools benchmarks examples setup.py example_completion.py example_infilling.py example_instructions.py
 
-.PHONY: demo test clients docs format fuzz mutants
+.PHONY: demo test clients ray docs format fuzz mutants
 # Damaged inputs that `make fuzz` tries of each kind, and the seed they come from.
 N ?= 20000
 SEED ?= 0
@@ -58,6 +58,21 @@ $(NODE)/node_modules/.ready: $(NODE)/package.json $(NODE)/package-lock.json
 
 clients: .venv/dev .venv-clients/ready .venv-lm-eval/ready .venv-text-generation/ready $(NODE)/node_modules/.ready
 	.venv-clients/bin/python -m pytest --config-file $(CLIENTS)/pytest.ini $(CLIENTS)
+
+# Ray Serve and Ray Data. It is large, so it has an environment of its own, and its tests are not in `make test`.
+.venv-ray/ready: BIN = .venv-ray/bin
+.venv-ray/ready: requirements-build.lock requirements.lock requirements-dev.lock tests/ray/requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv-ray
+	$(LOCKED) --requirement requirements-build.lock
+	$(LOCKED) --requirement requirements.lock
+	$(INSTALL) --constraint constraints.txt torch
+	$(LOCKED) --requirement requirements-dev.lock
+	$(LOCKED) --requirement tests/ray/requirements.lock
+	$(INSTALL) --no-deps --no-build-isolation --editable .
+	touch $@
+
+ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest --config-file tests/ray/pytest.ini tests/ray
 
 # The API reference, from the docstrings: build/api/index.html.
 docs: .venv/dev

@@ -3,6 +3,7 @@
     python benchmarks/load_server.py throughput                  tokens/s of 1, 8, 32, 64 streams, 110m
     python benchmarks/load_server.py first_token                 what HTTP adds to the time to the first token
     python benchmarks/load_server.py events                      CPU time of an event, with a model that takes none
+    python benchmarks/load_server.py peers --llama_server PATH   beside llama.cpp's own server, on the same weights
 
 Clients run in a process of their own (http_load.py). The model has one core less than the machine, for both.
 """
@@ -12,11 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import statistics
+import subprocess
+import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -26,10 +32,11 @@ from engine_runs import GREEDY, make_request, percentile
 from http_load import Seen, load
 from peers import SHAPES, TOKENIZER, make_ours, parts, random_prompts, spread
 
-from llama.engine import Request
+from llama.engine import Engine, Request
 from llama.generation import Llama
 from llama.serving import AsyncEngine, serve
 from llama.serving.http.server import serve_http
+from llama.serving.http.service import Service
 from llama.serving.http.settings import Settings
 from llama.tokenizer import Tokenizer
 
@@ -37,15 +44,15 @@ _PATH = "/v1/completions"
 
 
 @contextlib.contextmanager
-def _served(llama: Llama, **settings: Any) -> Iterator[int]:
-    """Serve in a thread -> the port."""
-    given = Settings("benchmark", port=0, max_queue=10_000, **settings)
-    ports: list[int] = []
+def served(llama: Llama, **settings: Any) -> Iterator[tuple[int, Service]]:
+    """Serve in a thread -> the port, and the service."""
+    given = Settings(**{"model_name": "benchmark", "port": 0, "max_queue": 10_000, **settings})
+    found: list[tuple[int, Service]] = []
     loops: list[Any] = []
     up = threading.Event()
 
-    def ready(service: Any, address: str) -> None:
-        ports.append(int(address.rpartition(":")[2]))
+    def ready(service: Service, address: str) -> None:
+        found.append((int(address.rpartition(":")[2]), service))
         up.set()
 
     async def main() -> None:
@@ -63,7 +70,7 @@ def _served(llama: Llama, **settings: Any) -> Iterator[int]:
     thread.start()
     up.wait()
     try:
-        yield ports[0]
+        yield found[0]
     finally:
         loop, task = loops[0]
         loop.call_soon_threadsafe(task.cancel)
@@ -96,7 +103,10 @@ def _bare(llama: Llama, requests: Sequence[Request]) -> list[float]:
 def _model(shape: str, dtype: str, streams: int) -> Llama:
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
     args = replace(SHAPES[shape], max_batch_size=streams)
-    return make_ours(args, getattr(torch, dtype), torch.device("cpu")).llama
+    llama = make_ours(args, getattr(torch, dtype), torch.device("cpu")).llama
+    # No drafts: the output of random weights repeats itself, so they would be right more often than for text.
+    llama.engine = Engine(llama.model, llama.tokenizer, prefix_reuse=False, speculate=False)
+    return llama
 
 
 def _body(prompt: list[int], new: int) -> dict[str, Any]:
@@ -126,7 +136,7 @@ def throughput(
         ratios, rates = [], []
         for i in range(rounds + 1):
             bare = _bare(llama, requests)[-1]
-            with _served(llama) as port:
+            with served(llama) as (port, _):
                 seen = load("127.0.0.1", port, _PATH, [{**_body(prompt, new)} for prompt in prompts])
             _check(seen)
             http = max(each.end for each in seen)
@@ -146,7 +156,7 @@ def first_token(shape: str = "110m", dtype: str = "bfloat16", requests: int = 60
         prompts = random_prompts([32] * requests)
         for prompt in prompts:
             bare_times.append(_bare(llama, [make_request(prompt, 1, GREEDY, speculate=False)])[0])
-        port = stack.enter_context(_served(llama))
+        port, _ = stack.enter_context(served(llama))
         load("127.0.0.1", port, _PATH, [_body(prompts[0], 1)])
         http_times = [load("127.0.0.1", port, _PATH, [_body(prompt, 1)])[0].first for prompt in prompts]
     base = statistics.median(bare_times)
@@ -168,7 +178,7 @@ def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
             started = time.process_time()
             _bare(llama, requests)
             bare = time.process_time() - started
-            with _served(llama) as port:
+            with served(llama) as (port, _):
                 started = time.process_time()
                 seen = load("127.0.0.1", port, _PATH, [_body(prompt, new) for prompt in prompts])
                 http = time.process_time() - started
@@ -181,5 +191,88 @@ def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
         print(f"{count:3} streams: {cost}, {statistics.median(joined):.2f} tokens an event")
 
 
+@contextlib.contextmanager
+def _llama_server(program: str, llama: Llama, streams: int, threads: int) -> Iterator[int]:
+    """llama.cpp's own server on the same weights -> its port."""
+    from llama_cpp_peer import export
+
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as found:
+        export(llama.model, Path(folder) / "model.gguf")
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+        found.close()
+        command = [program, "-m", f"{folder}/model.gguf", "--port", str(port), "-np", str(streams)]
+        command += [
+            "-c",
+            str(512 * streams),
+            "-t",
+            str(threads),
+            "-tb",
+            str(threads),
+            "-b",
+            "512",
+            "-ub",
+            "512",
+        ]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while True:
+                with contextlib.suppress(OSError):
+                    if urllib.request.urlopen(f"http://127.0.0.1:{port}/health").status == 200:
+                        break
+                if process.poll() is not None:
+                    raise SystemExit(f"{program} ended with code {process.returncode}")
+                time.sleep(0.2)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def peers(
+    llama_server: str,
+    shape: str = "110m",
+    dtype: str = "bfloat16",
+    streams: Any = (1, 8, 32),
+    new: int = 64,
+    prompt: int = 32,
+    rounds: int = 5,
+) -> None:
+    """Tokens/s and time to the first token against llama.cpp's server, in turn, on the same weights.
+
+    Args:
+        llama_server: the program; llama-cpp-python's sdist holds its sources.
+    """
+    counts = [int(each) for each in parts(streams)]
+    llama = _model(shape, dtype, max(counts))
+    threads = torch.get_num_threads()
+    print(f"{shape}, {dtype}, {threads} thread(s), prompts of {prompt}, {new} new tokens a stream")
+    with served(llama) as (ours, _), _llama_server(llama_server, llama, max(counts), threads) as theirs:
+        for count in counts:
+            rates: dict[str, list[float]] = {"ours": [], "llama.cpp": []}
+            firsts: dict[str, list[float]] = {"ours": [], "llama.cpp": []}
+            for i in range(rounds + 1):
+                prompts = random_prompts([prompt] * count, seed=i)
+                mine = load("127.0.0.1", ours, _PATH, [_body(each, new) for each in prompts])
+                _check(mine)
+                bodies = [
+                    {"prompt": each, "n_predict": new, "temperature": 0, "stream": True, "ignore_eos": True}
+                    for each in prompts
+                ]
+                other = load("127.0.0.1", theirs, "/completion", bodies)
+                if any(each.status != 200 or f'"predicted_n":{new},' not in each.last for each in other):
+                    raise SystemExit(f"llama.cpp's answer is not what was asked for: {other[0]}")
+                if i:
+                    for name, seen in (("ours", mine), ("llama.cpp", other)):
+                        rates[name].append(count * new / max(each.end for each in seen))
+                        firsts[name].append(statistics.median(each.first for each in seen))
+            ratio = [a / b for a, b in zip(rates["ours"], rates["llama.cpp"], strict=True)]
+            cells = [f"{name} {statistics.median(each):6.0f} tokens/s" for name, each in rates.items()]
+            cells += [
+                f"first token {name} {1e3 * statistics.median(each):5.0f} ms" for name, each in firsts.items()
+            ]
+            print(f"{count:3} streams: {spread(ratio)}; " + ", ".join(cells))
+
+
 if __name__ == "__main__":
-    fire.Fire({"throughput": throughput, "first_token": first_token, "events": events})
+    fire.Fire({"throughput": throughput, "first_token": first_token, "events": events, "peers": peers})

@@ -67,6 +67,12 @@ def main() -> None:
     )
     dev = {name: block for name, block in everything.items() if name not in core}
     write("requirements-dev.lock", "What the extras [dev], [server] and [terminal] add", dev)
+    known = ("--constraint=requirements.lock", "--constraint=requirements-dev.lock")
+    ray = resolve("pyproject.toml", "--extra=ray", *known)
+    # What has a marker there is not installed everywhere.
+    there = {name for name, block in (core | dev).items() if " ; " not in block}
+    added = {name: block for name, block in ray.items() if name not in there}
+    write("tests/ray/requirements.lock", "What the extra [ray] adds to those of the tests", added)
     for group in _CLIENTS:
         name = f"tests/clients/requirements-{group}.lock"
         write(name, f"The dependency group {group}", resolve("", f"--group={group}"))

@@ -14,7 +14,16 @@ from .terminal import out
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DTYPES", "Parser", "add_tokenizer", "path", "positive", "torch_dtype"]
+__all__ = [
+    "DTYPES",
+    "Parser",
+    "add_loading",
+    "add_replicas",
+    "add_tokenizer",
+    "path",
+    "positive",
+    "torch_dtype",
+]
 
 DTYPES = ("bfloat16", "float16", "float32")
 _MAX_DIGITS = 12
@@ -56,6 +65,62 @@ def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> No
         type=path,
         metavar="FILE",
         help=f"the SentencePiece model (default: tokenizer.model in {folder})",
+    )
+
+
+def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | None) -> None:
+    """Add how a model is loaded: what of `Llama.build` is the same for every verb that runs one.
+
+    Args:
+        max_batch_size: the default of --max-batch-size; None for a verb that has one request at a time.
+    """
+    add_tokenizer(parser)
+    parser.add_argument(
+        "--max-seq-len",
+        type=positive,
+        default=4096,
+        metavar="N",
+        help="most tokens of prompt and answer together (default: %(default)s)",
+    )
+    if max_batch_size is not None:
+        parser.add_argument(
+            "--max-batch-size",
+            type=positive,
+            default=max_batch_size,
+            metavar="N",
+            help="sequences that run at the same time (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="of weights and arithmetic (default: as stored)",
+    )
+
+
+def add_replicas(parser: argparse.ArgumentParser, does: str) -> None:
+    """Add --ray and --replicas.
+
+    Args:
+        does: what --ray does, for the help.
+    """
+    group = parser.add_argument_group("replicas on Ray (extra [ray])")
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help=f"{does}; without ADDRESS on a cluster that is started on this machine",
+    )
+    group.add_argument(
+        "--replicas",
+        type=positive,
+        default=2,
+        metavar="N",
+        help="with --ray, each on one rank (default: %(default)s)",
     )
 
 

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .arguments import path, positive
+from ..errors import ConfigError
+from .arguments import add_replicas, path, positive
 from .model_arguments import add_source, source
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that are asked at the same time (default: 32 of a server, else twice --max-batch-size)",
     )
+    add_replicas(parser, "share the requests out among replicas of DIR")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,9 +56,8 @@ def run(options: argparse.Namespace) -> int:
     # Before a model is loaded: files that do not fit together should be told at once. Other ranks only follow.
     opened = Batch(options.input, options.output) if first_rank_of(place) else nullcontext()
     with opened as batch:
-        if (
-            batch is not None and batch.done and ranks_of(place) == 1
-        ):  # several ranks would have to agree on it
+        # Several ranks would have to agree on it.
+        if batch is not None and batch.done and ranks_of(place) == 1:
             return 0
         return _run(options, place, batch)
 
@@ -69,14 +70,20 @@ def _run(options: argparse.Namespace, place: Model | Server, batch: Batch | None
     if isinstance(place, Model):
         with extra("server", "batches of a model in this process"):
             from ..terminal.in_process import check_alive, open_in_process
+        in_flight = options.in_flight or 2 * options.max_batch_size
+        if options.ray is not None:
+            return _run_on_ray(batch, place, options, in_flight)
 
         async def lead(llama: Llama, engine: AsyncEngine) -> int:
             assert batch is not None
             async with open_in_process(llama, engine, place.name) as client:
                 poster = Poster(client, partial(check_alive, engine))
-                return await batch.run(poster, options.in_flight or 2 * options.max_batch_size)
+                return await batch.run(poster, in_flight)
 
         return run_model(place, lead)
+
+    if options.ray is not None:
+        raise ConfigError("--ray starts replicas of a folder; a server at a URL has its own")
 
     async def post() -> int:
         assert batch is not None
@@ -84,3 +91,12 @@ def _run(options: argparse.Namespace, place: Model | Server, batch: Batch | None
             return await batch.run(Poster(client), options.in_flight or 32)
 
     return run_here(post)
+
+
+def _run_on_ray(batch: Batch | None, model: Model, options: argparse.Namespace, in_flight: int) -> int:
+    from ..terminal.running import extra
+
+    with extra("ray", "replicas"):
+        from ..terminal.ray_data import run_on_ray
+    # Of several ranks each is told that Ray starts them itself.
+    return run_on_ray(batch, model, options.replicas, options.ray or None, in_flight)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from ..serving.http.settings import CAPABILITIES
 from .model_arguments import add_sampling, add_source, sampling, source
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     """Add what chat and client share."""
     parser.add_argument(
         "--cap",
-        # lmdeploy's names; serving/http/settings.py has them too, and a test compares.
-        choices=("completion", "infilling", "chat", "python"),
+        choices=CAPABILITIES,
         default="chat",
         help="what a text is: the next message of a chat (default), a text to continue as it is (completion, python),"
         " or one with <FILL> where it is to be filled in (infilling)",

@@ -7,15 +7,13 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import DTYPES, add_tokenizer, path, positive
+from .arguments import add_loading, path, positive
 
 if TYPE_CHECKING:
     from ..terminal.backend import Sampling
     from ..terminal.running import Model, Server
 
 __all__ = ["add_sampling", "add_server", "add_source", "sampling", "server", "source"]
-
-_MAX_SEQ_LEN = 4096
 
 
 def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = None) -> None:
@@ -28,28 +26,7 @@ def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = 
         "source", type=_place, metavar="DIR", help="a checkpoint folder, or the URL of a server (http://...)"
     )
     loading = parser.add_argument_group("a model of DIR (ranks: torchrun --nproc_per_node N -m llama ...)")
-    add_tokenizer(parser)
-    loading.add_argument(
-        "--max-seq-len",
-        type=positive,
-        default=_MAX_SEQ_LEN,
-        metavar="N",
-        help="most tokens of prompt and answer together (default: %(default)s)",
-    )
-    if max_batch_size is not None:
-        loading.add_argument(
-            "--max-batch-size",
-            type=positive,
-            default=max_batch_size,
-            metavar="N",
-            help="requests that run at the same time (default: %(default)s)",
-        )
-    loading.add_argument(
-        "--device", default="auto", help="cuda, mps, cpu (default: the first of them that is there)"
-    )
-    loading.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="of the weights (default: as stored)"
-    )
+    add_loading(loading, max_batch_size=max_batch_size)
     add_server(parser)
 
 

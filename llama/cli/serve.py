@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .arguments import DTYPES, add_tokenizer, path, positive
+from ..serving.http.settings import CAPABILITIES
+from .arguments import add_loading, add_replicas, path, positive
 
 if TYPE_CHECKING:
     from ..serving.http.settings import Settings
@@ -22,108 +23,102 @@ DESCRIPTION = """
       torchrun --nproc_per_node 2 -m llama serve CodeLlama-13b/
       curl localhost:8000/v1/completions -d '{"prompt": "def fib(", "suffix": "    return a"}'
     """
-_CAPABILITIES = ("completion", "infilling", "chat", "python")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
     )
-    model = parser.add_argument_group("model")
-    add_tokenizer(model)
-    model.add_argument(
-        "--max-seq-len",
-        type=positive,
-        default=4096,
-        metavar="N",
-        help="tokens of prompt and answer (%(default)s)",
-    )
-    model.add_argument(
-        "--max-batch-size",
-        type=positive,
-        default=32,
-        metavar="N",
-        help="sequences that run at the same time (%(default)s)",
-    )
-    model.add_argument(
+    _add_model(parser.add_argument_group("model"))
+    _add_prompts(parser.add_argument_group("requests"))
+    _add_door(parser.add_argument_group("door"))
+    _add_limits(parser.add_argument_group("limits"))
+    add_replicas(parser, "serve replicas behind one address")
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add_loading(group, max_batch_size=32)
+    group.add_argument(
         "--cache-memory", metavar="SIZE", help="for keys and values: 4GiB, or 50%% of what is free"
     )
-    model.add_argument(
-        "--dtype", choices=("auto", *DTYPES), default="auto", help="of weights and arithmetic (%(default)s)"
+    group.add_argument(
+        "--model-name", metavar="NAME", help="the model's name in answers (default: the folder's)"
     )
-    model.add_argument("--device", default="auto", help="cpu, cuda, ... (%(default)s)")
-    model.add_argument("--model-name", metavar="NAME", help="the name in answers (default: the folder's)")
-    model.add_argument(
+
+
+def _add_prompts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--capability",
-        choices=_CAPABILITIES,
-        help="what a message without a format means on chat routes (chat)",
+        choices=CAPABILITIES,
+        help="what a message without a format means on chat routes (default: chat)",
     )
-    model.add_argument(
+    group.add_argument(
         "--chat-template", type=path, metavar="FILE", help="lmdeploy's JSON with model_name and capability"
     )
-    model.add_argument(
+    group.add_argument(
         "--text-fim", action="store_true", help="recognise infilling sent as text, <PRE> p <SUF>s <MID>"
     )
-    model.add_argument(
+    group.add_argument(
         "--strict-model", action="store_true", help="answer 404 to a request that names another model"
     )
-    door = parser.add_argument_group("door")
-    door.add_argument(
-        "--host", default="127.0.0.1", help="the address to listen on (%(default)s: this machine alone)"
+
+
+def _add_door(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on (default: %(default)s, only this machine)",
     )
-    door.add_argument("--port", type=int, default=8000, help="0 takes a free one (%(default)s)")
-    door.add_argument(
+    group.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: %(default)s)")
+    group.add_argument(
         "--api-key-file",
         type=path,
         metavar="FILE",
         help="keys, one a line; also CODELLAMA_API_KEYS in the environment",
     )
-    door.add_argument(
+    group.add_argument(
         "--allowed-hosts",
         nargs="+",
         default=[],
         metavar="NAME",
         help="names besides localhost that clients may use for this machine",
     )
-    door.add_argument(
+    group.add_argument(
         "--cors-origin",
         nargs="+",
         default=[],
         metavar="ORIGIN",
         help="origins whose pages may call, such as https://example.org",
     )
-    door.add_argument("--ssl-certfile", type=path, metavar="FILE", help="a TLS certificate, with its chain")
-    door.add_argument("--ssl-keyfile", type=path, metavar="FILE", help="its key")
-    door.add_argument("--playground", action="store_true", help="show the playground at /")
-    limits = parser.add_argument_group("limits")
-    limits.add_argument(
+    group.add_argument("--ssl-certfile", type=path, metavar="FILE", help="a TLS certificate, with its chain")
+    group.add_argument("--ssl-keyfile", type=path, metavar="FILE", help="its key")
+    group.add_argument("--playground", action="store_true", help="show the playground at /")
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max-queue",
         type=positive,
         default=256,
         metavar="N",
-        help="requests that may wait; more get 429 (%(default)s)",
+        help="requests that may wait; more get 429 (default: %(default)s)",
     )
-    limits.add_argument(
-        "--max-body", type=positive, default=8 << 20, metavar="BYTES", help="of a request (%(default)s)"
+    group.add_argument(
+        "--max-body",
+        type=positive,
+        default=8 << 20,
+        metavar="BYTES",
+        help="of a request (default: %(default)s)",
     )
-    limits.add_argument(
-        "--body-timeout",
-        type=float,
-        default=30,
-        metavar="S",
-        help="seconds for a body to arrive (%(default)s)",
-    )
-    limits.add_argument(
-        "--request-timeout", type=float, default=600, metavar="S", help="seconds for an answer (%(default)s)"
-    )
-    limits.add_argument(
-        "--drain-seconds",
-        type=float,
-        default=20,
-        metavar="S",
-        help="after SIGTERM, for running answers (%(default)s)",
-    )
-    limits.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
+    for name, default, what in (
+        ("--body-timeout", 30, "for a body to arrive"),
+        ("--request-timeout", 600, "for an answer"),
+        ("--drain-seconds", 20, "after SIGTERM, for running answers"),
+    ):
+        group.add_argument(
+            name, type=float, default=default, metavar="S", help=f"seconds {what} (default: %(default)s)"
+        )
+    group.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -138,21 +133,37 @@ def run(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if options.ray is not None:
+        return _run_on_ray(options, settings)
     # Before minutes of loading: the port may be taken.
     listener = bind(settings) if os.environ.get("RANK", "0") == "0" else None
-    sizes = (options.max_seq_len, options.max_batch_size)
-    with (
-        Llama.build(
-            options.folder,
-            options.tokenizer,
-            *sizes,
-            device=options.device,
-            dtype=options.dtype,
-            cache_memory=options.cache_memory,
-        ) as llama,
-        _runner() as runner,
-    ):
+    with Llama.build(**_build(options)) as llama, _runner() as runner:
         runner.run(serve_http(llama, settings, listener))
+    return 0
+
+
+def _build(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `Llama.build`."""
+    return {
+        "ckpt_dir": options.folder,
+        "tokenizer_path": options.tokenizer,
+        "max_seq_len": options.max_seq_len,
+        "max_batch_size": options.max_batch_size,
+        "device": options.device,
+        "dtype": options.dtype,
+        "cache_memory": options.cache_memory,
+    }
+
+
+def _run_on_ray(options: argparse.Namespace, settings: Settings) -> int:
+    try:
+        from ..serving.http.ray_serve import Replicas, serve_on_ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{error.name} is missing; pip install 'codellama-runtime[ray]'") from None
+    # Replicas have other working folders.
+    build = _build(options) | {"ckpt_dir": options.folder.resolve()}
+    replicas = Replicas(build, options.replicas, options.ray or None)
+    asyncio.run(serve_on_ray(replicas, settings))
     return 0
 
 

@@ -11,8 +11,8 @@
 
 `serving` imports `engine`; neither `engine` nor `api` imports `serving`.
 
-An HTTP server goes into `llama/serving/http/`, one file for each family of routes. It runs inside the `main`
-that `serve` awaits on rank 0, and needs only `AsyncEngine`:
+The HTTP server is in `llama/serving/http/`. It runs inside the `main` that `serve` awaits on rank 0, and needs
+only `AsyncEngine`:
 
 - `stream(request)`, `complete(request)`: a bad request raises at the call, before anything is sent.
 - closing a stream, or cancelling its task: a client that hung up. Its request leaves before the next step.

@@ -7,6 +7,7 @@ process, which needs no socket (and the extra [server]). So an answer is the sam
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
@@ -173,6 +174,13 @@ class Batch:
 
     async def run(self, ask: Ask, in_flight: int) -> int:
         """Ask what is left -> the exit code, 0. Raises ServerError, OSError."""
+        with self.writing() as write:
+            await run_requests(self.left(), ask, in_flight, write)
+        return 0
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[Json], None]]:
+        """A function that appends the record of the next request; the whole is told at the end of the block."""
         progress = Progress(self._total, self._answers.done)
         counts = {"answered": 0, "refused": 0}
 
@@ -183,7 +191,7 @@ class Batch:
             progress.advance()
 
         try:
-            await run_requests(self._left(), ask, in_flight, write)
+            yield write
         except BaseException:
             progress.clear()
             done = self._answers.done + sum(counts.values())
@@ -193,7 +201,7 @@ class Batch:
         tell(
             f"{counts['answered']:,} requests answered, {counts['refused']:,} refused, in {self._answers.path}"
         )
-        return 0
 
-    def _left(self) -> Iterator[BatchRequest]:
+    def left(self) -> Iterator[BatchRequest]:
+        """The requests that have no record yet."""
         return islice(read_requests(self._source), self._answers.done, None)

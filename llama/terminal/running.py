@@ -39,6 +39,19 @@ class Model:
         """The folder's."""
         return self.folder.resolve().name
 
+    def build(self) -> Llama:
+        """Load it, on all ranks of the launch. Raises as `Llama.build`."""
+        from ..generation import Llama
+
+        return Llama.build(
+            self.folder,
+            self.tokenizer,
+            self.max_seq_len,
+            self.max_batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
 
 @dataclass(frozen=True)
 class Server:
@@ -72,17 +85,7 @@ def run(source: Model | Server, main: Callable[[Backend], Coroutine[Any, Any, in
 
 def run_model(model: Model, lead: Callable[[Llama, AsyncEngine], Coroutine[Any, Any, int]]) -> int:
     """Load a model and run `lead` on it, on rank 0; as `run`."""
-    from ..generation import Llama
-
-    built = Llama.build(
-        model.folder,
-        model.tokenizer,
-        model.max_seq_len,
-        model.max_batch_size,
-        device=model.device,
-        dtype=model.dtype,
-    )
-    with built as llama:
+    with model.build() as llama:
 
         def main(engine: AsyncEngine) -> Awaitable[int]:
             return _until_signal(lead(llama, engine))

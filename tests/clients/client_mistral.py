@@ -66,7 +66,8 @@ def test_the_asynchronous_calls_get_the_same(url, library) -> None:
 
 
 def test_the_model_is_listed(client) -> None:
-    assert [model.id for model in client.models.list().data] == [MODEL]
+    (model,) = client.models.list().data
+    assert (model.id, model.capabilities.completion_fim) == (MODEL, True)
 
 
 def test_an_error_has_the_servers_words(client) -> None:

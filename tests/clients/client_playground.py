@@ -158,7 +158,25 @@ def test_a_selection_is_replaced_and_comes_back_with_undo(page: Page, peer: Scri
     page.run()  # again: what was not kept is replaced
     assert peer.requests[1] == peer.requests[0]
     page.find(INFILL).send_keys(Keys.ESCAPE)
-    page.find(INFILL).send_keys(Keys.CONTROL, "z")
+    assert page.text(INFILL) == page.drawn("infilling") == "the old text"
+    assert not page.find("#panel-infilling ~ .bar .tools").text
+
+
+def test_a_filling_that_does_not_come_costs_nothing(page: Page, peer: Scripted) -> None:
+    page.tab("infilling")
+    page.type(INFILL, "the old text")
+    page.select(INFILL, 4, 7)
+    peer.script(refuse=(400, "no"))
+    page.run()
+    assert page.problem() == "The server refused the request: no"
+    assert page.text(INFILL) == "the old text"
+    peer.script(answer="new")
+    page.select(INFILL, 4, 7)
+    page.run()
+    peer.script(refuse=(400, "no"))
+    page.run()
+    assert page.text(INFILL) == "the new text"
+    page.find(INFILL).send_keys(Keys.ESCAPE)
     assert page.text(INFILL) == "the old text"
 
 

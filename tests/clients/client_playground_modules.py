@@ -96,6 +96,7 @@ def test_events_are_the_same_wherever_the_bytes_are_cut(page: Page, end: str) ->
         ([("x", [" x"])], [(0, 1, "x")]),  # the first one's space was dropped
         ([("é!", ["bytes:\\xc3", "bytes:\\xa9", "!"])], [(0, 1, "é"), (1, 2, "!")]),
         ([("", ["bytes:\\xc3"]), ("é", ["bytes:\\xa9"])], [(0, 1, "é")]),
+        ([("a\r\nb", ["a", "\r\n", "b"])], [(0, 1, "a"), (1, 2, "\n"), (2, 3, "b")]),  # a text area has no CR
         ([("ab", ["", "a", "Z", "b"])], [(0, 1, "a"), (1, 2, "b")]),  # one that has no place
     ],
     ids=str,

@@ -81,6 +81,7 @@ def test_the_ids_of_a_prompt_are_the_librarys(url, library) -> None:
     wanted = library["completion"]["prompt"]
     assert tokenize(content=COMPLETION, add_special=True)["tokens"] == wanted
     assert tokenize(prompt=COMPLETION, add_special_tokens=True)["tokens"] == wanted
-    assert [token["id"] for token in tokenize(inputs=COMPLETION)] == wanted
+    # Slices of the text, so without the beginning of a text.
+    assert [token["id"] for token in tokenize(inputs=COMPLETION)] == wanted[1:]
     back = httpx.post(f"{url}/detokenize", json={"tokens": wanted[1:]}, timeout=LIMIT).json()
     assert back["content"] == back["prompt"] == COMPLETION

@@ -16,6 +16,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ("requirements-build.lock", "requirements.lock")
 LOCKS = (*CORE, "requirements-dev.lock")
+# What `make ray` installs besides.
+RAY = "tests/ray/requirements.lock"
 # Of each dependency group of pyproject.toml: an environment of real clients.
 CLIENTS = {
     group: f"tests/clients/requirements-{group}.lock" for group in ("clients", "lm-eval", "text-generation")
@@ -72,7 +74,7 @@ def pins(*names: str, python: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*LOCKS, *CLIENTS.values()])
+@pytest.mark.parametrize("name", [*LOCKS, RAY, *CLIENTS.values()])
 def test_every_release_has_its_hashes_and_no_address_is_named(name) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     rest = BLOCK.sub("", text)
@@ -115,7 +117,7 @@ def test_the_clients_of_npm_are_locked_with_hashes_and_name_no_registry() -> Non
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_lock_files_hold_what_constraints_txt_says(python) -> None:
     chosen = [Requirement(line) for line in lines("constraints.txt")]
-    dev = pins(*LOCKS, python=python)
+    dev = pins(*LOCKS, RAY, python=python)
     by_hand = {Requirement(each).name for each in extra("bench")} | {"torch"}
     for requirement in chosen:
         if requirement.name not in by_hand and (
@@ -154,10 +156,15 @@ def test_make_installs_by_hash_all_but_torch_and_the_package_itself() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^LOCKED = \$\(INSTALL\) .*--require-hashes$", text, re.MULTILINE)
     unlocked = re.findall(r"^\t.*(?:\$\(INSTALL\)|pip install)(.*)$", text, re.MULTILINE)
-    assert unlocked == [
+    # For `make test`, and for `make ray`.
+    assert unlocked == 2 * [
         " --constraint constraints.txt torch",
         " --no-deps --no-build-isolation --editable .",
     ]
+    for name in (*LOCKS, RAY):
+        rule = text.partition("\n.venv-ray/ready: requirements")[2].partition("\n\n")[0]
+        assert f" {name} " in f" requirements{rule.partition(chr(10))[0]} "
+        assert f"\t$(LOCKED) --requirement {name}\n" in rule
     for name in LOCKS:
         assert re.search(rf"^\.venv/(core|dev):.* {re.escape(name)}", text, re.MULTILINE), (
             "a stamp depends on it"

@@ -13,10 +13,8 @@ import pytest
 from tiny_program import MODEL, TINY
 
 from llama import Llama
-from llama.cli import chat
 from llama.errors import RankError
 from llama.serving import AsyncEngine
-from llama.serving.http.settings import CAPABILITIES
 
 GREEDY = ["--temperature", "0", "--max-gen-len", "24"]
 PREFIX, SUFFIX = "def add(a, b):\n    ", "\n\nprint(add(1, 2))\n"
@@ -156,15 +154,6 @@ def test_what_cannot_be_is_one_line_and_1(command: Any, arguments: list[Any], gi
 )
 def test_wrong_usage_of_a_program_is_2(command: Any, arguments: list[str]) -> None:
     assert command(*arguments).code == 2
-
-
-def test_the_flag_cap_has_lmdeploys_names() -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    chat.add_chat(parser)
-    (cap,) = [each for each in parser._actions if each.dest == "cap"]
-    assert cap.choices == CAPABILITIES
 
 
 def test_a_missing_extra_is_named(command: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,19 @@
-"""The HTTP server: every door speaks another protocol, all lead to the one `AsyncEngine`. Extra [server].
+"""The HTTP server: several protocols, each one a door, in front of one `AsyncEngine`. Extra [server].
 
 | file | holds |
 |---|---|
 | `settings`, `server` | what an operator sets; uvicorn in the event loop of `Llama.serve`, from warm-up to drain |
-| `app`, `guard` | the ASGI application: routes of all doors; keys, hosts, origins, request ids |
-| `addresses` | addresses to listen on, names in Host headers |
-| `playground/` | the page that `serve --playground` shows, and `codellama playground` |
-| `service` | what doors ask of the engine: prompts become requests, requests become a `Run` |
+| `app`, `routes` | the ASGI application; a door's table of routes |
+| `guard`, `addresses` | keys, hosts, origins, request ids; addresses to listen on, names in Host headers |
+| `metrics`, `operations` | numbers for Prometheus; /health and /metrics |
+| `service`, `outputs` | what doors ask of the engine: texts become prompts and requests; a `Run` and its outputs |
 | `bodies`, `problems`, `replies` | reading a body; errors; answers, whole or streamed |
-| `token_texts`, `response_fields`, `chat_templates` | what several doors tell: single tokens, picked fields, formats |
-| the other files | the doors, one file each: a `FAMILY` and its `ROUTES` |
+| `openai/`, `llamacpp/`, `tgi/`, `mistral`, `ollama/` | the doors: each has a `FAMILY` and its `ROUTES` |
+| `messages`, `text_fim`, `other_samplers` | what several doors read: chats, infilling as text, llama.cpp's samplers |
+| `answer_fields`, `token_texts`, `response_fields`, `chat_templates` | what several doors write |
+| `playground/` | the page that `serve --playground` shows, and `codellama playground` |
+| `ray_serve` | replicas behind one address, extra [ray] |
 
 A door translates its protocol's body into requests, and what they give back into its protocol's answer. No
-door imports another family's.
+door imports another one: what two of them need is in a file of this folder.
 """

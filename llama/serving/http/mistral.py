@@ -5,36 +5,25 @@ The answer has the shape of a chat's: `message.content`, and in a stream `delta.
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from starlette.responses import Response
 
-from ...engine import FinishReason
-from .. import TextDelta
-from .bodies import Body, Int, parse
+from .answer_fields import answer_head, error_fields, finish_reason
+from .bodies import Body, Int, Texts, parse
+from .outputs import News, Output
 from .problems import Family, Problem
-from .replies import SSE, StreamReply, WholeReply, dumps, event
+from .replies import Encoder, StreamReply, WholeReply, dumps, joined
 from .routes import Call, Route
-from .service import News, Output, Run
+from .service import Run
 
 __all__ = ["FAMILY", "ROUTES"]
 
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    503: "service_unavailable_error",
-}
-
 
 def _error(problem: Problem) -> dict[str, Any]:
-    kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-    told = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
+    told = error_fields(problem)
     # Mistral's own fields, and below them what Continue looks for in the events of a stream.
     return {"object": "error", **told, "error": told}
 
@@ -42,7 +31,7 @@ def _error(problem: Problem) -> dict[str, Any]:
 FAMILY = Family("Mistral", _error)
 
 
-class FimBody(Body):
+class MistralFimBody(Body):
     """The body of /v1/fim/completions; the last four fields are those that Continue adds."""
 
     INERT: ClassVar[frozenset[str]] = frozenset({"metadata", "prompt_cache_key", "stream_options", "user"})
@@ -54,7 +43,7 @@ class FimBody(Body):
     min_tokens: Int = Field(default=0, ge=0)
     temperature: float = 0.0
     top_p: float = 1.0
-    stop: str | list[str] = Field(default_factory=list)
+    stop: Texts = Field(default_factory=list)
     random_seed: Int | None = None
     stream: bool = False
     seed: Int | None = None
@@ -64,7 +53,7 @@ class FimBody(Body):
 
 
 def _fim(call: Call) -> Response:
-    service, body = call.service, parse(FimBody, call.data)
+    service, body = call.service, parse(MistralFimBody, call.data)
     service.check_model(body.model)
     if body.suffix is None:
         prompt = service.text_prompt(body.prompt)
@@ -75,47 +64,21 @@ def _fim(call: Call) -> Response:
             [prompt],
             temperature=body.temperature,
             top_p=body.top_p,
-            max_tokens=_either(body, "max_tokens", "max_completion_tokens"),
+            max_tokens=body.one_of("max_tokens", "max_completion_tokens"),
             min_tokens=body.min_tokens,
             stop=body.stop,
-            seed=_either(body, "random_seed", "seed"),
+            seed=body.one_of("random_seed", "seed"),
             presence_penalty=body.presence_penalty,
             frequency_penalty=body.frequency_penalty,
         )
     )
     if body.stream:
-        return StreamReply(run, FAMILY, _Events(run))
+        return StreamReply(run, _Encoder(run))
     return WholeReply(run, FAMILY, lambda outputs: _answer(run, outputs[0][0]))
 
 
-def _either(body: FimBody, name: str, other: str) -> int | None:
-    """The value of a field that has two names.
-
-    Raises:
-        Problem: 400; they are given with different values.
-    """
-    first: int | None = getattr(body, name)
-    second: int | None = getattr(body, other)
-    if first is not None and second is not None and first != second:
-        message = f"{name} is {first} and {other} is {second}; they mean the same, so give one of them"
-        raise Problem(400, "invalid_request", message, other)
-    return second if first is None else first
-
-
 def _head(run: Run, kind: str) -> dict[str, Any]:
-    return {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": run.service.settings.model_name,
-    }
-
-
-def _finish_reason(reason: FinishReason | None) -> str | None:
-    """stop or length; clients know no others."""
-    if reason is None:
-        return None
-    return "length" if reason is FinishReason.LENGTH else "stop"
+    return answer_head(run.service.settings.model_name, kind, "cmpl")
 
 
 def _usage(output: Output) -> dict[str, int]:
@@ -127,29 +90,27 @@ def _answer(run: Run, output: Output) -> dict[str, Any]:
     choice = {
         "index": 0,
         "message": {"role": "assistant", "content": output.text, "tool_calls": None},
-        "finish_reason": _finish_reason(output.finish_reason),
+        "finish_reason": finish_reason(output.finish_reason),
     }
     return {**_head(run, "chat.completion"), "choices": [choice], "usage": _usage(output)}
 
 
-class _Events:
+class _Encoder(Encoder):
     """One chunk for whatever text is new; the last has the usage."""
 
-    media_type = SSE
-    ping = b": ping\n\n"
+    family = FAMILY
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._before = (
-            f'data: {dumps(_head(run, "chat.completion.chunk"))[:-1]},"choices":[{{"index":0,"delta":{{'
-        )
+        head = dumps(_head(run, "chat.completion.chunk"))[:-1]
+        self._before = f'data: {head},"choices":[{{"index":0,"delta":{{'
 
     def begin(self) -> bytes:
         return f'{self._before}"role":"assistant","content":""}},"finish_reason":null}}]}}\n\n'.encode()
 
     def news(self, news: Sequence[News]) -> bytes:
-        delta = news[0].delta if len(news) == 1 else TextDelta.joined([each.delta for each in news])
-        reason = _finish_reason(delta.finish_reason)
+        ((_, delta),) = joined(news)
+        reason = finish_reason(delta.finish_reason)
         if reason is None and not delta.text:
             return b""
         usage = "" if reason is None else f',"usage":{dumps(_usage(self._run.outputs[0][0]))}'
@@ -159,10 +120,9 @@ class _Events:
     def end(self) -> bytes:
         return b"data: [DONE]\n\n"
 
-    def failed(self, problem: Problem) -> bytes:
-        return event(FAMILY.error(problem))
-
 
 ROUTES = (
-    Route("POST", ("/v1/fim/completions",), "Fill the middle, as Mistral's clients ask", _fim, (FimBody,)),
+    Route(
+        "POST", ("/v1/fim/completions",), "Fill the middle, as Mistral's clients ask", _fim, (MistralFimBody,)
+    ),
 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import RedirectResponse, Response
 
-from .openai_shapes import FAMILY
+from .answer_fields import error_fields
+from .problems import Family
 from .replies import JsonReply
 from .routes import Call, Route
 
 __all__ = ["FAMILY", "HOME", "ROUTES"]
+
+FAMILY = Family("operations", lambda problem: {"error": error_fields(problem)})
 
 
 def _health(call: Call) -> Response:

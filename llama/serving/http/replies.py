@@ -9,24 +9,30 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .. import TextDelta
+from .outputs import News, Output
 from .problems import Family, Problem, problem_of
-from .service import News, Output, Run
+from .service import Run
 
-__all__ = ["SSE", "Encoder", "JsonReply", "StreamReply", "WholeReply", "dumps", "event"]
+__all__ = ["Encoder", "JsonReply", "StreamReply", "WholeReply", "dumps", "event", "joined"]
 
-SSE = "text/event-stream"
 _log = logging.getLogger("llama.serving.http")
 
 
+# One encoder for all calls: json.dumps would make a new one for each, and a token needs several.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
 def dumps(value: Any) -> str:
-    """JSON on one line without spaces: llama.vim finds `"content":` only so."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """JSON on one line without spaces, since llama.vim searches the text for `"content":`."""
+    return _encode(value)
 
 
 def event(value: Any) -> bytes:
@@ -34,31 +40,42 @@ def event(value: Any) -> bytes:
     return f"data: {dumps(value)}\n\n".encode()
 
 
-class Encoder(Protocol):
-    """Turns a run's news into the bytes of a family's stream.
+def joined(news: Sequence[News]) -> Sequence[News]:
+    """News with one delta for each sample: what a client did not read in time goes out as one event."""
+    if len(news) == 1:
+        return news
+    found: dict[tuple[int, int], list[TextDelta]] = {}
+    for row, delta in news:
+        found.setdefault((row, delta.sample), []).append(delta)
+    return [News(row, TextDelta.joined(deltas)) for (row, _), deltas in found.items()]
+
+
+class Encoder(ABC):
+    """Turns a run's news into the bytes of a family's stream, by default server-sent events.
 
     media_type: of the stream. ping: sent when the stream has been silent; empty where the protocol has no
     line that clients skip.
     """
 
-    media_type: str
-    ping: bytes
+    family: ClassVar[Family]
+    media_type: ClassVar[str] = "text/event-stream"
+    ping: ClassVar[bytes] = b": ping\n\n"
 
     def begin(self) -> bytes:
         """Sent with the head of the answer."""
-        ...
+        return b""
 
+    @abstractmethod
     def news(self, news: Sequence[News]) -> bytes:
         """New text of some samples. Several deltas of a sample may become one event."""
-        ...
 
     def end(self) -> bytes:
         """Sent after the last news."""
-        ...
+        return b""
 
     def failed(self, problem: Problem) -> bytes:
         """The last event of a stream that failed."""
-        ...
+        return event(self.family.error(problem))
 
 
 class JsonReply(Response):
@@ -165,10 +182,10 @@ class WholeReply(_RunReply):
 
 
 class StreamReply(_RunReply):
-    """A run's news as they come, in a family's encoding. The head is sent at once."""
+    """A run's news as they come, in its family's encoding. The head is sent at once."""
 
-    def __init__(self, run: Run, family: Family, encoder: Encoder) -> None:
-        super().__init__(run, family)
+    def __init__(self, run: Run, encoder: Encoder) -> None:
+        super().__init__(run, encoder.family)
         self.encoder = encoder
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

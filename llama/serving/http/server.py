@@ -15,10 +15,11 @@ from ...printable import reason, tell
 from .. import AsyncEngine
 from .addresses import listen, url_of
 from .app import create_app
+from .connection import connection_class
 from .service import Service
 from .settings import Settings
 
-__all__ = ["bind", "serve_http"]
+__all__ = ["bind", "serve_http", "warm"]
 
 # Seconds that answers have to leave for their clients once nothing runs any more.
 _LAST_BYTES = 1.0
@@ -66,7 +67,7 @@ async def serve_http(
             serving = asyncio.ensure_future(server.serve([bound]))
             over = asyncio.ensure_future(engine.ended())
             try:
-                await _warm(service)
+                await warm(service)
                 (ready or _announce)(
                     service, url_of(settings.host, bound, tls=settings.ssl_certfile is not None)
                 )
@@ -74,7 +75,8 @@ async def serve_http(
             finally:
                 over.cancel()
                 server.should_exit = True
-                await asyncio.wait({serving})
+                # After Ctrl-C answers still run; this ends them, and their clients are told so.
+                await asyncio.wait({serving, asyncio.ensure_future(engine.close())})
             serving.result()
 
     await llama.serve(main, drain_seconds=settings.drain_seconds)
@@ -84,6 +86,7 @@ def _config(service: Service) -> uvicorn.Config:
     settings = service.settings
     config = uvicorn.Config(
         create_app(service),
+        http=connection_class(settings.body_timeout),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -102,7 +105,7 @@ def _config(service: Service) -> uvicorn.Config:
     return config
 
 
-async def _warm(service: Service) -> None:
+async def warm(service: Service) -> None:
     """Make a first token: kernels are chosen and memory is touched before the first client comes."""
     (request,) = service.requests([service.text_prompt("")], temperature=0, top_p=1, max_tokens=1)
     await service.engine.complete(request)

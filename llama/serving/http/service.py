@@ -8,13 +8,11 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import NamedTuple, Unpack
+from typing import Unpack
 
 from ...api import arguments
 from ...api.options import Logprobs, SamplingOptions
 from ...engine import FinishReason, Request
-from ...engine.sequence import SequenceState, TokenScore
 from ...errors import PromptTooLongError
 from ...generation import Llama
 from ...prompts import (
@@ -26,55 +24,18 @@ from ...prompts import (
     infilling_prompt,
     split_fill,
 )
-from .. import AsyncEngine, TextDelta
+from .. import AsyncEngine
 from .metrics import Metrics
+from .outputs import News, Output
 from .problems import Problem
 from .settings import Settings
 from .text_fim import looks_like_fim, split_fim
-from .token_texts import TokenNames
+from .token_texts import TokenNames, spelled
 
-__all__ = ["News", "Output", "Run", "Service"]
+__all__ = ["Run", "Service"]
 
 _MAX_SEED = 1 << 32
 _log = logging.getLogger("llama.serving.http")
-
-
-class News(NamedTuple):
-    """New text of one sample of one prompt; `row` is the prompt's place in its HTTP request."""
-
-    row: int
-    delta: TextDelta
-
-
-@dataclass
-class Output:
-    """One sample of one prompt, whole.
-
-    tokens, scores: the ids of the text, and their log-probabilities. prompt_scores: of the prompt's ids but
-    the first, if they were asked for. sequence: the engine's record, with counts and times; None if it was
-    cancelled before it began.
-    """
-
-    row: int
-    sample: int
-    request: Request
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
-    prompt_scores: list[TokenScore] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    sequence: SequenceState | None = None
-
-    def take(self, delta: TextDelta) -> None:
-        """Append a delta."""
-        self.text += delta.text
-        self.tokens += delta.tokens
-        self.scores += delta.scores
-        if delta.prompt_scores:
-            self.prompt_scores = list(delta.prompt_scores)
-        self.sequence = delta.sequence
-        if delta.finish_reason is not None:
-            self.finish_reason = delta.finish_reason
 
 
 class Service:
@@ -165,6 +126,10 @@ class Service:
             stops |= {token for token in (tokenizer.eot_id, tokenizer.step_id) if token is not None}
         return Prompt(tuple(ids), frozenset(stops), start_of_text=False)
 
+    def infills(self, prompt: Prompt) -> bool:
+        """Whether a prompt asks for infilling, however the client has asked for it."""
+        return self.tokenizer.eot_id in prompt.stop_ids
+
     # ---- requests ------------------------------------------------------------------------------------------
 
     def requests(
@@ -240,9 +205,13 @@ class Service:
                 headers={"Retry-After": "1"},
             )
         waiting, most = self.engine.waiting, self.settings.max_queue
-        if waiting + len(requests) > most and (waiting or len(requests) > most):
+        if waiting + len(requests) > most:
             message = f"{waiting} requests wait already, and {most} may; try again"
             raise Problem(429, "queue_full", message, headers={"Retry-After": "1"})
+        if self.settings.log_prompts:
+            for request in requests:
+                # As one line of ASCII: what a prompt holds must not look like other lines of the log.
+                _log.info("prompt %s", ascii(spelled(self.tokenizer, request.prompt)))
         return Run(self, requests)
 
 

@@ -1,4 +1,4 @@
-"""The text of single tokens: their names, their bytes, and what each adds to its sample's text.
+"""Ids as text: names and bytes of single tokens, what each adds to its sample's text, prompts spelled out.
 
 Of the vocabulary alone: `TokenNames` and `token_bytes`. Within a text: `TokenTexts`, where a character may be
 spread over several byte tokens.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ...detokenizer import Detokenizer
 from ...tokenizer import SPACE_SYMBOL, Tokenizer
 
-__all__ = ["TokenNames", "TokenTexts", "token_bytes"]
+__all__ = ["TokenNames", "TokenTexts", "spelled", "token_bytes"]
 
 
 class TokenNames(dict[int, str]):
@@ -88,6 +88,27 @@ class TokenTexts:
             if texts:
                 texts[-1] += rest
         return texts
+
+
+def spelled(tokenizer: Tokenizer, tokens: Sequence[int], *, begins: bool = False) -> str:
+    """Ids as one text, control ids as their pieces (`</s>`). Text after bos or eos begins without a dummy space;
+    so does the first, if it `begins` a text."""
+    parts: list[str] = []
+    run: list[int] = []
+
+    def flush() -> None:
+        parts.append(tokenizer.decode(run) if begins else tokenizer.decode_infilling(run))
+        run.clear()
+
+    for token in tokens:
+        if token not in tokenizer.control_ids:
+            run.append(token)
+            continue
+        flush()
+        parts.append(tokenizer.token_piece(token).replace(SPACE_SYMBOL, " "))
+        begins = token in (tokenizer.bos_id, tokenizer.eos_id)
+    flush()
+    return "".join(parts)
 
 
 def _has_piece(tokenizer: Tokenizer, char: str) -> bool:

@@ -12,8 +12,8 @@ from test_llamacpp_limits import indented
 from tiny_llama import tiny_llama
 
 from llama.errors import UnsupportedError
-from llama.serving.http.llamacpp_answers import Events
-from llama.serving.http.llamacpp_completion import ROUTES
+from llama.serving.http.llamacpp.answers import AnswersEncoder
+from llama.serving.http.llamacpp.completion import ROUTES
 from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call
 from llama.serving.http.service import Service
@@ -321,7 +321,7 @@ def test_response_fields_keep_their_slash_and_leave_out_what_is_not_there(server
 
 def test_a_stream_that_fails_ends_with_an_event_that_every_client_can_read() -> None:
     problem = Problem(500, "internal_error", "a reason", "field")
-    event = json.loads(Events(None, None).failed(problem).removeprefix(b"data: "))
+    event = json.loads(AnswersEncoder(None, None).failed(problem).removeprefix(b"data: "))
     error = {"code": 500, "message": "a reason", "type": "server_error", "param": "field"}
     assert event == {"content": "", "stop": True, "error": error}
 

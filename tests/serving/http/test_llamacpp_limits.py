@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama.serving.http.llamacpp_limits import LineLimits
+from llama.serving.http.llamacpp.limits import LineLimits
 
 PARTS = st.lists(st.text(" \t\r\nab", max_size=6), max_size=8)
 

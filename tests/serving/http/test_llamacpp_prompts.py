@@ -10,8 +10,8 @@ from tiny_tokenizers import tiny_tokenizer
 
 from llama.prompts import completion_prompt, infilling_prompt
 from llama.serving.http.bodies import parse
-from llama.serving.http.llamacpp_bodies import InfillBody, LlamaCppCompletionBody, sampling
-from llama.serving.http.llamacpp_prompts import (
+from llama.serving.http.llamacpp.bodies import LlamaCppCompletionBody, LlamaCppInfillBody, sampling
+from llama.serving.http.llamacpp.prompts import (
     completion_prompts,
     head_that_fits,
     infill_window,
@@ -34,7 +34,7 @@ def service() -> Service:
 
 
 def window(service: Service, **fields: object):
-    return infill_window(service, parse(InfillBody, fields))
+    return infill_window(service, parse(LlamaCppInfillBody, fields))
 
 
 @settings(max_examples=200)
@@ -154,7 +154,7 @@ def test_other_prompts_are_refused_with_their_place(service: Service, prompt: ob
 
 
 def drawn(**fields: object) -> dict[str, object]:
-    return sampling(parse(InfillBody, fields), tiny_tokenizer())
+    return sampling(parse(LlamaCppInfillBody, fields), tiny_tokenizer())
 
 
 def test_defaults_are_those_of_llama_cpp() -> None:

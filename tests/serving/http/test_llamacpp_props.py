@@ -14,12 +14,12 @@ from tiny_llama import tiny_llama
 from llama import Llama
 from llama.prompts import chat_prompt
 from llama.serving.http.chat_templates import chat_template
-from llama.serving.http.llamacpp_props import ROUTES
-from llama.serving.http.llamacpp_shapes import spelled
+from llama.serving.http.llamacpp.props import ROUTES
 from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call
 from llama.serving.http.service import Service
 from llama.serving.http.settings import Settings
+from llama.serving.http.token_texts import spelled
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 TALK = [
@@ -61,6 +61,15 @@ def test_a_first_turn_goes_through_completion_unchanged() -> None:
     text = ask(llama, "/apply-template", messages=messages)["prompt"]
     wanted = service.chat_prompt([SYSTEM, {"role": "user", "content": "hi"}])
     assert service.text_prompt(text).tokens == wanted.tokens
+
+
+def test_parts_of_a_message_are_its_lines_as_in_a_chat() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    texts = [
+        ask(tiny_llama(), "/apply-template", messages=[{"role": "user", "content": content}])
+        for content in (parts, "a\nb")
+    ]
+    assert texts[0] == texts[1]
 
 
 def test_props_say_how_long_a_text_may_be_and_name_no_path(llama: Llama) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_llama import tiny_llama
 
-from llama.serving.http.llamacpp_tokens import ROUTES
+from llama.serving.http.llamacpp.tokens import ROUTES
 from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call
 from llama.serving.http.service import Service

@@ -26,7 +26,10 @@ def test_a_model_says_what_it_is(kind: str) -> None:
         "infill": kind == "step",
         "chat_format": "step" if kind == "step" else "inst",
         "capability": "chat",
+        "completion_fim": kind == "step",
+        "completion_chat": True,
     }
+    assert model["type"] == "base"
     for reply in (missing, refused):
         assert reply.status_code == 404
         assert reply.json()["error"]["code"] == "model_not_found"

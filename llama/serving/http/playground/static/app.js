@@ -11,7 +11,7 @@ import { dismiss, isOpen } from "./inspector.js";
 import { clearPassing, clearProblem, showProblem } from "./problem.js";
 import { save, saveNow, state } from "./store.js";
 import { Stats } from "./stats.js";
-import { Aligner } from "./tokens.js";
+import { Aligner, withoutReturns } from "./tokens.js";
 
 const RUN_KEY = /Mac|iPhone|iPad/.test(navigator.platform) ? "⌘ ⏎" : "Ctrl ⏎";
 const RETRY = 4000; // milliseconds between two looks for a server that was gone
@@ -68,7 +68,8 @@ async function start() {
   try {
     for await (const step of stream(asked.path, asked.body, signal)) {
       const marks = aligner.add(step.text, step.tokens);
-      if (step.text || marks.length) tab.write(step.text, marks);
+      const text = withoutReturns(step.text);
+      if (text || marks.length) tab.write(text, marks);
       outcome.finish = step.finish ?? outcome.finish;
       stats.step(step, aligner.count);
     }
@@ -91,7 +92,7 @@ function finish({ stopped, problem }) {
     showProblem(known, { again: start, key: askForKey });
     if (["gone", "lost", "starting"].includes(known.kind)) connect();
   } else {
-    announce(stopped ? "Stopped" : `Done. ${byId("stats").textContent}`);
+    announce(stopped ? "Stopped" : `Done: ${stats.words}`);
   }
 }
 
@@ -207,7 +208,9 @@ function wireKeys() {
       else if (isOpen()) {
         dismiss();
         active().focus();
-      } else active().dismiss?.();
+      } else if (!byId("controls").contains(document.activeElement)) {
+        active().dismiss?.();
+      }
     }
   });
 }
@@ -217,7 +220,10 @@ wireKeys();
 wireDialogs(connect);
 byId("run").addEventListener("click", () => (running ? stop() : start()));
 window.addEventListener("pagehide", saveNow);
-byId("side").open = window.matchMedia("(min-width: 60rem)").matches;
+const wide = window.matchMedia("(min-width: 60rem)"); // as in the style sheet
+const openSide = () => { byId("side").open = wide.matches; };
+wide.addEventListener("change", openSide);
+openSide();
 showProbabilities();
 showTab(state.tab);
 connect();

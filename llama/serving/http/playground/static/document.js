@@ -1,9 +1,9 @@
 // What completion and infilling share: an editor, its examples and buttons, and tokens that can be looked at.
 
 import { byId, copy, el } from "./dom.js";
-import { icon } from "./icons.js";
 import { Editor } from "./editor.js";
-import { enter, inspect, isOpen } from "./inspector.js";
+import { icon } from "./icons.js";
+import { dismiss, enter, inspect, isOpen } from "./inspector.js";
 
 export function button(drawing, label, click, key = null) {
   // Narrow pages show the drawing alone.
@@ -32,6 +32,7 @@ export class Document {
     host.append(head, this.editor.element);
     this.tools = el("div", { className: "tools" }); // beside the button that runs
     this.editor.addEventListener("input", () => {
+      dismiss();
       this.remember();
       this.refresh();
     });
@@ -61,9 +62,12 @@ export class Document {
     this.editor.write(text, marks);
   }
 
+  /** The answer is over. If nothing came, what it was to replace is there again. */
   end() {
+    const { start, end } = this.editor.answer;
     this.editor.end();
     this.editor.readOnly = false;
+    if (start === end) this.editor.undo();
     this.remember();
     this.refresh();
   }
@@ -88,23 +92,22 @@ export class Document {
 
   #watchTokens() {
     const { editor } = this;
-    const show = (mark, speak) => {
-      const pick = mark && !editor.area.readOnly && this.canPick(mark)
-        ? (...chosen) => this.pick(...chosen) : null;
-      inspect(mark, mark && editor.place(mark), { pick, speak });
+    const show = (mark, rectangle, speak) => {
+      const seen = byId("probabilities").checked && mark && mark.logprob !== null;
+      const canPick = seen && !editor.area.readOnly && this.canPick(mark);
+      const pick = canPick ? (...chosen) => this.pick(...chosen) : null;
+      inspect(seen ? mark : null, rectangle, { pick, speak });
     };
-    editor.addEventListener("hover", (event) => show(scored(event.detail), false));
+    editor.addEventListener("hover", ({ detail }) => show(detail?.mark, detail?.rectangle, false));
     editor.addEventListener("caret", ({ detail: event }) => {
       const moved = event.type === "keyup" && /^(Arrow|Home|End|Page)/.test(event.key) && !event.altKey;
       const tapped = event.type === "pointerup" && event.pointerType === "touch"; // there is no hovering
-      if ((moved || tapped) && byId("probabilities").checked) show(scored(editor.markAt(editor.selection.start)), moved);
+      if (!moved && !tapped) return;
+      const mark = editor.markAt(editor.selection.start);
+      show(mark, mark && editor.place(mark), moved);
     });
     editor.area.addEventListener("keydown", (event) => {
       if (event.altKey && event.key === "ArrowDown" && isOpen() && enter()) event.preventDefault();
     });
   }
-}
-
-function scored(mark) {
-  return byId("probabilities").checked && mark?.logprob !== null ? mark : null;
 }

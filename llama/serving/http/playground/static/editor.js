@@ -8,7 +8,7 @@ import { level } from "./tokens.js";
 
 /**
  * Events: `input` (the user changed the text), `caret` (the cursor may have moved; detail: the DOM's event),
- * `hover` (detail: the mark under the pointer, or null).
+ * `hover` (detail: the mark under the pointer and its rectangle, or null).
  */
 export class Editor extends EventTarget {
   marks = []; // {start, end, logprob, top, text}: the model's text, in order
@@ -298,7 +298,7 @@ export class Editor extends EventTarget {
   #hover(event) {
     const under = document.elementsFromPoint(event.clientX, event.clientY);
     const span = under.find((each) => this.#shown.has(each));
-    this.#emit("hover", span ? this.#shown.get(span) : null);
+    this.#emit("hover", span ? { mark: this.#shown.get(span), rectangle: span.getBoundingClientRect() } : null);
   }
 
   #emit(type, detail) {

@@ -10,6 +10,8 @@ export class Infilling extends Document {
   name = "infilling";
   verb = "Fill";
   pending = null; // {start, end} of what was filled in and neither kept nor undone
+  #before = null; // the same, before the answer that is being written
+  #fills = 0; // how many steps of undo it is from there to what was before
   #leaves = false; // the next Tab leaves the editor
 
   constructor(host, run) {
@@ -43,14 +45,21 @@ export class Infilling extends Document {
 
   begin() {
     const { start, end } = this.#hole();
+    this.#fills = this.pending ? this.#fills + 1 : 1;
+    this.#before = this.pending;
     this.pending = null;
     super.begin(start, end);
   }
 
   end() {
     const { start, end } = this.editor.answer;
-    this.pending = end > start ? { start, end } : null;
     super.end();
+    if (start < end) {
+      this.pending = { start, end };
+    } else {
+      this.pending = this.#before;
+      this.#fills -= 1;
+    }
     this.refresh();
     this.#caret();
   }
@@ -68,7 +77,7 @@ export class Infilling extends Document {
   /** -> whether there was something to undo. */
   dismiss() {
     if (!this.pending) return false;
-    this.editor.undo();
+    for (let fills = this.#fills; fills > 0; fills -= 1) this.editor.undo();
     this.editor.area.focus();
     this.#caret();
     return true;

@@ -14,6 +14,11 @@ export class Stats {
     this.host = host;
   }
 
+  /** What is shown, to be spoken. */
+  get words() {
+    return [...this.host.children].map((each) => each.textContent).join(", ");
+  }
+
   begin() {
     this.#began = performance.now();
     this.#first = this.#last = this.#usage = null;

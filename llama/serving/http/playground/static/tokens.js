@@ -13,6 +13,11 @@ export function bytesOf(bytes) {
   return { text: bytes.map((byte) => `<${byte.toString(16).toUpperCase().padStart(2, "0")}>`).join(""), bytes };
 }
 
+/** A text area has no CR: it makes LF of CRLF, which would move all places behind. */
+export function withoutReturns(text) {
+  return text.replaceAll("\r", "");
+}
+
 /**
  * Gives each token its place in the text that streams in.
  *
@@ -27,13 +32,14 @@ export class Aligner {
 
   /** -> marks {start, end, logprob, top, text}: places in the whole text so far. */
   add(text, tokens) {
-    this.text += text;
+    this.text += withoutReturns(text);
     this.count += tokens.length;
     return tokens.map((token) => this.#place(token)).filter(Boolean);
   }
 
-  #place(token) {
-    if (token.bytes) return this.#placeBytes(token);
+  #place(given) {
+    if (given.bytes) return this.#placeBytes(given);
+    const token = { ...given, text: withoutReturns(given.text) };
     this.#bytes = [];
     if (token.text === "") return null;
     const bare = this.#end === 0 && token.text.startsWith(" ") ? token.text.slice(1) : token.text;
@@ -81,5 +87,5 @@ export function percent(logprob) {
 
 /** A token's text with what cannot be seen made visible. */
 export function visible(text) {
-  return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍") || "∅";
+  return text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥") || "∅";
 }

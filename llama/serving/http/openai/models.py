@@ -6,13 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ...sizing.budget import parameter_count
-from ...sizing.family import context_of
-from .chat_templates import chat_template
-from .openai_shapes import FAMILY
-from .replies import JsonReply
-from .routes import Call, Route
-from .service import Service
+from ....sizing.budget import parameter_count
+from ....sizing.family import context_of
+from ..chat_templates import chat_template
+from ..replies import JsonReply
+from ..routes import Call, Route
+from ..service import Service
+from .shapes import FAMILY
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -27,12 +27,16 @@ def _one_model(call: Call) -> Response:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    """The model that this server has. `max_model_len` is vLLM's, `meta` llama.cpp's."""
+    """The model that this server has. `max_model_len` is vLLM's, `meta` llama.cpp's, `completion_*` Mistral's.
+
+    Mistral's client refuses a model without `type`.
+    """
     tokenizer, args = service.tokenizer, service.llama.model.params
     context = service.max_model_len
     return {
         "id": service.settings.model_name,
         "object": "model",
+        "type": "base",
         "created": service.started,
         "owned_by": "codellama",
         "max_model_len": context,
@@ -47,6 +51,8 @@ def _model(service: Service) -> dict[str, Any]:
             "infill": tokenizer.supports_infilling,
             "chat_format": "inst" if tokenizer.step_id is None else "step",
             "capability": service.settings.capability,
+            "completion_fim": tokenizer.supports_infilling,
+            "completion_chat": True,
         },
     }
 

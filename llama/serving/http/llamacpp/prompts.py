@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...prompts import Prompt, completion_prompt
-from ...tokenizer import Tokenizer
-from .llamacpp_bodies import InfillBody, LlamaCppCompletionBody
-from .problems import Problem
-from .service import Service
+from ....prompts import Prompt, completion_prompt
+from ....tokenizer import Tokenizer
+from ..problems import Problem
+from ..service import Service
+from .bodies import LlamaCppCompletionBody, LlamaCppInfillBody
 
 __all__ = ["Window", "completion_prompts", "head_that_fits", "infill_window", "tail_that_fits"]
 
@@ -86,7 +86,7 @@ class Window(NamedTuple):
     truncated: bool
 
 
-def infill_window(service: Service, body: InfillBody) -> Window:
+def infill_window(service: Service, body: LlamaCppInfillBody) -> Window:
     """The text around the cursor, and in front of it as many of the newest chunks as fit.
 
     An answer of n_predict tokens, or of a quarter of the context, whichever is less, has room behind it. One that

@@ -14,15 +14,16 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from starlette.responses import Response
 
-from ... import __version__
-from ...engine.request import MOST_SAMPLES, MOST_STOPS
-from ...prompts import FILL_MARKS, Prompt, split_fill
-from .bodies import Body, Int, parse
-from .problems import Family, Problem
-from .replies import SSE, JsonReply, StreamReply, WholeReply, event
-from .routes import Call, Route
-from .service import News, Output, Run, Service
-from .tgi_details import TokenRow, TokenRows, details, finish_reason, mean_logprob, rows_of, seed
+from .... import __version__
+from ....engine.request import MOST_SAMPLES, MOST_STOPS
+from ....prompts import FILL_MARKS, Prompt, split_fill
+from ..bodies import Body, Int, Texts, parse
+from ..outputs import News, Output
+from ..problems import Family, Problem
+from ..replies import Encoder, JsonReply, StreamReply, WholeReply, event
+from ..routes import Call, Route
+from ..service import Run, Service
+from .details import TokenRow, TokenRows, details, finish_reason, rows_of, seed
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -58,7 +59,7 @@ FAMILY = Family(
 )
 
 
-class GenerateParameters(Body):
+class TgiParameters(Body):
     """`parameters` of a request. Without do_sample or a warper that changes something it is greedy."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -75,7 +76,7 @@ class GenerateParameters(Body):
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
-    stop: str | list[str] = Field(default_factory=list)
+    stop: Texts = Field(default_factory=list)
     stop_tokens: list[str] = Field(default_factory=list, description="As stop; llm-ls sends it.")
     seed: Int | None = None
     best_of: Int = Field(default=1, ge=1, le=MOST_SAMPLES)
@@ -91,19 +92,14 @@ class GenerateParameters(Body):
         warped = self.temperature != 1 or self.top_k != 0 or self.top_p < 1
         return (self.do_sample or warped) and self.temperature != 0
 
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings under both names."""
-        return [*([self.stop] if isinstance(self.stop, str) else self.stop), *self.stop_tokens]
 
-
-class GenerateBody(Body):
+class TgiGenerateBody(Body):
     """The body of all three routes."""
 
     INERT: ClassVar[frozenset[str]] = frozenset({"options"})  # of Hugging Face's own service: caches, waiting
-    PARTS: ClassVar[Mapping[str, type[Body]]] = {"parameters": GenerateParameters}
+    PARTS: ClassVar[Mapping[str, type[Body]]] = {"parameters": TgiParameters}
     inputs: str
-    parameters: GenerateParameters = GenerateParameters()
+    parameters: TgiParameters = TgiParameters()
     model: str | None = None
     stream: bool | None = None
 
@@ -172,7 +168,7 @@ def _handler(wrap: Callable[[dict[str, Any]], Any], streams: bool | None) -> Cal
     """
 
     def generate(call: Call) -> Response:
-        service, body = call.service, parse(GenerateBody, call.data)
+        service, body = call.service, parse(TgiGenerateBody, call.data)
         service.check_model(body.model)
         if streams is not None and body.stream is not None and body.stream != streams:
             message = (
@@ -185,7 +181,7 @@ def _handler(wrap: Callable[[dict[str, Any]], Any], streams: bool | None) -> Cal
         run = _run(service, prompt, body.parameters)
         full = (before, after) if body.parameters.return_full_text else ("", "")
         if streamed:
-            return StreamReply(run, FAMILY, _Events(run, full, body.parameters.details))
+            return StreamReply(run, _Encoder(run, full, body.parameters.details))
         return WholeReply(
             run, FAMILY, lambda outputs: wrap(_answer(service, outputs[0], full, body.parameters))
         )
@@ -193,7 +189,7 @@ def _handler(wrap: Callable[[dict[str, Any]], Any], streams: bool | None) -> Cal
     return generate
 
 
-def _check(given: GenerateParameters, streamed: bool) -> None:
+def _check(given: TgiParameters, streamed: bool) -> None:
     """Refuse combinations that TGI refuses too."""
     if given.best_of > 1 and (streamed or not given.samples):
         why = (
@@ -209,7 +205,7 @@ def _check(given: GenerateParameters, streamed: bool) -> None:
         raise Problem(400, "invalid_request", message, "parameters.decoder_input_details")
 
 
-def _run(service: Service, prompt: Prompt, given: GenerateParameters) -> Run:
+def _run(service: Service, prompt: Prompt, given: TgiParameters) -> Run:
     return service.start(
         service.requests(
             [prompt],
@@ -222,7 +218,7 @@ def _run(service: Service, prompt: Prompt, given: GenerateParameters) -> Run:
             repetition_penalty=given.repetition_penalty,
             presence_penalty=given.presence_penalty,
             frequency_penalty=given.frequency_penalty,
-            stop=given.stops,
+            stop=[*given.stop, *given.stop_tokens],
             seed=given.seed,
             n=given.best_of,
         )
@@ -230,10 +226,10 @@ def _run(service: Service, prompt: Prompt, given: GenerateParameters) -> Run:
 
 
 def _answer(
-    service: Service, outputs: Sequence[Output], full: tuple[str, str], given: GenerateParameters
+    service: Service, outputs: Sequence[Output], full: tuple[str, str], given: TgiParameters
 ) -> dict[str, Any]:
     rows = [rows_of(service, output) for output in outputs]
-    best = max(range(len(outputs)), key=lambda i: mean_logprob(rows[i]))
+    best = max(range(len(outputs)), key=lambda i: outputs[i].mean_logprob)
     texts = [full[0] + output.text + full[1] for output in outputs]
     answer: dict[str, Any] = {"generated_text": texts[best]}
     if given.details or given.decoder_input_details:
@@ -247,19 +243,15 @@ def _answer(
     return answer
 
 
-class _Events:
-    """One event a token; the last one has the whole text."""
+class _Encoder(Encoder):
+    """One event for each token; the last one has the whole text."""
 
-    media_type = SSE
-    ping = b": ping\n\n"
+    family = FAMILY
 
     def __init__(self, run: Run, full: tuple[str, str], with_details: bool) -> None:
         self._run, self._full, self._with_details = run, full, with_details
         self._rows = TokenRows(run.service, run.requests[0])
         self._sent = 0
-
-    def begin(self) -> bytes:
-        return b""
 
     def news(self, news: Sequence[News]) -> bytes:
         told = [self._event(row) for _, delta in news for row in self._rows.take(delta)]
@@ -283,12 +275,6 @@ class _Events:
                 "seed": seed(output.request),
             }
         return last
-
-    def end(self) -> bytes:
-        return b""
-
-    def failed(self, problem: Problem) -> bytes:
-        return event(FAMILY.error(problem))
 
 
 def _info(call: Call) -> Response:
@@ -324,11 +310,15 @@ ROUTES = (
         ("/",),
         "Generate, as Hugging Face's clients ask",
         _handler(lambda one: [one], None),
-        (GenerateBody,),
+        (TgiGenerateBody,),
     ),
-    Route("POST", ("/generate",), "Generate", _handler(lambda one: one, False), (GenerateBody,)),
+    Route("POST", ("/generate",), "Generate", _handler(lambda one: one, False), (TgiGenerateBody,)),
     Route(
-        "POST", ("/generate_stream",), "Generate, as events", _handler(lambda one: one, True), (GenerateBody,)
+        "POST",
+        ("/generate_stream",),
+        "Generate, as events",
+        _handler(lambda one: one, True),
+        (TgiGenerateBody,),
     ),
     Route("GET", ("/info",), "The model and its limits", _info),
 )

@@ -6,19 +6,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...engine import FinishReason
-from ...engine.sequence import SequenceState, TokenScore
-from .. import TextDelta
-from .llamacpp_bodies import GenerationBody, temperature
-from .llamacpp_limits import LineLimits
-from .llamacpp_shapes import FAMILY, spelled
-from .problems import Problem
-from .replies import SSE, dumps, event
-from .response_fields import pick
-from .service import News, Run
-from .token_texts import TokenTexts, token_bytes
+from ....engine import FinishReason
+from ....engine.sequence import SequenceState, TokenScore
+from ... import TextDelta
+from ..outputs import News
+from ..problems import Problem
+from ..replies import Encoder, dumps, event
+from ..response_fields import pick
+from ..service import Run
+from ..token_texts import TokenTexts, spelled, token_bytes
+from .bodies import GenerationBody, temperature
+from .limits import LineLimits
+from .shapes import FAMILY
 
-__all__ = ["Answers", "Events"]
+__all__ = ["Answers", "AnswersEncoder"]
 
 _STOP_TYPES = {FinishReason.STOP: "eos", FinishReason.STOP_SEQUENCE: "word"}
 _NO_SLOT = -1  # this server has none; llama.cpp takes -1 for any
@@ -225,17 +226,13 @@ class Answers:
         return told[0] if len(told) == 1 else told
 
 
-class Events:
+class AnswersEncoder(Encoder):
     """The stream: events with new text, and one with the numbers at the end of each sample. No [DONE]."""
 
-    media_type = SSE
-    ping = b": ping\n\n"
+    family = FAMILY
 
     def __init__(self, answers: Answers, body: GenerationBody) -> None:
         self._answers, self._body = answers, body
-
-    def begin(self) -> bytes:
-        return b""
 
     def news(self, news: Sequence[News]) -> bytes:
         return b"".join(self._events(each) for each in news)
@@ -262,9 +259,6 @@ class Events:
             f'"tokens_evaluated":{len(sample.request.prompt)}{more}}}\n\n'
         ).encode()
 
-    def end(self) -> bytes:
-        return b""
-
     def failed(self, problem: Problem) -> bytes:
-        # Tabby takes an event without `content` and `stop` for the end of the world.
+        # Tabby cannot parse an event without `content` and `stop`.
         return event({"content": "", "stop": True, **FAMILY.error(problem)})

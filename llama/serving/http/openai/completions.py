@@ -6,23 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, SkipValidation, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
-from ...engine import FinishReason, Request
-from ...engine.request import MOST_SAMPLES
-from ...prompts import Prompt
-from .. import TextDelta
-from .bodies import Int, parse
-from .openai_bodies import SamplingBody, flattened
-from .openai_logprobs import Positions, completion_logprobs
-from .openai_shapes import FAMILY, Events, finish_reason, head, usage
-from .problems import Problem
-from .replies import StreamReply, WholeReply, dumps
-from .routes import Call, Route
-from .service import Output, Run, Service
-from .token_texts import TokenTexts
+from ....engine import FinishReason, Request
+from ....engine.request import MOST_SAMPLES
+from ....prompts import Prompt
+from ... import TextDelta
+from ..answer_fields import finish_reason
+from ..bodies import Int, parse
+from ..outputs import Output
+from ..problems import Problem
+from ..replies import StreamReply, WholeReply, dumps
+from ..routes import Call, Route
+from ..service import Run, Service
+from ..token_texts import TokenTexts
+from .bodies import SamplingBody, flattened
+from .logprobs import Positions, completion_logprobs
+from .shapes import FAMILY, ChunkEncoder, fields, head, usage
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -43,6 +45,8 @@ def _prompt_list(value: Any) -> list[str | list[int]] | None:
     if isinstance(value, list) and value:
         if all(type(each) is int for each in value):
             return [value]
+        if len(value) > MOST_SAMPLES:
+            raise PydanticCustomError("prompts", "must hold at most {most} prompts", {"most": MOST_SAMPLES})
         if all(isinstance(each, str) for each in value):
             return value
         if all(isinstance(each, list) and all(type(token) is int for token in each) for each in value):
@@ -66,7 +70,10 @@ class OpenAICompletionBody(SamplingBody):
     }
 
     prompt: Annotated[
-        list[str | list[int]] | None, BeforeValidator(_prompt_list), WithJsonSchema(_PROMPT_SCHEMA)
+        list[str | list[int]] | None,
+        SkipValidation,  # once more; it would take seconds for millions of ids
+        BeforeValidator(_prompt_list),
+        WithJsonSchema(_PROMPT_SCHEMA),
     ] = None
     suffix: str | None = Field(None, description='The text behind the gap to fill; "" is one, null is none.')
     best_of: Int | None = Field(None, ge=1, le=MOST_SAMPLES)
@@ -99,7 +106,7 @@ def _complete(call: Call) -> Response:
     run = service.start(requests)
     answer = _Answer(run, body, texts, muted)
     if body.stream:
-        return StreamReply(run, FAMILY, _Events(answer))
+        return StreamReply(run, _Encoder(answer))
     return WholeReply(run, FAMILY, answer.whole)
 
 
@@ -140,7 +147,7 @@ def _prompt(service: Service, body: OpenAICompletionBody, text: str | list[int])
 def _requests(
     service: Service, body: OpenAICompletionBody, prompts: Sequence[Prompt], most: int | None
 ) -> list[Request]:
-    temperature = body.chosen_temperature(service.tokenizer, prompts)
+    temperature = body.chosen_temperature(service, prompts)
     if body.do_sample is False:
         temperature = 0.0
     elif body.do_sample and body.temperature is None:
@@ -226,15 +233,10 @@ class _Choice:
 
 
 def _best(samples: Sequence[Output], count: int) -> Sequence[Output]:
-    """The `count` outputs of the highest mean log-probability, if there are more. An empty one is the last."""
+    """The `count` outputs of the highest mean log-probability, if there are more."""
     if len(samples) <= count:
         return samples
-    return sorted(samples, key=_mean, reverse=True)[:count]
-
-
-def _mean(output: Output) -> float:
-    scores = [score.logprob for score in output.scores]
-    return sum(scores) / len(scores) if scores else float("-inf")
+    return sorted(samples, key=lambda output: output.mean_logprob, reverse=True)[:count]
 
 
 def _echo(service: Service, text: str | list[int]) -> str:
@@ -243,7 +245,7 @@ def _echo(service: Service, text: str | list[int]) -> str:
     return "".join(TokenTexts(service.tokenizer, start_of_text=True).push(text, final=True))
 
 
-class _Events(Events):
+class _Encoder(ChunkEncoder):
     def __init__(self, answer: _Answer) -> None:
         super().__init__(answer.run, answer.head, include_usage=answer.body.include_usage, muted=answer.muted)
         self._answer = answer
@@ -256,12 +258,9 @@ class _Events(Events):
         reason = finish_reason(delta.finish_reason)
         if self.muted and reason is not None:
             reason = "length"
-        more = f",{dumps(ids)[1:-1]}" if ids else ""
         told = "null" if logprobs is None else dumps(logprobs)
-        return (f'"text":{dumps(text)},"logprobs":{told},"finish_reason":{_REASONS[reason]}{more}',)
+        return (f'"text":{dumps(text)},"logprobs":{told},"finish_reason":{dumps(reason)}{fields(ids)}',)
 
-
-_REASONS = {reason: dumps(reason) for reason in (None, "stop", "length")}
 
 ROUTES = (
     Route(

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from starlette.responses import Response
 
-from ...prompts import Prompt
-from .bodies import parse
-from .llamacpp_answers import Answers, Events
-from .llamacpp_bodies import GenerationBody, InfillBody, LlamaCppCompletionBody, sampling
-from .llamacpp_prompts import completion_prompts, infill_window
-from .llamacpp_shapes import FAMILY
-from .replies import StreamReply, WholeReply
-from .routes import Call, Route
+from ....prompts import Prompt
+from ..bodies import parse
+from ..replies import StreamReply, WholeReply
+from ..routes import Call, Route
+from .answers import Answers, AnswersEncoder
+from .bodies import GenerationBody, LlamaCppCompletionBody, LlamaCppInfillBody, sampling
+from .prompts import completion_prompts, infill_window
+from .shapes import FAMILY
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -29,7 +29,7 @@ def _complete(call: Call) -> Response:
 
 
 def _infill(call: Call) -> Response:
-    body = parse(InfillBody, call.data)
+    body = parse(LlamaCppInfillBody, call.data)
     call.service.check_model(body.model)
     window = infill_window(call.service, body)
     prompt = call.service.infilling_prompt(window.prefix, window.suffix)
@@ -43,7 +43,7 @@ def _reply(
     run = service.start(service.requests(prompts, **sampling(body, service.tokenizer)))
     answers = Answers(run, body, truncated)
     if body.stream:
-        return StreamReply(run, FAMILY, Events(answers, body))
+        return StreamReply(run, AnswersEncoder(answers, body))
     return WholeReply(run, FAMILY, lambda _: answers.value(), answers.see)
 
 
@@ -56,6 +56,6 @@ ROUTES = (
         ("/infill",),
         "Fill the middle at a cursor, with context of other files",
         _infill,
-        (InfillBody,),
+        (LlamaCppInfillBody,),
     ),
 )

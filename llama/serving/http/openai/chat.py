@@ -3,82 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from ...engine import Request
-from ...errors import DialogError, UnsafeTagError
-from ...prompts import Message, Prompt
-from .. import TextDelta
-from .bodies import Int, parse
-from .openai_bodies import SamplingBody, flattened
-from .openai_logprobs import Positions, chat_logprobs
-from .openai_shapes import FAMILY, Events, finish_reason, head, usage
-from .problems import Problem
-from .replies import StreamReply, WholeReply, dumps
-from .response_fields import pick
-from .routes import Call, Route
-from .service import Output, Run, Service
+from ....engine import Request
+from ....errors import DialogError, UnsafeTagError
+from ....prompts import Prompt
+from ... import TextDelta
+from ..answer_fields import finish_reason
+from ..bodies import Int, parse
+from ..messages import ChatMessage, Content, plain_messages
+from ..outputs import Output
+from ..problems import Problem
+from ..replies import StreamReply, WholeReply, dumps
+from ..response_fields import pick
+from ..routes import Call, Route
+from ..service import Run, Service
+from .bodies import SamplingBody, flattened
+from .logprobs import Positions, chat_logprobs
+from .shapes import FAMILY, ChunkEncoder, fields, head, usage
 
 __all__ = ["FAMILY", "ROUTES"]
-
-
-def _text(content: Any) -> Any:
-    """The text of a content that may come in parts, which are lines of it (as in vLLM and llama.cpp)."""
-    if not isinstance(content, list):
-        return content
-    for index, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str) or set(part) - {"type", "text"}:
-            raise PydanticCustomError(
-                "content_part",
-                "part {index} is no text part, which has the type 'text' and a text; this model reads text alone",
-                {"index": index},
-            )
-    return "\n".join(part["text"] for part in content)
-
-
-_PART_SCHEMA = {
-    "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"],
-    "additionalProperties": False,
-}
-Content = Annotated[
-    str,
-    BeforeValidator(_text),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]}),
-]
-
-
-class OpenAIMessage(BaseModel):
-    """One message. Fields of other kinds of messages, which clients send along, may be null or empty."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    name: str | None = Field(None, description="Without effect.")
-    destination: str | None = Field(None, description="Of the 70B chat format.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        kept = ("role", "content")
-        return {name: each for name, each in value.items() if name in kept or each not in (None, [])}
-
-    def message(self) -> Message:
-        """In the terms of prompts.py."""
-        message: Message = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": self.content,
-        }
-        return {**message, "destination": self.destination} if self.destination is not None else message
 
 
 class OpenAIPrediction(BaseModel):
@@ -109,7 +56,7 @@ class OpenAIChatBody(SamplingBody):
         "continue_final_message": (False,),
     }
 
-    messages: list[OpenAIMessage]
+    messages: list[ChatMessage]
     logprobs: bool = False
     top_logprobs: Int | None = Field(None, ge=0, le=20)
     prediction: OpenAIPrediction | None = None
@@ -127,13 +74,13 @@ def _chat(call: Call) -> Response:
     requests = _requests(service, body, prompt, 1 if muted else body.limit(None))
     answer = _Answer(service.start(requests), body, muted)
     if body.stream:
-        return StreamReply(answer.run, FAMILY, _Events(answer))
+        return StreamReply(answer.run, _Encoder(answer))
     return WholeReply(answer.run, FAMILY, answer.whole)
 
 
 def _prompt(service: Service, body: OpenAIChatBody) -> Prompt:
     try:
-        return service.chat_prompt([each.message() for each in body.messages])
+        return service.chat_prompt(plain_messages(body.messages))
     except UnsafeTagError as error:
         raise Problem(400, "unsafe_tag", str(error), f"messages.{error.index}.content") from None
     except DialogError as error:
@@ -146,7 +93,7 @@ def _requests(service: Service, body: OpenAIChatBody, prompt: Prompt, most: int 
         options["prediction"] = body.prediction.content
     return service.requests(
         [prompt],
-        temperature=body.chosen_temperature(service.tokenizer, [prompt]),
+        temperature=body.chosen_temperature(service, [prompt]),
         max_tokens=most,
         logprobs=body.top_logprobs or body.logprobs,
         n=body.n,
@@ -209,7 +156,7 @@ class _Answer:
         )
 
 
-class _Events(Events):
+class _Encoder(ChunkEncoder):
     def __init__(self, answer: _Answer) -> None:
         super().__init__(answer.run, answer.head, include_usage=answer.body.include_usage, muted=answer.muted)
         self._answer = answer
@@ -217,7 +164,7 @@ class _Events(Events):
 
     def begin(self) -> bytes:
         role = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-        more = _fields(self._answer.prompt_ids())
+        more = fields(self._answer.prompt_ids())
         return "".join(self.event(index, role + more) for index in range(self._answer.body.n)).encode()
 
     def choices(self, row: int, delta: TextDelta) -> Sequence[str]:
@@ -227,16 +174,12 @@ class _Events(Events):
             told = "null" if logprobs is None else dumps(logprobs)
             made.append(
                 f'"delta":{{"content":{dumps(delta.text)}}},"logprobs":{told},"finish_reason":null'
-                f"{_fields(answer.ids(delta))}"
+                f"{fields(answer.ids(delta))}"
             )
         if delta.finish_reason is not None:
             reason = "length" if self.muted else finish_reason(delta.finish_reason)
             made.append(f'"delta":{{}},"logprobs":null,"finish_reason":"{reason}"')
         return made
-
-
-def _fields(values: dict[str, Any]) -> str:
-    return f",{dumps(values)[1:-1]}" if values else ""
 
 
 ROUTES = (Route("POST", ("/v1/chat/completions",), "Answer messages", _chat, (OpenAIChatBody,)),)

@@ -1,54 +1,35 @@
-"""What the OpenAI routes share: errors, the head and the usage of an answer, and the frame of a stream.
+"""What the OpenAI routes share: errors, the head and the usage of an answer, and the chunks of a stream.
 
 Source: the API reference at platform.openai.com, and what its clients read.
 """
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from ... import __version__
-from ...engine import FinishReason
-from .. import TextDelta
-from .problems import Family, Problem
-from .replies import SSE, dumps, event
-from .service import News, Output, Run, Service
+from .... import __version__
+from ... import TextDelta
+from ..answer_fields import answer_head, error_fields
+from ..outputs import News, Output
+from ..problems import Family, Problem
+from ..replies import Encoder, dumps, event, joined
+from ..service import Run, Service
 
-__all__ = ["FAMILY", "Events", "finish_reason", "head", "joined", "usage"]
-
-_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    503: "service_unavailable_error",
-}
+__all__ = ["FAMILY", "ChunkEncoder", "fields", "head", "usage"]
 
 
 def _error(problem: Problem) -> dict[str, Any]:
-    kind = _TYPES.get(problem.status, "server_error" if problem.status >= 500 else "invalid_request_error")
-    told = {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}
-    return {"error": {**told, **problem.details}}
+    return {"error": {**error_fields(problem), **problem.details}}
 
 
 FAMILY = Family("OpenAI", _error)
 
 
 def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:
-    """The fields in which all events of an answer agree.
-
-    Args:
-        kind: its `object`.
-        prefix: of its id.
-    """
+    """As `answer_head`, with the fingerprint of the system."""
     return {
-        "id": f"{prefix}-{secrets.token_hex(12)}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": service.settings.model_name,
+        **answer_head(service.settings.model_name, kind, prefix),
         "system_fingerprint": _fingerprint(service),
     }
 
@@ -58,13 +39,6 @@ def _fingerprint(service: Service) -> str:
     model = service.llama.model
     dtype = str(model.dtype).removeprefix("torch.")
     return f"codellama-{__version__}-{model.device.type}-{dtype}-{model.parallel.size}"
-
-
-def finish_reason(reason: FinishReason | None) -> str | None:
-    """stop or length; clients know no others."""
-    if reason is None:
-        return None
-    return "length" if reason is FinishReason.LENGTH else "stop"
 
 
 def usage(
@@ -97,18 +71,13 @@ def usage(
     return told
 
 
-def joined(news: Sequence[News]) -> Sequence[News]:
-    """News with one delta for each sample: what was not read in time goes out as one event."""
-    if len(news) == 1:
-        return news
-    found: dict[tuple[int, int], list[TextDelta]] = {}
-    for row, delta in news:
-        found.setdefault((row, delta.sample), []).append(delta)
-    return [News(row, TextDelta.joined(deltas)) for (row, _), deltas in found.items()]
+def fields(values: dict[str, Any]) -> str:
+    """Further fields of a JSON object, each behind a comma; nothing for none."""
+    return f",{dumps(values)[1:-1]}" if values else ""
 
 
-class Events:
-    """The frame of a stream; a route says what stands in a choice.
+class ChunkEncoder(Encoder):
+    """The chunks of a stream, one choice in each; a route says what is in a choice.
 
     Args:
         first: the head of every event.
@@ -116,8 +85,7 @@ class Events:
         muted, predicted: see `usage`.
     """
 
-    media_type = SSE
-    ping = b": ping\n\n"
+    family = FAMILY
 
     def __init__(
         self,
@@ -133,9 +101,6 @@ class Events:
         # Made by hand: one event is one token, and most of it never changes.
         self._before = f'data: {dumps(first)[:-1]},"choices":[{{"index":'
         self._after = '}],"usage":null}\n\n' if include_usage else "}]}\n\n"
-
-    def begin(self) -> bytes:
-        return b""
 
     def event(self, index: int, choice: str) -> str:
         """An event with one choice, whose fields behind the index are given as JSON."""
@@ -158,6 +123,3 @@ class Events:
             return b"data: [DONE]\n\n"
         told = usage(self.run.outputs, muted=self.muted, predicted=self.predicted)
         return event({**self._first, "choices": [], "usage": told}) + b"data: [DONE]\n\n"
-
-    def failed(self, problem: Problem) -> bytes:
-        return event(FAMILY.error(problem))

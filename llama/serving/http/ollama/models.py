@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 from starlette.responses import Response
 
-from ...sizing.budget import parameter_count
-from .bodies import Body, parse
-from .problems import Family, Problem
-from .replies import JsonReply, dumps
-from .routes import Call, Route
-from .service import Service
+from ....sizing.budget import parameter_count
+from ..bodies import Body, parse
+from ..problems import Family, Problem
+from ..replies import JsonReply, dumps
+from ..routes import Call, Route
+from ..service import Service
 
 __all__ = ["FAMILY", "ROUTES", "check_model"]
 
@@ -37,7 +37,7 @@ _STEP = (
 _SHORT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
-class OllamaName(Body):
+class OllamaModelBody(Body):
     """A body that names a model; `name` is the older field."""
 
     INERT: ClassVar[frozenset[str]] = frozenset({"insecure", "verbose"})
@@ -53,7 +53,7 @@ class OllamaName(Body):
 
 
 def _show(call: Call) -> Response:
-    service, body = call.service, parse(OllamaName, call.data)
+    service, body = call.service, parse(OllamaModelBody, call.data)
     if not body.named:
         raise Problem(400, "invalid_request", "model is missing", "model")
     check_model(service, body.named)
@@ -171,7 +171,7 @@ def _without_tag(service: Service, name: str | None) -> str | None:
 
 
 def _pull(call: Call) -> Response:
-    service, body = call.service, parse(OllamaName, call.data)
+    service, body = call.service, parse(OllamaModelBody, call.data)
     mine, named = service.settings.model_name, body.named
     if _without_tag(service, named) != mine:
         message = f"this server has {mine!r} and cannot pull {named!r}; start another one for another model"
@@ -190,11 +190,11 @@ def _refused(what: str) -> Callable[[Call], Response]:
 
 
 ROUTES = (
-    Route("POST", ("/api/show",), "What the model is and can do", _show, (OllamaName,)),
+    Route("POST", ("/api/show",), "What the model is and can do", _show, (OllamaModelBody,)),
     Route("GET", ("/api/tags",), "The model of this server, as Ollama lists it", _tags),
     Route("GET", ("/api/ps",), "The model in memory", _ps),
     Route("GET", ("/api/version",), "The version of Ollama's API", _version),
-    Route("POST", ("/api/pull",), "Succeeds for the model of this server", _pull, (OllamaName,)),
+    Route("POST", ("/api/pull",), "Succeeds for the model of this server", _pull, (OllamaModelBody,)),
     Route("POST", ("/api/create",), "Refused", _refused("create models")),
     Route("POST", ("/api/copy",), "Refused", _refused("copy models")),
     Route("POST", ("/api/push",), "Refused", _refused("push models")),

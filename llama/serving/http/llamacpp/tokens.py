@@ -12,14 +12,14 @@ from typing import Any, ClassVar
 from pydantic import Field
 from starlette.responses import Response
 
-from .bodies import Body, Int, Json, parse
-from .llamacpp_messages import TemplateMessage, plain_messages
-from .llamacpp_shapes import FAMILY, control_id
-from .problems import Problem
-from .replies import JsonReply
-from .routes import Call, Route
-from .service import Service
-from .token_texts import TokenTexts, token_bytes
+from ..bodies import Body, Int, Json, parse
+from ..messages import ChatMessage, plain_messages
+from ..problems import Problem
+from ..replies import JsonReply
+from ..routes import Call, Route
+from ..service import Service
+from ..token_texts import TokenTexts, token_bytes
+from .shapes import FAMILY, control_id
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -50,7 +50,7 @@ class VllmChatTokenizeBody(Body):
     """vLLM's, of a chat's prompt."""
 
     model: str | None = None
-    messages: list[TemplateMessage]
+    messages: list[ChatMessage]
     return_token_strs: bool = False
     INERT = frozenset({"add_special_tokens", "add_generation_prompt"})
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {

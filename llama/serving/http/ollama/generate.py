@@ -15,17 +15,18 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from starlette.responses import Response
 
-from ...engine import FinishReason
-from ...prompts import Message, Prompt
-from .. import TextDelta
-from .bodies import Body, Int, parse
-from .ollama_models import FAMILY, check_model
-from .problems import Problem
-from .replies import JsonReply, StreamReply, WholeReply, dumps
-from .routes import Call, Route
-from .service import News, Output, Run, Service
-from .text_fim import split_fim
-from .token_texts import token_bytes
+from ....prompts import Message, Prompt
+from ... import TextDelta
+from ..answer_fields import finish_reason
+from ..bodies import Body, Int, Texts, parse, seed_of
+from ..outputs import News, Output
+from ..problems import Problem
+from ..replies import Encoder, JsonReply, StreamReply, WholeReply, dumps, joined
+from ..routes import Call, Route
+from ..service import Run, Service
+from ..text_fim import split_fim
+from ..token_texts import token_bytes
+from .models import FAMILY, check_model
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -33,18 +34,8 @@ _PLAIN_TEMPLATE = re.compile(r"\s*\{\{-?\s*\.Prompt\s*-?\}\}\s*")
 # How Ollama would load the model: this server has loaded it already.
 _PLACEMENT = frozenset(
     (
-        *(
-            "num_ctx",
-            "num_batch",
-            "num_gpu",
-            "num_gqa",
-            "num_keep",
-            "num_thread",
-            "numa",
-            "main_gpu",
-            "low_vram",
-        ),
-        *("f16_kv", "logits_all", "vocab_only", "use_mmap", "use_mlock", "embedding_only"),
+        *("num_ctx", "num_batch", "num_gpu", "num_gqa", "num_keep", "num_thread", "numa", "main_gpu"),
+        *("low_vram", "f16_kv", "logits_all", "vocab_only", "use_mmap", "use_mlock", "embedding_only"),
     )
 )
 _NANOSECONDS = 1_000_000_000
@@ -68,12 +59,7 @@ class OllamaOptions(Body):
     frequency_penalty: float = 0.0
     num_predict: Int = -1
     seed: Int = -1
-    stop: str | list[str] = Field(default_factory=list)
-
-    @property
-    def drawn_from(self) -> int | None:
-        """The seed. As in llama.cpp -1 asks for a new one, and others below 0 are taken as 32 bits (Tabby's are)."""
-        return None if self.seed == -1 else self.seed if self.seed >= 0 else self.seed % (1 << 32)
+    stop: Texts = Field(default_factory=list)
 
 
 class _Request(Body):
@@ -85,21 +71,12 @@ class _Request(Body):
     model: str | None = None
     stream: bool = True
     options: OllamaOptions = OllamaOptions()
-    stop: str | list[str] = Field(default_factory=list)
+    stop: Texts = Field(default_factory=list)
     logprobs: bool = False
     top_logprobs: Int = Field(default=0, ge=0, le=20)
 
-    @property
-    def stops(self) -> list[str]:
-        """The stop strings of both places."""
-        return [
-            text
-            for each in (self.options.stop, self.stop)
-            for text in ([each] if isinstance(each, str) else each)
-        ]
 
-
-class OllamaGenerate(_Request):
+class OllamaGenerateBody(_Request):
     """The body of /api/generate."""
 
     REFUSED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -130,7 +107,7 @@ class OllamaMessage(Body):
     content: str = ""
 
 
-class OllamaChat(_Request):
+class OllamaChatBody(_Request):
     """The body of /api/chat."""
 
     PARTS: ClassVar[Mapping[str, type[Body]]] = {**_Request.PARTS, "messages": OllamaMessage}
@@ -141,7 +118,7 @@ class OllamaChat(_Request):
 
 
 def _generate(call: Call) -> Response:
-    service, body = call.service, parse(OllamaGenerate, call.data)
+    service, body = call.service, parse(OllamaGenerateBody, call.data)
     check_model(service, body.model)
     answer = _Answer(service, body, chat=False)
     if not body.prompt and not body.suffix:
@@ -149,7 +126,7 @@ def _generate(call: Call) -> Response:
     return answer.reply(_prompt(service, body))
 
 
-def _prompt(service: Service, body: OllamaGenerate) -> Prompt:
+def _prompt(service: Service, body: OllamaGenerateBody) -> Prompt:
     formatted = body.raw or bool(body.template)
     if body.raw and body.template:
         raise Problem(
@@ -172,7 +149,7 @@ def _prompt(service: Service, body: OllamaGenerate) -> Prompt:
 
 
 def _chat(call: Call) -> Response:
-    service, body = call.service, parse(OllamaChat, call.data)
+    service, body = call.service, parse(OllamaChatBody, call.data)
     check_model(service, body.model)
     answer = _Answer(service, body, chat=True)
     if not body.messages:
@@ -184,9 +161,10 @@ def _chat(call: Call) -> Response:
 # ---- answers --------------------------------------------------------------------------------------------------
 
 
-class _Answer:
+class _Answer(Encoder):
     """The answer to one request, whole or as the encoder of a stream."""
 
+    family = FAMILY
     media_type = "application/x-ndjson"
     ping = b""  # no line of this protocol is skipped by its clients
 
@@ -201,16 +179,15 @@ class _Answer:
         """Run a prompt."""
         self._run = self._start(prompt)
         if self._body.stream:
-            return StreamReply(self._run, FAMILY, self)
+            return StreamReply(self._run, self)
         return WholeReply(self._run, FAMILY, lambda outputs: self._whole(outputs[0][0]))
 
     def _start(self, prompt: Prompt) -> Run:
         service, body, options = self._service, self._body, self._body.options
         penalized = options.repeat_last_n != 0
-        infills = service.tokenizer.prefix_id in prompt.tokens[1:2]
         temperature = options.temperature
         if temperature is None:
-            temperature = 0.0 if infills else 0.8
+            temperature = 0.0 if service.infills(prompt) else 0.8
         return service.start(
             service.requests(
                 [prompt],
@@ -224,8 +201,8 @@ class _Answer:
                 repetition_penalty=options.repeat_penalty if penalized else 1.0,
                 presence_penalty=options.presence_penalty if penalized else 0.0,
                 frequency_penalty=options.frequency_penalty if penalized else 0.0,
-                stop=body.stops,
-                seed=options.drawn_from,
+                stop=[*options.stop, *body.stop],
+                seed=seed_of(options.seed, bits=32),  # Tabby's are signed
             )
         )
 
@@ -260,11 +237,8 @@ class _Answer:
 
     # ---- a stream ----------------------------------------------------------------------------------------------
 
-    def begin(self) -> bytes:
-        return b""
-
     def news(self, news: Sequence[News]) -> bytes:
-        delta = news[0].delta if len(news) == 1 else TextDelta.joined([each.delta for each in news])
+        ((_, delta),) = joined(news)
         if not (delta.text or (delta.tokens and self._body.logprobs)):
             return b""
         return f"{dumps(self._line(delta.text, delta))}\n".encode()
@@ -286,7 +260,7 @@ def _last(output: Output) -> dict[str, Any]:
     first = ended if times.first_token is None else times.first_token
     return {
         "done": True,
-        "done_reason": "length" if output.finish_reason is FinishReason.LENGTH else "stop",
+        "done_reason": finish_reason(output.finish_reason),
         "total_duration": _nanoseconds(ended - times.queued),
         "load_duration": _nanoseconds(begun - times.queued),
         "prompt_eval_count": counts.prompt,
@@ -307,7 +281,7 @@ ROUTES = (
         ("/api/generate",),
         "Continue or fill in, as Ollama's clients ask",
         _generate,
-        (OllamaGenerate,),
+        (OllamaGenerateBody,),
     ),
-    Route("POST", ("/api/chat",), "Answer messages, as Ollama's clients ask", _chat, (OllamaChat,)),
+    Route("POST", ("/api/chat",), "Answer messages, as Ollama's clients ask", _chat, (OllamaChatBody,)),
 )

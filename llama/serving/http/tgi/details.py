@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...engine import FinishReason, Request
-from ...engine.sequence import TokenScore
-from .. import TextDelta
-from .service import Output, Service
-from .token_texts import TokenTexts
+from ....engine import FinishReason, Request
+from ....engine.sequence import TokenScore
+from ... import TextDelta
+from ..outputs import Output
+from ..service import Service
+from ..token_texts import TokenTexts
 
-__all__ = ["TokenRow", "TokenRows", "details", "finish_reason", "mean_logprob", "rows_of", "seed"]
+__all__ = ["TokenRow", "TokenRows", "details", "finish_reason", "rows_of", "seed"]
 
 
 class TokenRow(NamedTuple):
@@ -65,12 +66,6 @@ def rows_of(service: Service, output: Output) -> list[TokenRow]:
     told = (tuple(output.tokens), tuple(output.scores))
     delta = TextDelta(output.sample, output.text, output.finish_reason, output.sequence, *told)
     return TokenRows(service, output.request).take(delta)
-
-
-def mean_logprob(rows: Sequence[TokenRow]) -> float:
-    """By which the best of several samples is chosen."""
-    logprobs: list[float] = [row.token["logprob"] for row in rows]
-    return sum(logprobs) / len(logprobs)
 
 
 def finish_reason(reason: FinishReason | None) -> str:

@@ -10,13 +10,13 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AliasChoices, Field, WithJsonSchema, field_validator
 
-from ...api.options import SamplingOptions
-from ...tokenizer import Tokenizer
-from . import other_samplers
-from .bodies import Body, Int
-from .problems import Problem
+from ....api.options import SamplingOptions
+from ....tokenizer import Tokenizer
+from .. import other_samplers
+from ..bodies import Body, Int, Texts
+from ..problems import Problem
 
-__all__ = ["ExtraChunk", "GenerationBody", "InfillBody", "LlamaCppCompletionBody", "sampling"]
+__all__ = ["ExtraChunk", "GenerationBody", "LlamaCppCompletionBody", "LlamaCppInfillBody", "sampling"]
 
 _RANDOM_SEEDS = (-1, 0xFFFFFFFF)  # llama.cpp's default, and the same as an unsigned number
 # The engine's bounds of a bias; the least rules a token out. llama.cpp has none.
@@ -66,7 +66,7 @@ class GenerationBody(Body):
     n_cmpl: Int = Field(1, ge=1, validation_alias=AliasChoices("n_cmpl", "n"))
     n_indent: Int = Field(0, ge=0)
     t_max_predict_ms: float = 0
-    stop: str | list[str] = Field(default_factory=list)
+    stop: Texts = Field(default_factory=list)
     stream: bool = False
     samplers: str | list[str] | None = None
     temperature: float | None = None
@@ -149,7 +149,7 @@ class ExtraChunk(Body):
     lastLine: Any = None  # noqa: N815
 
 
-class InfillBody(GenerationBody):
+class LlamaCppInfillBody(GenerationBody):
     """The body of /infill. `prompt` is the text between input_prefix and the cursor."""
 
     input_prefix: str = ""
@@ -169,7 +169,7 @@ def sampling(body: GenerationBody, tokenizer: Tokenizer) -> dict[str, Any]:
         "top_k": max(0, body.top_k) if _on(listed, "top_k") else 0,
         "min_p": body.min_p if _on(listed, "min_p") else 0.0,
         "n": body.n_cmpl,
-        "stop": [text for text in _texts(body.stop) if text],
+        "stop": [text for text in body.stop if text],
         "logit_bias": _logit_bias(body.logit_bias, tokenizer),
         "ignore_eos": body.ignore_eos,
     }
@@ -204,10 +204,6 @@ def temperature(body: GenerationBody) -> float:
 
 def _on(listed: str | list[str] | None, name: str) -> bool:
     return listed is None or name in listed
-
-
-def _texts(stop: str | list[str]) -> list[str]:
-    return [stop] if isinstance(stop, str) else stop
 
 
 def _logit_bias(given: list[list[Any]] | dict[str, Any], tokenizer: Tokenizer) -> dict[int, float]:

@@ -6,24 +6,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ...engine.request import MOST_SAMPLES
-from ...prompts import Prompt
-from ...tokenizer import Tokenizer
-from . import other_samplers
-from .bodies import Body, Int, Json
-from .problems import Problem
+from ....engine.request import MOST_SAMPLES
+from ....prompts import Prompt
+from .. import other_samplers
+from ..bodies import Body, Int, Json, Texts, seed_of
+from ..problems import Problem
+from ..service import Service
 
-__all__ = ["SamplingBody", "Texts", "flattened"]
-
-Texts = Annotated[
-    list[str],
-    BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
-]
-"""A list of texts, or one text."""
+__all__ = ["SamplingBody", "flattened"]
 
 
 def _text_format(value: Any) -> Any:
@@ -55,6 +48,7 @@ class SamplingBody(Body):
             *("user", "metadata", "store", "request_id", "priority", "service_tier", "safety_identifier"),
             *("prompt_cache_key", "prompt_cache_retention", "keep_alive"),
             *("cache_prompt", "id_slot", "samplers", "t_max_prompt_ms", "t_max_predict_ms", "repeat_last_n"),
+            "spaces_between_special_tokens",
             *other_samplers.PARAMETERS,
         )
     )
@@ -67,7 +61,6 @@ class SamplingBody(Body):
         "lora": ([],),
         "include_stop_str_in_output": (False,),
         "skip_special_tokens": (True,),
-        "spaces_between_special_tokens": (True, False),
         "truncate_prompt_tokens": (),
         "prompt_logprobs": (),
         "grammar": ("",),
@@ -101,18 +94,6 @@ class SamplingBody(Body):
     response_format: Annotated[Json, BeforeValidator(_text_format)] | None = None
     options: Json | None = Field(None, description="Ollama's: the same fields once more, and num_predict.")
 
-    def one_of(self, *names: str) -> Any:
-        """The value of names that mean the same; None if none is given.
-
-        Raises:
-            Problem: they differ.
-        """
-        given = [(name, value) for name in names if (value := getattr(self, name)) is not None]
-        if len({value for _, value in given}) > 1:
-            told = ", ".join(f"{name} {value}" for name, value in given)
-            raise Problem(400, "invalid_request", f"{told}: these mean the same; give one", given[-1][0])
-        return given[0][1] if given else None
-
     def limit(self, default: int | None) -> int | None:
         """Most tokens to generate; None for as many as there is room for."""
         most = self.one_of("max_completion_tokens", "max_tokens", "n_predict")
@@ -120,11 +101,11 @@ class SamplingBody(Body):
             return default
         return None if most == -1 else int(most)
 
-    def chosen_temperature(self, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> float:
-        """As given, else 1; but 0 if all prompts are infillings, however they were asked for."""
+    def chosen_temperature(self, service: Service, prompts: Sequence[Prompt]) -> float:
+        """As given, else 1; but 0 if all prompts are infillings."""
         if self.temperature is not None:
             return self.temperature
-        return 0.0 if all(tokenizer.eot_id in prompt.stop_ids for prompt in prompts) else 1.0
+        return 0.0 if all(map(service.infills, prompts)) else 1.0
 
     def sampling(self) -> dict[str, Any]:
         """Keywords of `Service.requests`, all but temperature and max_tokens."""
@@ -136,7 +117,7 @@ class SamplingBody(Body):
             "repetition_penalty": 1.0 if penalty is None else penalty,
             "stop": self.stop,
             "stop_ids": self.stop_token_ids,
-            "seed": self._seed(),
+            "seed": seed_of(self.seed),
         }
         more = {
             "presence_penalty": self.presence_penalty,
@@ -151,12 +132,6 @@ class SamplingBody(Body):
     def include_usage(self) -> bool:
         """Whether the stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
-
-    def _seed(self) -> int | None:
-        # -1 is llama.cpp's "draw one". Other negative seeds are OpenAI's, which are signed.
-        if self.seed is None or self.seed == -1:
-            return None
-        return self.seed % 2**64 if self.seed < 0 else self.seed
 
     def _bias(self) -> dict[int, float]:
         bias = {}

@@ -6,23 +6,24 @@ from typing import Any, ClassVar
 
 from starlette.responses import Response
 
-from ... import __version__
-from .bodies import Body, parse
-from .chat_templates import chat_template
-from .llamacpp_bodies import GenerationBody
-from .llamacpp_messages import TemplateMessage, plain_messages
-from .llamacpp_shapes import FAMILY, spelled
-from .problems import Problem
-from .replies import JsonReply
-from .routes import Call, Route
+from .... import __version__
+from ..bodies import Body, parse
+from ..chat_templates import chat_template
+from ..messages import ChatMessage, plain_messages
+from ..problems import Problem
+from ..replies import JsonReply
+from ..routes import Call, Route
+from ..token_texts import spelled
+from .bodies import GenerationBody
+from .shapes import FAMILY
 
 __all__ = ["FAMILY", "ROUTES"]
 
 
-class TemplateBody(Body):
+class LlamaCppTemplateBody(Body):
     """The body of /apply-template."""
 
-    messages: list[TemplateMessage]
+    messages: list[ChatMessage]
     INERT = frozenset({"model", "add_generation_prompt", "stream", "tool_choice", "parallel_tool_calls"})
     REFUSED: ClassVar[dict[str, tuple[Any, ...]]] = {
         "tools": ([],),
@@ -72,12 +73,18 @@ def _slots(call: Call) -> Response:
 def _apply_template(call: Call) -> Response:
     """The prompt without bos, which /completion puts in front again. Later control pieces come as text, so
     only a dialog's first turn goes through /completion unchanged."""
-    prompt = call.service.chat_prompt(plain_messages(parse(TemplateBody, call.data).messages))
+    prompt = call.service.chat_prompt(plain_messages(parse(LlamaCppTemplateBody, call.data).messages))
     return JsonReply({"prompt": spelled(call.service.tokenizer, prompt.tokens[1:], begins=True)})
 
 
 ROUTES = (
     Route("GET", ("/props",), "The context's size, defaults, and the chat format", _props),
     Route("GET", ("/slots",), "How many sequences may run, and how many do", _slots),
-    Route("POST", ("/apply-template",), "Messages as the text of a prompt", _apply_template, (TemplateBody,)),
+    Route(
+        "POST",
+        ("/apply-template",),
+        "Messages as the text of a prompt",
+        _apply_template,
+        (LlamaCppTemplateBody,),
+    ),
 )

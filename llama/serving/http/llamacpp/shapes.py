@@ -1,14 +1,13 @@
-"""What the llama.cpp routes share: the shape of an error, and ids as text with control pieces spelled out."""
+"""What the llama.cpp routes share: the shape of an error, and which text is a control piece."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from ...tokenizer import SPACE_SYMBOL, Tokenizer
-from .problems import Family, Problem
+from ....tokenizer import SPACE_SYMBOL, Tokenizer
+from ..problems import Family, Problem
 
-__all__ = ["FAMILY", "control_id", "spelled"]
+__all__ = ["FAMILY", "control_id"]
 
 _TYPES = {
     401: "authentication_error",
@@ -29,27 +28,6 @@ def _error(problem: Problem) -> dict[str, Any]:
 
 
 FAMILY = Family("llama.cpp", _error)
-
-
-def spelled(tokenizer: Tokenizer, tokens: Sequence[int], *, begins: bool = False) -> str:
-    """Ids as one text, control ids as their pieces (`</s>`). Text after bos or eos begins without a dummy space;
-    so does the first, if it `begins` a text."""
-    parts: list[str] = []
-    run: list[int] = []
-
-    def flush() -> None:
-        parts.append(tokenizer.decode(run) if begins else tokenizer.decode_infilling(run))
-        run.clear()
-
-    for token in tokens:
-        if token not in tokenizer.control_ids:
-            run.append(token)
-            continue
-        flush()
-        parts.append(tokenizer.token_piece(token).replace(SPACE_SYMBOL, " "))
-        begins = token in (tokenizer.bos_id, tokenizer.eos_id)
-    flush()
-    return "".join(parts)
 
 
 def control_id(tokenizer: Tokenizer, text: str) -> int | None:

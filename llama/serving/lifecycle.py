@@ -99,7 +99,7 @@ async def _until_over(
         if signalled.done() and not task.done():
             drain = drain_left(drain)
             if drain:
-                await _drain(async_engine, task, drain)
+                await _drain(async_engine, task, terminated, drain)
             with _step_deadline("the end of the drain" if drain else "SIGTERM"):
                 await async_engine.close()
                 await asyncio.wait({task}, timeout=timeouts.MAIN_AFTER_SIGTERM)
@@ -111,12 +111,23 @@ async def _until_over(
         signalled.cancel()
 
 
-async def _drain(async_engine: AsyncEngine, task: asyncio.Future[T], seconds: float) -> None:
+async def _drain(
+    async_engine: AsyncEngine, task: asyncio.Future[T], terminated: asyncio.Event, seconds: float
+) -> None:
     """Take no more requests, and wait until the streams have ended, or `main`, but only for so long."""
-    draining = asyncio.ensure_future(async_engine.close(drain=True))
-    any_of: list[asyncio.Future[Any]] = [task, draining]
+    loop = asyncio.get_running_loop()
+    draining, end = asyncio.ensure_future(async_engine.close(drain=True)), loop.time() + seconds
     try:
-        await asyncio.wait(any_of, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        while not (task.done() or draining.done()) and loop.time() < end:
+            # A launcher that is killed now sends another signal. Little time is left then.
+            terminated.clear()
+            again = asyncio.ensure_future(terminated.wait())
+            any_of: list[asyncio.Future[Any]] = [task, draining, again]
+            try:
+                await asyncio.wait(any_of, timeout=end - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                again.cancel()
+            end = min(end, loop.time() + drain_left(seconds))
     finally:
         draining.cancel()
 

@@ -49,9 +49,18 @@ MUTANTS = [
     Mutant(
         name="a drain ends the streams at once",
         file="llama/serving/lifecycle.py",
-        old="                await _drain(async_engine, task, drain)\n",
+        old="                await _drain(async_engine, task, terminated, drain)\n",
         new="                pass\n",
         tests=("tests/serving/test_serve.py::test_a_drain_ends_the_streams_that_take_too_long",),
+    ),
+    Mutant(
+        name="a drain that has begun stays as long without a launcher",
+        file="llama/serving/lifecycle.py",
+        old="            end = min(end, loop.time() + drain_left(seconds))\n",
+        new="",
+        tests=(
+            "tests/serving/test_serve.py::test_a_launcher_that_is_killed_during_a_drain_leaves_it_little_time",
+        ),
     ),
     Mutant(
         name="the other ranks do not wait for a drain",

@@ -167,6 +167,29 @@ def test_a_drain_ends_the_streams_that_take_too_long(how, monkeypatch):
     assert engine.empty
 
 
+def test_a_launcher_that_is_killed_during_a_drain_leaves_it_little_time(monkeypatch):
+    """Another signal without that changes nothing."""
+    engine, seen = endless(), []
+    monkeypatch.setattr(launcher_watch._WATCH, "launcher_ended", False)
+    monkeypatch.setattr(timeouts, "DRAIN_WITHOUT_LAUNCHER", 0.2)
+
+    async def main(async_engine):
+        tasks = [asyncio.ensure_future(collect(async_engine, ask(5, new))) for new in (60, LONG)]
+        await until(lambda: async_engine.snapshot.running == 2)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await until(lambda: not async_engine.accepting)
+        seen.extend(reason for _, reason, _ in await tasks[0])
+        launcher_watch._WATCH.launcher_ended = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        done, _ = await asyncio.wait({tasks[1]}, timeout=LIMIT / 4)
+        assert done, "the drain goes on"
+        seen.extend(reason for _, reason, _ in await tasks[1])
+
+    run(serve(engine, main, drain_seconds=LIMIT))
+    assert seen == [FinishReason.LENGTH, FinishReason.CANCELLED]
+
+
 def test_a_main_that_returns_ends_the_drain():
     engine = endless()
 

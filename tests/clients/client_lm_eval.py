@@ -11,20 +11,19 @@ from pathlib import Path
 
 import httpx
 import pytest
-from asked import COMPLETION, MODEL, ROOM, environment, quiet_environment
+from asked import COMPLETION, MODEL, ROOM, TOKENS, environment, quiet_environment
 from server_process import LIMIT
 
 TASKS = Path(__file__).with_name("lm_eval_tasks")
 
 
 @pytest.fixture(scope="module")
-def results(url: str, library: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+def results(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """Task -> its samples as lm-eval wrote them, after one run of both tasks."""
     folder = tmp_path_factory.mktemp("lm_eval")
     for path in TASKS.glob("*.yaml"):
         (folder / path.name).write_text(path.read_text().replace("DATA", str(folder)))
     (folder / "choose.jsonl").write_text((TASKS / "choose.jsonl").read_text())
-    # lm-eval sends ids without bos, and then the library's answer would be another.
     (folder / "go_on.jsonl").write_text(json.dumps({"text": COMPLETION, "target": go_on(url)}) + "\n")
     command = [
         *(environment("lm-eval") / "lm-eval", "run", "--model", "local-completions"),
@@ -57,7 +56,8 @@ def ids(url: str, text: str) -> list[int]:
 
 
 def go_on(url: str) -> str:
-    body = {"prompt": ids(url, COMPLETION), "max_tokens": 24, "temperature": 0}
+    """What follows the text's ids. lm-eval sends none for the beginning, so it is not the library's answer."""
+    body = {"prompt": ids(url, COMPLETION), "max_tokens": TOKENS, "temperature": 0}
     answer = httpx.post(f"{url}/v1/completions", json=body, timeout=LIMIT)
     return answer.json()["choices"][0]["text"]
 
@@ -78,13 +78,11 @@ def test_the_scores_are_sums_of_log_probabilities(url, results) -> None:
 
     for sample in results["choose"]:
         text = sample["doc"]["text"]
-        for choice, (((score, _),),) in zip(
-            sample["doc"]["choices"], [[each] for each in sample["resps"]], strict=True
-        ):
-            # Without a text the beginning of a text is the context.
-            before, whole = (
-                (ids(url, text), ids(url, text + choice)) if text else ([1], [1, *ids(url, choice)])
-            )
+        for choice, ((score, _),) in zip(sample["doc"]["choices"], sample["resps"], strict=True):
+            if text:
+                before, whole = ids(url, text), ids(url, text + choice)
+            else:  # the beginning of a text is all that comes before
+                before, whole = ids(url, "<s>"), ids(url, "<s>") + ids(url, choice)
             assert float(score) == pytest.approx(total(whole) - total(before), abs=1e-3)
 
 

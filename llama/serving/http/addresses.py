@@ -51,7 +51,7 @@ def host_is_allowed(header: str, host: str, allowed: Collection[str]) -> bool:
     if not header:  # HTTP/1.0; every browser sends one
         return True
     name = _name_of(header)
-    if name in allowed or "*" in allowed:
+    if name in map(str.lower, allowed) or "*" in allowed:  # urlsplit has lowered the name
         return True
     return is_local(name) if is_local(host) else not allowed
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,7 +17,7 @@ from starlette.types import ASGIApp
 
 from ... import __version__
 from . import llamacpp, mistral, ollama, openai, operations, tgi
-from .bodies import Body, read_object
+from .bodies import Body, json_object, read_body
 from .guard import Guard
 from .playground.pages import routes as playground_routes
 from .problems import Family, Problem
@@ -28,6 +30,9 @@ __all__ = ["DOORS", "create_app"]
 # Every door, each with its FAMILY and ROUTES. The first is the one whose errors an unknown path gets.
 DOORS: tuple[Any, ...] = (openai, llamacpp, tgi, mistral, ollama, operations)
 
+# Bytes. A longer body is read and encoded in a thread: 1 MiB takes a second, in which no stream could go on.
+_SHORT_BODY = 16 << 10
+
 
 def create_app(service: Service) -> ASGIApp:
     """The application for a service that is at work. It needs nothing but a running event loop.
@@ -35,16 +40,17 @@ def create_app(service: Service) -> ASGIApp:
     Mount it, or run it with any ASGI server whose `receive` tells of clients that leave.
     """
     app = FastAPI(title="Code Llama", version=__version__, strict_content_type=False)
+    workers = ThreadPoolExecutor(2, "http-bodies")
     families: dict[str, Family] = {}
     default: Family = DOORS[0].FAMILY
     for family, route in [(door.FAMILY, route) for door in DOORS for route in door.ROUTES]:
         for path in route.paths:
             families.setdefault(path, family)
-            _add(app, service, family, route, path)
+            _add(app, service, workers, family, route, path)
     if service.settings.playground:
         app.router.routes.extend(playground_routes())
     else:
-        _add(app, service, operations.FAMILY, operations.HOME, "/", in_schema=False)
+        _add(app, service, workers, operations.FAMILY, operations.HOME, "/", in_schema=False)
     _describe_bodies(app, [route for door in DOORS for route in door.ROUTES])
 
     def family_of(path: str) -> Family:
@@ -61,11 +67,22 @@ def create_app(service: Service) -> ASGIApp:
 
 
 def _add(
-    app: FastAPI, service: Service, family: Family, route: Route, path: str, *, in_schema: bool = True
+    app: FastAPI,
+    service: Service,
+    workers: Executor,
+    family: Family,
+    route: Route,
+    path: str,
+    *,
+    in_schema: bool = True,
 ) -> None:
+    endpoint = _endpoint(service, family, route, workers)
+    if route.method == "GET":
+        # Load balancers ask so, and Ollama's own program before anything else.
+        app.add_api_route(path, endpoint, methods=["HEAD"], response_class=Response, include_in_schema=False)
     app.add_api_route(
         path,
-        _endpoint(service, family, route),
+        endpoint,
         methods=[route.method],
         summary=route.summary,
         tags=[family.name],
@@ -76,15 +93,22 @@ def _add(
     )
 
 
-def _endpoint(service: Service, family: Family, route: Route) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    service: Service, family: Family, route: Route, workers: Executor
+) -> Callable[[Request], Awaitable[Response]]:
     settings = service.settings
+
+    def answer(request: Request, body: bytes | None) -> Response:
+        return route.handler(Call(service, request, {} if body is None else json_object(body)))
 
     async def endpoint(request: Request) -> Response:
         try:
-            data = {}
+            body = None
             if route.method == "POST":
-                data = await read_object(request, settings.max_body, settings.body_timeout)
-            return route.handler(Call(service, request, data))
+                body = await read_body(request, settings.max_body, settings.body_timeout)
+            if body is None or len(body) <= _SHORT_BODY:
+                return answer(request, body)
+            return await asyncio.get_running_loop().run_in_executor(workers, answer, request, body)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it; the log shows nginx's code for this
         except Exception as error:

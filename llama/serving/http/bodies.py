@@ -8,17 +8,18 @@ error too: nothing is ignored in silence.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, ValidationError, WithJsonSchema
 from starlette.requests import Request
 
 from ...printable import shown
 from .problems import Problem
 
-__all__ = ["Body", "Int", "Json", "Texts", "parse", "read_object", "seed_of"]
+__all__ = ["Body", "Int", "Json", "Texts", "json_object", "parse", "read_body", "seed_of"]
 
 Json = dict[str, Any]
 
@@ -67,6 +68,17 @@ class Body(BaseModel):
         return given[0][1] if given else None
 
     @classmethod
+    @functools.cache
+    def names(cls) -> frozenset[str]:
+        """Of the fields that are implemented, with their other names."""
+        found = set()
+        for name, field in cls.model_fields.items():
+            alias = field.validation_alias
+            choices = alias.choices if isinstance(alias, AliasChoices) else [alias or name]
+            found |= {each for each in choices if isinstance(each, str)}
+        return frozenset(found)
+
+    @classmethod
     def schema_of_fields(cls) -> Json:
         """The JSON schema of the body, with inert and refused fields."""
         schema = cls.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -87,11 +99,11 @@ class Body(BaseModel):
         return schema
 
 
-async def read_object(request: Request, max_bytes: int, timeout: float) -> Json:
-    """The JSON object in a request's body, whatever its Content-Type says.
+async def read_body(request: Request, max_bytes: int, timeout: float) -> bytes:
+    """A request's body.
 
     Raises:
-        Problem: 413 too large, 408 too slow, 400 not JSON, not UTF-8, NaN, nested too deeply, not an object.
+        Problem: 413 too large, 408 too slow.
         starlette.requests.ClientDisconnect: the client left before the end.
     """
     announced = request.headers.get("content-length", "")
@@ -111,7 +123,7 @@ async def read_object(request: Request, max_bytes: int, timeout: float) -> Json:
             f"the body did not arrive within {timeout:g} s",
             headers={"Connection": "close"},
         ) from None
-    return _object(bytes(data))
+    return bytes(data)
 
 
 def parse(kind: type[B], data: Json, within: str = "") -> B:
@@ -131,6 +143,11 @@ def parse(kind: type[B], data: Json, within: str = "") -> B:
                 400, "unsupported_field", f"{where!r} is not supported by this server; leave it out", where
             )
         given.pop(name, None)
+    # Not left to pydantic, which makes an error of each of a million.
+    if (unknown := next((name for name in given if name not in kind.names()), None)) is not None:
+        known = ", ".join(sorted(kind.names()))
+        where = within + unknown
+        raise Problem(400, "unknown_field", f"unknown field {shown(where)}; known are {known}", where)
     for name, part in kind.PARTS.items():
         value = given.get(name)
         if isinstance(value, dict):
@@ -143,7 +160,7 @@ def parse(kind: type[B], data: Json, within: str = "") -> B:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise _problem(error, kind, within) from None
+        raise _problem(error, within) from None
 
 
 def seed_of(given: int | None, bits: int = 64) -> int | None:
@@ -162,17 +179,21 @@ def _same(a: Any, b: Any) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
-def _problem(error: ValidationError, kind: type[Body], within: str) -> Problem:
+def _problem(error: ValidationError, within: str) -> Problem:
     first = error.errors(include_url=False, include_context=False)[0]
     where = within + ".".join(str(part) for part in first["loc"]) or None
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(name.alias or key for key, name in kind.model_fields.items()))
-        return Problem(400, "unknown_field", f"unknown field {shown(where)}; known are {known}", where)
+    if first["type"] == "extra_forbidden":  # within a field
+        return Problem(400, "unknown_field", f"unknown field {shown(where)}", where)
     message = first["msg"] if where is None else f"{where}: {first['msg']}"
     return Problem(400, "invalid_request", f"{message}, got {shown(first['input'])}", where)
 
 
-def _object(data: bytes) -> Json:
+def json_object(data: bytes) -> Json:
+    """The JSON object in a body, whatever its Content-Type says.
+
+    Raises:
+        Problem: 400 not JSON, not UTF-8, NaN, nested too deeply, not an object.
+    """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

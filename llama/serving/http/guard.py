@@ -7,6 +7,7 @@ header.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -14,7 +15,6 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
 from starlette.datastructures import Headers, MutableHeaders
@@ -39,14 +39,14 @@ _OPEN_PATHS = ("/health", "/v1/health")
 class _Answer:
     """An answer on its way: it gets a request id, and is remembered for the log.
 
-    status: as sent. over: whether the client had all of it.
+    status: as sent. begun: whether any of it was. over: whether the client had all of it.
     """
 
     def __init__(self, scope: Scope, headers: Headers, send: Send) -> None:
         self._scope, self._send, self._began = scope, send, time.monotonic()
         given = headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else f"req-{secrets.token_hex(8)}"
-        self.status, self.over = _CLIENT_LEFT, False
+        self.status, self.begun, self.over = _CLIENT_LEFT, False, False
 
     @property
     def final_status(self) -> int:
@@ -61,7 +61,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """Hand a part of the answer on."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.status, self.begun = message["status"], True
             MutableHeaders(scope=message)["x-request-id"] = self.request_id
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -101,6 +101,11 @@ class Guard:
                 if problem is None:
                     await self.app(scope, receive, answer.send)
                 else:
+                    await JsonReply.of(self.family_of(scope["path"]), problem)(scope, receive, answer.send)
+            except asyncio.CancelledError:
+                # The server ends, and this client has not sent all of its body, or not read all of its answer.
+                if not answer.begun:
+                    problem = Problem(503, "unavailable", "the server is about to end; try another one")
                     await JsonReply.of(self.family_of(scope["path"]), problem)(scope, receive, answer.send)
             finally:
                 route = answer.route
@@ -150,4 +155,5 @@ def _is_open(scope: Scope) -> bool:
 def _origin_is_allowed(origin: str, host: str, settings: Settings) -> bool:
     if "*" in settings.cors_origins or origin in settings.cors_origins:
         return True
-    return bool(host) and urlsplit(origin).netloc == host
+    # Not parsed: strangers write it, and urlsplit raises for some of that.
+    return bool(host) and origin.partition("://")[2] == host

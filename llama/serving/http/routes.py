@@ -27,8 +27,9 @@ class Call(NamedTuple):
 class Route:
     """Paths of a door, and what answers there.
 
-    handler: quick and without waiting; whatever takes time is in the reply that it returns. It may raise a
-    Problem or an error of this package. bodies: models of the bodies that the paths take, for the schema.
+    handler: without waiting; whatever the engine has to do is in the reply that it returns. For a long body it is
+    called in a thread. It may raise a Problem or an error of this package. bodies: models of the bodies that the
+    paths take, for the schema.
     """
 
     method: str

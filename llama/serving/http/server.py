@@ -15,6 +15,7 @@ from ...printable import reason, tell
 from .. import AsyncEngine
 from .addresses import listen, url_of
 from .app import create_app
+from .connection import connection_class
 from .service import Service
 from .settings import Settings
 
@@ -74,7 +75,8 @@ async def serve_http(
             finally:
                 over.cancel()
                 server.should_exit = True
-                await asyncio.wait({serving})
+                # After Ctrl-C answers still run; this ends them, and their clients are told so.
+                await asyncio.wait({serving, asyncio.ensure_future(engine.close())})
             serving.result()
 
     await llama.serve(main, drain_seconds=settings.drain_seconds)
@@ -84,6 +86,7 @@ def _config(service: Service) -> uvicorn.Config:
     settings = service.settings
     config = uvicorn.Config(
         create_app(service),
+        http=connection_class(settings.body_timeout),
         lifespan="off",
         ws="none",
         log_config=None,

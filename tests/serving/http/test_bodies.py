@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 from starlette.requests import ClientDisconnect, Request
 
-from llama.serving.http.bodies import Body, Int, parse, read_object
+from llama.serving.http.bodies import Body, Int, json_object, parse, read_body
 from llama.serving.http.problems import Problem
 
 values = st.recursive(
@@ -37,7 +37,7 @@ class Sample(Body):
 def read(
     data: bytes | list[bytes], headers: dict[str, str] | None = None, limit: int = 1000, end: str = "body"
 ) -> Any:
-    """What `read_object` makes of a body that comes in these parts and then, by `end`, stops."""
+    """What is made of a body that comes in these parts and then, by `end`, stops."""
     parts = [data] if isinstance(data, bytes) else data
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if end == "body":
@@ -52,7 +52,7 @@ def read(
 
     raw = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     request = Request({"type": "http", "method": "POST", "headers": raw}, receive)
-    return asyncio.run(read_object(request, limit, 0.05 if end == "silence" else 60))
+    return json_object(asyncio.run(read_body(request, limit, 0.05 if end == "silence" else 60)))
 
 
 def refused(*args: Any, **more: Any) -> Problem:

@@ -16,7 +16,7 @@ PAGE = "https://example.org"
 
 @pytest.fixture(scope="module")
 def server():
-    settings = {"api_keys": KEYS, "allowed_hosts": ("box.example",), "cors_origins": (PAGE,)}
+    settings = {"api_keys": KEYS, "allowed_hosts": ("Box.example",), "cors_origins": (PAGE,)}
     with bundled() as llama, serving(llama, **settings) as served:
         yield served
 
@@ -98,6 +98,8 @@ def test_without_a_key_nothing_is_run_and_the_answer_is_401(server, headers) -> 
 def test_probes_need_no_key(server) -> None:
     assert server.client.get("/health").json() == {"status": "ok"}
     assert server.client.get("/v1/health").status_code == 200
+    head = server.client.head("/health")
+    assert (head.status_code, head.content) == (200, b"")
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,17 @@ def test_another_host_is_403_even_with_a_key(server, key, host) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", "null", "http://localhost:1", "file://", f"{PAGE}:8443", "https://"]
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "http://localhost:1",
+        "file://",
+        f"{PAGE}:8443",
+        "https://",
+        "http://[",
+        "",
+    ],
 )
 def test_a_page_of_another_origin_is_403(server, key, origin) -> None:
     answer = complete(server, {"Origin": origin, **key})

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from http_service import bundled, serving
+from hypothesis import given
+from hypothesis import strategies as st
 from openai_calls import GREEDY, TEXTS, assert_close, choices
+from tiny_tokenizers import tiny_tokenizer
+
+from llama.serving.http.openai.logprobs import Positions
+from llama.serving.http.token_texts import TokenNames
+
+IDS = st.lists(st.integers(0, tiny_tokenizer("plain").n_words - 1), max_size=24)
 
 SCORED = "for key, value in pairs:\n    print(key)\n"
 
@@ -112,3 +122,18 @@ def test_best_of_gives_those_of_the_highest_mean_log_probability(server) -> None
         means[each["text"]] = sum(values) / len(values)
     best = sorted(means, key=means.__getitem__, reverse=True)[:2]
     assert [each["text"] for each in choices(server, **body, n=2, best_of=5)] == best
+
+
+@given(ids=IDS, starts=st.booleans())
+def test_text_stands_at_the_offset_of_its_token_whatever_bytes_are_around_it(
+    ids: list[int], starts: bool
+) -> None:
+    tokenizer = tiny_tokenizer("plain")
+    text = (tokenizer.decode if starts else tokenizer.decode_infilling)(ids)
+    positions = Positions(tokenizer, TokenNames(tokenizer), start_of_text=starts).push(
+        ids, [None] * len(ids), final=True
+    )
+    for each in positions:
+        with contextlib.suppress(UnicodeDecodeError):
+            own = each.text.decode()
+            assert text[each.offset : each.offset + len(own)] == own

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -102,6 +103,26 @@ def test_answers_that_outlast_the_drain_are_ended() -> None:
             *_, last = lines  # the stream ends, and in order
             assert last
         assert server.finish().code == 0
+
+
+def test_ctrl_c_ends_running_answers_and_half_sent_requests_in_order() -> None:
+    with program("--drain-seconds", 100) as server:
+        address = httpx.URL(server.address())
+        with (
+            socket.create_connection((address.host, address.port), HANGS) as half,
+            httpx.Client(base_url=address, timeout=HANGS) as client,
+            client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
+        ):
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            lines = events(answer)
+            next(lines)
+            server.interrupt()
+            *_, last = lines
+            assert json.loads(last)["error"]["code"] == "incomplete"
+            assert half.recv(12) == b"HTTP/1.1 503"
+        finished = server.finish()
+        assert finished.code == 130
+        assert "Traceback" not in finished.stderr
 
 
 def test_a_rank_that_is_killed_ends_streams_with_an_error_and_the_program_with_a_code() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, SkipValidation, WithJsonSchema
 from pydantic_core import PydanticCustomError
 from starlette.responses import Response
 
@@ -45,6 +45,8 @@ def _prompt_list(value: Any) -> list[str | list[int]] | None:
     if isinstance(value, list) and value:
         if all(type(each) is int for each in value):
             return [value]
+        if len(value) > MOST_SAMPLES:
+            raise PydanticCustomError("prompts", "must hold at most {most} prompts", {"most": MOST_SAMPLES})
         if all(isinstance(each, str) for each in value):
             return value
         if all(isinstance(each, list) and all(type(token) is int for token in each) for each in value):
@@ -68,7 +70,10 @@ class OpenAICompletionBody(SamplingBody):
     }
 
     prompt: Annotated[
-        list[str | list[int]] | None, BeforeValidator(_prompt_list), WithJsonSchema(_PROMPT_SCHEMA)
+        list[str | list[int]] | None,
+        SkipValidation,  # once more; it would take seconds for millions of ids
+        BeforeValidator(_prompt_list),
+        WithJsonSchema(_PROMPT_SCHEMA),
     ] = None
     suffix: str | None = Field(None, description='The text behind the gap to fill; "" is one, null is none.')
     best_of: Int | None = Field(None, ge=1, le=MOST_SAMPLES)

@@ -57,7 +57,10 @@ class Positions:
         for token, text, score in zip(tokens, texts, scores, strict=True):
             told = self._told(token)
             top = () if score is None else tuple(Alternative(*self._told(t), p) for t, p in score.top)
-            found.append(Position(*told, None if score is None else score.logprob, top, self._offset))
+            # In front of its own text may stand U+FFFD for bytes before it that became no character.
+            before = len(text) - min(len(text), _own_length(told[2], text))
+            logprob = None if score is None else score.logprob
+            found.append(Position(*told, logprob, top, self._offset + before))
             self._offset += len(text)
             self._drops_space = self._drops_space and not told[2]
         return found
@@ -67,6 +70,14 @@ class Positions:
         if self._drops_space and data.startswith(b" ") and token != self._tokenizer.unk_id:
             return key, key[1:], data[1:]
         return key, key, data
+
+
+def _own_length(data: bytes, text: str) -> int:
+    """Characters of a token within the text that it brought; all of them for the last byte of a character."""
+    try:
+        return len(data.decode())
+    except UnicodeDecodeError:
+        return len(text)
 
 
 def completion_logprobs(positions: Sequence[Position]) -> dict[str, Any]:

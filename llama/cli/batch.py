@@ -25,7 +25,7 @@ DESCRIPTION = """
       {"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "def f(", "max_tokens": 64}}
 
     url is /v1/completions or /v1/chat/completions. A request that is refused gets a line with the reason, and the
-    rest goes on; the exit code is 0. After an interrupt the same command goes on behind the last whole line of OUT.
+    rest goes on; the exit code is 0. After an interrupt the same command continues after the last complete line of OUT.
 
       codellama batch CodeLlama-7b/ requests.jsonl answers.jsonl
       codellama batch http://127.0.0.1:8000 requests.jsonl answers.jsonl --in-flight 64

@@ -50,7 +50,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
         "--sys-instruct",
         default="",
         metavar="TEXT",
-        help="what the model is told before all else (chat only)",
+        help="the system message (--cap chat only)",
     )
     parser.add_argument(
         "--stats",

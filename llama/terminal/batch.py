@@ -157,7 +157,7 @@ class Batch:
         self._answers = AnswerFile(target, source)
         self._total = count_requests(source)
         if self._answers.torn:
-            tell(f"the last line of {target} was not whole; it is dropped")
+            tell(f"the last line of {target} was incomplete; it is dropped")
         if self._answers.done:
             tell(f"{self._answers.done:,} of {self._total:,} requests are done already")
 
@@ -195,7 +195,7 @@ class Batch:
         except BaseException:
             progress.clear()
             done = self._answers.done + sum(counts.values())
-            tell(f"{done:,} of {self._total:,} requests are done; the same command goes on behind them")
+            tell(f"{done:,} of {self._total:,} requests are done; run the same command to continue")
             raise
         progress.clear()
         tell(

@@ -122,7 +122,7 @@ class AnswerFile:
     """OUT, open for appending until the end of a `with`; nobody else's batch may write it meanwhile.
 
     done: answers that were there already; `read_requests` begins with their requests.
-    torn: whether the last line of an earlier run was not whole; it is dropped.
+    torn: whether the last line of an earlier run was incomplete; it is dropped.
 
     Args:
         path: the file; it is made if it is not there.

@@ -120,11 +120,11 @@ class ChatProgram:
         return self._fitting(text)
 
     def _fitting(self, text: str) -> Chat:
-        """The conversation with `text`; the oldest turns leave it where the answer would have no room.
+        """The conversation with `text`, without its oldest turns if the answer would have no room.
 
-        An answer should have a quarter of the context, or what --max-gen-len says if that is less. When turns
-        have to leave, as many do as make twice that room: what comes behind a gap must be computed again, so
-        a conversation that loses one turn at each turn would be slow for good.
+        An answer should have a quarter of the context, or --max-gen-len tokens if that is less. If it does not
+        fit, enough turns are dropped for twice that room: dropping a turn means that all later ones are computed
+        again, and a conversation that dropped one at each turn would be slow from then on.
         """
         context = self._backend.context
         if context is not None:
@@ -147,7 +147,7 @@ class ChatProgram:
             tell(f"the context is full ({self._size()}): {turns} forgotten")
 
     async def _print(self, ask: Ask, said: list[str]) -> End | None:
-        """Print the answer; pieces are appended to `said`. Turns leave where a server says that it is full."""
+        """Print the answer and append its pieces to `said`. Drop turns if a server finds the prompt too long."""
         while True:
             try:
                 return await self._stream(ask, said)
@@ -171,7 +171,7 @@ class ChatProgram:
 
     def _keep(self, question: str, answer: str) -> None:
         if self._capability == "chat":
-            # The next prompt would be refused for it, whatever the user says then.
+            # Every later prompt would be refused for it.
             for tag in self._backend.tags:
                 if tag in answer:
                     tell(f"the answer holds {tag}, a tag of the chat format; this turn is not kept")
@@ -195,7 +195,7 @@ class ChatProgram:
                 )
                 if count is not None
             ]
-            tell(", ".join(known) or "the server does not count tokens")
+            tell(", ".join(known) or "the server reports no token counts")
 
     def _greeting(self) -> str:
         size = "" if self._backend.context is None else f", {self._size()}"

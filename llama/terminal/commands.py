@@ -14,19 +14,19 @@ __all__ = ["HELP", "Commands"]
 HELP = """\
 A text ends with a line that holds only !!; a command needs none.
   exit            leave (or Ctrl-D)
-  end, /reset     begin a new conversation; the system's text stays
-  /system TEXT    what the model is told before all else; without TEXT: nothing any more
+  end, /reset     begin a new conversation; the system message stays
+  /system TEXT    set the system message; without TEXT there is none
   /save FILE      write the conversation, as JSON
   /load FILE      go on with a conversation that was saved
   /help           this list
-Ctrl-C stops an answer, or drops what was typed. A text that begins like a command: put a blank in front."""
+Ctrl-C stops an answer, or drops what was typed. To send a text that looks like a command, put a blank in front."""
 
 
 class Commands:
     """Runs commands on `conversation`.
 
     Args:
-        with_system: the model's format has a system's text (chat).
+        with_system: the prompt format has a system message (chat).
     """
 
     def __init__(self, conversation: Conversation, *, with_system: bool) -> None:
@@ -42,7 +42,7 @@ class Commands:
         }
 
     def run(self, line: str) -> bool:
-        """Run one -> whether it could. A failure is told in a line and changes nothing."""
+        """Run one -> whether it could. A failure prints one line and changes nothing."""
         name, _, rest = line.strip().partition(" ")
         command = self._all.get(name)
         try:
@@ -60,9 +60,9 @@ class Commands:
 
     def _system(self, rest: str) -> None:
         if not self._with_system:
-            raise RequestError("only --cap chat has a system's text")
+            raise RequestError("only --cap chat has a system message")
         self.conversation.system = rest
-        tell(f"the system's text is now {shown(rest)}" if rest else "there is no system's text now")
+        tell(f"the system message is now {shown(rest)}" if rest else "there is no system message now")
 
     def _save(self, rest: str) -> None:
         path = _path(rest, "/save")
@@ -73,7 +73,7 @@ class Commands:
         path = _path(rest, "/load")
         found = Conversation.load(path)
         if found.system and not self._with_system:
-            raise RequestError(f"{path} has a system's text, which only --cap chat has")
+            raise RequestError(f"{path} has a system message, which only --cap chat has")
         self.conversation.system, self.conversation.turns[:] = found.system, found.turns
         tell(f"{_turns(found)} read from {path}")
 

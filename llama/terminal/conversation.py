@@ -1,4 +1,4 @@
-"""A conversation: the system's text and the turns, what of it is sent, and its file. Never imports torch."""
+"""A conversation: the system message and the turns, what of it is sent, and its file. Never imports torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """The system's text (empty for none) and the turns, oldest first."""
+    """The system message (empty for none) and the turns, oldest first."""
 
     system: str = ""
     turns: list[Turn] = field(default_factory=list)

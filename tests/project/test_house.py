@@ -22,6 +22,7 @@ from ranks import ROOT
 from tiny_llama import tiny_llama
 
 import llama.kernels.linear
+from llama.serving.http.app import DOORS
 
 PACKAGE = ROOT / "llama"
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -124,6 +125,20 @@ def test_no_room_imports_one_above_it() -> None:
         if order.index(other) >= order.index(name)
     ]
     assert upwards == []
+
+
+def test_no_door_of_the_server_imports_another() -> None:
+    """What two protocols need is in a file of their room, so that each can be changed or removed alone."""
+    doors = [door.__name__.removeprefix("llama.") for door in DOORS]
+    owners = {name: door for name in modules() for door in doors if f"{name}.".startswith(f"{door}.")}
+    assert set(owners.values()) == set(doors)
+    arrows = [
+        (module, target)
+        for module, door in owners.items()
+        for target in imports(module, ast.walk(modules()[module]))
+        if owners.get(target, door) != door
+    ]
+    assert arrows == []
 
 
 def test_no_modules_import_each_other() -> None:

@@ -123,7 +123,7 @@ def test_a_batch_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
 
     with pytest.raises(ServerError):
         run(run_batch(source, target, ask, 1))
-    assert "4 of 10 requests are done; the same command goes on" in capsys.readouterr().err
+    assert "4 of 10 requests are done; run the same command to continue" in capsys.readouterr().err
     with target.open("ab") as file:
         file.write(b'{"id": "batch')  # as after a power cut
     fails_at = -1
@@ -131,7 +131,7 @@ def test_a_batch_goes_on_where_it_stopped(tmp_path: Path, capsys: pytest.Capture
     assert run(run_batch(source, target, ask, 3)) == 0
     assert asked == list(range(4, 10))
     err = capsys.readouterr().err
-    assert "was not whole" in err
+    assert "was incomplete" in err
     assert "4 of 10 requests are done already" in err
     assert "5 requests answered, 1 refused" in err
     records = [json.loads(line) for line in target.read_text().splitlines()]

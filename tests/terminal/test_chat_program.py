@@ -33,7 +33,7 @@ def test_stdout_has_the_answers_and_stderr_all_else(capsys: pytest.CaptureFixtur
     assert done.out == "a\nb\n"
     out, err = capsys.readouterr()
     assert out == ""
-    for word in ("scripted", "/save FILE", "'z'", "no command /nonsense", "does not count"):
+    for word in ("scripted", "/save FILE", "'z'", "no command /nonsense", "no token counts"):
         assert word in err
 
 

@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `settings`, `server` | what an operator sets; uvicorn in the event loop of `Llama.serve`, from warm-up to drain |
+| `connection` | uvicorn's connection to a client, with limits for the head of a request |
 | `app`, `routes` | the ASGI application; a door's table of routes |
 | `guard`, `addresses` | keys, hosts, origins, request ids; addresses to listen on, names in Host headers |
 | `metrics`, `operations` | numbers for Prometheus; /health and /metrics |

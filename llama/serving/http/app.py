@@ -158,9 +158,7 @@ def _answer_unknown_paths(app: FastAPI, family_of: Callable[[str], Family]) -> N
         here = request.url.path
         if error.status_code == 405:
             allowed = dict(error.headers or {})
-            message = (
-                f"{request.method} is not possible on {here}; {allowed.get('Allow', 'another method')} is"
-            )
+            message = f"{here} does not take {request.method}; use {allowed.get('Allow', 'another method')}"
             problem = Problem(405, "method_not_allowed", message, headers=allowed)
         else:
             problem = Problem(error.status_code, "not_found", f"there is no {here} on this server; see /docs")

@@ -1,5 +1,4 @@
-"""One client's connection: uvicorn's, with limits for the head of a request, which uvicorn waits for and collects
-without any.
+"""uvicorn's connection to a client, with limits of time and size for the head of a request; uvicorn has none.
 
 A stranger needs no key to send a head, so it must neither fill the memory nor hold a connection for ever.
 """

@@ -1,4 +1,4 @@
-"""What operators ask: is it ready, what does it do. /health, /metrics, and the schema's page at /."""
+"""For operators: /health, /metrics, and a redirect from / to the schema's page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _health(call: Call) -> Response:
     if service.ready and service.engine.accepting:
         return JsonReply({"status": "ok"})
     # llama.cpp's shape, for which its clients look.
-    message = "Loading model" if not service.ready else "The server is about to end"
+    message = "Loading model" if not service.ready else "The server is shutting down"
     error = {"code": 503, "message": message, "type": "unavailable_error"}
     return JsonReply({"error": error}, 503, {"Retry-After": "1"})
 

@@ -201,12 +201,14 @@ class Service:
             raise Problem(
                 503,
                 "unavailable",
-                "the server is about to end; try another one",
+                "the server is shutting down; send the request to another one",
                 headers={"Retry-After": "1"},
             )
         waiting, most = self.engine.waiting, self.settings.max_queue
         if waiting + len(requests) > most:
-            message = f"{waiting} requests wait already, and {most} may; try again"
+            message = (
+                f"the queue is full: {waiting} requests are waiting and at most {most} may; try again later"
+            )
             raise Problem(429, "queue_full", message, headers={"Retry-After": "1"})
         if self.settings.log_prompts:
             for request in requests:
@@ -216,7 +218,7 @@ class Service:
 
 
 def _ended_early() -> Problem:
-    message = "the server ended before the answer was complete; send the request to another one"
+    message = "the server shut down before the answer was complete; send the request to another one"
     return Problem(503, "incomplete", message, headers={"Retry-After": "1"})
 
 

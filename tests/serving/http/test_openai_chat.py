@@ -32,16 +32,6 @@ def served():
             yield server, expected
 
 
-@pytest.fixture(scope="module")
-def server(served):
-    return served[0]
-
-
-@pytest.fixture(scope="module")
-def expected(served):
-    return served[1]
-
-
 def answer(server, **body) -> dict:
     reply = server.post(PATH, {"messages": DIALOG, **body})
     assert reply.status_code == 200, reply.text

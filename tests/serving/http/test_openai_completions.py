@@ -37,16 +37,6 @@ def served():
             yield server, expected
 
 
-@pytest.fixture(scope="module")
-def server(served):
-    return served[0]
-
-
-@pytest.fixture(scope="module")
-def expected(served):
-    return served[1]
-
-
 # ---- prompts -------------------------------------------------------------------------------------------------
 
 

@@ -30,16 +30,6 @@ def served():
             yield server, expected
 
 
-@pytest.fixture(scope="module")
-def server(served):
-    return served[0]
-
-
-@pytest.fixture(scope="module")
-def expected(served):
-    return served[1]
-
-
 def test_log_probabilities_are_the_librarys(server, expected) -> None:
     found = choices(server, prompt=TEXTS, echo=True, logprobs=3, **GREEDY)
     for choice, wanted in zip(found, expected["greedy"], strict=True):

@@ -132,7 +132,7 @@ def test_a_full_queue_is_429_and_nothing_is_queued(server, engine) -> None:
 
 
 def test_a_client_that_does_not_read_pauses_only_itself_and_loses_nothing(server, engine) -> None:
-    client = send(server, max_tokens=1_500, temperature=0, stream=True, ignore_eos=True)
+    client = send(server, max_tokens=900, temperature=0, stream=True, ignore_eos=True)
     until(lambda: server.service.engine.snapshot.paused == 1)
     # Beside it others are served, as fast as ever.
     with ThreadPoolExecutor(4) as pool:
@@ -153,9 +153,22 @@ def test_a_client_that_does_not_read_pauses_only_itself_and_loses_nothing(server
     texts = [json.loads(each)["choices"][0] for each in events]
     assert texts[-1]["finish_reason"] in ("length", "stop")
     whole = server.post(
-        "/v1/completions", {"prompt": PROMPT, "max_tokens": 1_500, "temperature": 0, "ignore_eos": True}
+        "/v1/completions", {"prompt": PROMPT, "max_tokens": 900, "temperature": 0, "ignore_eos": True}
     ).json()
     assert "".join(each["text"] for each in texts) == whole["choices"][0]["text"]
+
+
+def test_readers_that_stand_still_in_every_slot_keep_nobody_out(server, engine) -> None:
+    """The engine's batch is full of them, and gives their places to whoever waits."""
+    clients = [
+        send(server, max_tokens=LONG, temperature=0, stream=True, ignore_eos=True, prompt=f"def {name}")
+        for name in ("self", "value")
+    ]
+    until(lambda: server.service.engine.snapshot.paused == 2)
+    assert server.post("/v1/completions", {"prompt": PROMPT, "max_tokens": 5}).status_code == 200
+    assert server.service.engine.open_streams == 2
+    for client in clients:
+        client.close()
 
 
 def test_idle_and_trickling_connections_hold_up_nobody(server, engine) -> None:

@@ -25,7 +25,7 @@ __all__ = ["FAMILY", "ROUTES"]
 
 
 # Characters, and ids, of one request: other requests wait for so long.
-_MOST = 1 << 20
+_MOST = 1 << 18
 
 
 class LlamaCppTokenizeBody(Body):

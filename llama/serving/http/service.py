@@ -42,6 +42,7 @@ class Service:
     """A model at work, with the operator's settings.
 
     ready: whether a first token was made; until then health checks fail. token_names: of the vocabulary.
+    dtype: the weights', as a name such as bfloat16.
     """
 
     def __init__(self, llama: Llama, engine: AsyncEngine, settings: Settings) -> None:
@@ -49,6 +50,7 @@ class Service:
         self.tokenizer = llama.tokenizer
         self.token_names = TokenNames(llama.tokenizer)
         self.max_model_len: int = llama.model.params.max_seq_len
+        self.dtype = str(llama.model.dtype).removeprefix("torch.")
         self.started = int(time.time())
         self.metrics = Metrics(engine)
         self.ready = False
@@ -306,9 +308,3 @@ class Run:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def finish(self) -> list[list[Output]]:
-        """Run to the end -> the outputs of each prompt."""
-        async for _ in self:
-            pass
-        return self.outputs

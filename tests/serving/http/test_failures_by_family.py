@@ -137,8 +137,13 @@ def run() -> Run:
 
 def test_an_answer_cut_short_by_the_server_is_an_error() -> None:
     """Never a `stop`: the client would take half an answer for a whole one."""
-    with pytest.raises(Problem, match="ended before") as caught:
-        asyncio.run(run().finish())
+
+    async def read() -> None:
+        async for _ in run():
+            pass
+
+    with pytest.raises(Problem, match="shut down before") as caught:
+        asyncio.run(read())
     assert (caught.value.status, caught.value.code) == (503, "incomplete")
     assert tgi.FAMILY.status(caught.value) == 500
     assert tgi.FAMILY.error(caught.value)["error_type"] == "incomplete_generation"

@@ -26,7 +26,7 @@ from ..routes import Call, Route
 from ..service import Run, Service
 from ..text_fim import split_fim
 from ..token_texts import token_bytes
-from .models import FAMILY, check_model
+from .models import FAMILY, check_model, timestamp
 
 __all__ = ["FAMILY", "ROUTES"]
 
@@ -213,7 +213,7 @@ class _Answer(Encoder):
     def _line(self, text: str, delta: TextDelta | None) -> dict[str, Any]:
         line = {
             "model": self._service.settings.model_name,
-            "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "created_at": timestamp(datetime.now(UTC)),
             **({"message": {"role": "assistant", "content": text}} if self._chat else {"response": text}),
             "done": False,
         }

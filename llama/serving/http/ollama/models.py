@@ -19,7 +19,7 @@ from ..replies import JsonReply, dumps
 from ..routes import Call, Route
 from ..service import Service
 
-__all__ = ["FAMILY", "ROUTES", "check_model"]
+__all__ = ["FAMILY", "ROUTES", "check_model", "timestamp"]
 
 FAMILY = Family("Ollama", lambda problem: {"error": problem.message})
 
@@ -82,14 +82,13 @@ def _template(service: Service) -> str:
 
 
 def _details(service: Service) -> dict[str, Any]:
-    dtype = str(service.llama.model.dtype).removeprefix("torch.")
     return {
         "parent_model": "",
         "format": "pytorch",
         "family": "llama",
         "families": ["llama"],
         "parameter_size": _shortened(parameter_count(service.llama.model.params)),
-        "quantization_level": _SHORT_NAMES.get(dtype, dtype),
+        "quantization_level": _SHORT_NAMES.get(service.dtype, service.dtype),
     }
 
 
@@ -156,7 +155,12 @@ def _version(call: Call) -> Response:
 
 
 def _started(service: Service) -> str:
-    return datetime.fromtimestamp(service.started, UTC).isoformat().replace("+00:00", "Z")
+    return timestamp(datetime.fromtimestamp(service.started, UTC))
+
+
+def timestamp(moment: datetime) -> str:
+    """A moment in UTC as Ollama writes it, with a Z."""
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 def check_model(service: Service, name: str | None) -> None:

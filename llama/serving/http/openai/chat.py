@@ -115,9 +115,7 @@ class _Answer:
         if not self.body.logprobs:
             return None
         service, (request,) = self.run.service, self.run.requests
-        return Positions(
-            service.tokenizer, service.token_names, start_of_text=request.start_of_text, offset=0
-        )
+        return Positions(service.tokenizer, service.token_names, start_of_text=request.start_of_text)
 
     def logprobs(self, positions: Positions | None, part: TextDelta | Output) -> dict[str, Any] | None:
         """Of the next part of a choice."""

@@ -37,8 +37,7 @@ def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:
 def _fingerprint(service: Service) -> str:
     """Equal where the same request and seed give the same answer."""
     model = service.llama.model
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"codellama-{__version__}-{model.device.type}-{dtype}-{model.parallel.size}"
+    return f"codellama-{__version__}-{model.device.type}-{service.dtype}-{model.parallel.size}"
 
 
 def usage(

@@ -284,7 +284,7 @@ def _info(call: Call) -> Response:
         {
             "model_id": service.settings.model_name,
             "model_sha": None,
-            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "model_dtype": service.dtype,
             "model_device_type": model.device.type,
             "model_pipeline_tag": "text-generation",
             "max_input_length": most - 1,

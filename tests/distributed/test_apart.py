@@ -235,6 +235,7 @@ def test_a_request_s_digest_holds_what_steers_its_steps_and_nothing_else() -> No
     steering = {
         "prompt": (1, 2, 4),
         "max_new_tokens": 6,
+        "min_new_tokens": 1,
         "stop_ids": frozenset({2, 7}),
         "stop": ("e",),
         "start_of_text": True,

@@ -104,6 +104,6 @@ MUTANTS = [
         file="llama/generation.py",
         old="call.stop_ids = (*call.stop_ids, *own)",
         new="call.stop_ids = call.stop_ids",
-        tests=("tests/api/test_ends.py::test_with_ignore_eos_only_the_callers_own_stop_ids_end",),
+        tests=("tests/api/test_least_tokens.py::test_with_ignore_eos_only_the_callers_own_stop_ids_end",),
     ),
 ]

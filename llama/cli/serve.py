@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
@@ -131,6 +132,8 @@ def run(options: argparse.Namespace) -> int:
     from ..generation import Llama
 
     settings = _settings(options)
+    # Python lets a thread hold its lock for 5 ms, while a step of the engine waits for it (docs/log.md).
+    sys.setswitchinterval(0.0005)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     if options.ray is not None:

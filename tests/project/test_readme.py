@@ -278,8 +278,8 @@ def check_script(script: str, words: list[str]) -> None:
         source = (ROOT / script).read_text(encoding="utf-8")
         mains = [
             node
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.FunctionDef) and node.name == "main"
+            for node in ast.parse(source).body
+            if isinstance(node, ast.FunctionDef) and (node.name == "main" or node.name in words)
         ]
         known = {arg.arg for main in mains for arg in [*main.args.args, *main.args.kwonlyargs]}
         for flag in flags(words):

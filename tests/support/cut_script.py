@@ -73,7 +73,7 @@ def run(folder: Path, scenario: str, seconds: str) -> None:
     own.parent.mkdir(exist_ok=True)
 
     def ready(found: object) -> None:
-        part = own.with_suffix(".part")
+        part = Path(f"{own}.part")  # each rank its own
         part.write_text(json.dumps(found))
         part.replace(f"{own}.ready")
 

@@ -5,6 +5,7 @@ Source: the API reference at platform.openai.com, and what its clients read.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,9 +114,9 @@ class ChunkEncoder(Encoder):
             for choice in self.choices(row, delta)
         ).encode()
 
+    @abstractmethod
     def choices(self, row: int, delta: TextDelta) -> Sequence[str]:
         """What stands in the choices for a delta, behind the index: one event for each, perhaps none."""
-        raise NotImplementedError
 
     def end(self) -> bytes:
         if not self._include_usage:

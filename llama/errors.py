@@ -19,6 +19,7 @@
     │   └── UnsupportedError                    the loaded checkpoint has no such capability
     ├── NumericsError (ArithmeticError)         logits that are not finite
     ├── EngineClosedError (RuntimeError)        a request to an AsyncEngine that was closed
+    ├── EvaluationError (RuntimeError)          a benchmark that cannot be run: its data, sandbox or file of results
     └── RankError (RuntimeError)                a rank failed, is gone, or differs; the model has ended
 
 Each also derives from the built-in class in brackets, so that `except ValueError` in a host program works. A
@@ -39,6 +40,7 @@ __all__ = [
     "ConfigError",
     "DialogError",
     "EngineClosedError",
+    "EvaluationError",
     "LlamaError",
     "NumericsError",
     "OutOfMemoryError",
@@ -153,6 +155,10 @@ class NumericsError(LlamaError, ArithmeticError):
 
 class EngineClosedError(LlamaError, RuntimeError):
     """A request to an AsyncEngine that was closed, or is closing."""
+
+
+class EvaluationError(LlamaError, RuntimeError):
+    """A benchmark that cannot be run: no data, no sandbox, or a file of results that does not fit."""
 
 
 class RankError(LlamaError, RuntimeError):

@@ -44,6 +44,8 @@ ROOMS: dict[str, set[str]] = {
     "generation": {"base", "text", "distributed", "sizing", "model", "engine", "serving", "api", "loading"},
     "http": {"base", "text", "sizing", "engine", "serving", "api", "generation"},
     "terminal": {"base", "text", "distributed", "engine", "serving", "api", "generation", "http"},
+    "sandbox": {"base"},
+    "evaluation": {"base", "sandbox"},
     "cli": {"base", "text", "sizing", "checkpoint", "serving", "generation", "http", "terminal"},
 }
 # Files on the package's top floor that share a room; the others are rooms by their own name.
@@ -87,6 +89,8 @@ def modules() -> dict[str, ast.Module]:
 def room(module: str) -> str:
     if f"{module}.".startswith("serving.http."):
         return "http"
+    if f"{module}.".startswith("evaluation.sandbox."):
+        return "sandbox"
     top = module.partition(".")[0]
     return TOP.get(top, top)
 

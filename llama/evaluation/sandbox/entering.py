@@ -28,6 +28,7 @@ from .native import (
     prctl,
     restrict_mount,
 )
+from .processes import SIGKILL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ NAMESPACES = (
 
 def main(values: dict[str, Any]) -> None:
     """As `inside.main`, in namespaces of its own."""
-    prctl(PR_SET_PDEATHSIG, inside.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, SIGKILL)
     ready, told = os.pipe()
     child = clone(NAMESPACES | SIGCHLD)
     if child:
@@ -53,7 +54,7 @@ def main(values: dict[str, Any]) -> None:
         os.close(told)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os._exit(code if code >= 0 else 128 - code)
-    prctl(PR_SET_PDEATHSIG, inside.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, SIGKILL)
     os.close(told)
     if os.read(ready, 1) != b"!":
         os._exit(1)  # the parent is gone

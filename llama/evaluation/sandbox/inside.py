@@ -17,12 +17,13 @@ import sys
 import time
 
 from . import native
+from .processes import SIGKILL, Process, kill_all, proportional_bytes, reaped_seconds, running
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-SIGINT, SIGKILL, SIGPIPE, SIGXCPU, SIGXFSZ = 2, 9, 13, 24, 25
+SIGINT, SIGPIPE, SIGXCPU, SIGXFSZ = 2, 13, 24, 25
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
     1,
     4,
@@ -39,9 +40,6 @@ OPEN_FILES = 128
 # A file costs at least this much, if only of the kernel's memory: it bounds how many there can be.
 BYTES_OF_A_FILE = 4096
 TOKEN_BYTES = 64
-
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Plan:
@@ -148,7 +146,7 @@ class Run:
         self.exit_code = 128 + SIGKILL
         self.main = 0
         self.started = time.monotonic()
-        self.cpu_before = _reaped_seconds()
+        self.cpu_before = reaped_seconds()
         self.output: list[bytearray] = [bytearray(), bytearray(), bytearray()]
         self.room = [limits["output_bytes"], limits["output_bytes"], TOKEN_BYTES]
         self.printed = 0
@@ -238,24 +236,24 @@ class Run:
         if sys.platform != "linux":
             return
         processes = running(self.plan.contained)
-        cpu = (
-            _reaped_seconds()
-            - self.cpu_before
-            + sum(ticks for _, ticks, _, _ in processes) / _TICKS_PER_SECOND
-        )
-        if cpu > self.limits["cpu_seconds"]:
+        if (
+            reaped_seconds() - self.cpu_before + sum(process.seconds for process in processes)
+            > self.limits["cpu_seconds"]
+        ):
             self.ended = "cpu"
-        elif sum(threads for *_, threads in processes) > self.limits["processes"]:
+        elif sum(process.threads for process in processes) > self.limits["processes"]:
             self.ended = "processes"
-        elif sum(pages for _, _, pages, _ in processes) * _PAGE > self.limits["memory_bytes"]:
-            # Pages that processes share were counted for each. To count them once takes longer, so only now.
-            if (
-                sum(proportional_bytes(pid, pages) for pid, _, pages, _ in processes)
-                > self.limits["memory_bytes"]
-            ):
-                self.ended = "memory"
+        elif self.too_much_memory(processes):
+            self.ended = "memory"
         elif self.too_many_files():
             self.ended = "files"
+
+    def too_much_memory(self, processes: list[Process]) -> bool:
+        most: int = self.limits["memory_bytes"]
+        if sum(process.bytes for process in processes) <= most:
+            return False
+        # Pages that processes share were counted for each. To count them once takes longer, so only now.
+        return sum(map(proportional_bytes, processes)) > most
 
     def too_many_files(self) -> bool:
         if not self.plan.scratch:
@@ -311,76 +309,3 @@ def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
         # One second between the signal that tells a program that its time is over and the one that ends it.
         above = soft + 1 if name == "CPU" else soft
         resource.setrlimit(which, (soft, above if hard == resource.RLIM_INFINITY else min(above, hard)))
-
-
-def running(contained: bool) -> list[tuple[int, int, int, int]]:
-    """The job's processes: pid, clock ticks of processor time (with that of ended children), pages, threads."""
-    found: dict[int, tuple[int, int, int, int]] = {}
-    parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        pid = int(name)
-        parents[pid] = int(fields[1])
-        found[pid] = (pid, sum(map(int, fields[11:15])), int(fields[21]), int(fields[17]))
-    me = os.getpid()
-    if contained:
-        return [process for pid, process in found.items() if pid != me]
-    return [process for pid, process in found.items() if _descends(pid, me, parents)]
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    seen = set()
-    while pid in parents and pid not in seen:
-        seen.add(pid)
-        pid = parents[pid]
-        if pid == ancestor:
-            return True
-    return False
-
-
-def proportional_bytes(pid: int, pages: int) -> int:
-    """Memory of a process in which a page that n processes share counts as an n-th; all of it where that is hidden."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return pages * _PAGE
-
-
-def kill_all(contained: bool, main: int) -> None:
-    """End every process of the job, and wait until they are gone."""
-    while True:
-        if contained:
-            _kill(-1)
-        elif sys.platform == "linux":
-            for pid, *_ in running(contained):
-                _kill(pid)
-        else:
-            _kill(-main)
-        try:
-            while os.waitpid(-1, 0 if contained else os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        time.sleep(0.001)
-
-
-def _kill(pid: int) -> None:
-    try:  # noqa: SIM105 - contextlib takes as long to import as all else here
-        os.kill(pid, SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
-def _reaped_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EvaluationError
-from .inside import SIGKILL, TOKEN_BYTES
+from .inside import TOKEN_BYTES
 from .job import Ended, Job, Outcome
 
 __all__ = ["BOOTSTRAP", "launch", "payload"]
@@ -84,7 +84,7 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) 
         raise EvaluationError(f"a job could not be started: {_last_line(message)}")
     # The program managed to end what watches it, or the machine was too busy for that to report.
     return Outcome(
-        Ended.EXITED, 0, 128 + SIGKILL, b"", b"the sandbox was ended from inside or for memory", b""
+        Ended.EXITED, 0, 128 + signal.SIGKILL, b"", b"the sandbox was ended from inside or for memory", b""
     )
 
 

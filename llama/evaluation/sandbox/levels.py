@@ -21,6 +21,8 @@ from .view import DEVICES, interpreter, view
 
 __all__ = ["Bubblewrap", "LimitsOnly", "SandboxExec", "Unshare", "seatbelt_profile"]
 
+# Modules that are handed over, in the order in which they import each other.
+_WATCHER = ("native", "processes", "inside")
 _PYTHON = ("-I", "-S", "-B", "-c", BOOTSTRAP)
 # The only place that can be written, with all that is at it counted together.
 _SCRATCH = "/tmp"
@@ -42,7 +44,7 @@ class Bubblewrap:
         with worker() as uid:
             argv = [bwrap, *_bwrap_options(job, uid), "--", str(interpreter()), *_PYTHON]
             values = _namespace_values(uid)
-            return launch(argv, payload(job, values, "native", "inside"), job)
+            return launch(argv, payload(job, values, *_WATCHER), job)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Unshare:
                 "scratch_bytes": _scratch_bytes(job),
             }
             argv = [str(interpreter()), *_PYTHON]
-            return launch(argv, payload(job, values, "native", "inside", "entering"), job)
+            return launch(argv, payload(job, values, *_WATCHER, "entering"), job)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class SandboxExec:
         with _folder() as folder:
             profile = seatbelt_profile(folder, (*view(job.visible).shown, sys.base_prefix))
             argv = ["sandbox-exec", "-p", profile, str(interpreter()), *_PYTHON]
-            return launch(argv, payload(job, _values(folder), "native", "inside"), job, contained=False)
+            return launch(argv, payload(job, _values(folder), *_WATCHER), job, contained=False)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class LimitsOnly:
         """As `Sandbox.run`."""
         with _folder() as folder:
             argv = [str(interpreter()), *_PYTHON]
-            return launch(argv, payload(job, _values(folder), "native", "inside"), job, contained=False)
+            return launch(argv, payload(job, _values(folder), *_WATCHER), job, contained=False)
 
 
 def seatbelt_profile(folder: str, readable: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from . import paper
 from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header, Settings
@@ -28,7 +29,7 @@ class OrderFigures:
         cut: answers that the limit of tokens ended.
         not_asked: answers that could not be asked for, since the prompt is too long or the question holds a tag of the
             chat format. They count as failed.
-        pass_at: by k. Programs that were not run count for nothing; a k for which no problem has enough others is absent.
+        pass_at: by k. Programs that were not run count for nothing; a k is absent if no problem has enough others.
         exact: the share of samples that are the removed text, both stripped; None of what is not infilling.
         published: the paper's pass@k, as a share of 1, by variant (base, instruct, python), then by k.
     """
@@ -95,11 +96,13 @@ def _exact(samples: Sequence[Sample], settings: Settings) -> Estimate | None:
 
 
 def _published(header: Header, order: Order, pass_at: dict[int, Estimate]) -> dict[str, dict[int, float]]:
-    model = header.model
+    member = header.model.member
+    if member is None:
+        return {}
     found = {}
-    for variant in model.variants if model.member is not None else ():
-        figures = paper.published(model.member, variant, header.settings.task, order)
-        shares = {k: percent / 100 for k, percent in figures.items() if k in pass_at}
+    for variant in header.model.variants:
+        figures = paper.published(member, cast("paper.Variant", variant), header.settings.task, order)
+        shares = {k: round(percent / 100, 4) for k, percent in figures.items() if k in pass_at}
         if shares:
             found[variant] = shares
     return found

@@ -14,7 +14,7 @@ from ..errors import EvaluationError
 from . import paper
 from .asking import Header, Settings
 from .figures import OrderFigures, figures_of
-from .problem import Order, Sample, Status
+from .problem import Sample, Status
 from .statistics import Estimate
 from .table import table
 from .tasks import TASKS, count_note
@@ -68,7 +68,9 @@ class Report:
         """
         found = [each for each in self.orders if order is None or each.order.value == order]
         if len(found) != 1:
-            raise KeyError(f"the orders of this run are {', '.join(each.order.value for each in self.orders)}")
+            raise KeyError(
+                f"the orders of this run are {', '.join(each.order.value for each in self.orders)}"
+            )
         return found[0].pass_at[k]
 
     def table(self) -> str:
@@ -123,7 +125,7 @@ def _notes(
     published = [each.published for each in orders if each.published]
     if any(len(each) > 1 for each in published):
         names = " / ".join(dict.fromkeys(name for each in published for name in each))
-        yield f"The shapes of this model are those of several variants, whose figures the paper gives: {names}."
+        yield f"Shapes and vocabulary do not tell which variant this model is; the paper's figures are of {names}."
     if published:
         yield paper.PROTOCOL
 

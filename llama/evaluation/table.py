@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ..printable import printable
 from .asking import Header
 from .figures import OrderFigures, paper_differs
-from .problem import Status
+from .problem import Order, Status
 from .statistics import Estimate
 from .tasks import TASKS
 
@@ -20,12 +20,12 @@ _METHODS = {"wilson": "Wilson's over the problems", "bootstrap": "bootstrap over
 
 
 def table(header: Header, orders: Sequence[OrderFigures], notes: Sequence[str]) -> str:
-    """The report: what was run, the figures with the paper's beside them, and the notes; each line ends with a newline."""
+    """What was run, the figures with the paper's beside them, and the notes; each line ends with a newline."""
     lines = [*_wrapped(_title(header)), *_wrapped(_way(header)), ""]
-    lines += _columns([_heads(orders), *_rows(header, orders)])
+    lines += _columns(list(_rows(header, orders)))
     lines.append("")
     for figures in orders:
-        lines += _wrapped(_counts(figures, named=len(orders) > 1))
+        lines += _wrapped(_counts(figures))
     if methods := _methods(orders):
         lines += _wrapped(f"Intervals of 95 %: {methods}.")
     for note in notes:
@@ -48,7 +48,11 @@ def _way(header: Header) -> str:
     settings = header.settings
     parts = ["greedy"]
     if settings.temperature != 0:
-        parts = [f"temperature {settings.temperature:g}", f"top-p {settings.top_p:g}", f"seed {settings.seed}"]
+        parts = [
+            f"temperature {settings.temperature:g}",
+            f"top-p {settings.top_p:g}",
+            f"seed {settings.seed}",
+        ]
     parts.append(f"at most {settings.max_gen_len:,} tokens")
     if header.model.dtype is not None:
         parts.append(header.model.dtype)
@@ -57,58 +61,51 @@ def _way(header: Header) -> str:
     return f"{', '.join(parts)}; sandbox: {header.sandbox}"
 
 
-def _heads(orders: Sequence[OrderFigures]) -> list[str]:
-    heads = ["", "ours", "95 % interval"]
-    if any(figures.published for figures in orders):
-        heads += ["paper", "where the paper's way is another"]
-    return heads
-
-
 def _rows(header: Header, orders: Sequence[OrderFigures]) -> Iterator[list[str]]:
+    """The table's cells: measure, ours, its interval, the paper's, and the paper's protocol where it differs."""
+    yield ["", "ours", "95 % interval", "paper", "the paper's protocol, where it differs"]
     for figures in orders:
-        name = f"{figures.order.value.upper()} " if len(orders) > 1 else ""
+        name = _name(figures)
         for k, found in figures.pass_at.items():
-            shares = [share[k] for share in figures.published.values() if k in share]
-            row = [f"{name}pass@{k}", *_cells(found)]
-            if shares:
-                row += [f"{' / '.join(f'{100 * share:.1f}' for share in shares)} %"]
-                row += [paper_differs(k, header.settings)]
-            yield row
+            shares = [f"{100 * share[k]:.1f}" for share in figures.published.values() if k in share]
+            theirs = [f"{' / '.join(shares)} %", paper_differs(k, header.settings)] if shares else ["", ""]
+            yield [f"{name}pass@{k}", *_cells(found), *theirs]
         if not figures.pass_at:
-            yield [f"{name}pass@k", "none", ""]
+            yield [f"{name}pass@k", "none", "", "", ""]
         if figures.exact is not None:
-            yield [f"{name}exact match", *_cells(figures.exact)]
+            yield [f"{name}exact match", *_cells(figures.exact), "", ""]
 
 
 def _cells(found: Estimate) -> list[str]:
     return [f"{100 * found.value:.1f} %", f"{100 * found.low:.1f} to {100 * found.high:.1f} %"]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines: the first column and one of text to the left, numbers to the right."""
-    count = max(map(len, rows))
-    full = [[*row, *[""] * (count - len(row))] for row in rows]
-    widths = [max(len(row[i]) for row in full) for i in range(count)]
-    left = {0, 4}
-    for row in full:
-        cells = [
-            cell.ljust(width) if i in left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines; the first row is the heads, and a column with nothing below its head is left out."""
+    columns = []
+    for head, *cells in zip(*rows, strict=True):
+        if any(cells):
+            width = max(map(len, (head, *cells)))
+            to_left = not any(cell.endswith("%") for cell in cells)
+            columns.append([each.ljust(width) if to_left else each.rjust(width) for each in (head, *cells)])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
-def _counts(figures: OrderFigures, *, named: bool) -> str:
-    counts = [f"{figures.counts[status.value]:,} {status.value}" for status in Status]
-    name = f"{figures.order.value.upper()}: " if named else ""
-    return f"{name}{figures.samples:,} samples: {', '.join(counts)}"
+def _counts(figures: OrderFigures) -> str:
+    counts = ", ".join(f"{figures.counts[status.value]:,} {status.value}" for status in Status)
+    return f"{_name(figures)}{figures.samples:,} samples: {counts}"
+
+
+def _name(figures: OrderFigures) -> str:
+    """What stands in front of a figure: the order, of infilling."""
+    return f"{figures.order.value.upper()} " if figures.order in (Order.PSM, Order.SPM) else ""
 
 
 def _methods(orders: Sequence[OrderFigures]) -> str:
     """How the intervals were made; where they differ, of which figure each is."""
     found: dict[str, str] = {}
     for figures in orders:
-        name = f"{figures.order.value.upper()} " if len(orders) > 1 else ""
+        name = _name(figures)
         found |= {f"{name}pass@{k}": each.method for k, each in figures.pass_at.items()}
         if figures.exact is not None:
             found[f"{name}exact match"] = figures.exact.method

@@ -30,7 +30,7 @@ from .tasks import TASKS
 if TYPE_CHECKING:
     from ..generation import Llama
 
-__all__ = ["evaluate", "find_task"]
+__all__ = ["checked_ks", "evaluate", "find_task", "problems_digest"]
 
 _DEFAULT_KS = (1, 10, 100)
 _MOST_WORKERS = 1024
@@ -89,7 +89,7 @@ def evaluate(
     """
     found = find_task(task) if isinstance(task, str) else task
     settings = _settings(found, n, temperature, top_p, order, seed, limit, max_gen_len, chat)
-    ks = _checked_ks(k, settings.n)
+    ks = checked_ks(k, settings.n)
     place = _Place(
         sandbox,
         _integer("workers", workers),
@@ -168,7 +168,7 @@ def _settings(
     return settings
 
 
-def _checked_ks(k: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
+def checked_ks(k: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
     """The k of pass@k, ascending. Raises EvaluationError for one that is below 1 or above n."""
     if k is None:
         return tuple(each for each in _DEFAULT_KS if each <= n)
@@ -205,7 +205,7 @@ def _make(generator: Generator, task: Task, settings: Settings, place: _Place) -
     every = task.problems(place.data)
     problems = limited(every, settings)
     box = open_sandbox(place.sandbox) if isinstance(place.sandbox, str) else place.sandbox
-    header = Header(settings, generator.model, _digest(every), len(every), box.level, _versions())
+    header = Header(settings, generator.model, problems_digest(every), len(every), box.level, _versions())
     total = header.problems * len(settings.orders) * settings.n
     opened: AbstractContextManager[SamplesFile | None] = nullcontext()
     if place.out is not None:
@@ -259,7 +259,7 @@ def _counting(
         bar.clear()
 
 
-def _digest(problems: Sequence[Problem]) -> str:
+def problems_digest(problems: Sequence[Problem]) -> str:
     """A SHA-256 of the problems as they are asked: the same for a file and the same file compressed."""
     text = json.dumps([asdict(problem) for problem in problems], ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -7,8 +7,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
+from typing import Generic, TypeVar
 
-from .problem import Answer, Sample
+from .problem import Sample
 
 __all__ = ["Judges"]
 
@@ -16,24 +17,25 @@ __all__ = ["Judges"]
 _MOST_WAITING = 2048
 # How long programs that run may take to end after the run failed, in seconds. Later they end with this process.
 _LAST_SECONDS = 3.0
+_Item = TypeVar("_Item")
 
 
-class Judges:
+class Judges(Generic[_Item]):
     """Threads that judge answers, until the end of a `with`. What still waits then is dropped.
 
     Not an executor: Python joins its threads at exit, so that Ctrl-C would wait for a program's 30 seconds.
 
     Args:
         workers: threads.
-        judge: makes the sample of an answer; several at a time.
+        judge: makes the sample of an answer (or of a sample that is judged again); several at a time.
         keep: is given each sample, one at a time, by the thread that judged it.
     """
 
     def __init__(
-        self, workers: int, judge: Callable[[Answer], Sample], keep: Callable[[Sample], None]
+        self, workers: int, judge: Callable[[_Item], Sample], keep: Callable[[Sample], None]
     ) -> None:
         self._judge, self._keep = judge, keep
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[_Item] = deque()
         self._running = 0
         self._failure: BaseException | None = None
         self._closed = False
@@ -43,7 +45,7 @@ class Judges:
             for number in range(workers)
         ]
 
-    def put(self, answer: Answer) -> None:
+    def put(self, answer: _Item) -> None:
         """Have an answer judged. Waits while too many are waiting. Raises as `finish`."""
         with self._changed:
             self._wait_until(lambda: len(self._waiting) < _MOST_WAITING)
@@ -90,7 +92,7 @@ class Judges:
                 self._failure = self._failure or failure
                 self._changed.notify_all()
 
-    def __enter__(self) -> Judges:
+    def __enter__(self) -> Judges[_Item]:
         for thread in self._threads:
             thread.start()
         return self

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .cpp import CPP
+from .csharp import CSHARP
+from .java import JAVA
 from .language import Language
+from .node import JAVASCRIPT, TYPESCRIPT
+from .php import PHP
 from .python import PYTHON
+from .shell import SHELL
 
 __all__ = ["LANGUAGES", "find", "missing"]
 
 LANGUAGES: dict[str, Language] = {
     "python": PYTHON,
+    "cpp": CPP,
+    "java": JAVA,
+    "php": PHP,
+    "ts": TYPESCRIPT,
+    "cs": CSHARP,
+    "sh": SHELL,
+    "js": JAVASCRIPT,
 }
 
 
@@ -19,7 +32,7 @@ def find(name: str, *, javatuples: Path | None = None) -> tuple[dict[str, Path],
     found: dict[str, Path] = {}
     lacking = []
     for need in LANGUAGES[name].needs:
-        place = javatuples if need.option == "--javatuples" and javatuples is not None else need.find()
+        place = javatuples if need.option and javatuples is not None else need.find()
         if place is None or not place.is_file():
             lacking.append(str(need))
         else:

@@ -17,8 +17,8 @@ from ..errors import EvaluationError
 from ..printable import shown
 from ..terminal.files import write_atomically
 from ..terminal.progress import Progress
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header
-from .evaluate import checked_ks, find_task, problems_digest
+from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header, problems_digest
+from .evaluate import checked_ks, find_task
 from .judges import Judges
 from .problem import Problem, Sample, Task
 from .programs import judge

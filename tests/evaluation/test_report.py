@@ -117,7 +117,7 @@ def test_samples_that_could_not_be_asked_for_count_as_failed_and_are_told() -> N
     assert "Not asked for, and counted as failed: 2 of 4 answers." in notes(report)
     assert "Ended by the limit of 512 tokens: 1 of 4 answers." in notes(report)
     assert "Not asked for" not in notes(of(samples[:1], 1))
-    assert "limit of" not in notes(of(samples[:1], 1))
+    assert "Ended by" not in notes(of(samples[:1], 1))
 
 
 def both_orders() -> list[Sample]:

@@ -27,7 +27,7 @@ class FailingListener : TraceListener {
         foreach (StackFrame frame in new StackTrace(true).GetFrames() ?? new StackFrame[0])
             if (place == "" && (frame.GetFileName() ?? "").EndsWith("problem.cs"))
                 place = " in line " + frame.GetFileLineNumber() + " of problem.cs";
-        Console.Error.WriteLine("Debug.Assert failed" + place + ": " + message + " " + detail);
+        Console.Error.WriteLine(("Debug.Assert failed" + place + " " + message + " " + detail).TrimEnd());
         Environment.Exit(1);
     }
 }
@@ -51,9 +51,7 @@ _LIMITS = Limits(address_space_bytes=None, processes=64)
 
 def _job(source: bytes, token: str, tools: Tools) -> Job:
     flags = ("-nologo", "-debug", "-define:DEBUG", "-r:System.Numerics.dll", "-main:Run", "-out:problem.exe")
-    compile_ = Command(
-        (str(tools["mcs"]), *flags, "problem.cs", "run.cs"), COMPILER, environment={"TMPDIR": "."}
-    )
+    compile_ = Command((str(tools["mcs"]), *flags, "problem.cs", "run.cs"), COMPILER)
     run = Command((str(tools["mono"]), "--debug", "problem.exe"), _LIMITS, environment=_HEAP)
     files = {"problem.cs": source, "run.cs": _RUN.replace("{token}", token).encode()}
     return Job(files, [compile_, run], visible(Path("/etc/mono")))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...printable import printable
 from ..problem import Program, Status, Verdict
-from ..sandbox import Ended, Job, Outcome, Sandbox
+from ..sandbox import Ended, Job, Limits, Outcome, Sandbox
 from .language import MIB, Language
 from .languages import LANGUAGES, find
 
@@ -58,17 +58,24 @@ def _verdict(language: Language, job: Job, outcome: Outcome, token: str) -> Verd
     limits = job.commands[outcome.command].limits
     last = outcome.command == len(job.commands) - 1
     who = "it" if last else "its compiler"
-    if outcome.ended is Ended.CPU:
-        return Verdict(Status.TIMED_OUT, f"{who} used up {limits.cpu_seconds} s of processor time")
-    if outcome.ended is Ended.WALL:
-        return Verdict(Status.TIMED_OUT, f"{who} had not ended after {limits.wall_seconds:g} s")
-    if outcome.ended is Ended.MEMORY:
-        return Verdict(Status.FAILED, f"{who} used up {limits.memory_bytes // MIB:,} MiB of memory")
+    if outcome.ended is not Ended.EXITED:
+        status = Status.TIMED_OUT if outcome.ended in (Ended.CPU, Ended.WALL) else Status.FAILED
+        return Verdict(status, f"{who} {_excess(outcome.ended, limits)}")
     if outcome.exit_code != 0 or not last:
         return Verdict(Status.FAILED, _detail(language, outcome, last, token))
     if outcome.token != token.encode():
         return Verdict(Status.FAILED, "it ended with 0, but before the end of its tests")
     return Verdict(Status.PASSED)
+
+
+def _excess(ended: Ended, limits: Limits) -> str:
+    return {
+        "cpu": f"used up {limits.cpu_seconds} s of processor time",
+        "wall": f"had not ended after {limits.wall_seconds:g} s",
+        "memory": f"used more than {limits.memory_bytes // MIB:,} MiB of memory",
+        "files": f"made more than {limits.file_bytes // MIB:,} MiB or {limits.file_bytes // 4096:,} of files",
+        "processes": f"had more than {limits.processes} processes and threads",
+    }[ended.value]
 
 
 def _detail(language: Language, outcome: Outcome, last: bool, token: str) -> str:

@@ -58,6 +58,6 @@ def _typescript(source: bytes, token: str, tools: Tools) -> Job:
 
 
 _NODE = Need("node", "nodejs", ("node",))
-_ERROR = re.compile(r"error TS\d+|^(Uncaught )?\w*(Error|Exception)\b")
+_ERROR = re.compile(r"error TS\d+|^FATAL ERROR: |^(Uncaught )?\w*(Error|Exception)\b")
 JAVASCRIPT = Language("JavaScript", (_NODE,), _javascript, _ERROR)
 TYPESCRIPT = Language("TypeScript", (_NODE, Need("tsc", "node-typescript", ("tsc",))), _typescript, _ERROR)

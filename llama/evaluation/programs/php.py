@@ -1,4 +1,4 @@
-"""PHP, with the extensions that its configuration loads (ctype and mbstring are such).
+"""PHP, with the extensions that its configuration loads (on Debian ctype is one of them).
 
 The line for the token stands behind the program's text. After a `?>` that the answer left open it is text to be
 printed, as the tests are, so such a program does not pass.

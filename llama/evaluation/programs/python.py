@@ -8,15 +8,11 @@ behind it, which write the token.
 
 from __future__ import annotations
 
-import functools
-import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 from ...errors import EvaluationError
-from ...printable import shown
 from ..sandbox import Command, Job
 from .language import Language, Tools
 
@@ -35,60 +31,25 @@ exec(code, module.__dict__)
 write(3, b"{token}")
 """
 
-# Where the standard library is, and the shared libraries beside it that its extension modules load: libpython, and
-# in conda's environments zlib, OpenSSL and others, which the system may lack.
-_PROBE = """\
-import json, os, sys
-for name in "bz2 ctypes curses decimal hashlib lzma readline sqlite3 ssl uuid zlib".split():
-    try:
-        __import__(name)
-    except ImportError:
-        pass
-mapped = set()
-if os.path.exists("/proc/self/maps"):
-    with open("/proc/self/maps") as maps:
-        mapped = {line.split(None, 5)[5].rstrip("\\n") for line in maps if "/" in line}
-print(json.dumps({"prefix": sys.base_prefix, "path": sys.path, "mapped": sorted(mapped)}))
-"""
 
-
-@functools.cache
-def interpreter() -> tuple[Path, tuple[Path, ...]]:
-    """The interpreter of programs, and what it needs to see of this machine beside /usr.
-
-    It is the one that this process runs on, without the virtual environment: its installed packages are none of
-    a program's business.
+def interpreter() -> Path:
+    """The Python that this process runs on, outside its virtual environment: a program is given none of its packages.
 
     Raises:
-        EvaluationError: it does not run by itself.
+        EvaluationError: this process does not know it (an embedded Python).
     """
-    executable = Path(getattr(sys, "_base_executable", None) or sys.executable).resolve()
-    try:
-        found = subprocess.run(
-            [executable, "-I", "-S", "-B", "-c", _PROBE], capture_output=True, env={}, check=True, timeout=60
-        )
-        facts = json.loads(found.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    executable = getattr(sys, "_base_executable", "") or sys.executable
+    if not executable:
         raise EvaluationError(
-            f"the interpreter {shown(str(executable))} does not run Python programs: {shown(error)}; "
-            "run codellama with a Python that is installed on this machine"
-        ) from error
-    prefix = Path(facts["prefix"])
-    if prefix.is_relative_to("/usr"):
-        return executable, ()
-    if not facts["mapped"]:  # no /proc: macOS
-        return executable, (prefix,)
-    library = tuple(Path(path) for path in facts["path"] if Path(path).exists())
-    beside = [Path(path) for path in facts["mapped"] if Path(path).is_relative_to(prefix)]
-    apart = [path for path in beside if not any(path.is_relative_to(folder) for folder in library)]
-    return executable, (executable, *library, *(path for path in apart if path != executable))
+            "no Python to run programs with: sys.executable is empty; run codellama by python"
+        )
+    return Path(executable).resolve()
 
 
 def _job(source: bytes, token: str, tools: Tools) -> Job:
-    executable, seen = interpreter()
-    command = Command((str(executable), "-I", "-S", "-B", "-X", "utf8", "run.py"))
+    command = Command((str(interpreter()), "-I", "-S", "-B", "-X", "utf8", "run.py"))
     files = {"problem.py": source, "run.py": _RUN.format(token=token).encode()}
-    return Job(files, [command], visible=seen)
+    return Job(files, [command])
 
 
 PYTHON = Language("Python", (), _job, re.compile(r"(?!)"))  # the last line of a traceback is the telling one

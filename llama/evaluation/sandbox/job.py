@@ -66,6 +66,10 @@ class Ended(enum.Enum):
     CPU = "cpu"  # it used up its processor time
     WALL = "wall"  # it used up its time
     MEMORY = "memory"  # it was ended for the memory that it used
+    FILES = "files"  # it was ended for the files that it made, or for printing more than files may hold
+    PROCESSES = (
+        "processes"  # it was ended for its processes and threads, where the system does not refuse more
+    )
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 
 import pytest
 from plain_sandbox import PlainSandbox
 
 from llama.evaluation.problem import Program, Status, Verdict
 from llama.evaluation.programs import judge
-from llama.evaluation.programs.python import interpreter
 from llama.evaluation.sandbox import Ended, Job, Outcome
 
 FAILS = "\nassert 1 + 1 == 3\n"
@@ -166,7 +164,7 @@ OUTCOME = Outcome(Ended.EXITED, 0, 0, b"", b"", b"TOKEN")
         ({"token": b"TOKENTOKEN"}, Verdict(Status.FAILED, EARLY)),
         ({"ended": Ended.CPU}, Verdict(Status.TIMED_OUT, "it used up 10 s of processor time")),
         ({"ended": Ended.WALL}, Verdict(Status.TIMED_OUT, "it had not ended after 30 s")),
-        ({"ended": Ended.MEMORY}, Verdict(Status.FAILED, "it used up 1,024 MiB of memory")),
+        ({"ended": Ended.MEMORY}, Verdict(Status.FAILED, "it used more than 1,024 MiB of memory")),
     ],
 )
 def test_a_verdict_follows_from_how_the_program_ended(changes, verdict):
@@ -185,13 +183,3 @@ def test_tokens_differ_from_run_to_run():
     for _ in range(3):
         judge(Keeping(OUTCOME), Program("python", ""))
     assert len(seen) == 3
-
-
-def test_programs_see_the_interpreter_without_the_environment_that_the_tests_run_in():
-    executable, seen = interpreter()
-    assert executable == executable.resolve()
-    assert executable.is_file()
-    assert not any(
-        path.is_relative_to(sys.prefix) for path in (executable, *seen) if sys.prefix != sys.base_prefix
-    )
-    assert all(path.exists() for path in seen)

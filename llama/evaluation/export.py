@@ -153,7 +153,7 @@ def _not_evalplus(task: Task) -> str:
         return ""
     if task.name == "mbpp":
         # It asks for an answer to each of its problems, of which some have ids below 11 and above 510.
-        return "evalplus takes MBPP as 378 problems, of which half are not in MBPP's test split; export it as bigcode"
+        return "evalplus takes MBPP as 378 problems, of which some are not in MBPP's test split; export it as bigcode"
     return f"evalplus has no {task.title}; it has HumanEval+, for the samples of humaneval"
 
 

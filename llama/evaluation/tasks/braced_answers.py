@@ -117,11 +117,14 @@ def _renamed(code: str, *names: str) -> str:
 
 
 def _cpp(name: str, arguments: str, code: str) -> str:
-    # C++ has no functions within functions, but a struct within one, in which order does not matter.
+    # C++ has no functions within functions, but a struct within one, whose members need no order. None is static:
+    # such a struct has no static variables, and static functions would not see the others.
     opened = "".join(re.findall(r"^using namespace .*\n", code, re.MULTILINE))
     code = _without(code, r"#include\b", r"using namespace\b", r"#pragma\b")
+    code = re.sub(r"^(?:static |constexpr (?=\w))+", "", code, flags=re.MULTILINE)
     # A parameter of the prompt's function may be named string, which within the struct would hide the type.
-    return f"{opened}struct Answer {{\nusing string = std::string;\n{code}}};\n    return Answer().{name}({arguments});\n"
+    answer = f"{opened}struct Answer {{\nusing string = std::string;\n{code}}};\n"
+    return f"{answer}    return Answer().{name}({arguments});\n"
 
 
 def _java(name: str, arguments: str, code: str) -> str:

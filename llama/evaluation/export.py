@@ -23,7 +23,7 @@ from ..errors import EvaluationError
 from ..printable import shown
 from ..terminal.files import write_atomically
 from .asking import Header
-from .evaluate import find_task
+from .evaluating import find_task
 from .problem import Order, Problem, Sample, Task
 from .rescore import problems_of
 from .samples import read_samples

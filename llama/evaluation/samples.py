@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,16 @@ from ..printable import shown
 from .asking import Header, ModelInfo, Settings
 from .problem import Order, Sample, Status, Verdict
 
-__all__ = ["Key", "SamplesFile", "header_line", "key_of", "read_samples", "sample_line"]
+__all__ = [
+    "Key",
+    "SamplesFile",
+    "from_bytes",
+    "header_line",
+    "key_of",
+    "read_samples",
+    "sample_line",
+    "to_bytes",
+]
 
 FORMAT = 1
 Key = tuple[str, Order, int]
@@ -79,6 +89,18 @@ def sample_line(sample: Sample) -> bytes:
 def _line(fields: dict[str, Any]) -> bytes:
     # In ASCII, so that half a surrogate pair, which a server may send, survives.
     return json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def to_bytes(header: Header, samples: Iterable[Sample]) -> bytes:
+    """A whole file."""
+    return b"".join([header_line(header), *map(sample_line, samples)])
+
+
+def from_bytes(data: bytes) -> tuple[Header, list[Sample]]:
+    """The inverse of `to_bytes`."""
+    content = _read(Path("what the first rank sent"), io.BytesIO(data))
+    assert content.header is not None
+    return content.header, list(content.samples.values())
 
 
 def read_samples(path: Path) -> tuple[Header, list[Sample]]:

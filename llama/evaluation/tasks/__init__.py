@@ -9,10 +9,11 @@ from ..problem import Task
 from .humaneval import HumanEval
 from .infilling import INFILLING, exact_match
 from .mbpp import MBPP
+from .multipl_e import MULTIPL_E
 
 __all__ = ["TASKS", "count_note", "exact_match"]
 
-_ALL: tuple[Task, ...] = (HumanEval(), MBPP(), *INFILLING)
+_ALL: tuple[Task, ...] = (HumanEval(), MBPP(), *INFILLING, *MULTIPL_E)
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 

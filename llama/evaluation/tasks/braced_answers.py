@@ -145,7 +145,7 @@ def _members(code: str, name: str) -> str:
     space = re.search(r"^namespace [\w.]+\s*\{", code, re.MULTILINE)
     if space:
         code = textwrap.dedent(code[space.end() : code.rfind("}")])
-    headers = re.finditer(r"^(?:\w+ )*class \w+[^{;]*\{", code, re.MULTILINE)
+    headers = re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE)
     place = re.search(rf"\b{re.escape(name)}\s*\(", code)
     before = [header for header in headers if place and header.end() <= place.start()]
     if not before:
@@ -173,7 +173,10 @@ def _sh(name: str, arguments: str, code: str) -> str:
 
 
 # A line that begins with types and no parenthesis, up to a name whose parameters are followed by a brace.
-_TYPED = r"^[ \t]*(?:[\w:<>\[\],&*?. ]*[ &*>\]]){name}\s*\([^;{{}}]*\)[^;{{}}()]*?(?:\{{|=>)"
+# Bounded, so that a long text cannot take long.
+_TYPED = (
+    r"^[\w:<>\[\],&*?. \t]{{0,400}}[ &*>\]]{name}\s{{0,9}}\([^;{{}}]{{0,300}}\)[^;{{}}()]{{0,99}}?(?:\{{|=>)"
+)
 _SCRIPT = r"^[ \t]*(?:export (?:default )?)?(?:(?:async )?function\s+{name}\b|(?:const|let|var)\s+{name}\b)"
 
 STYLES = {

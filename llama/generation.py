@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TypeVar, Unpack
 
 import torch
@@ -119,6 +120,7 @@ class Llama:
             seed=seed,
         )
         llama._joined = True
+        llama.folder = Path(ckpt_dir)
         return llama
 
     def __init__(
@@ -140,8 +142,9 @@ class Llama:
             retained_tokens=retained_tokens,
             prefix_reuse=prefix_reuse,
         )
-        self._session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
+        self.session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._texts = Texts(self.engine)
+        self.folder: Path | None = None  # of the checkpoint, where `build` loaded one
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:
@@ -191,7 +194,7 @@ class Llama:
         ids = arguments.id_lists("prompt_tokens", prompt_tokens)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         call.stop_ids = (*call.stop_ids, *own)  # the caller's: `ignore_eos` leaves it
-        outputs = self._session.run([Prompt(each, stops, start_of_text=False) for each in ids], call)
+        outputs = self.session.run([Prompt(each, stops, start_of_text=False) for each in ids], call)
         scores = [output.logprobs(call.echo) for output in outputs] if call.scored else None
         return [output.ids(call.echo) for output in outputs], scores
 
@@ -237,7 +240,7 @@ class Llama:
                 "finish_reason": output.finish_reason,
                 **output.scored(self.tokenizer, call),
             }
-            for i, output in enumerate(self._session.run(made, call))
+            for i, output in enumerate(self.session.run(made, call))
         ]
 
     def text_infilling(
@@ -272,7 +275,7 @@ class Llama:
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
 
         prompt = partial(self._texts.infilling, suffix_first=suffix_first)
-        outputs = self._session.run(arguments.for_each_prompt(prompt, pairs), call)
+        outputs = self.session.run(arguments.for_each_prompt(prompt, pairs), call)
         return [
             {
                 "generation": output.text,
@@ -308,7 +311,7 @@ class Llama:
         allowed = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
         outputs: Iterator[Output] = iter(())
         if allowed or not prompts:
-            outputs = iter(self._session.run(list(allowed.values()), call, list(allowed), len(prompts)))
+            outputs = iter(self.session.run(list(allowed.values()), call, list(allowed), len(prompts)))
         results: list[ChatPrediction] = []
         for prompt in prompts:
             error = prompt if isinstance(prompt, UnsafeTagError) else None
@@ -345,7 +348,7 @@ class Llama:
         it at different times on different ranks.
         """
         asked = self.requests(prompts, temperature, top_p, max_gen_len, logprobs=logprobs, **options)
-        return self._session.stream(asked)
+        return self.session.stream(asked)
 
     def requests(
         self,
@@ -370,7 +373,7 @@ class Llama:
         given = arguments.check_list("prompts", prompts, "strings or Prompts")
         made = arguments.for_each_prompt(self._texts.completion, given)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
-        return self._session.requests(made, call)
+        return self.session.requests(made, call)
 
     async def serve(
         self, main: Callable[[AsyncEngine], Awaitable[T]], *, drain_seconds: float = 0.0

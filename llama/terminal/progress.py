@@ -26,9 +26,9 @@ class Progress:
         self._stream = sys.stderr
         self._speaks = self._stream is not None and not self._stream.closed and self._stream.isatty()
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
         now = self._clock()
         if now - self._drawn >= _INTERVAL:
             self._drawn = now

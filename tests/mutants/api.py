@@ -70,8 +70,8 @@ MUTANTS = [
     Mutant(
         name="an error forgets the refused dialogs before its row",
         file="llama/generation.py",
-        old="self._session.run(list(allowed.values()), call, list(allowed), len(prompts))",
-        new="self._session.run(list(allowed.values()), call, range(len(allowed)), len(prompts))",
+        old="self.session.run(list(allowed.values()), call, list(allowed), len(prompts))",
+        new="self.session.run(list(allowed.values()), call, range(len(allowed)), len(prompts))",
         tests=(
             f"{_API}/test_infilling_and_chat.py::test_an_error_names_the_place_of_a_dialog_behind_refused_ones",
         ),

@@ -25,7 +25,7 @@ _OPTIONS = (
     "--no-annotate",
 )
 # The extras that the tests need.
-_TESTED = ("dev", "server", "terminal")
+_TESTED = ("dev", "server", "terminal", "eval")
 # The dependency groups of `make clients`: an environment and a lock file for each.
 _CLIENTS = ("clients", "lm-eval", "text-generation")
 _HEADER = "# {}. Written by tools/lock.py, from constraints.txt; not to be edited.\n"
@@ -66,7 +66,7 @@ def main() -> None:
         "pyproject.toml", *(f"--extra={name}" for name in _TESTED), "--constraint=requirements.lock"
     )
     dev = {name: block for name, block in everything.items() if name not in core}
-    write("requirements-dev.lock", "What the extras [dev], [server] and [terminal] add", dev)
+    write("requirements-dev.lock", "What the extras [dev], [server], [terminal] and [eval] add", dev)
     known = ("--constraint=requirements.lock", "--constraint=requirements-dev.lock")
     ray = resolve("pyproject.toml", "--extra=ray", *known)
     # What has a marker there is not installed everywhere.

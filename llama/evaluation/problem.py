@@ -60,13 +60,15 @@ class Program:
 class DataFile:
     """Where a task's problems come from; what the message says where the file is missing.
 
-    project: name and address. file: its name there. licence: of the data. records: how many lines it has.
+    project: its address. file: its name there. licence: of the data. records: how many lines it has.
+    problems: how many of them are the task's; the figures of others are of as many.
     """
 
     project: str
     file: str
     licence: str
     records: int
+    problems: int
 
 
 class Task(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .args import ModelArgs
 
-__all__ = ["MEMBERS", "Member", "args_of", "context_of", "member_of"]
+__all__ = ["MEMBERS", "Member", "args_of", "context_of", "member_of", "variants_of"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,26 @@ def context_of(args: ModelArgs) -> int | None:
         return 16384
     # The 70B Instruct; Llama 2 was trained with the same length.
     return 4096 if args.rope_theta == 1e4 and member.name == "70B" else None
+
+
+def variants_of(args: ModelArgs, has_step: bool) -> tuple[str, ...]:
+    """Which of base, instruct and python a member may be, as far as shapes, vocabulary and rope_theta tell.
+
+    None where it is no Code Llama, such as a Llama 2 of the same shapes.
+
+    Args:
+        has_step: whether the vocabulary has the piece <step> of the 70B Instruct.
+    """
+    member = member_of(args)
+    if member is None:
+        return ()
+    if member.name == "70B":
+        return ("base", "python") if args.rope_theta == 1e6 else ("instruct",) if has_step else ()
+    if args.rope_theta != 1e6:
+        return ()
+    if member.name == "34B":
+        return ("base", "instruct", "python")
+    return ("python",) if args.vocab_size == 32000 else ("base", "instruct")
 
 
 def args_of(member: Member) -> ModelArgs:

@@ -1,1 +1,12 @@
-"""Placeholder docstring, replaced by its owner."""
+"""The languages that answers are written in: how a program is compiled and run, and what its end says.
+
+`judge(sandbox, program)` is the whole of it. The programs run in a sandbox and nowhere else.
+"""
+
+from __future__ import annotations
+
+from .judging import judge
+from .language import Language, Need
+from .languages import LANGUAGES, missing
+
+__all__ = ["LANGUAGES", "Language", "Need", "judge", "missing"]

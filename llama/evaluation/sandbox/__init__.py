@@ -3,5 +3,7 @@
 from __future__ import annotations
 
 from .job import Command, Ended, Job, Limits, Outcome, Sandbox
+from .opening import LEVELS, open_sandbox
+from .view import interpreter
 
-__all__ = ["Command", "Ended", "Job", "Limits", "Outcome", "Sandbox"]
+__all__ = ["LEVELS", "Command", "Ended", "Job", "Limits", "Outcome", "Sandbox", "interpreter", "open_sandbox"]

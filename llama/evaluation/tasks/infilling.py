@@ -1,0 +1,91 @@
+"""HumanEval infilling: a hole in each solution of HumanEval (Bavarian et al. 2022, arXiv 2207.14255)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..problem import DataFile, Problem, Program
+from .records import Shape, read_records, wanted
+
+__all__ = ["INFILLING", "Infilling", "exact_match"]
+
+_KEYS = {
+    "task_id": str,
+    "prompt": str,
+    "suffix": str,
+    "canonical_solution": str,
+    "test": str,
+    "entry_point": str,
+}
+
+
+@dataclass(frozen=True)
+class Infilling:
+    """One of the tasks `infilling-...`.
+
+    kind: how its file calls it, such as SingleLineInfilling.
+    """
+
+    name: str
+    title: str
+    kind: str
+    data: DataFile
+    notes: tuple[str, ...] = ()
+    language: str = "python"
+    is_infilling: bool = True
+
+    def problems(self, path: Path | None) -> list[Problem]:
+        """See `Task.problems`."""
+        shape = Shape(_KEYS, name="task_id", mark="task_id", pattern=rf"{self.kind}/HumanEval/.+")
+        records = read_records(wanted(path, self.title, self.data), self.title, self.data, shape)
+        return [
+            Problem(
+                task_id=record["task_id"],
+                prompt=record["prompt"],
+                suffix=record["suffix"],
+                solution=record["canonical_solution"],
+                test=record["test"],
+                entry_point=record["entry_point"],
+            )
+            for record in records
+        ]
+
+    def program(self, problem: Problem, answer: str) -> Program:
+        """The text around the hole with the answer in it, tests, and their call."""
+        text = f"{problem.prompt}{answer}{problem.suffix}"
+        return Program(self.language, f"{text}\n{problem.test}\ncheck({problem.entry_point})\n")
+
+    def answer_of_chat(self, problem: Problem, message: str) -> str:
+        """The message: these tasks have no question (`Problem.question` is empty), so nobody chats about them."""
+        return message
+
+
+def exact_match(problem: Problem, answer: str) -> bool | None:
+    """Whether an answer is the text that was taken out, but for blanks around both; None if not of infilling."""
+    if problem.suffix is None or problem.solution is None:
+        return None
+    return answer.strip() == problem.solution.strip()
+
+
+def _infilling(name: str, title: str, kind: str, records: int, empty_passes: int) -> Infilling:
+    file = f"data/HumanEval-{kind}.jsonl.gz"
+    data = DataFile(
+        "https://github.com/openai/human-eval-infilling", file, "MIT", records=records, problems=records
+    )
+    floor = (
+        f"An empty answer passes {empty_passes:,} of the {records:,} problems"
+        f" ({100 * empty_passes / records:.1f} %): what was taken out is not always missed."
+    )
+    return Infilling(name, title, kind, data, notes=(floor,))
+
+
+# The last number, how many empty answers pass, was counted; `make solutions` counts it again.
+INFILLING = (
+    _infilling("infilling-single", "HumanEval infilling, single line", "SingleLineInfilling", 1033, 0),
+    _infilling("infilling-multi", "HumanEval infilling, multiple lines", "MultiLineInfilling", 5815, 0),
+    _infilling("infilling-random", "HumanEval infilling, random span", "RandomSpanInfilling", 1640, 0),
+    _infilling(
+        "infilling-light", "HumanEval infilling, random span light", "RandomSpanInfillingLight", 164, 0
+    ),
+)

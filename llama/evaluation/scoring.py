@@ -21,6 +21,7 @@ from ..api.options import Options
 from ..errors import RequestError
 from ..prompts import Prompt
 from ..tokenizer import Tokenizer
+from .ranks import Ranks
 
 if TYPE_CHECKING:
     from ..engine import TokenScore
@@ -115,14 +116,12 @@ def texts_of_first_rank(llama: Llama, texts: Sequence[str] | None) -> list[str]:
     Raises:
         RankError: another rank is gone.
     """
-    data = b"" if texts is None else json.dumps(list(texts)).encode()
-    parallel = llama.model.parallel
-    for group in (parallel.group, parallel.replica_group):
-        if group is not None:
-            group.health.check()
-            data = group.gather_bytes(data, llama.model.device)[0]
-    found: list[str] = json.loads(data)
-    return found
+    ranks = Ranks(llama.model.parallel, llama.model.device, messages=1)
+    if texts is None:
+        heard: list[str] = json.loads(ranks.hear())
+        return heard
+    ranks.tell(json.dumps(list(texts)).encode())
+    return list(texts)
 
 
 def windows(ids: Sequence[int], bos_id: int, max_seq_len: int) -> Iterator[Window]:

@@ -69,10 +69,18 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) 
     """
     deadline = time.monotonic() + _GRACE + sum(command.limits.wall_seconds for command in job.commands)
     room = 1024 + TOKEN_BYTES + 2 * max(command.limits.output_bytes for command in job.commands)
-    with _file_of(stdin) as file:
-        process = subprocess.Popen(
-            argv, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, start_new_session=True
-        )
+    try:
+        with _file_of(stdin) as file:
+            process = subprocess.Popen(
+                argv,
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={},
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise EvaluationError(f"a job could not be started: {error}") from error
     with process:
         try:
             report, message = _read(process, room, deadline)

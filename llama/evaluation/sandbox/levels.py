@@ -79,11 +79,12 @@ class SandboxExec:
 
     def run(self, job: Job) -> Outcome:
         """As `Sandbox.run`."""
-        if shutil.which("sandbox-exec") is None:
+        program = shutil.which("sandbox-exec")
+        if program is None:
             raise EvaluationError("sandbox-exec is a program of macOS, and not on this machine")
         with _folder() as folder:
             profile = seatbelt_profile(folder, (*view(job.visible).shown, sys.base_prefix))
-            argv = ["sandbox-exec", "-p", profile, str(interpreter()), *_PYTHON]
+            argv = [program, "-p", profile, str(interpreter()), *_PYTHON]
             return launch(argv, payload(job, _values(folder), *_WATCHER), job, contained=False)
 
 

@@ -74,9 +74,10 @@ def test_nothing_of_this_machine_is_seen_but_programs_and_libraries(sandbox: San
         Path("/mnt"),
         Path("/opt"),
     ]
+    hidden = [place for place in hidden if not interpreter().is_relative_to(place)]
     source = f"""
 import os
-for place in {[os.path.abspath(place) for place in hidden]}:
+for place in {[str(place) for place in hidden]}:
     assert not os.path.lexists(place), place
 assert set(os.listdir("/")) <= {{"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "proc", "dev", "tmp",
     {sys.base_prefix.split("/")[1]!r}}}, os.listdir("/")

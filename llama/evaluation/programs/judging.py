@@ -94,12 +94,12 @@ def _verdict(language: Language, job: Job, outcome: Outcome, token: str) -> Verd
 
 def _excess(ended: Ended, limits: Limits) -> str:
     return {
-        "cpu": f"used up {limits.cpu_seconds} s of processor time",
-        "wall": f"had not ended after {limits.wall_seconds:g} s",
-        "memory": f"used more than {limits.memory_bytes // MIB:,} MiB of memory",
-        "files": f"made more than {limits.file_bytes // MIB:,} MiB or {limits.file_bytes // 4096:,} of files",
-        "processes": f"had more than {limits.processes} processes and threads",
-    }[ended.value]
+        Ended.CPU: f"used up {limits.cpu_seconds} s of processor time",
+        Ended.WALL: f"had not ended after {limits.wall_seconds:g} s",
+        Ended.MEMORY: f"used more than {limits.memory_bytes // MIB:,} MiB of memory",
+        Ended.FILES: f"made more than {limits.file_bytes // MIB:,} MiB or {limits.file_bytes // 4096:,} of files",
+        Ended.PROCESSES: f"had more than {limits.processes} processes and threads",
+    }[ended]
 
 
 def _detail(language: Language, outcome: Outcome, last: bool, token: str) -> str:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from language_programs import PROGRAMS
-from plain_sandbox import PlainSandbox
 
 from llama.evaluation.problem import Program, Status, Verdict
 from llama.evaluation.programs import LANGUAGES, judge, missing, unusable
@@ -16,11 +15,6 @@ from llama.evaluation.sandbox import Ended, Job, Outcome, Sandbox
 pytestmark = pytest.mark.slow
 
 EARLY = Verdict(Status.FAILED, "it ended with 0, but before the end of its tests")
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return PlainSandbox()
 
 
 @pytest.fixture(params=PROGRAMS)

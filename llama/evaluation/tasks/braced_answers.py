@@ -147,15 +147,14 @@ def _members(code: str, name: str) -> str:
     space = re.search(r"^namespace [\w.]+\s*\{", code, re.MULTILINE)
     if space:
         code = textwrap.dedent(code[space.end() : code.rfind("}")])
-    headers = re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE)
     place = re.search(rf"\b{re.escape(name)}\s*\(", code)
-    before = [header for header in headers if place and header.end() <= place.start()]
-    if not before:
-        return code
-    header = before[-1]
-    ends = re.compile(r"^\}", re.MULTILINE).search(code, header.end())
-    end = ends.start() if ends else code.rfind("}")
-    return code[: header.start()] + code[header.end() : end] + code[end + 1 :]
+    inner = place.start() if place else 0
+    for header in re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE):
+        brace = re.compile(r"^\}", re.MULTILINE).search(code, header.end())
+        end = brace.start() if brace else code.rfind("}")
+        if header.end() <= inner < end:
+            return code[: header.start()] + code[header.end() : end] + code[end + 1 :]
+    return code
 
 
 def _php(name: str, arguments: str, code: str) -> str:

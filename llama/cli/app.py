@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import batch, chat, client, complete, convert, estimate, infill, info, playground, serve, verify
+from . import batch, chat, client, complete, convert, estimate, infill, info, playground, score, serve, verify
 from . import eval as evaluation
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
@@ -43,6 +43,7 @@ VERBS: dict[str, Verb] = {
     "infill": infill,
     "batch": batch,
     "eval": evaluation,
+    "score": score,
     "info": info,
     "verify": verify,
     "convert": convert,

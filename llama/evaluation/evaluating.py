@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +17,7 @@ from ..errors import EvaluationError
 from ..printable import shown, tell
 from ..terminal.progress import Progress
 from ..values import integer, real, rows
-from .asking import Generator, Header, Settings, check_settings
+from .asking import Generator, Header, Settings, check_settings, problems_digest
 from .problem import Problem, Sample, Task
 from .programs import missing
 from .report import Report
@@ -31,7 +29,7 @@ from .tasks import TASKS
 if TYPE_CHECKING:
     from ..generation import Llama
 
-__all__ = ["checked_ks", "checked_workers", "evaluate", "find_task", "problems_digest"]
+__all__ = ["checked_ks", "checked_workers", "evaluate", "find_task"]
 
 _DEFAULT_KS = (1, 10, 100)
 _MOST_WORKERS = 1024
@@ -284,12 +282,6 @@ def _keeping(
         raise
     if bar is not None:
         bar.clear()
-
-
-def problems_digest(problems: Sequence[Problem]) -> str:
-    """A SHA-256 of the problems as they are asked: the same for a file and the same file compressed."""
-    text = json.dumps([asdict(problem) for problem in problems], ensure_ascii=True, sort_keys=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _versions() -> dict[str, str]:

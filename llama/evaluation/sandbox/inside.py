@@ -9,18 +9,21 @@ end the first process, its memory cannot be read (`undumpable`), and the filter 
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import select
 import sys
 import time
 
+from . import native
+from .processes import SIGKILL, Process, kill_all, proportional_bytes, reaped_seconds, running
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-SIGKILL = 9
-SIGPIPE, SIGXCPU, SIGXFSZ = 13, 24, 25
+SIGINT, SIGPIPE, SIGXCPU, SIGXFSZ = 2, 13, 24, 25
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
     1,
     4,
@@ -38,38 +41,52 @@ OPEN_FILES = 128
 BYTES_OF_A_FILE = 4096
 TOKEN_BYTES = 64
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-
 
 class Plan:
     """What `launch.py` hands over.
 
     uid: to change to; None to stay. seccomp: a filter for system calls, or b"". contained: this is the first process of
-    a pid namespace. scratch: the file system that the job may write, or "" where it has none of its own. folder: of the
-    job. commands: argv, environment, limits.
+    a pid namespace. others: what the system counts beside the job's processes; None where a limit on them would not
+    hold. scratch: the file system that the job may write, or "" where it has none of its own. folder: of the job.
+    commands: argv, environment, limits.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.uid: int | None = values["uid"]
         self.seccomp: bytes = values["seccomp"]
         self.contained: bool = values["contained"]
+        self.others: int | None = values["others"]
         self.scratch: str = values["scratch"]
         self.folder: str = values["folder"]
         self.files: dict[str, bytes] = values["files"]
         self.commands: list[tuple[list[str], dict[str, str], dict[str, Any]]] = values["commands"]
 
+    def clean_up(self) -> None:
+        """Remove the folder, where it does not go with the mount namespace."""
+        if not self.contained:
+            os.chdir("/")
+            for tool in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):
+                os.spawnvp(os.P_WAIT, tool[0], [*tool, "--", self.folder])
 
-def main(plan: Plan) -> None:
+
+def main(values: dict[str, Any]) -> None:
     """Run the commands, and write to stdout "S" before the first and the outcome behind the last."""
+    plan = Plan(values)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.dup2(null, 3)  # taken, so that nothing else gets this number, which is the token's
     result = os.dup(1)
     lock_up(plan)
-    write_files(plan)
     os.write(result, b"S")
     report = b""
+    try:
+        write_files(plan)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        plan.commands = []
+        message = b"the job's own files are larger than files may be"
+        report = b"R files 0 1 0 %d 0\n%s" % (len(message), message)
     for index, (argv, environment, limits) in enumerate(plan.commands):
         run = Run(plan, limits, result)
         run.start(argv, environment)
@@ -80,10 +97,12 @@ def main(plan: Plan) -> None:
     view = memoryview(report)
     while view:
         view = view[os.write(result, view) :]
+    plan.clean_up()
 
 
 def lock_up(plan: Plan) -> None:
     """Become the user that the job runs as, for good, and forbid what it must not do."""
+    native.default_signals(SIGINT)  # of Python's handlers the one that would end this
     if sys.platform == "linux":
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(
@@ -95,29 +114,14 @@ def lock_up(plan: Plan) -> None:
         os.setresuid(plan.uid, plan.uid, plan.uid)
     if sys.platform != "linux":
         return
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prctl(option: int, *values: object) -> None:
-        padded = [*values, *[ctypes.c_ulong(0)] * (4 - len(values))]
-        if libc.prctl(option, *padded) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, f"prctl {option}: {os.strerror(code)}")
-
     if plan.contained:
-        prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(SIGKILL))  # again: a change of user clears it
-        prctl(PR_SET_DUMPABLE, ctypes.c_ulong(0))
+        native.drop_capabilities()
+        native.prctl(native.PR_SET_PDEATHSIG, SIGKILL)  # again: a change of user clears it
+        native.prctl(native.PR_SET_DUMPABLE, 0)
     else:
-        prctl(PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(1))
-    prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1))
+        native.prctl(native.PR_SET_CHILD_SUBREAPER, 1)
     if plan.seccomp:
-
-        class Program(ctypes.Structure):
-            _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
-
-        program = Program(len(plan.seccomp) // 8, plan.seccomp)
-        prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), ctypes.byref(program))
+        native.forbid(plan.seccomp)
 
 
 def write_files(plan: Plan) -> None:
@@ -142,7 +146,7 @@ class Run:
         self.exit_code = 128 + SIGKILL
         self.main = 0
         self.started = time.monotonic()
-        self.cpu_before = _reaped_seconds()
+        self.cpu_before = reaped_seconds()
         self.output: list[bytearray] = [bytearray(), bytearray(), bytearray()]
         self.room = [limits["output_bytes"], limits["output_bytes"], TOKEN_BYTES]
         self.printed = 0
@@ -163,13 +167,14 @@ class Run:
 
     def wait(self) -> None:
         """Until the command's own process has ended, or has to; then the others end too, and the pipes are read."""
-        tick = TICK if self.plan.contained else 5 * TICK  # /proc of the whole machine takes longer to read
+        tick = TICK if self.plan.contained else 3 * TICK  # /proc of the whole machine takes longer to read
         look = self.started + tick
         while not self.ended:
             patience = max(look - time.monotonic(), 0.0) if self.readers else 0.001
             for descriptor, event in self.poller.poll(patience * 1000):
                 if descriptor == self.result and event & (select.POLLERR | select.POLLHUP | select.POLLNVAL):
                     kill_all(self.plan.contained, self.main)
+                    self.plan.clean_up()
                     os._exit(1)
                 elif descriptor in self.readers:
                     self.read(descriptor)
@@ -231,24 +236,24 @@ class Run:
         if sys.platform != "linux":
             return
         processes = running(self.plan.contained)
-        cpu = (
-            _reaped_seconds()
-            - self.cpu_before
-            + sum(ticks for _, ticks, _, _ in processes) / _TICKS_PER_SECOND
-        )
-        if cpu > self.limits["cpu_seconds"]:
+        if (
+            reaped_seconds() - self.cpu_before + sum(process.seconds for process in processes)
+            > self.limits["cpu_seconds"]
+        ):
             self.ended = "cpu"
-        elif sum(threads for *_, threads in processes) > self.limits["processes"]:
+        elif sum(process.threads for process in processes) > self.limits["processes"]:
             self.ended = "processes"
-        elif sum(pages for _, _, pages, _ in processes) * _PAGE > self.limits["memory_bytes"]:
-            # Pages that processes share were counted for each. To count them once takes longer, so only now.
-            if (
-                sum(proportional_bytes(pid, pages) for pid, _, pages, _ in processes)
-                > self.limits["memory_bytes"]
-            ):
-                self.ended = "memory"
+        elif self.too_much_memory(processes):
+            self.ended = "memory"
         elif self.too_many_files():
             self.ended = "files"
+
+    def too_much_memory(self, processes: list[Process]) -> bool:
+        most: int = self.limits["memory_bytes"]
+        if sum(process.bytes for process in processes) <= most:
+            return False
+        # Pages that processes share were counted for each. To count them once takes longer, so only now.
+        return sum(map(proportional_bytes, processes)) > most
 
     def too_many_files(self) -> bool:
         if not self.plan.scratch:
@@ -273,10 +278,7 @@ def become(
             os.dup2(writer, number)
         os.closerange(4, 1 << 16)
         set_limits(plan, limits)
-        import ctypes
-
-        for signal in (SIGPIPE, SIGXFSZ):  # Python ignores them, and would hand that on
-            ctypes.CDLL(None).signal(signal, None)
+        native.default_signals(SIGPIPE, SIGXFSZ)
         os.execvpe(argv[0], argv, environment)
     except BaseException as error:
         os.write(2, f"{argv[0]} cannot be started: {error}\n".encode(errors="replace"))
@@ -291,7 +293,7 @@ def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
         "FSIZE": limits["file_bytes"],
         "AS": limits["address_space_bytes"],
         "NOFILE": OPEN_FILES,
-        "NPROC": limits["processes"] + 1 if plan.contained else None,  # this watcher is one more
+        "NPROC": None if plan.others is None else limits["processes"] + plan.others,
         "CORE": 0,
         "MEMLOCK": 0,
         "MSGQUEUE": 0,
@@ -307,74 +309,3 @@ def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
         # One second between the signal that tells a program that its time is over and the one that ends it.
         above = soft + 1 if name == "CPU" else soft
         resource.setrlimit(which, (soft, above if hard == resource.RLIM_INFINITY else min(above, hard)))
-
-
-def running(contained: bool) -> list[tuple[int, int, int, int]]:
-    """The job's processes: pid, clock ticks of processor time (with that of ended children), pages, threads."""
-    found: dict[int, tuple[int, int, int, int]] = {}
-    parents: dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        pid = int(name)
-        parents[pid] = int(fields[1])
-        found[pid] = (pid, sum(map(int, fields[11:15])), int(fields[21]), int(fields[17]))
-    me = os.getpid()
-    if contained:
-        return [process for pid, process in found.items() if pid != me]
-    return [process for pid, process in found.items() if _descends(pid, me, parents)]
-
-
-def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
-    seen = set()
-    while pid in parents and pid not in seen:
-        seen.add(pid)
-        pid = parents[pid]
-        if pid == ancestor:
-            return True
-    return False
-
-
-def proportional_bytes(pid: int, pages: int) -> int:
-    """Memory of a process in which a page that n processes share counts as an n-th; all of it where that is hidden."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return pages * _PAGE
-
-
-def kill_all(contained: bool, main: int) -> None:
-    """End every process of the job, and wait until they are gone."""
-    while True:
-        if contained:
-            _kill(-1)
-        elif sys.platform == "linux":
-            for pid, *_ in running(contained):
-                _kill(pid)
-        else:
-            _kill(-main)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            return
-
-
-def _kill(pid: int) -> None:
-    try:  # noqa: SIM105 - contextlib takes as long to import as all else here
-        os.kill(pid, SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-
-
-def _reaped_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from ...errors import EvaluationError
+
 __all__ = ["Command", "Ended", "Job", "Limits", "Outcome", "Sandbox"]
 
 MIB = 1 << 20
@@ -52,11 +54,26 @@ class Job:
     files: name -> content, in a folder that is the only one that can be written, and is gone afterwards.
     commands: a compiler, then the program, for instance.
     visible: files and folders of this machine that the commands need, read only, beside the system's own.
+
+    Raises:
+        EvaluationError: no command, or a file's name that leads out of the folder.
     """
 
     files: Mapping[str, bytes]
     commands: Sequence[Command]
     visible: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.commands:
+            raise EvaluationError("a job needs at least one command")
+        for name in self.files:
+            parts = name.split("/")
+            inner = ["/".join(parts[:length]) for length in range(1, len(parts))]
+            if "\0" in name or {"", ".", ".."} & set(parts) or any(folder in self.files for folder in inner):
+                raise EvaluationError(
+                    f"a job's file cannot be called {name!r}: names are relative, without . and ..,"
+                    " and what is a file is no folder of another"
+                )
 
 
 class Ended(enum.Enum):
@@ -67,9 +84,7 @@ class Ended(enum.Enum):
     WALL = "wall"  # it used up its time
     MEMORY = "memory"  # it was ended for the memory that it used
     FILES = "files"  # it was ended for the files that it made, or for printing more than files may hold
-    PROCESSES = (
-        "processes"  # it was ended for its processes and threads, where the system does not refuse more
-    )
+    PROCESSES = "processes"  # it was ended for its processes, where the system does not refuse more
 
 
 @dataclass(frozen=True)

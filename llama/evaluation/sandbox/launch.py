@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import marshal
 import os
@@ -10,32 +11,37 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import EvaluationError
-from .inside import SIGKILL, TOKEN_BYTES
+from .inside import TOKEN_BYTES
 from .job import Ended, Job, Outcome
 
 __all__ = ["BOOTSTRAP", "launch", "payload"]
 
 # What the sandbox's Python is told to run. Its standard input is what `payload` made.
-BOOTSTRAP = (
-    "import marshal\n"
-    "codes, values = marshal.load(open(0, 'rb', closefd=False))\n"
-    "names = {'__name__': 'sandbox'}\n"
-    "for code in codes: exec(code, names)\n"
-    "names['main'](names['Plan'](values))\n"
-)
+BOOTSTRAP = """
+import marshal, sys
+codes, values = marshal.load(open(0, "rb", closefd=False))
+sys.modules["sandbox"] = type(sys)("sandbox")
+for name, code in codes:
+    module = sys.modules["sandbox." + name] = type(sys)("sandbox." + name)
+    setattr(sys.modules["sandbox"], name, module)
+    module.__package__ = "sandbox"
+    exec(code, module.__dict__)
+module.main(values)
+"""
 # Seconds beyond a job's own for its start and end, on a machine that is busy. A guard against hanging.
 _GRACE = 60.0
 _MESSAGE_BYTES = 1 << 16
 
 
 def payload(job: Job, values: dict[str, Any], *modules: str) -> bytes:
-    """Code and job for `BOOTSTRAP`: `modules` of this package, of which the last has `main` and `Plan`."""
+    """Code and job for `BOOTSTRAP`: `modules` of this package, of which the last has the `main` that is run."""
     commands = [
         (
             list(command.argv),
@@ -49,17 +55,19 @@ def payload(job: Job, values: dict[str, Any], *modules: str) -> bytes:
         )
         for command in job.commands
     ]
-    codes = [_code(module) for module in modules]
+    codes = [(module, _code(module)) for module in modules]
     return marshal.dumps((codes, {**values, "files": dict(job.files), "commands": commands}))
 
 
-def launch(argv: Sequence[str], stdin: bytes, job: Job) -> Outcome:
+def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) -> Outcome:
     """Run the program that makes the sandbox, and read what its first process reports.
+
+    contained: that is the first process of a pid namespace, with which all others end.
 
     Raises:
         EvaluationError: the sandbox could not be made.
     """
-    seconds = _GRACE + sum(command.limits.wall_seconds for command in job.commands)
+    deadline = time.monotonic() + _GRACE + sum(command.limits.wall_seconds for command in job.commands)
     room = 1024 + TOKEN_BYTES + 2 * max(command.limits.output_bytes for command in job.commands)
     with _file_of(stdin) as file:
         process = subprocess.Popen(
@@ -67,19 +75,20 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job) -> Outcome:
         )
     with process:
         try:
-            report, message = _read(process, room, time.monotonic() + seconds)
+            report, message = _read(process, room, deadline)
         finally:
-            _end(process)
+            _end(process, contained)
     if report.startswith(b"SR"):
         return _outcome(report[2:])
-    if not report.startswith(b"S") or (process.returncode > 0 and message and process.returncode < 128):
-        raise EvaluationError(f"a job could not be started: {_last_line(message)}")
-    # The program managed to end what watches it, or the machine was too busy for that to report.
-    return Outcome(
-        Ended.EXITED, 0, 128 + SIGKILL, b"", b"the sandbox was ended from inside or for memory", b""
-    )
+    if not report.startswith(b"S") or 0 < process.returncode < 128:
+        raise EvaluationError(f"a job could not be run: {_last_line(message)}")
+    # What watches the program was itself ended, as by the kernel where memory runs out, or the time is over.
+    ended = Ended.WALL if time.monotonic() >= deadline else Ended.EXITED
+    said = b"the sandbox was ended, with all that ran in it"
+    return Outcome(ended, 0, 128 + signal.SIGKILL, b"", said, b"")
 
 
+@functools.cache
 def _code(module: str) -> Any:
     spec = importlib.util.find_spec(f"{__package__}.{module}")
     assert spec is not None
@@ -90,8 +99,6 @@ def _code(module: str) -> Any:
 @contextlib.contextmanager
 def _file_of(data: bytes) -> Iterator[int]:
     """A file in memory: it is read when the reader likes, and nobody waits for a pipe."""
-    import tempfile
-
     if sys.platform == "linux":
         descriptor = os.memfd_create("job")
     else:
@@ -128,20 +135,34 @@ def _read(process: subprocess.Popen[bytes], room: int, deadline: float) -> tuple
     return bytes(out), bytes(err)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], contained: bool) -> None:
     """Wait until the process and its children are gone; end them if need be."""
     try:
-        process.wait(timeout=1.0)
+        if sys.exc_info()[1] is None:
+            process.wait(timeout=1.0)
+            return
+    except subprocess.TimeoutExpired:
+        pass
+    except BaseException:  # Ctrl-C now: what is left is ended all the same
+        _kill(process, contained)
+        raise
+    _kill(process, contained)
+
+
+def _kill(process: subprocess.Popen[bytes], contained: bool) -> None:
+    """End the process and all of its job.
+
+    In a pid namespace its first process, a child of ours, takes all others with it. Elsewhere only the watcher knows
+    its processes; it ends them when nobody waits for its report any more.
+    """
+    if not contained:
+        assert process.stdout is not None
+        process.stdout.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10.0)
+        process.kill()
+        process.wait()
         return
-    except BaseException:  # Ctrl-C too: what is left is ended all the same, and the exception goes on
-        if not isinstance(sys.exc_info()[1], subprocess.TimeoutExpired):
-            _kill(process)
-            raise
-    _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL for the process and its children, of which one is the first of a pid namespace: all others go with it."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGSTOP)  # so that it starts no further child
     children = []

@@ -5,29 +5,28 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import random
 import shutil
-import socket
+import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from ...errors import EvaluationError
 from .job import Job, Outcome
 from .launch import BOOTSTRAP, launch, payload
 from .seccomp import seccomp_filter
+from .users import NOBODY, other_tasks, worker
 from .view import DEVICES, interpreter, view
 
-__all__ = ["Bubblewrap"]
+__all__ = ["Bubblewrap", "LimitsOnly", "SandboxExec", "Unshare", "seatbelt_profile"]
 
+# Modules that are handed over, in the order in which they import each other.
+_WATCHER = ("native", "processes", "inside")
 _PYTHON = ("-I", "-S", "-B", "-c", BOOTSTRAP)
 # The only place that can be written, with all that is at it counted together.
 _SCRATCH = "/tmp"
 _FOLDER = "/tmp/job"
-_NOBODY = 65534
-# Users of jobs where we are root. systemd's list of users and groups leaves these to nobody, and they lie within the
-# 65,536 that containers have.
-_WORKERS = range(60706, 61184)
 
 
 @dataclass(frozen=True)
@@ -38,28 +37,138 @@ class Bubblewrap:
 
     def run(self, job: Job) -> Outcome:
         """As `Sandbox.run`."""
+        _linux(self.level)
         bwrap = shutil.which("bwrap")
         if bwrap is None:
             raise EvaluationError("bwrap is not on this machine: install the package bubblewrap")
         with worker() as uid:
-            values = {
-                "uid": uid,
-                "seccomp": seccomp_filter(platform.machine()),
-                "contained": True,
-                "scratch": _SCRATCH,
-                "folder": _FOLDER,
-            }
             argv = [bwrap, *_bwrap_options(job, uid), "--", str(interpreter()), *_PYTHON]
-            return launch(argv, payload(job, values, "inside"), job)
+            values = _namespace_values(uid)
+            return launch(argv, payload(job, values, *_WATCHER), job)
+
+
+@dataclass(frozen=True)
+class Unshare:
+    """Namespaces that we make ourselves: user, pid, net, mount, ipc, uts and cgroup. Needs Linux 5.12."""
+
+    level: str = "unshare"
+
+    def run(self, job: Job) -> Outcome:
+        """As `Sandbox.run`."""
+        _linux(self.level)
+        seen = view(job.visible)
+        with worker() as uid:
+            values = {
+                **_namespace_values(uid),
+                "nobody": NOBODY,
+                "shown": list(seen.shown),
+                "links": list(seen.links),
+                "hidden": list(seen.hidden),
+                "devices": list(DEVICES),
+                "scratch_bytes": _scratch_bytes(job),
+            }
+            argv = [str(interpreter()), *_PYTHON]
+            return launch(argv, payload(job, values, *_WATCHER, "entering"), job)
+
+
+@dataclass(frozen=True)
+class SandboxExec:
+    """macOS's sandbox-exec: files and network are shut off. Memory and the number of processes are not limited."""
+
+    level: str = "sandbox-exec"
+
+    def run(self, job: Job) -> Outcome:
+        """As `Sandbox.run`."""
+        if shutil.which("sandbox-exec") is None:
+            raise EvaluationError("sandbox-exec is a program of macOS, and not on this machine")
+        with _folder() as folder:
+            profile = seatbelt_profile(folder, (*view(job.visible).shown, sys.base_prefix))
+            argv = ["sandbox-exec", "-p", profile, str(interpreter()), *_PYTHON]
+            return launch(argv, payload(job, _values(folder), *_WATCHER), job, contained=False)
+
+
+@dataclass(frozen=True)
+class LimitsOnly:
+    """No sandbox: a program can read, write and reach what its user can. Only what it uses is limited."""
+
+    level: str = "limits"
+
+    def run(self, job: Job) -> Outcome:
+        """As `Sandbox.run`."""
+        with _folder() as folder:
+            argv = [str(interpreter()), *_PYTHON]
+            return launch(argv, payload(job, _values(folder), *_WATCHER), job, contained=False)
+
+
+def seatbelt_profile(folder: str, readable: tuple[str, ...]) -> str:
+    """What sandbox-exec allows: nothing but to read the system, to run it, and to write in the folder."""
+
+    def quoted(path: str) -> str:
+        return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    system = ("/System", "/Library/Apple", "/private/var/db/dyld", "/private/var/db/timezone")
+    reads = " ".join(f"(subpath {quoted(path)})" for path in (*system, *readable, folder))
+    return "\n".join(
+        (
+            "(version 1)",
+            "(deny default)",
+            "(allow process-exec process-fork sysctl-read)",
+            "(allow signal (target same-sandbox))",
+            "(allow file-read-metadata)",
+            f'(allow file-read* {reads} (subpath "/dev"))',
+            f'(allow file-write* (subpath {quoted(folder)}) (literal "/dev/null"))',
+        )
+    )
+
+
+def _linux(level: str) -> None:
+    if sys.platform != "linux":
+        raise EvaluationError(f"the sandbox {level} needs Linux's namespaces; this is {sys.platform}")
+
+
+def _values(folder: str) -> dict[str, Any]:
+    """For `inside.main` where there are no namespaces."""
+    return {
+        "uid": None,
+        "seccomp": b"",
+        "contained": False,
+        "others": None if os.geteuid() == 0 or sys.platform != "linux" else other_tasks(),
+        "scratch": "",
+        "folder": folder,
+    }
+
+
+def _namespace_values(uid: int | None) -> dict[str, Any]:
+    """For `inside.main` as the first process of a pid namespace."""
+    counted_apart = uid is not None or _version() >= (5, 14)
+    return {
+        "uid": uid,
+        "seccomp": seccomp_filter(platform.machine()),
+        "contained": True,
+        "others": 1 if counted_apart else 1 + other_tasks(),  # the watcher is one
+        "scratch": _SCRATCH,
+        "folder": _FOLDER,
+    }
+
+
+def _version() -> tuple[int, int]:
+    """Of the kernel; since 5.14 it counts a user's processes for each user namespace."""
+    major, minor = platform.release().split(".")[:2]
+    return int(major), int("".join(filter(str.isdigit, minor[:3])))
+
+
+def _scratch_bytes(job: Job) -> int:
+    return max(command.limits.file_bytes for command in job.commands)
 
 
 def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
     yield from ("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv")
     yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
     if uid is None:
-        yield from ("--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY))
+        yield from ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY))
     else:  # just enough to become the worker's user
         yield from ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+    yield from ("--perms", "1777", "--size", str(_scratch_bytes(job)), "--tmpfs", _SCRATCH)
     seen = view(job.visible)
     for folder in seen.parents():  # bwrap would make them for root's eyes only
         yield from ("--perms", "0755", "--dir", folder)
@@ -82,35 +191,14 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
         "--remount-ro",
         "/dev",
     )
-    size = max(command.limits.file_bytes for command in job.commands)
-    yield from ("--perms", "1777", "--size", str(size), "--tmpfs", _SCRATCH)
     yield from ("--remount-ro", "/", "--chdir", _SCRATCH)
 
 
 @contextlib.contextmanager
-def worker() -> Iterator[int | None]:
-    """The user that a job runs as: None for our own, in a user namespace; of root's a real one that nobody else has.
-
-    Root's limit on processes holds nobody, under no name that a user namespace gives it. A user for each job that runs,
-    so that their processes are not counted together: the name of an abstract socket is the lock, which leaves no file.
-    """
-    if os.geteuid() != 0 or not _has_users(Path("/proc/self/uid_map").read_text()):
-        yield None
-        return
-    candidates = list(_WORKERS)
-    random.SystemRandom().shuffle(candidates)
-    with socket.socket(socket.AF_UNIX) as lock:
-        for uid in candidates:
-            try:
-                lock.bind(f"\0codellama-sandbox-user-{uid}")
-            except OSError:
-                continue
-            yield uid
-            return
-    raise EvaluationError(f"{len(candidates)} jobs are running on this machine: use fewer workers")
-
-
-def _has_users(uid_map: str) -> bool:
-    """Whether root is a root that may become the workers' users."""
-    ranges = [tuple(map(int, line.split())) for line in uid_map.splitlines()]
-    return any(first <= _WORKERS[0] and _WORKERS[-1] < first + count for first, _, count in ranges)
+def _folder() -> Iterator[str]:
+    """For a job without a file system of its own. Its watcher removes it; this is for when that was killed."""
+    folder = tempfile.mkdtemp(prefix="codellama-job-")
+    try:
+        yield os.path.realpath(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

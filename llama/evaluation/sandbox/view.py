@@ -6,9 +6,10 @@ the standard library, and cannot read a benchmark's solutions where a package br
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def interpreter() -> Path:
     return Path(executable).resolve()
 
 
-def view(visible: Iterable[Path] = ()) -> View:
+@functools.cache
+def view(visible: tuple[Path, ...] = ()) -> View:
     """What a job sees that needs `visible` beside the system's own.
 
     Raises:

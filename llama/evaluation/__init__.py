@@ -26,3 +26,7 @@ if not TYPE_CHECKING:  # type checkers would take any misspelled name for Any
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from .evaluating import evaluate
     from .remote import RemoteGenerator
     from .report import Report
+    from .scoring import score
 
-__all__ = ["RemoteGenerator", "Report", "evaluate"]
+__all__ = ["RemoteGenerator", "Report", "evaluate", "score"]
 
 # No name may be that of a file here: importing the file would put it in the name's place.
-_HOMES = {"RemoteGenerator": "remote", "Report": "report", "evaluate": "evaluating"}
+_HOMES = {"RemoteGenerator": "remote", "Report": "report", "evaluate": "evaluating", "score": "scoring"}
 
 
 if not TYPE_CHECKING:  # type checkers would take any misspelled name for Any

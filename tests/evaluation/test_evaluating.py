@@ -249,12 +249,12 @@ def test_a_bar_counts_on_a_terminal_and_nothing_is_said_without_progress(
 def test_the_package_has_its_names_whatever_was_imported_before() -> None:
     code = (
         "import llama.evaluation.evaluating, llama.evaluation.report, llama.evaluation.rescore\n"
-        "from llama.evaluation import *\n"
         "from llama.evaluation import evaluate, Report\n"
-        "import sys; print(callable(evaluate), 'torch' in sys.modules)"
+        "import sys; print(callable(evaluate), 'torch' in sys.modules)\n"
+        "from llama.evaluation import *; print(callable(score))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "True False\n"
+    assert done.stdout == "True False\nTrue\n"
     assert set(llama.evaluation.__all__) <= set(dir(llama.evaluation))
     with pytest.raises(AttributeError):
         llama.evaluation.nothing  # noqa: B018

@@ -1,4 +1,4 @@
-"""`evaluate`: a benchmark from its name to its report. No torch, unless the model is in this process."""
+"""`evaluate`: a benchmark from its name to its report. Never imports torch itself."""
 
 from __future__ import annotations
 

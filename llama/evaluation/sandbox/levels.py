@@ -168,6 +168,7 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
         yield from ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY))
     else:  # just enough to become the worker's user
         yield from ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+    yield from ("--perms", "1777", "--size", str(_scratch_bytes(job)), "--tmpfs", _SCRATCH)
     seen = view(job.visible)
     for folder in seen.parents():  # bwrap would make them for root's eyes only
         yield from ("--perms", "0755", "--dir", folder)
@@ -190,7 +191,6 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
         "--remount-ro",
         "/dev",
     )
-    yield from ("--perms", "1777", "--size", str(_scratch_bytes(job)), "--tmpfs", _SCRATCH)
     yield from ("--remount-ro", "/", "--chdir", _SCRATCH)
 
 

@@ -12,8 +12,18 @@ from llama.evaluation.sandbox import Sandbox, open_sandbox
 
 @pytest.fixture(scope="session", params=["bubblewrap", "unshare"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    if sys.platform != "linux" or not can_make_namespaces():
+    return _open(request.param)
+
+
+@pytest.fixture(scope="session", params=["bubblewrap", "unshare", "limits"])
+def every_sandbox(request: pytest.FixtureRequest) -> Sandbox:
+    """Also the one that is none: it ends what it started like the others."""
+    return _open(request.param)
+
+
+def _open(level: str) -> Sandbox:
+    if level != "limits" and (sys.platform != "linux" or not can_make_namespaces()):
         pytest.skip("this user may not make the namespaces of a sandbox")
-    if request.param == "bubblewrap" and not has_bubblewrap():
+    if level == "bubblewrap" and not has_bubblewrap():
         pytest.skip("bubblewrap 0.7 or newer is not on this machine")
-    return open_sandbox(request.param)
+    return open_sandbox(level)

@@ -71,7 +71,8 @@ def test_nothing_of_this_machine_is_seen_but_programs_and_libraries(sandbox: San
         Path("/run"),
         Path("/sys"),
         Path("/boot"),
-        Path(os.__file__, "../../../../bin/pip"),
+        Path("/mnt"),
+        Path("/opt"),
     ]
     source = f"""
 import os

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .. import __version__
 from ..errors import EvaluationError
@@ -105,7 +105,7 @@ def evaluate(
     if hasattr(model, "session"):  # a Llama, so torch is loaded
         from .local import on_all_ranks
 
-        header, samples = on_all_ranks(model, run.make)
+        header, samples = on_all_ranks(cast("Llama", model), run.make)
     else:
         header, samples = run.make(model)
     return Report.of(header, samples, header.problems, ks)

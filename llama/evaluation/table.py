@@ -94,7 +94,8 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _counts(figures: OrderFigures) -> str:
     counts = ", ".join(f"{figures.counts[status.value]:,} {status.value}" for status in Status)
-    return f"{_name(figures)}{figures.samples:,} samples: {counts}"
+    name = f"{_name(figures).rstrip()}, " if _name(figures) else ""
+    return f"{name}{figures.samples:,} samples: {counts}"
 
 
 def _name(figures: OrderFigures) -> str:

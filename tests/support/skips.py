@@ -69,6 +69,19 @@ def _no_recent_node() -> bool:
     return int(version.removeprefix("v").partition(".")[0]) < 20
 
 
+def _no_sandbox_namespaces() -> bool:
+    """Those that a sandbox is made of; util-linux is asked."""
+    from sandboxes import can_make_namespaces
+
+    return not can_make_namespaces()
+
+
+def _no_bubblewrap() -> bool:
+    from sandboxes import has_bubblewrap
+
+    return not has_bubblewrap()
+
+
 def _only_the_test_can_tell() -> bool:
     """The test tried it, with the system's own means."""
     return True
@@ -101,6 +114,10 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"needs unshare, nsenter and ip": _absent("unshare", "nsenter", "ip"),
     r"this user may not make network namespaces.*": _only_the_test_can_tell,
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
+    r"this user may not make the namespaces of a sandbox": _no_sandbox_namespaces,
+    r"bubblewrap 0\.7 or newer is not on this machine": _no_bubblewrap,
+    r"cc is not on this machine": _absent("cc"),
+    r"this machine has no such header of the kernel": _only_the_test_can_tell,
     r"this file system has no such names": _only_the_test_can_tell,
     r"this system does not exchange names": _only_the_test_can_tell,
     r"this system has no (SIGHUP|such signal)": lambda: sys.platform == "win32",

@@ -83,6 +83,10 @@ def make_root(values: dict[str, Any]) -> None:
     os.mkdir("/tmp/host")
     pivot_root("/tmp", "/tmp/host")
     os.chdir("/")
+    os.mkdir(scratch)
+    room: int = values["scratch_bytes"]
+    options = f"mode=1777,size={room},nr_inodes={room // inside.BYTES_OF_A_FILE}"
+    mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, options)
     for place in values["shown"]:
         show(place)
         restrict_mount(place, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, recursive=True)
@@ -96,10 +100,6 @@ def make_root(values: dict[str, Any]) -> None:
         show(f"/dev/{name}")
     os.symlink("/proc/self/fd", "/dev/fd")
     os.symlink(scratch, "/dev/shm")
-    os.mkdir(scratch)
-    room: int = values["scratch_bytes"]
-    options = f"mode=1777,size={room},nr_inodes={room // inside.BYTES_OF_A_FILE}"
-    mount("tmpfs", scratch, "tmpfs", MS_NOSUID | MS_NODEV, options)
     detach("/host")
     os.rmdir("/host")
     restrict_mount("/", MOUNT_ATTR_RDONLY, recursive=False)

@@ -69,10 +69,18 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) 
     """
     deadline = time.monotonic() + _GRACE + sum(command.limits.wall_seconds for command in job.commands)
     room = 1024 + TOKEN_BYTES + 2 * max(command.limits.output_bytes for command in job.commands)
-    with _file_of(stdin) as file:
-        process = subprocess.Popen(
-            argv, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, start_new_session=True
-        )
+    try:
+        with _file_of(stdin) as file:
+            process = subprocess.Popen(
+                argv,
+                stdin=file,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={},
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise EvaluationError(f"a job could not be started: {error}") from error
     with process:
         try:
             report, message = _read(process, room, deadline)
@@ -80,12 +88,12 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) 
             _end(process, contained)
     if report.startswith(b"SR"):
         return _outcome(report[2:])
-    if not report.startswith(b"S") or (process.returncode > 0 and message and process.returncode < 128):
-        raise EvaluationError(f"a job could not be started: {_last_line(message)}")
-    # The program managed to end what watches it, or the machine was too busy for that to report.
-    return Outcome(
-        Ended.EXITED, 0, 128 + signal.SIGKILL, b"", b"the sandbox was ended from inside or for memory", b""
-    )
+    if not report.startswith(b"S") or 0 < process.returncode < 128:
+        raise EvaluationError(f"a job could not be run: {_last_line(message)}")
+    # What watches the program was itself ended, as by the kernel where memory runs out, or the time is over.
+    ended = Ended.WALL if time.monotonic() >= deadline else Ended.EXITED
+    said = b"the sandbox was ended, with all that ran in it"
+    return Outcome(ended, 0, 128 + signal.SIGKILL, b"", said, b"")
 
 
 @functools.cache

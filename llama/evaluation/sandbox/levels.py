@@ -79,11 +79,12 @@ class SandboxExec:
 
     def run(self, job: Job) -> Outcome:
         """As `Sandbox.run`."""
-        if shutil.which("sandbox-exec") is None:
+        program = shutil.which("sandbox-exec")
+        if program is None:
             raise EvaluationError("sandbox-exec is a program of macOS, and not on this machine")
         with _folder() as folder:
             profile = seatbelt_profile(folder, (*view(job.visible).shown, sys.base_prefix))
-            argv = ["sandbox-exec", "-p", profile, str(interpreter()), *_PYTHON]
+            argv = [program, "-p", profile, str(interpreter()), *_PYTHON]
             return launch(argv, payload(job, _values(folder), *_WATCHER), job, contained=False)
 
 
@@ -168,6 +169,7 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
         yield from ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY))
     else:  # just enough to become the worker's user
         yield from ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+    yield from ("--perms", "1777", "--size", str(_scratch_bytes(job)), "--tmpfs", _SCRATCH)
     seen = view(job.visible)
     for folder in seen.parents():  # bwrap would make them for root's eyes only
         yield from ("--perms", "0755", "--dir", folder)
@@ -190,7 +192,6 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
         "--remount-ro",
         "/dev",
     )
-    yield from ("--perms", "1777", "--size", str(_scratch_bytes(job)), "--tmpfs", _SCRATCH)
     yield from ("--remount-ro", "/", "--chdir", _SCRATCH)
 
 

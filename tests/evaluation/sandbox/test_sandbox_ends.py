@@ -1,0 +1,134 @@
+"""However the waiting side ends, no process of the job is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+
+import psutil
+import pytest
+from sandboxes import SECONDS, processes, python
+
+import llama.evaluation.sandbox.launch
+from llama.errors import EvaluationError
+from llama.evaluation.sandbox import Command, Ended, Job, Sandbox
+
+pytestmark = pytest.mark.slow
+
+SLEEPING = "import os, time\nif os.fork() == 0: os.setsid()\ntime.sleep(1000)"
+
+
+def sleeping_job() -> tuple[str, Job]:
+    name = f"{uuid.uuid4().hex}.py"
+    return name, Job({name: SLEEPING.encode()}, [Command(python(name))])
+
+
+def wait_until_started(name: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while len(processes(name)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_until_gone(name: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while processes(name):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ctrl_c_in_the_waiting_thread_ends_the_job(every_sandbox: Sandbox) -> None:
+    name, job = sleeping_job()
+    me = threading.main_thread().ident
+    assert me is not None
+    assert threading.current_thread() is threading.main_thread()
+
+    def interrupt() -> None:
+        wait_until_started(name)
+        signal.pthread_kill(me, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        every_sandbox.run(job)
+    assert processes(name) == []
+    assert psutil.Process().children() == []
+    thread.join()
+
+
+def test_an_exception_in_the_waiting_thread_ends_the_job(
+    every_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, job = sleeping_job()
+
+    def fail(*_: object) -> None:
+        wait_until_started(name)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(llama.evaluation.sandbox.launch, "_read", fail)
+    with pytest.raises(ZeroDivisionError):
+        every_sandbox.run(job)
+    assert processes(name) == []
+
+
+def test_a_job_ends_with_the_process_that_waits_for_it(every_sandbox: Sandbox) -> None:
+    """Killed, so that it can do nothing about it."""
+    name = f"{uuid.uuid4().hex}.py"
+    source = f"""
+import sys
+from llama.evaluation.sandbox import Command, Job, interpreter, open_sandbox
+command = Command((str(interpreter()), "-I", "-S", "-B", {name!r}))
+open_sandbox({every_sandbox.level!r}).run(Job({{{name!r}: {SLEEPING.encode()!r}}}, [command]))
+"""
+    waiting = subprocess.Popen([sys.executable, "-c", source])
+    try:
+        wait_until_started(name)
+        family = psutil.Process(waiting.pid).children(recursive=True)
+    finally:
+        waiting.kill()
+        waiting.wait()
+    wait_until_gone(name)
+    _, alive = psutil.wait_procs(family, timeout=SECONDS)
+    assert alive == []
+
+
+def test_a_watcher_that_is_killed_takes_the_job_with_it(sandbox: Sandbox) -> None:
+    """As the kernel does where memory runs out. The program gets a verdict, and no pass."""
+    name, job = sleeping_job()
+
+    def kill() -> None:
+        wait_until_started(name)
+        for pid in processes(name):
+            parents = psutil.Process(pid).parents()
+            watchers = [
+                each
+                for each in parents
+                if each.pid != psutil.Process().pid and "marshal" in str(each.cmdline())
+            ]
+            if watchers:
+                watchers[0].kill()
+                return
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    outcome = sandbox.run(job)
+    thread.join()
+    assert (outcome.ended, outcome.exit_code, outcome.token) == (Ended.EXITED, 137, b"")
+    assert processes(name) == []
+
+
+def test_a_sandbox_that_cannot_be_made_is_an_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        llama.evaluation.sandbox.launch, "BOOTSTRAP", "raise RuntimeError('no sandbox today')"
+    )
+    monkeypatch.setattr(
+        llama.evaluation.sandbox.levels,
+        "_PYTHON",
+        ("-I", "-S", "-B", "-c", "raise RuntimeError('no sandbox today')"),
+    )
+    with pytest.raises(EvaluationError, match="no sandbox today"):
+        sandbox.run(Job({}, [Command(("true",))]))

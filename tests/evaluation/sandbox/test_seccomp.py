@@ -1,0 +1,102 @@
+"""The filter of system calls, run by an interpreter of its own, and against the kernel's headers."""
+
+from __future__ import annotations
+
+import errno
+import re
+import struct
+import subprocess
+
+import pytest
+
+from llama.errors import EvaluationError
+from llama.evaluation.sandbox.seccomp import DENIED, seccomp_filter
+
+ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+X86, ARM = (0xC000003E, 0), (0xC00000B7, 1)  # AUDIT_ARCH_..., column of DENIED
+MACHINES = {"x86_64": X86, "aarch64": ARM}
+CLONE, CLONE3, SOCKET, SOCKETPAIR = (56, 220), (435, 435), (41, 198), (53, 199)
+
+
+def verdict(machine: str, number: int, argument: int = 0, audit: int | None = None) -> int:
+    """What the filter says of a call: a small machine for classic BPF, as far as the filter uses it."""
+    data = struct.pack(
+        "<IIQ6Q", number, MACHINES[machine][0] if audit is None else audit, 0, argument, *[0] * 5
+    )
+    program = list(struct.iter_unpack("=HBBI", seccomp_filter(machine)))
+    at, accumulator = 0, 0
+    while True:
+        operation, if_true, if_false, value = program[at]
+        at += 1
+        if operation == 0x20:
+            accumulator = struct.unpack_from("<I", data, value)[0]
+        elif operation == 0x06:
+            return int(value)
+        else:
+            holds = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: accumulator & value != 0}[
+                operation
+            ]
+            at += if_true if holds else if_false
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_calls_on_the_list_are_refused_and_others_allowed(machine: str) -> None:
+    column = MACHINES[machine][1]
+    special = {each[column] for each in (CLONE, CLONE3, SOCKET, SOCKETPAIR)}
+    denied = {numbers[column] for numbers in DENIED.values()}
+    for number in set(range(600)) - special:
+        assert verdict(machine, number) == (ERRNO | errno.EPERM if number in denied else ALLOW), number
+    assert verdict(machine, CLONE3[column]) == ERRNO | errno.ENOSYS
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_clone_makes_threads_and_processes_but_no_namespaces(machine: str) -> None:
+    clone = CLONE[MACHINES[machine][1]]
+    threads = 0x3D0F00  # what the C library's pthread_create asks for
+    for flags in (17, threads, 0x1200011):
+        assert verdict(machine, clone, flags) == ALLOW
+    for namespace in (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
+        assert verdict(machine, clone, 17 | namespace) == ERRNO | errno.EPERM
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("call", [SOCKET, SOCKETPAIR])
+def test_sockets_are_of_three_families(machine: str, call: tuple[int, int]) -> None:
+    number = call[MACHINES[machine][1]]
+    for family in range(60):
+        expected = ALLOW if family in (1, 2, 10) else ERRNO | errno.EAFNOSUPPORT
+        assert verdict(machine, number, family) == expected
+
+
+def test_other_numberings_of_the_same_machine_end_the_program() -> None:
+    i386 = 0x40000003
+    assert verdict("x86_64", 26, audit=i386) == KILL
+    assert verdict("x86_64", 0x40000000 | 101) == KILL
+
+
+@pytest.mark.parametrize(
+    ("machine", "header"), [("x86_64", "asm/unistd_64.h"), ("aarch64", "asm-generic/unistd.h")]
+)
+def test_numbers_are_those_of_the_kernel_headers(machine: str, header: str) -> None:
+    try:
+        wanted = ["-D__ARCH_WANT_SYS_CLONE3", "-D__ARCH_WANT_MEMFD_SECRET", "-include", header]
+        command = ["cc", "-E", "-dM", *wanted, "-x", "c", "/dev/null"]
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("cc is not on this machine")
+    if done.returncode != 0:
+        pytest.skip("this machine has no such header of the kernel")
+    numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", done.stdout, re.MULTILINE))
+    column = MACHINES[machine][1]
+    known = {name: number for name, number in DENIED.items() if name in numbers}
+    assert len(known) > len(DENIED) - 5  # older headers lack the newest
+    assert {name: int(numbers[name]) for name in known} == {
+        name: each[column] for name, each in known.items()
+    }
+    for name, each in {"clone": CLONE, "clone3": CLONE3, "socket": SOCKET, "socketpair": SOCKETPAIR}.items():
+        assert int(numbers[name]) == each[column]
+
+
+def test_an_unknown_machine_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match="x86_64 and aarch64, not of riscv64"):
+        seccomp_filter("riscv64")

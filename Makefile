@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CODE := llama tests tools benchmarks examples setup.py example_completion.py example_infilling.py example_instructions.py
 
-.PHONY: demo test clients ray docs format fuzz mutants
+.PHONY: demo test clients solutions floors ray docs format fuzz mutants
 # Damaged inputs that `make fuzz` tries of each kind, and the seed they come from.
 N ?= 20000
 SEED ?= 0
@@ -58,6 +58,13 @@ $(NODE)/node_modules/.ready: $(NODE)/package.json $(NODE)/package-lock.json
 
 clients: .venv/dev .venv-clients/ready .venv-lm-eval/ready .venv-text-generation/ready $(NODE)/node_modules/.ready
 	.venv-clients/bin/python -m pytest --config-file $(CLIENTS)/pytest.ini $(CLIENTS)
+
+# The benchmarks' own solutions, all of them (`make test` judges a part of infilling); and how many empty answers pass.
+solutions: .venv/dev
+	$(BIN)/python tests/solutions/run.py
+
+floors: .venv/dev
+	$(BIN)/python tests/solutions/run.py --floors
 
 # Ray Serve and Ray Data. It is large, so it has an environment of its own, and its tests are not in `make test`.
 .venv-ray/ready: BIN = .venv-ray/bin

@@ -15,7 +15,8 @@ from typing import Protocol
 from .. import __version__
 from ..errors import LlamaError
 from ..printable import reason, tell
-from . import batch, chat, client, complete, convert, estimate, infill, info, playground, serve, verify
+from . import batch, chat, client, complete, convert, estimate, infill, info, playground, score, serve, verify
+from . import eval as evaluation
 from .arguments import Parser
 from .terminal import TerminatedError, drop_stdout, signals_raise
 
@@ -41,6 +42,8 @@ VERBS: dict[str, Verb] = {
     "complete": complete,
     "infill": infill,
     "batch": batch,
+    "eval": evaluation,
+    "score": score,
     "info": info,
     "verify": verify,
     "convert": convert,

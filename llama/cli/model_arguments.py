@@ -13,7 +13,18 @@ if TYPE_CHECKING:
     from ..terminal.backend import Sampling
     from ..terminal.running import Model, Server
 
-__all__ = ["add_sampling", "add_server", "add_source", "sampling", "server", "source"]
+__all__ = [
+    "add_sampling",
+    "add_server",
+    "add_source",
+    "is_url",
+    "number",
+    "place",
+    "sampling",
+    "seed",
+    "server",
+    "source",
+]
 
 
 def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = None) -> None:
@@ -23,7 +34,7 @@ def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = 
         max_batch_size: the default of --max-batch-size; None for a verb that has one request at a time.
     """
     parser.add_argument(
-        "source", type=_place, metavar="DIR", help="a checkpoint folder, or the URL of a server (http://...)"
+        "source", type=place, metavar="DIR", help="a checkpoint folder, or the URL of a server (http://...)"
     )
     loading = parser.add_argument_group("a model of DIR (ranks: torchrun --nproc_per_node N -m llama ...)")
     add_loading(loading, max_batch_size=max_batch_size)
@@ -54,14 +65,14 @@ def add_sampling(
     group = parser.add_argument_group("the answer")
     group.add_argument(
         "--temperature",
-        type=_number,
+        type=number,
         default=temperature,
         metavar="T",
         help="0 always takes the likeliest token (default: %(default)s)",
     )
     group.add_argument(
         "--top-p",
-        type=_number,
+        type=number,
         default=0.9,
         metavar="P",
         help="draw from the likeliest tokens that together have this probability (default: %(default)s)",
@@ -73,12 +84,12 @@ def add_sampling(
         metavar="N",
         help=f"most tokens of an answer (default: {limit})",
     )
-    group.add_argument("--seed", type=_seed, metavar="N", help="draw the same each time (default: not)")
+    group.add_argument("--seed", type=seed, metavar="N", help="draw the same each time (default: not)")
 
 
 def source(options: argparse.Namespace) -> Model | Server:
     """What `add_source` parsed: a server if it is a URL."""
-    if _is_url(options.source):
+    if is_url(options.source):
         return server(options, options.source)
     from ..terminal.running import Model
 
@@ -106,17 +117,19 @@ def sampling(options: argparse.Namespace) -> Sampling:
     return Sampling(options.temperature, options.top_p, options.max_gen_len, options.seed)
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A finite number of at least 0, as an argument's type."""
     try:
-        number = float(text)
+        found = float(text)
     except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
+        found = math.nan
+    if not 0 <= found < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return number
+    return found
 
 
-def _seed(text: str) -> int:
+def seed(text: str) -> int:
+    """A seed, as an argument's type."""
     # 19 digits at most, before int() sees them: it refuses more than 4,300 with another error.
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 1 << 63
     if number >= 1 << 63:
@@ -124,9 +137,11 @@ def _seed(text: str) -> int:
     return number
 
 
-def _place(text: str) -> str:
-    return text if _is_url(text) else str(path(text))
+def place(text: str) -> str:
+    """A folder or a URL, as an argument's type."""
+    return text if is_url(text) else str(path(text))
 
 
-def _is_url(text: str) -> bool:
+def is_url(text: str) -> bool:
+    """Whether a text is a URL and not a folder."""
     return text.lower().startswith(("http://", "https://"))

@@ -7,8 +7,9 @@ answers in whatever order they end.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from ..errors import EvaluationError
@@ -23,6 +24,7 @@ __all__ = [
     "ModelInfo",
     "Settings",
     "check_settings",
+    "problems_digest",
     "seed_of",
 ]
 
@@ -150,6 +152,12 @@ def seed_of(seed: int, task_id: str, order: Order) -> int:
     """
     text = f"{seed}\n{order.value}\n{task_id}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> (64 - _SEED_BITS)
+
+
+def problems_digest(problems: Sequence[Problem]) -> str:
+    """A SHA-256 of the problems as they are asked: the same for a file and the same file compressed."""
+    text = json.dumps([asdict(problem) for problem in problems], ensure_ascii=True, sort_keys=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def check_settings(settings: Settings, *, infilling: bool) -> None:

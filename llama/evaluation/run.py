@@ -20,6 +20,7 @@ from .problem import Answer, Order, Problem, Sample, Status, Task, Verdict
 from .programs import judge
 from .samples import Key
 from .sandbox import Sandbox
+from .tasks import exact_match
 
 __all__ = ["Judging", "asks_of", "limited", "make_samples"]
 
@@ -97,9 +98,6 @@ class Judging:
         else:
             program = self.task.program(problem, completion)
             verdict = judge(self.sandbox, program, javatuples=self.javatuples)
-        exact = None
-        if self.task.is_infilling and problem.solution is not None:
-            exact = completion.strip() == problem.solution.strip()
         return Sample(
             task_id=problem.task_id,
             order=answer.order,
@@ -109,7 +107,7 @@ class Judging:
             tokens=answer.tokens,
             finish_reason=answer.finish_reason,
             verdict=verdict,
-            exact=exact,
+            exact=exact_match(problem, completion),
         )
 
 

@@ -38,10 +38,11 @@ def _title(header: Header) -> str:
     task = TASKS.get(settings.task)
     member = f" ({model.member})" if model.member is not None else ""
     where = f" at {model.url}" if model.url is not None else ""
+    problems = f"{header.problems:,} problem{'s' * (header.problems != 1)}"
     samples = "one sample" if settings.n == 1 else f"{settings.n:,} samples"
     name = printable(f"{model.name}{member}{where}", _LONGEST_NAME)
     title = settings.task if task is None else task.title
-    return f"{title}: {name}, {header.problems:,} problems, {samples} of each"
+    return f"{title}: {name}, {problems}, {samples} of each"
 
 
 def _way(header: Header) -> str:
@@ -93,7 +94,8 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _counts(figures: OrderFigures) -> str:
     counts = ", ".join(f"{figures.counts[status.value]:,} {status.value}" for status in Status)
-    return f"{_name(figures)}{figures.samples:,} samples: {counts}"
+    name = f"{_name(figures).rstrip()}, " if _name(figures) else ""
+    return f"{name}{figures.samples:,} samples: {counts}"
 
 
 def _name(figures: OrderFigures) -> str:

@@ -53,14 +53,14 @@ class TextFile:
         write_atomically(self.path, mark + text.encode("utf-8"), expected=self.content)
 
 
-def decoded(content: bytes, name: str) -> str:
-    """Bytes as text; a byte order mark is dropped.
+def decoded(content: bytes, name: str, *, keep_mark: bool = False) -> str:
+    """Bytes as text; a byte order mark is dropped, unless it is to be kept.
 
     Raises:
         PromptError: not UTF-8; the message gives the byte's place.
     """
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8" if keep_mark else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise PromptError(

@@ -16,19 +16,24 @@ class Progress:
 
     Args:
         done: those that were done before; the rest's time is not judged by them.
+        speaks: False for one that draws nothing, as on the ranks behind the first.
     """
 
-    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, total: int, done: int, clock: Callable[[], float] = time.monotonic, *, speaks: bool = True
+    ) -> None:
         self._total, self._before, self._done, self._clock = total, done, done, clock
         self._started = clock()
         self._drawn = self._started - _INTERVAL
         self._width = 0
         self._stream = sys.stderr
-        self._speaks = self._stream is not None and not self._stream.closed and self._stream.isatty()
+        self._speaks = (
+            speaks and self._stream is not None and not self._stream.closed and self._stream.isatty()
+        )
 
-    def advance(self) -> None:
-        """One more is done."""
-        self._done += 1
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self._done += count
         now = self._clock()
         if now - self._drawn >= _INTERVAL:
             self._drawn = now

@@ -33,6 +33,7 @@ class Model:
     max_batch_size: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    model_parallel_size: int | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +49,7 @@ class Model:
             self.tokenizer,
             self.max_seq_len,
             self.max_batch_size,
+            self.model_parallel_size,
             device=self.device,
             dtype=self.dtype,
         )

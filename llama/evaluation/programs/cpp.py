@@ -31,6 +31,8 @@ def _job(source: bytes, token: str, tools: Tools) -> Job:
     return Job(files, [compile_, Command(("./problem",))])
 
 
-CPP = Language(
-    "C++", (Need("g++", "g++", ("g++",)),), _job, re.compile(r"error:|undefined reference|Assertion")
+_TRIAL = (
+    "#include <assert.h>\n#include <bits/stdc++.h>\nint main() { assert(std::string(2, 'a') == \"aa\"); }\n"
 )
+_ERROR = re.compile(r"error:|undefined reference|Assertion")
+CPP = Language("C++", (Need("g++", "g++", ("g++",)),), _job, _ERROR, _TRIAL)

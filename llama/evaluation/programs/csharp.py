@@ -58,6 +58,14 @@ def _job(source: bytes, token: str, tools: Tools) -> Job:
 
 
 _NEEDS = (Need("mcs", "mono-mcs", ("mcs", "csc")), Need("mono", "mono-runtime", ("mono",)))
-CSHARP = Language(
-    "C#", _NEEDS, _job, re.compile(r"error CS\d+|FATAL UNHANDLED EXCEPTION|^Debug\.Assert failed")
-)
+_TRIAL = """\
+using System.Diagnostics;
+using System.Numerics;
+class Problem {
+    public static void Main(string[] args) {
+        Debug.Assert(new BigInteger(1) + 1 == 2);
+    }
+}
+"""
+_ERROR = re.compile(r"error CS\d+|FATAL UNHANDLED EXCEPTION|^Debug\.Assert failed")
+CSHARP = Language("C#", _NEEDS, _job, _ERROR, _TRIAL)

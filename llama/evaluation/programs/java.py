@@ -64,4 +64,13 @@ _NEEDS = (
         option="--javatuples JAR",
     ),
 )
-JAVA = Language("Java", _NEEDS, _job, re.compile(r"error:|^Exception in thread|^Caused by:"))
+_TRIAL = """\
+import org.javatuples.*;
+class Problem {
+    public static void main(String[] args) {
+        assert(new Pair<Long, Long>(1L, 2L).getValue1() == 2L);
+    }
+}
+"""
+_ERROR = re.compile(r"error:|^Exception in thread|^Caused by:")
+JAVA = Language("Java", _NEEDS, _job, _ERROR, _TRIAL)

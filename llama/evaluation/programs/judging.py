@@ -10,9 +10,9 @@ from ...printable import printable
 from ..problem import Program, Status, Verdict
 from ..sandbox import Ended, Job, Limits, Outcome, Sandbox
 from .language import MIB, Language
-from .languages import LANGUAGES, find
+from .languages import LANGUAGES, find, missing
 
-__all__ = ["judge"]
+__all__ = ["judge", "unusable"]
 
 LONGEST_DETAIL = 200  # characters
 
@@ -52,6 +52,30 @@ def judge(sandbox: Sandbox, program: Program, *, javatuples: Path | None = None)
     job = language.job(source, token, tools)
     outcome = sandbox.run(job)
     return _verdict(language, job, outcome, token)
+
+
+def unusable(sandbox: Sandbox, name: str, *, javatuples: Path | None = None) -> str:
+    """Why programs of a language cannot be judged on this machine; "" if a short one passes in the sandbox.
+
+    To be asked once in front of a run: a toolchain that is half there would fail every answer.
+
+    Args:
+        sandbox: where the programs are to run.
+        name: a key of `LANGUAGES`.
+        javatuples: as in `judge`.
+
+    Raises:
+        EvaluationError: the sandbox could not do its part.
+    """
+    language = LANGUAGES[name]
+    if lacking := missing(name, javatuples=javatuples):
+        return f"{language.title} needs {lacking}"
+    verdict = judge(sandbox, Program(name, language.trial), javatuples=javatuples)
+    if verdict.status is Status.PASSED:
+        return ""
+    return (
+        f"a trivial {language.title} program does not pass in the sandbox {sandbox.level}: {verdict.detail}"
+    )
 
 
 def _verdict(language: Language, job: Job, outcome: Outcome, token: str) -> Verdict:

@@ -70,12 +70,14 @@ class Language:
             to file descriptor 3 once the whole program has run.
         telling: finds, in what a compiler or the program wrote, the lines that name an error. The first is
             taken of a compiler's, the last of a program's.
+        trial: a short program that passes where the tools work, and uses what the benchmarks' programs use.
     """
 
     title: str
     needs: tuple[Need, ...]
     job: Callable[[bytes, str, Tools], Job]
     telling: re.Pattern[str]
+    trial: str
 
 
 def visible(*paths: Path) -> tuple[Path, ...]:

@@ -59,5 +59,8 @@ def _typescript(source: bytes, token: str, tools: Tools) -> Job:
 
 _NODE = Need("node", "nodejs", ("node",))
 _ERROR = re.compile(r"error TS\d+|^FATAL ERROR: |^(Uncaught )?\w*(Error|Exception)\b")
-JAVASCRIPT = Language("JavaScript", (_NODE,), _javascript, _ERROR)
-TYPESCRIPT = Language("TypeScript", (_NODE, Need("tsc", "node-typescript", ("tsc",))), _typescript, _ERROR)
+_TRIAL = "const assert = require('node:assert');\nassert.deepEqual([1 + 1], [2]);\n"
+_TYPED_TRIAL = f"declare var require: any;\n{_TRIAL}"
+_TSC = Need("tsc", "node-typescript", ("tsc",))
+JAVASCRIPT = Language("JavaScript", (_NODE,), _javascript, _ERROR, _TRIAL)
+TYPESCRIPT = Language("TypeScript", (_NODE, _TSC), _typescript, _ERROR, _TYPED_TRIAL)

@@ -24,4 +24,6 @@ def _job(source: bytes, token: str, tools: Tools) -> Job:
     return Job({"problem.php": source + end.encode()}, [run], visible(Path("/etc/php")))
 
 
-PHP = Language("PHP", (Need("php", "php-cli", ("php",)),), _job, re.compile(r"^(PHP )?(\w+ )?[Ee]rror: "))
+_TRIAL = "<?php\nif (1 + 1 !== 2) { throw new Exception('Test failed!'); }\n"
+_ERROR = re.compile(r"^(PHP )?(\w+ )?[Ee]rror: ")
+PHP = Language("PHP", (Need("php", "php-cli", ("php",)),), _job, _ERROR, _TRIAL)

@@ -52,4 +52,5 @@ def _job(source: bytes, token: str, tools: Tools) -> Job:
     return Job(files, [command])
 
 
-PYTHON = Language("Python", (), _job, re.compile(r"(?!)"))  # the last line of a traceback is the telling one
+_LAST_LINE = re.compile(r"(?!)")  # of a traceback it is the telling one
+PYTHON = Language("Python", (), _job, _LAST_LINE, trial="assert 1 + 1 == 2\n")

@@ -19,4 +19,5 @@ def _job(source: bytes, token: str, tools: Tools) -> Job:
     return Job({"problem.sh": source + end.encode()}, [Command((str(tools["bash"]), "problem.sh"))])
 
 
-SHELL = Language("Bash", (Need("bash", "bash", ("bash",)),), _job, re.compile(r"(?!)"))
+_TRIAL = "set -e\n[[ $(echo $((1 + 1))) = 2 ]]\n"
+SHELL = Language("Bash", (Need("bash", "bash", ("bash",)),), _job, re.compile(r"syntax error"), _TRIAL)

@@ -117,11 +117,14 @@ def _renamed(code: str, *names: str) -> str:
 
 
 def _cpp(name: str, arguments: str, code: str) -> str:
-    # C++ has no functions within functions, but a struct within one, in which order does not matter.
+    # C++ has no functions within functions, but a struct within one, whose members need no order. None is static:
+    # such a struct has no static variables, and static functions would not see the others.
     opened = "".join(re.findall(r"^using namespace .*\n", code, re.MULTILINE))
     code = _without(code, r"#include\b", r"using namespace\b", r"#pragma\b")
+    code = re.sub(r"^(?:static |constexpr (?=\w))+", "", code, flags=re.MULTILINE)
     # A parameter of the prompt's function may be named string, which within the struct would hide the type.
-    return f"{opened}struct Answer {{\nusing string = std::string;\n{code}}};\n    return Answer().{name}({arguments});\n"
+    answer = f"{opened}struct Answer {{\nusing string = std::string;\n{code}}};\n"
+    return f"{answer}    return Answer().{name}({arguments});\n"
 
 
 def _java(name: str, arguments: str, code: str) -> str:
@@ -142,7 +145,7 @@ def _members(code: str, name: str) -> str:
     space = re.search(r"^namespace [\w.]+\s*\{", code, re.MULTILINE)
     if space:
         code = textwrap.dedent(code[space.end() : code.rfind("}")])
-    headers = re.finditer(r"^(?:\w+ )*class \w+[^{;]*\{", code, re.MULTILINE)
+    headers = re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE)
     place = re.search(rf"\b{re.escape(name)}\s*\(", code)
     before = [header for header in headers if place and header.end() <= place.start()]
     if not before:
@@ -170,7 +173,10 @@ def _sh(name: str, arguments: str, code: str) -> str:
 
 
 # A line that begins with types and no parenthesis, up to a name whose parameters are followed by a brace.
-_TYPED = r"^[ \t]*(?:[\w:<>\[\],&*?. ]*[ &*>\]]){name}\s*\([^;{{}}]*\)[^;{{}}()]*?(?:\{{|=>)"
+# Bounded, so that a long text cannot take long.
+_TYPED = (
+    r"^[\w:<>\[\],&*?. \t]{{0,400}}[ &*>\]]{name}\s{{0,9}}\([^;{{}}]{{0,300}}\)[^;{{}}()]{{0,99}}?(?:\{{|=>)"
+)
 _SCRIPT = r"^[ \t]*(?:export (?:default )?)?(?:(?:async )?function\s+{name}\b|(?:const|let|var)\s+{name}\b)"
 
 STYLES = {

@@ -10,7 +10,7 @@ __all__ = ["fenced_blocks"]
 
 # A block begins at the start of a line, and ends at the start or at the end of one; the last need not end.
 _FENCE = re.compile(
-    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*)[^`\n]*\n"
+    r"^[ \t]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<language>[^\s`]*+)[^`\n]*+\n"
     r"(?P<code>.*?)"
     r"(?:^[ \t]*(?P=fence)|(?P=fence)[ \t]*$|\Z)",
     re.MULTILINE | re.DOTALL,

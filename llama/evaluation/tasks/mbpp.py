@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +75,9 @@ class MBPP:
 
 
 def _unix_lines(record: Record) -> Record:
-    """The record with CRLF, which nearly all its texts have, as LF: a model is not asked to write the former."""
-    lines: Mapping[str, object] = {
-        key: record[key].replace("\r\n", "\n") for key in ("text", "code", "test_setup_code")
-    }
-    return {**record, **lines, "test_list": [test.replace("\r\n", "\n") for test in record["test_list"]]}
+    """The record with LF where its texts have CRLF, as nearly all do: no model is to write the latter."""
+    texts = {key: record[key].replace("\r\n", "\n") for key in ("text", "code", "test_setup_code")}
+    return {**record, **texts, "test_list": [test.replace("\r\n", "\n") for test in record["test_list"]]}
 
 
 def _task(record: Record) -> str:

@@ -20,6 +20,7 @@ __all__ = ["Record", "Shape", "described", "read_records", "wanted"]
 Record = dict[str, Any]
 
 _GZIP = b"\x1f\x8b"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _KINDS = {str: "a text", int: "a number", list: "a list of texts"}
 
 
@@ -88,7 +89,7 @@ def _wrong(record: object, shape: Shape) -> str:
         texts = value if isinstance(value, list) else [value] if kind is str else []
         if type(value) is not kind or not all(isinstance(text, str) for text in texts):
             return f"{key!r} must be {_KINDS[kind]}, got {shown(value)}"
-        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        if any(_SURROGATE.search(text) for text in texts):
             return f"{key!r} holds half of a surrogate pair, which is no text"
     if not re.fullmatch(shape.pattern, str(record[shape.mark])):
         return f"its {shape.mark!r} is {shown(record[shape.mark])}, which is another benchmark's"

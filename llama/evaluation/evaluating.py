@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .. import __version__
 from ..errors import EvaluationError
 from ..printable import shown, tell
 from ..terminal.progress import Progress
 from ..values import integer, real, rows
-from .asking import Generator, Header, Settings, check_settings
+from .asking import Generator, Header, Settings, check_settings, problems_digest
 from .problem import Problem, Sample, Task
 from .programs import missing
 from .report import Report
@@ -30,14 +29,14 @@ from .tasks import TASKS
 if TYPE_CHECKING:
     from ..generation import Llama
 
-__all__ = ["checked_ks", "evaluate", "find_task", "problems_digest"]
+__all__ = ["checked_ks", "checked_workers", "evaluate", "find_task"]
 
 _DEFAULT_KS = (1, 10, 100)
 _MOST_WORKERS = 1024
 
 
 def evaluate(
-    model: Llama | Generator,
+    model: Llama | Generator | Callable[[], Llama],
     task: str | Task,
     *,
     n: int = 1,
@@ -62,7 +61,8 @@ def evaluate(
     runs the programs and writes, and all get the report.
 
     Args:
-        model: a Llama, or a `RemoteGenerator` for a server's model.
+        model: a Llama; a `RemoteGenerator` for a server's model; or a function that loads a Llama, which is called when
+            everything else has been checked.
         task: its name, one of `tasks.TASKS`.
         n: samples of each problem. They are numbered, and sample j is the same for any n.
         temperature: 0 takes the likeliest token. By default 0 for one sample, and 0.8 for more, as in the paper.
@@ -90,26 +90,24 @@ def evaluate(
     found = find_task(task) if isinstance(task, str) else task
     settings = _settings(found, n, temperature, top_p, order, seed, limit, max_gen_len, chat)
     ks = checked_ks(k, settings.n)
-    place = _Place(
+    run = _Run(
+        found,
+        settings,
         sandbox,
-        _integer("workers", workers),
+        checked_workers(workers),
         None if out is None else Path(out),
         None if data is None else Path(data),
         None if javatuples is None else Path(javatuples),
         progress,
     )
-    if not 1 <= place.workers <= _MOST_WORKERS:
-        raise EvaluationError(f"workers is {place.workers}; it must be from 1 to {_MOST_WORKERS:,}")
-
-    def lead(generator: Generator) -> tuple[Header, list[Sample]]:
-        return _make(generator, found, settings, place)
-
+    if callable(model):
+        model = run.checked(model)
     if hasattr(model, "session"):  # a Llama, so torch is loaded
         from .local import on_all_ranks
 
-        header, samples = on_all_ranks(model, lead)
+        header, samples = on_all_ranks(cast("Llama", model), run.make)
     else:
-        header, samples = lead(model)
+        header, samples = run.make(model)
     return Report.of(header, samples, header.problems, ks)
 
 
@@ -122,18 +120,6 @@ def find_task(name: str) -> Task:
     if name not in TASKS:
         raise EvaluationError(f"there is no task {shown(name)}; the tasks are {', '.join(TASKS)}")
     return TASKS[name]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a run happens: what does not change its samples."""
-
-    sandbox: str | Sandbox
-    workers: int
-    out: Path | None
-    data: Path | None
-    javatuples: Path | None
-    progress: bool
 
 
 def _settings(
@@ -186,6 +172,14 @@ def checked_ks(k: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
     return tuple(ks)
 
 
+def checked_workers(workers: int) -> int:
+    """How many programs run at the same time. Raises EvaluationError."""
+    found = _integer("workers", workers)
+    if not 1 <= found <= _MOST_WORKERS:
+        raise EvaluationError(f"workers is {found}; it must be from 1 to {_MOST_WORKERS:,}")
+    return found
+
+
 def _integer(name: str, value: object) -> int:
     found = integer(value)
     if found is None:
@@ -200,40 +194,71 @@ def _real(name: str, value: object) -> float:
     return found
 
 
-def _make(generator: Generator, task: Task, settings: Settings, place: _Place) -> tuple[Header, list[Sample]]:
-    """Make the samples that are not there yet -> the header of the run, and all its samples."""
-    every = task.problems(place.data)
-    problems = limited(every, settings)
-    box = open_sandbox(place.sandbox) if isinstance(place.sandbox, str) else place.sandbox
-    header = Header(settings, generator.model, problems_digest(every), len(every), box.level, _versions())
-    total = header.problems * len(settings.orders) * settings.n
-    opened: AbstractContextManager[SamplesFile | None] = nullcontext()
-    if place.out is not None:
-        opened = SamplesFile(place.out, header)
-    with opened as file:
-        done = {} if file is None else dict(file.samples)
-        asks = asks_of(problems, settings, done)
-        if place.progress:
-            _tell_state(task, file, len(done), total)
-        with _counting(total, done, file, place.progress) as keep:
-            judging = Judging(task, box, place.javatuples)
-            make_samples(generator, asks, settings, judging, place.workers, keep)
-    return header, list(done.values())
+@dataclass(frozen=True)
+class _Run:
+    """A run whose options have been checked. All but the first two do not change its samples."""
 
+    task: Task
+    settings: Settings
+    sandbox: str | Sandbox
+    workers: int
+    out: Path | None
+    data: Path | None
+    javatuples: Path | None
+    progress: bool
 
-def _tell_state(task: Task, file: SamplesFile | None, done: int, total: int) -> None:
-    if file is not None and file.torn:
-        tell(f"the last line of {file.path} was incomplete; it is dropped")
-    if done:
-        tell(f"{done:,} of {total:,} samples are done already")
-    lacking = missing(task.language)
-    if lacking:
-        tell(f"programs in {task.language} are not run, since {lacking}; the samples are made all the same")
+    @cached_property
+    def every(self) -> list[Problem]:
+        """All problems of the data file."""
+        return self.task.problems(self.data)
+
+    @cached_property
+    def box(self) -> Sandbox:
+        """The open sandbox."""
+        return open_sandbox(self.sandbox) if isinstance(self.sandbox, str) else self.sandbox
+
+    def checked(self, load: Callable[[], Llama]) -> Llama:
+        """What `load` returns, when data and sandbox have been seen to be there; loading takes minutes."""
+        from ..distributed.environment import is_first_rank
+
+        if is_first_rank():
+            _ = self.every, self.box
+        return load()
+
+    def make(self, generator: Generator) -> tuple[Header, list[Sample]]:
+        """Make the samples that are not there yet -> the header of the run, and all its samples."""
+        settings, every = self.settings, self.every
+        problems = limited(every, settings)
+        header = Header(
+            settings, generator.model, problems_digest(every), len(every), self.box.level, _versions()
+        )
+        total = header.problems * len(settings.orders) * settings.n
+        opened: AbstractContextManager[SamplesFile | None] = nullcontext()
+        if self.out is not None:
+            opened = SamplesFile(self.out, header)
+        with opened as file:
+            done = {} if file is None else dict(file.samples)
+            asks = asks_of(problems, settings, done)
+            if self.progress:
+                self._tell_state(file, len(done), total)
+            with _keeping(done, file, total, self.progress) as keep:
+                judging = Judging(self.task, self.box, self.javatuples)
+                make_samples(generator, asks, settings, judging, self.workers, keep)
+        return header, list(done.values())
+
+    def _tell_state(self, file: SamplesFile | None, done: int, total: int) -> None:
+        if file is not None and file.torn:
+            tell(f"the last line of {file.path} was incomplete; it is dropped")
+        if done:
+            tell(f"{done:,} of {total:,} samples are done already")
+        lacking = missing(self.task.language, javatuples=self.javatuples)
+        if lacking:
+            tell(f"{lacking} is missing, so the programs are not run; the samples are made all the same")
 
 
 @contextmanager
-def _counting(
-    total: int, done: dict[Key, Sample], file: SamplesFile | None, progress: bool
+def _keeping(
+    done: dict[Key, Sample], file: SamplesFile | None, total: int, progress: bool
 ) -> Iterator[Callable[[Sample], None]]:
     """A function that keeps a sample, in `done` and in the file. Where the run stands is told on stderr."""
     bar = Progress(total, len(done)) if progress else None
@@ -257,12 +282,6 @@ def _counting(
         raise
     if bar is not None:
         bar.clear()
-
-
-def problems_digest(problems: Sequence[Problem]) -> str:
-    """A SHA-256 of the problems as they are asked: the same for a file and the same file compressed."""
-    text = json.dumps([asdict(problem) for problem in problems], ensure_ascii=True, sort_keys=True)
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def _versions() -> dict[str, str]:

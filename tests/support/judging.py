@@ -1,0 +1,64 @@
+"""Judges many programs of the benchmarks' own, on all cores, each distinct program once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from plain_sandbox import PlainSandbox
+
+from llama.errors import EvaluationError
+from llama.evaluation.problem import Problem, Status, Task, Verdict
+from llama.evaluation.programs import judge
+from llama.evaluation.sandbox import Job, Outcome, Sandbox, open_sandbox
+
+__all__ = ["Hurried", "best_sandbox", "failures", "verdicts"]
+
+
+def best_sandbox() -> Sandbox:
+    """The sandbox that runs use; where this machine has none, a plain one: the programs are no strangers'."""
+    try:
+        return open_sandbox()
+    except EvaluationError:
+        return PlainSandbox()
+
+
+class Hurried:
+    """A sandbox that gives each command less processor time: endless programs are many among the broken ones."""
+
+    def __init__(self, sandbox: Sandbox, seconds: int) -> None:
+        self._sandbox = sandbox
+        self._seconds = seconds
+        self.level = sandbox.level
+
+    def run(self, job: Job) -> Outcome:
+        commands = [
+            dataclasses.replace(
+                command, limits=dataclasses.replace(command.limits, cpu_seconds=self._seconds)
+            )
+            for command in job.commands
+        ]
+        return self._sandbox.run(dataclasses.replace(job, commands=commands))
+
+
+def verdicts(
+    sandbox: Sandbox, task: Task, problems: Sequence[Problem], answer: Callable[[Problem], str]
+) -> list[Verdict]:
+    """What becomes of an answer to each problem."""
+    programs = [task.program(problem, answer(problem)) for problem in problems]
+    distinct = list(dict.fromkeys(programs))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = dict(zip(distinct, pool.map(lambda program: judge(sandbox, program), distinct), strict=True))
+    return [found[program] for program in programs]
+
+
+def failures(sandbox: Sandbox, task: Task, problems: Sequence[Problem]) -> dict[str, Verdict]:
+    """The problems whose own solution does not pass."""
+    judged = verdicts(sandbox, task, problems, lambda problem: str(problem.solution))
+    return {
+        problem.task_id: verdict
+        for problem, verdict in zip(problems, judged, strict=True)
+        if verdict.status is not Status.PASSED
+    }

@@ -45,8 +45,21 @@ ROOMS: dict[str, set[str]] = {
     "http": {"base", "text", "sizing", "engine", "serving", "api", "generation"},
     "terminal": {"base", "text", "distributed", "engine", "serving", "api", "generation", "http"},
     "sandbox": {"base"},
-    "evaluation": {"base", "sandbox"},
-    "cli": {"base", "text", "sizing", "checkpoint", "serving", "generation", "http", "terminal"},
+    "evaluation": {
+        *("base", "text", "distributed", "sizing", "checkpoint", "engine", "serving", "api", "generation"),
+        *("terminal", "sandbox"),
+    },
+    "cli": {
+        "base",
+        "text",
+        "sizing",
+        "checkpoint",
+        "serving",
+        "generation",
+        "http",
+        "terminal",
+        "evaluation",
+    },
 }
 # Files on the package's top floor that share a room; the others are rooms by their own name.
 TOP = {

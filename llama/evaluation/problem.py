@@ -1,4 +1,4 @@
-"""Problems, what a model answers to them, and what became of the answer. No torch.
+"""Problems, what a model answers to them, and what became of the answer. Never imports torch.
 
 A `Task` reads problems from its file and turns an answer into a program; `programs/` runs that in a sandbox and
 gives the `Verdict`; a `Sample` is one line of the file of results.

@@ -17,7 +17,7 @@ import sys
 import time
 
 from . import native
-from .processes import SIGKILL, Process, kill_all, proportional_bytes, reaped_seconds, running
+from .processes import SIGKILL, Process, kill_all, proportional_bytes, reaped_seconds, running, used
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -224,8 +224,8 @@ class Run:
             code = os.waitstatus_to_exitcode(status)
             self.ended = "exited"
             self.exit_code = code if code >= 0 else 128 - code
-            spent = usage.ru_utime + usage.ru_stime >= self.limits["cpu_seconds"]
-            if code == -SIGXCPU or (code == -SIGKILL and spent):
+            # By the kernel, as the command's own signal or what a shell says of that of its child.
+            if self.exit_code in (128 + SIGXCPU, 128 + SIGKILL) and used(usage) >= self.limits["cpu_seconds"]:
                 self.ended = "cpu"
 
     def look(self) -> None:
@@ -287,13 +287,15 @@ def become(
 
 
 def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
-    """The kernel's own limits. They are per process, but for the number of processes, which is the user's."""
-    # Where `look` adds up the processor time of all processes, this is only for a watcher that does not get to look.
-    # The kernel counts it by ticks, up to a fifth faster on a busy machine; and a shell goes on when a process that it
-    # waited for is ended, and fails for another reason than its time.
-    factor = 2 if sys.platform == "linux" else 1
+    """The kernel's own limits. They are per process, but for the number of processes, which is the user's.
+
+    The kernel counts whole ticks of its clock, and on a busy machine ends a process at three quarters of its time; a
+    shell whose child was ended so goes on. So it is the watcher that keeps this limit, and the kernel's is for a watcher
+    that does not get to look.
+    """
+    watched = sys.platform == "linux"
     wanted = {
-        "CPU": factor * limits["cpu_seconds"],
+        "CPU": limits["cpu_seconds"] * (2 if watched else 1),
         "FSIZE": limits["file_bytes"],
         "AS": limits["address_space_bytes"],
         "NOFILE": OPEN_FILES,

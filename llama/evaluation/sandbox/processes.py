@@ -93,5 +93,9 @@ def _kill(pid: int) -> None:
 
 def reaped_seconds() -> float:
     """Processor time of all children that have ended, with theirs."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used(resource.getrusage(resource.RUSAGE_CHILDREN))
+
+
+def used(usage: resource.struct_rusage) -> float:
+    """Processor time, seconds."""
     return usage.ru_utime + usage.ru_stime

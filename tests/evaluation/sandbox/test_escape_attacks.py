@@ -13,6 +13,8 @@ from sandboxes import assert_holds, passes, run
 
 from llama.evaluation.sandbox import Sandbox, interpreter
 
+pytestmark = pytest.mark.slow
+
 REFUSED = """
 import errno, os, socket
 def refused(call, *arguments):

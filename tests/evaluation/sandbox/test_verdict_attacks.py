@@ -7,6 +7,8 @@ from sandboxes import BEHIND_TESTS, TOKEN, passes, run
 
 from llama.evaluation.sandbox import Ended, Sandbox
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "source",

@@ -31,7 +31,7 @@ DESCRIPTION = """
       codellama eval humaneval CodeLlama-7b/ --n 200 --k 1,10,100 --out humaneval-200.jsonl
       codellama eval infilling-single CodeLlama-7b/ --data HumanEval-SingleLineInfilling.jsonl.gz --order both
       codellama eval humaneval --url http://127.0.0.1:8000 --model NAME
-      torchrun --nproc_per_node 8 -m llama eval mbpp CodeLlama-34b/ --data mbpp.jsonl
+      torchrun --nproc_per_node 8 -m llama eval mbpp CodeLlama-34b/ --data mbpp.jsonl -n 20
       codellama eval --rescore humaneval-200.jsonl
       codellama eval --export evalplus --out humaneval-200.jsonl
     """
@@ -75,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--n", type=positive, default=1, metavar="N", help="samples of each problem (default: %(default)s)"
+        "-n",
+        "--n",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="samples of each problem (default: %(default)s); torchrun takes --n for an option of its own, so there -n",
     )
     group.add_argument(
         "--temperature",

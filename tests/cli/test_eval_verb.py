@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import signal
@@ -15,8 +16,10 @@ from eval_program import program
 from forked import Forked
 from ranks import HANGS
 from tiny_program import MODEL, TINY
+from torch.distributed.run import get_args_parser
 from toy_task import Box, Scripted, judged
 
+from llama.cli.eval import add_arguments
 from llama.errors import EvaluationError
 from llama.evaluation import evaluating, remote, rescore
 from llama.evaluation.asking import ModelInfo
@@ -56,7 +59,7 @@ def run_eval(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     made_up = sys.modules["llama.evaluation.run"]
     monkeypatch.setattr(made_up, "judge", judged)
     for module in (evaluating, rescore):
-        monkeypatch.setattr(module, "open_sandbox", lambda name: Box())
+        monkeypatch.setattr(module, "sandbox_for", lambda *given, **more: Box())
     monkeypatch.setattr(rescore, "judge", judged)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -124,6 +127,19 @@ def test_a_command_that_was_ended_three_times_has_the_same_samples(
             assert ended.stderr.endswith(said)
     assert run_eval(*command, "--out", out)[0] == 0
     assert samples(out) == samples(whole)
+
+
+def test_torchrun_hands_every_flag_on() -> None:
+    """It parses the whole command line, and takes a flag that begins like one of its own for that: --n is one."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    given = ["eval", "humaneval", "DIR"]
+    for action in parser._actions:
+        given += [flag for flag in action.option_strings if flag != "--n"][-1:]
+    assert "-n" in given
+    assert "--temperature" in given
+    found = get_args_parser().parse_args(["--nproc_per_node", "2", "-m", "llama", *given])
+    assert found.training_script_args == given
 
 
 def test_a_server_takes_the_place_of_a_folder(
@@ -225,9 +241,9 @@ def test_what_cannot_be_evaluated_is_one_line_and_1(
 def test_a_sandbox_that_is_missing_is_told_before_loading(
     run_eval: Any, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(name: str) -> Any:
+    def missing(language: str, name: str, **more: Any) -> Any:
         raise EvaluationError(f"no sandbox {name}")
 
-    monkeypatch.setattr(evaluating, "open_sandbox", missing)
+    monkeypatch.setattr(evaluating, "sandbox_for", missing)
     code, out, err = run_eval(*command, "--sandbox", "bubblewrap")
     assert (code, out, err) == (1, "", "error: no sandbox bubblewrap\n")

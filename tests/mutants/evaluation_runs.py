@@ -1,0 +1,71 @@
+"""Mutants of a run of a benchmark: what is asked for, kept and continued."""
+
+from __future__ import annotations
+
+from mutant import Mutant
+
+__all__ = ["MUTANTS"]
+
+_FILE = "tests/evaluation/test_samples_file.py"
+_RUN = "tests/evaluation/test_run.py"
+_EVALUATE = "tests/evaluation/test_evaluating.py"
+_LOCAL = "tests/evaluation/test_local_generator.py"
+
+MUTANTS = [
+    Mutant(
+        name="a half line stays in front of the next sample",
+        file="llama/evaluation/samples.py",
+        old="        self._end = content.end\n",
+        new="        self._end = os.fstat(self._handle).st_size\n",
+        tests=(f"{_FILE}::test_a_file_that_was_cut_anywhere_goes_on_and_ends_the_same",),
+    ),
+    Mutant(
+        name="two runs write one file of samples",
+        file="llama/evaluation/samples.py",
+        old="fcntl.LOCK_EX | fcntl.LOCK_NB",
+        new="fcntl.LOCK_SH | fcntl.LOCK_NB",
+        tests=(f"{_FILE}::test_two_runs_do_not_write_one_file",),
+    ),
+    Mutant(
+        name="a full disk leaves a half line",
+        file="llama/evaluation/samples.py",
+        old="                os.ftruncate(self._handle, self._end)\n                os.lseek",
+        new="                os.lseek",
+        tests=(f"{_FILE}::test_a_full_disk_leaves_whole_lines",),
+    ),
+    Mutant(
+        name="a limit changes the seeds of the problems",
+        file="llama/evaluation/run.py",
+        old="seed = seed_of(settings.seed, problem.task_id, order)",
+        new="seed = seed_of(settings.seed, f'{problem.task_id} of {len(problems)}', order)",
+        tests=(f"{_EVALUATE}::test_more_samples_more_problems_are_those_of_one_run",),
+    ),
+    Mutant(
+        name="samples that are there are made again",
+        file="llama/evaluation/run.py",
+        old="if (problem.task_id, order, j) not in done]",
+        new="]",
+        tests=(f"{_RUN}::test_from_20_to_200_samples_makes_180",),
+    ),
+    Mutant(
+        name="a sample is kept behind the end of its run",
+        file="llama/evaluation/judges.py",
+        old="if sample is not None and not self._closed:",
+        new="if sample is not None:",
+        tests=(f"{_RUN}::test_an_interrupt_does_not_wait_for_a_program",),
+    ),
+    Mutant(
+        name="the samples of an ask begin at 0",
+        file="llama/evaluation/local.py",
+        old="            first_sample=ask.first,\n",
+        new="",
+        tests=(f"{_LOCAL}::test_samples_are_the_same_in_any_parts",),
+    ),
+    Mutant(
+        name="a prompt without room ends the run",
+        file="llama/evaluation/local.py",
+        old="        if room < 1:\n",
+        new="        if room < -10_000:\n",
+        tests=(f"{_LOCAL}::test_a_long_prompt_gets_the_room_there_is_and_one_without_room_is_told",),
+    ),
+]

@@ -27,6 +27,7 @@ from .native import (
     pivot_root,
     prctl,
     restrict_mount,
+    set_host_name,
 )
 from .processes import SIGKILL
 
@@ -60,6 +61,7 @@ def main(values: dict[str, Any]) -> None:
         os._exit(1)  # the parent is gone
     os.close(ready)
     os.umask(0o022)
+    set_host_name(values["host_name"])
     make_root(values)
     inside.main(values)
 

@@ -17,7 +17,7 @@ from .job import Job, Outcome
 from .launch import BOOTSTRAP, launch, payload
 from .seccomp import seccomp_filter
 from .users import NOBODY, other_tasks, worker
-from .view import DEVICES, interpreter, view
+from .view import DEVICES, HOST_NAME, interpreter, view
 
 __all__ = ["Bubblewrap", "LimitsOnly", "SandboxExec", "Unshare", "seatbelt_profile"]
 
@@ -61,6 +61,7 @@ class Unshare:
             values = {
                 **_namespace_values(uid),
                 "nobody": NOBODY,
+                "host_name": HOST_NAME,
                 "shown": list(seen.shown),
                 "links": list(seen.links),
                 "hidden": list(seen.hidden),
@@ -165,6 +166,7 @@ def _scratch_bytes(job: Job) -> int:
 def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
     yield from ("--die-with-parent", "--new-session", "--as-pid-1", "--clearenv")
     yield from ("--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+    yield from ("--hostname", HOST_NAME)
     if uid is None:
         yield from ("--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY))
     else:  # just enough to become the worker's user

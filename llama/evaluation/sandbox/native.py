@@ -98,6 +98,11 @@ def detach(path: str) -> None:
     _check(LIBC.umount2(path.encode(), MNT_DETACH), f"umount {path}")
 
 
+def set_host_name(name: str) -> None:
+    """Of this process's uts namespace."""
+    _check(LIBC.sethostname(name.encode(), ctypes.c_size_t(len(name))), "sethostname")
+
+
 def _syscall(name: str, *arguments: int) -> int:
     LIBC.syscall.restype = ctypes.c_long
     result: int = LIBC.syscall(*(ctypes.c_long(value) for value in (NUMBERS[name][COLUMN], *arguments)))

@@ -1,8 +1,9 @@
 """A filter for system calls, in the kernel's classic BPF, for what namespaces and limits leave open.
 
 New namespaces would let a program mount file systems of any size and count its processes afresh. Shared memory without
-a file (memfd, System V, POSIX queues) is counted in no process and no folder. AF_VSOCK reaches a virtual machine's host
-whatever the network namespace. The rest of the list is what no test of a function needs, and where kernels had holes.
+a file (memfd, System V, POSIX queues) and the buffers of TCP are counted in no process and no folder. AF_VSOCK reaches
+a virtual machine's host whatever the network namespace. prlimit and the scheduler's calls would starve the process
+that watches. The rest is what no test of a function needs, and where kernels had holes.
 
 Numbers: Linux's asm/unistd_64.h (x86-64) and asm-generic/unistd.h (AArch64). Layout: linux/seccomp.h, linux/filter.h.
 """
@@ -14,7 +15,7 @@ import struct
 
 from ...errors import EvaluationError
 
-__all__ = ["DENIED", "seccomp_filter"]
+__all__ = ["DENIED", "IGNORED", "seccomp_filter"]
 
 # System call -> its number on x86-64 and on AArch64.
 DENIED: dict[str, tuple[int, int]] = {
@@ -62,13 +63,24 @@ DENIED: dict[str, tuple[int, int]] = {
     "quotactl": (179, 60),
     "syslog": (103, 116),
 }
+# Without effect, but said to have worked: runtimes that set priorities of their own threads would give up.
+IGNORED: dict[str, tuple[int, int]] = {
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+}
 _CLONE = (56, 220)
 _CLONE3 = (435, 435)  # its flags lie in memory, which a filter cannot read; the C library falls back to clone
 _SOCKET = (41, 198)
 _SOCKETPAIR = (53, 199)
+_PRLIMIT = (302, 261)
 
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-_FAMILIES = (1, 2, 10)  # AF_UNIX, AF_INET, AF_INET6
+_AF_UNIX = 1
+_SELF = 0  # of prlimit: the caller
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_...
 _X32 = 0x40000000  # x86-64's second numbering
@@ -100,22 +112,12 @@ def seccomp_filter(machine: str) -> bytes:
     for numbers in DENIED.values():
         code += _refuse(numbers[column], errno.EPERM)
     code += _refuse(_CLONE3[column], errno.ENOSYS)
-    code += [
-        _step(_EQUAL, _CLONE[column], 0, 4),
-        _step(_LOAD, _FIRST_ARGUMENT),
-        _step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
-        _step(_RETURN, _ERRNO | errno.EPERM),
-        _step(_RETURN, _ALLOW),
-    ]
-    for number in (_SOCKET[column], _SOCKETPAIR[column]):
-        known = [_step(_EQUAL, family, len(_FAMILIES) - at, 0) for at, family in enumerate(_FAMILIES)]
-        code += [
-            _step(_EQUAL, number, 0, len(known) + 3),
-            _step(_LOAD, _FIRST_ARGUMENT),
-            *known,
-            _step(_RETURN, _ERRNO | errno.EAFNOSUPPORT),
-            _step(_RETURN, _ALLOW),
-        ]
+    for numbers in IGNORED.values():
+        code += _refuse(numbers[column], 0)
+    code += _by_argument(_CLONE[column], _ANY_BIT, _NEW_NAMESPACES, _ERRNO | errno.EPERM, _ALLOW)
+    code += _by_argument(_PRLIMIT[column], _EQUAL, _SELF, _ALLOW, _ERRNO | errno.EPERM)
+    for numbers in (_SOCKET, _SOCKETPAIR):
+        code += _by_argument(numbers[column], _EQUAL, _AF_UNIX, _ALLOW, _ERRNO | errno.EAFNOSUPPORT)
     code.append(_step(_RETURN, _ALLOW))
     return b"".join(code)
 
@@ -127,3 +129,14 @@ def _step(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> by
 
 def _refuse(number: int, code: int) -> list[bytes]:
     return [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ERRNO | code)]
+
+
+def _by_argument(number: int, operation: int, value: int, if_true: int, if_false: int) -> list[bytes]:
+    """What becomes of a call depends on the low half of its first argument; all of these take an int or flags there."""
+    return [
+        _step(_EQUAL, number, 0, 4),
+        _step(_LOAD, _FIRST_ARGUMENT),
+        _step(operation, value, 0, 1),
+        _step(_RETURN, if_true),
+        _step(_RETURN, if_false),
+    ]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ...errors import EvaluationError
 
-__all__ = ["DEVICES", "View", "interpreter", "view"]
+__all__ = ["DEVICES", "HOST_NAME", "View", "interpreter", "view"]
 
+HOST_NAME = "sandbox"
 DEVICES = ("null", "zero", "full", "random", "urandom")
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _LOADER = ("/etc/alternatives", "/etc/ld.so.cache")

@@ -10,12 +10,12 @@ import subprocess
 import pytest
 
 from llama.errors import EvaluationError
-from llama.evaluation.sandbox.seccomp import DENIED, seccomp_filter
+from llama.evaluation.sandbox.seccomp import DENIED, IGNORED, seccomp_filter
 
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 X86, ARM = (0xC000003E, 0), (0xC00000B7, 1)  # AUDIT_ARCH_..., column of DENIED
 MACHINES = {"x86_64": X86, "aarch64": ARM}
-CLONE, CLONE3, SOCKET, SOCKETPAIR = (56, 220), (435, 435), (41, 198), (53, 199)
+CLONE, CLONE3, SOCKET, SOCKETPAIR, PRLIMIT = (56, 220), (435, 435), (41, 198), (53, 199), (302, 261)
 
 
 def verdict(machine: str, number: int, argument: int = 0, audit: int | None = None) -> int:
@@ -42,10 +42,11 @@ def verdict(machine: str, number: int, argument: int = 0, audit: int | None = No
 @pytest.mark.parametrize("machine", MACHINES)
 def test_calls_on_the_list_are_refused_and_others_allowed(machine: str) -> None:
     column = MACHINES[machine][1]
-    special = {each[column] for each in (CLONE, CLONE3, SOCKET, SOCKETPAIR)}
-    denied = {numbers[column] for numbers in DENIED.values()}
-    for number in set(range(600)) - special:
-        assert verdict(machine, number) == (ERRNO | errno.EPERM if number in denied else ALLOW), number
+    expected = dict.fromkeys(range(600), ALLOW)
+    expected |= {numbers[column]: ERRNO | errno.EPERM for numbers in DENIED.values()}
+    expected |= {numbers[column]: ERRNO for numbers in IGNORED.values()}
+    for number in set(expected) - {each[column] for each in (CLONE, CLONE3, SOCKET, SOCKETPAIR, PRLIMIT)}:
+        assert verdict(machine, number) == expected[number], number
     assert verdict(machine, CLONE3[column]) == ERRNO | errno.ENOSYS
 
 
@@ -61,11 +62,19 @@ def test_clone_makes_threads_and_processes_but_no_namespaces(machine: str) -> No
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("call", [SOCKET, SOCKETPAIR])
-def test_sockets_are_of_three_families(machine: str, call: tuple[int, int]) -> None:
+def test_sockets_are_of_one_family(machine: str, call: tuple[int, int]) -> None:
     number = call[MACHINES[machine][1]]
     for family in range(60):
-        expected = ALLOW if family in (1, 2, 10) else ERRNO | errno.EAFNOSUPPORT
+        expected = ALLOW if family == 1 else ERRNO | errno.EAFNOSUPPORT
         assert verdict(machine, number, family) == expected
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_only_a_process_itself_sets_its_limits(machine: str) -> None:
+    number = PRLIMIT[MACHINES[machine][1]]
+    assert verdict(machine, number, 0) == ALLOW
+    for pid in (1, 2, 0xFFFFFFFF):
+        assert verdict(machine, number, pid) == ERRNO | errno.EPERM
 
 
 def test_other_numberings_of_the_same_machine_end_the_program() -> None:
@@ -88,12 +97,19 @@ def test_numbers_are_those_of_the_kernel_headers(machine: str, header: str) -> N
         pytest.skip("this machine has no such header of the kernel")
     numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", done.stdout, re.MULTILINE))
     column = MACHINES[machine][1]
-    known = {name: number for name, number in DENIED.items() if name in numbers}
-    assert len(known) > len(DENIED) - 5  # older headers lack the newest
+    listed = {**DENIED, **IGNORED}
+    known = {name: number for name, number in listed.items() if name in numbers}
+    assert len(known) > len(listed) - 5  # older headers lack the newest
     assert {name: int(numbers[name]) for name in known} == {
         name: each[column] for name, each in known.items()
     }
-    for name, each in {"clone": CLONE, "clone3": CLONE3, "socket": SOCKET, "socketpair": SOCKETPAIR}.items():
+    for name, each in {
+        "clone": CLONE,
+        "clone3": CLONE3,
+        "socket": SOCKET,
+        "socketpair": SOCKETPAIR,
+        "prlimit64": PRLIMIT,
+    }.items():
         assert int(numbers[name]) == each[column]
 
 

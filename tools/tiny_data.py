@@ -21,6 +21,7 @@ import numpy.typing as npt
 import sentencepiece
 import torch
 from tiny_corpus import HELD_OUT, LIBRARY, Corpus, Document, functions, read_corpus
+from tiny_packages import notices
 from tiny_samples import LIBRARY_WEIGHT, RowMaker
 from tiny_tokenizer import TinyTokenizer, train_tokenizer
 from torch import Tensor
@@ -28,6 +29,7 @@ from torch import Tensor
 ROW = 1024  # tokens to predict; a row holds one more
 TOKENIZER_CHARACTERS = 25_000_000
 LONGEST_FUNCTION = 1500  # characters
+NOTICES = "THIRD-PARTY-NOTICES.txt"
 Tokens = npt.NDArray[np.uint16]
 
 
@@ -86,6 +88,16 @@ def facts(corpus: Corpus, tokenizer: TinyTokenizer, tokens: int) -> dict[str, An
     }
 
 
+def write_rows(folder: Path, maker: RowMaker, rows: int) -> None:
+    """Write mix.npy and marks.npy."""
+    ids = np.lib.format.open_memmap(folder / "mix.npy", "w+", np.uint16, (rows, maker.length))
+    marks = np.lib.format.open_memmap(folder / "marks.npy", "w+", np.uint8, (rows, maker.length))
+    for number in range(rows):
+        ids[number], marks[number] = maker.row(number)
+    ids.flush()
+    marks.flush()
+
+
 def prepare(folder: Path, vocab_size: int, mix_rows: int, seed: int) -> None:
     """Write the folder's files; facts.json comes last, so a folder that has it is whole."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,18 +105,14 @@ def prepare(folder: Path, vocab_size: int, mix_rows: int, seed: int) -> None:
     rng = random.Random(seed)
     tokenizer = TinyTokenizer(train_tokenizer(tokenizer_texts(corpus.train, rng), vocab_size))
     (folder / "tokenizer.model").write_bytes(tokenizer.proto)
+    (folder / NOTICES).write_text(notices(corpus.packages), encoding="utf-8")
     tokens = encoded(tokenizer, corpus.train)
     np.save(folder / "plain.npy", plain_stream(corpus.train, tokens, rng))
     for name in ("held_out", "held_out_package"):
         np.save(folder / f"{name}.npy", np.concatenate(encoded(tokenizer, getattr(corpus, name))))
     short = [f for d in corpus.train for f in functions(d) if len(f.source) <= LONGEST_FUNCTION]
     maker = RowMaker(corpus.train, short, tokenizer, ROW + 1, seed)
-    ids = np.lib.format.open_memmap(folder / "mix.npy", "w+", np.uint16, (mix_rows, ROW + 1))
-    marks = np.lib.format.open_memmap(folder / "marks.npy", "w+", np.uint8, (mix_rows, ROW + 1))
-    for number in range(mix_rows):
-        ids[number], marks[number] = maker.row(number)
-    ids.flush()
-    marks.flush()
+    write_rows(folder, maker, mix_rows)
     about = facts(corpus, tokenizer, sum(map(len, tokens))) | {"functions": len(short), "seed": seed}
     (folder / "facts.json").write_text(json.dumps(about, indent=2) + "\n")
 

@@ -6,7 +6,9 @@ of the licence field. Nothing is guessed from files.
 
 from __future__ import annotations
 
+import platform
 import re
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -92,6 +94,21 @@ def is_permissive(licence: str) -> bool:
 
 def is_trainable(package: Package) -> bool:
     return is_permissive(package.licence) and package.name not in NEVER
+
+
+def notices(of: list[Package]) -> str:
+    """The licence texts and notices of Python's library and these packages, each text once."""
+    library = Path(sysconfig.get_path("stdlib")) / "LICENSE.txt"
+    by_text: dict[str, tuple[str, list[str]]] = {}
+    for path in [library] if library.exists() else []:
+        by_text["python"] = path.read_text(encoding="utf-8"), [f"Python {platform.python_version()}"]
+    for package in of:
+        for path in package.notices():
+            text = path.read_text(encoding="utf-8", errors="replace")
+            names = by_text.setdefault(" ".join(text.split()), (text, []))[1]
+            names.append(f"{package.name} {package.version} ({path.name})")
+    line = "=" * 80
+    return "\n".join(f"{line}\n{', '.join(names)}\n{line}\n\n{text}" for text, names in by_text.values())
 
 
 def packages() -> list[Package]:

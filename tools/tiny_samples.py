@@ -1,7 +1,7 @@
 """Rows of the second training phase: infilling, `[INST]` turns and plain code, packed.
 
-The samples have the family's token formats. A row is made from a seed and its number alone. Beside its ids it
-has a mark for each: 1 for those of a middle and its EOT, which count more in the loss, else 0.
+The samples have the family's token formats. Made in order, the rows of a seed are always the same. Beside its
+ids a row has a mark for each: 1 for those of a middle and its EOT, which count more in the loss, else 0.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import math
 import os
 import signal
@@ -174,6 +175,15 @@ def parse_arguments() -> argparse.Namespace:
     training.add_argument("--device", default="cpu")
     training.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     training.set_defaults(run=command_train)
+    publishing = verbs.add_parser("publish", help="write and measure the folder of a run's last state")
+    publishing.add_argument("--work", type=Path, required=True)
+    publishing.add_argument("--data", type=Path, help="where the run's data folder is now")
+    publishing.set_defaults(run=command_publish)
+    measuring = verbs.add_parser("measure", help="print a folder's figures")
+    measuring.set_defaults(run=command_measure)
+    for each in (publishing, measuring):
+        each.add_argument("--out", type=Path, default=Path("CodeLlama-tiny"))
+        each.add_argument("--lines", type=int, default=400, help="how many lines are masked")
     return parser.parse_args()
 
 
@@ -181,6 +191,21 @@ def command_prepare(arguments: argparse.Namespace) -> None:
     from tiny_data import prepare
 
     prepare(arguments.data, arguments.vocab_size, arguments.mix_rows, arguments.seed)
+
+
+def command_publish(arguments: argparse.Namespace) -> None:
+    from tiny_publish import publish
+
+    run = Run.load(arguments.work / "state.pt", "cpu", arguments.data)
+    log(json.dumps(publish(run, arguments.out, arguments.lines), indent=2))
+
+
+def command_measure(arguments: argparse.Namespace) -> None:
+    from tiny_eval import evaluate
+    from tiny_publish import verify
+
+    verify(arguments.out)
+    log(json.dumps(evaluate(arguments.out, arguments.lines), indent=2))
 
 
 def main() -> None:

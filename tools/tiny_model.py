@@ -109,15 +109,15 @@ class Attention(nn.Module):
         """x [N, T, E] -> the same shape."""
         d, heads, kv_heads = self.config.head_dim, self.config.n_heads, self.config.n_kv_heads
         weight = torch.cat((self.wq.weight[self.q_rows], self.wk.weight[self.k_rows], self.wv.weight))
-        projected = F.linear(x, weight).unflatten(-1, (-1, d)).transpose(1, 2)
-        q, k, v = projected.split((heads, kv_heads, kv_heads), dim=1)
+        projected = F.linear(x, weight).view(*x.shape[:2], -1, d).transpose(1, 2)
+        q, k, v = projected[:, :heads], projected[:, heads:-kv_heads], projected[:, -kv_heads:]
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
         if x.device.type == "cpu":
             mixed = blocked_attention(q, k, v)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.wo(mixed.transpose(1, 2).flatten(-2))
+        return F.linear(mixed.transpose(1, 2).flatten(-2), self.wo.weight)
 
 
 class FeedForward(nn.Module):
@@ -129,7 +129,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = F.linear(x, torch.cat((self.w1.weight, self.w3.weight))).chunk(2, dim=-1)
-        return self.w2(F.silu(gate) * up)
+        return F.linear(F.silu(gate) * up, self.w2.weight)
 
 
 class Block(nn.Module):
@@ -142,7 +142,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attention(self.attention_norm(x), cos, sin)
-        return x + self.feed_forward(self.ffn_norm(x))
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
 
 
 class TinyLlama(nn.Module):
@@ -176,28 +177,29 @@ class TinyLlama(nn.Module):
         length = tokens_NT.shape[1]
         if length > self.context:
             raise ValueError(f"{length} positions exceed the context of {self.context}")
-        x = self.tok_embeddings(tokens_NT)
+        x: Tensor = self.tok_embeddings(tokens_NT)
         for layer in self.layers:
             x = layer(x, self.cos[:length], self.sin[:length])
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def forward(self, tokens_NT: Tensor) -> Tensor:
         """Logits [N, T, V]."""
-        return self.output(self.hidden(tokens_NT))
+        return F.linear(self.hidden(tokens_NT), self.output.weight)
 
 
 class _WeightedLoss(torch.autograd.Function):
     """Cross-entropy of an output layer whose logits exist for LOSS_ROWS rows at a time, with its gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x_RE: Tensor, weight_VE: Tensor, targets_R: Tensor, shares_R: Tensor, dtype: torch.dtype
     ) -> Tensor:
         x_RE, weight = x_RE.to(dtype), weight_VE.to(dtype)
         loss = torch.zeros((), device=x_RE.device)
         x_grad, weight_grad = torch.empty_like(x_RE), torch.zeros_like(weight_VE, dtype=torch.float32)
-        for rows in torch.arange(len(x_RE), device="cpu").split(LOSS_ROWS):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(x_RE), LOSS_ROWS):
+            part = slice(start, start + LOSS_ROWS)
             logits = (x_RE[part] @ weight.t()).float()
             target, share = targets_R[part, None], shares_R[part, None]
             log_sum = logits.logsumexp(-1, keepdim=True)
@@ -210,7 +212,7 @@ class _WeightedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         x_grad, weight_grad = ctx.saved_tensors
         return x_grad * above, weight_grad * above, None, None, None
 
@@ -219,5 +221,6 @@ def weighted_loss(
     x_RE: Tensor, weight_VE: Tensor, targets_R: Tensor, weights_R: Tensor, dtype: torch.dtype
 ) -> Tensor:
     """Mean over the rows of cross-entropy in nats, each row counted by its weight."""
-    loss = _WeightedLoss.apply(x_RE, weight_VE, targets_R, weights_R / weights_R.sum(), dtype)
-    return loss  # type: ignore[no-any-return]
+    shares_R = weights_R / weights_R.sum()
+    loss: Tensor = _WeightedLoss.apply(x_RE, weight_VE, targets_R, shares_R, dtype)  # type: ignore[no-untyped-call]
+    return loss

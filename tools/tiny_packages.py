@@ -72,11 +72,11 @@ def spdx(words: str) -> str:
 
 def licence_of(facts: metadata.PackageMetadata) -> str:
     """The licence as an SPDX expression where the metadata can be read as one."""
-    if expression := facts.get("License-Expression"):
-        return str(expression)
+    if expressions := facts.get_all("License-Expression"):
+        return str(expressions[0])
     classifiers = [c for c in facts.get_all("Classifier") or () if c.startswith("License :: ")]
     named = [spdx(c.rpartition(" :: ")[2]) for c in classifiers]
-    words = str(facts.get("License") or "").strip().partition("\n")[0]
+    words = "".join(facts.get_all("License") or ()).strip().partition("\n")[0]
     if words and words != "UNKNOWN" and len(words) < 80 and TRAINABLE.match(spdx(words)):
         return spdx(words)
     return " AND ".join(sorted(set(named))) or words or "unknown"

@@ -146,7 +146,7 @@ class Run:
         ids, marks = self.batch(phase)
         loss = self.loss(ids, marks)
         self.model.zero_grad(set_to_none=False)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -177,7 +177,7 @@ class Run:
         times = []
         for _ in range(3):
             started = self._seconds()
-            self.loss(ids, torch.zeros_like(ids)).backward()
+            self.loss(ids, torch.zeros_like(ids)).backward()  # type: ignore[no-untyped-call]
             times.append(self._seconds() - started)
         self.model.zero_grad()
         self.dtype = before
@@ -189,7 +189,8 @@ class Run:
         rows, bytes_a_row = self.files.held_out(name)
         rows = rows[:: max(1, len(rows) // most_rows)].to(self.device)
         nats = 0.0
-        for few in rows.split(8):
+        for start in range(0, len(rows), 8):
+            few = rows[start : start + 8]
             nats += float(self.loss(few, torch.zeros_like(few))) * len(few) * ROW
         return nats / math.log(2) / (len(rows) * bytes_a_row)
 

@@ -17,7 +17,7 @@ class TinyTokenizer:
     """SentencePiece with and without the dummy prefix, and the ids of the control pieces."""
 
     def __init__(self, model_proto: bytes) -> None:
-        proto = sentencepiece_pb.ModelProto()
+        proto = sentencepiece_pb.ModelProto()  # type: ignore[attr-defined]  # made when imported
         proto.ParseFromString(model_proto)
         proto.normalizer_spec.add_dummy_prefix = False
         self.proto = model_proto
@@ -28,21 +28,24 @@ class TinyTokenizer:
         self.pre, self.suf, self.mid, self.eot = map(self._with_prefix.piece_to_id, INFILLING_PIECES)
 
     def sp(self, text: str) -> list[int]:
-        return self._with_prefix.encode(text)
+        ids: list[int] = self._with_prefix.encode(text)
+        return ids
 
     def sp_all(self, texts: list[str]) -> list[list[int]]:
         """`sp` of many texts, on all cores."""
-        return self._with_prefix.encode(texts, num_threads=-1)
+        ids: list[list[int]] = self._with_prefix.encode(texts, num_threads=-1)
+        return ids
 
     def sp0(self, text: str) -> list[int]:
-        return self._without.encode(text)
+        ids: list[int] = self._without.encode(text)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._with_prefix.decode(ids)
+        return str(self._with_prefix.decode(ids))
 
     def decode_bare(self, ids: list[int]) -> str:
         """Decode a continuation, without removing a leading space."""
-        return self._without.decode(ids)
+        return str(self._without.decode(ids))
 
     def document(self, ids: list[int]) -> list[int]:
         """The ids of a whole text between bos and eos."""
@@ -77,14 +80,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, threads: int = 2) -> 
         num_threads=threads,
         minloglevel=2,
     )
-    proto = sentencepiece_pb.ModelProto()
+    proto = sentencepiece_pb.ModelProto()  # type: ignore[attr-defined]  # made when imported
     proto.ParseFromString(buffer.data)
     proto.normalizer_spec.add_dummy_prefix = True
     proto.trainer_spec.vocab_size = vocab_size
     for piece in INFILLING_PIECES:
         # Ordinary pieces with the next lower scores, as in the family, so text can encode to them there too.
         proto.pieces.add(piece=piece, score=proto.pieces[-1].score - 1, type=proto.SentencePiece.NORMAL)
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 class _ByteSink:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import numpy as np
 from tiny_corpus import LIBRARY, Document, functions
-from tiny_data import ROW, encoded, plain_stream, write_rows
+from tiny_data import NOTICES, ROW, encoded, plain_stream, write_rows
 from tiny_samples import RowMaker
 from tiny_tokenizer import TinyTokenizer, train_tokenizer
 
@@ -56,5 +56,13 @@ def data(
         np.save(folder / f"{name}.npy", tokens[0])
     write_rows(folder, maker, 12)
     size = len(documents[0].text.encode())
-    (folder / "facts.json").write_text(json.dumps({"held_out_bytes": size, "held_out_package_bytes": size}))
+    facts = {
+        "packages": [{"name": "other", "version": "1.0", "licence": "MIT", "characters": 500_000}],
+        **{key: ["name"] for key in ("held_out", "refused", "dropped")},
+        **dict.fromkeys(("files", "tokens"), 1000),
+        **dict.fromkeys(("held_out_bytes", "held_out_package_bytes"), size),
+        "sentencepiece": "0.2",
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / NOTICES).write_text("The MIT licence\n")
     return folder

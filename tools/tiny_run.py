@@ -172,16 +172,15 @@ class Run:
         return f"a step takes: {said}"
 
     def _timed(self, ids: Tensor, dtype: torch.dtype) -> float:
-        """Seconds of forward and backward, the better of two after a first."""
+        """Seconds of forward and backward, the second time."""
         before, self.dtype = self.dtype, dtype
-        times = []
-        for _ in range(3):
+        for _ in range(2):
             started = self._seconds()
             self.loss(ids, torch.zeros_like(ids)).backward()  # type: ignore[no-untyped-call]
-            times.append(self._seconds() - started)
+            seconds = self._seconds() - started
         self.model.zero_grad()
         self.dtype = before
-        return min(times[1:])
+        return seconds
 
     @torch.no_grad()
     def held_out_bits(self, name: str, most_rows: int = 96) -> float:

@@ -54,6 +54,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
     return run.model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(data: Path, tmp_path: Path, optimizer: str) -> None:
     """Weights, optimizers, warm-up and place in the data, against a run that never stopped."""
@@ -69,6 +70,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(data: Path, tmp_path: Path, 
     assert second.tokens == {"plain": 6 * ROW, "mix": 0}
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(data: Path) -> None:
     for optimizer in ("muon", "adamw"):
         run = new_run(data, optimizer=optimizer, learning_rate=0.05, other_rate=0.05)

@@ -27,7 +27,7 @@ class TinyConfig:
     """The keys of params.json; the defaults are CodeLlama-tiny's."""
 
     dim: int = 256
-    n_layers: int = 8
+    n_layers: int = 5
     n_heads: int = 4
     n_kv_heads: int = 2
     multiple_of: int = 32

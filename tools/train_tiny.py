@@ -118,7 +118,8 @@ def train(run: Run, work: Path) -> None:
             log_held_out(run)
             measured = run.minute()
     run.save(work / "state.pt")
-    log_held_out(run)
+    if not stop.asked:  # who stops it waits
+        log_held_out(run)
     log("stopped" if stop.asked else "over")
 
 

@@ -1,7 +1,8 @@
-"""Measure CodeLlama-tiny on the held-out modules: bits per byte, infilling, function bodies.
+"""Measure CodeLlama-tiny on held-out texts: bits per byte, infilling, function bodies, repetition.
 
-Decoding is greedy and in float32, on the bfloat16 weights in the folder, so the same folder gives the same
-figures.
+Bits per byte are scored by the trainable model of tiny_model.py, all generation runs through the package's own
+`Llama`. Both compute in float32 on the bfloat16 weights in the folder and decode greedily, so the same folder
+gives the same figures.
 """
 
 from __future__ import annotations
@@ -13,18 +14,49 @@ import lzma
 import math
 import random
 import tokenize
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tiny_corpus import Corpus, Document, functions, parses
-from tiny_model import Cache, TinyConfig, TinyLlama
-from tiny_samples import TinyTokenizer
-from torch import Tensor
+from tiny_corpus import (
+    HELD_OUT_PACKAGE,
+    TESTS,
+    Document,
+    functions,
+    library_documents,
+    parses,
+    read_documents,
+)
+from tiny_model import TinyConfig, TinyLlama
+from tiny_packages import packages
+from tiny_tokenizer import TinyTokenizer
 from torch.nn import functional as F
+
+from llama import Llama
 
 Figures = dict[str, float | int]
 PREFIX_CHARACTERS, SUFFIX_CHARACTERS = 900, 600
-MAX_LINE_TOKENS, MAX_BODY_TOKENS = 64, 160
+LINE_TOKENS, BODY_TOKENS, ANSWER_TOKENS = 40, 160, 64
+ANSWERS = 200
+PACKAGE_SHARE = 10  # every tenth file of the held-out package is scored
+REPEATED_TOKENS, TIMES = 8, 3
+
+
+@dataclass
+class HeldOut:
+    """The texts that are measured on, and the library as a compressor's dictionary."""
+
+    modules: list[Document]
+    package: list[Document]
+    library: list[Document]
+
+    @classmethod
+    def read(cls) -> HeldOut:
+        library, modules, _ = library_documents()
+        package = next(package for package in packages() if package.name == HELD_OUT_PACKAGE)
+        files = read_documents(HELD_OUT_PACKAGE, package.files())
+        return cls(modules, [d for d in files if not TESTS.search(d.name)], library)
 
 
 def load_folder(folder: Path) -> tuple[TinyLlama, TinyTokenizer]:
@@ -38,29 +70,26 @@ def load_folder(folder: Path) -> tuple[TinyLlama, TinyTokenizer]:
 
 
 @torch.inference_mode()
-def token_losses(model: TinyLlama, ids: list[int]) -> Tensor:
-    """Nats [len(ids) - 1]. Each token sees at least half a context, if that many come before it."""
-    losses, stride = [], model.context // 2
+def token_nats(model: TinyLlama, ids: list[int]) -> float:
+    """The sum over ids[1:]. Each token sees at least half a context, if that many come before it."""
+    nats, stride = 0.0, model.context // 2
     for start in range(0, max(len(ids) - 1 - stride, 1), stride):
         window = torch.tensor([ids[start : start + model.context + 1]])
         each = F.cross_entropy(model(window[:, :-1])[0], window[0, 1:], reduction="none")
-        losses.append(each if start == 0 else each[stride:])
-    return torch.cat(losses)
+        nats += each[0 if start == 0 else stride :].double().sum().item()
+    return nats
 
 
 def bits_per_byte(model: TinyLlama, tokenizer: TinyTokenizer, documents: list[Document]) -> float:
     """The code length of whole files, from bos to eos, divided by their UTF-8 bytes."""
-    nats = 0.0
-    for document in documents:
-        ids = [tokenizer.bos, *tokenizer.sp(document.text), tokenizer.eos]
-        nats += token_losses(model, ids).double().sum().item()
+    nats = sum(token_nats(model, tokenizer.document(tokenizer.sp(d.text))) for d in documents)
     return nats / math.log(2) / sum(len(d.text.encode()) for d in documents)
 
 
-def compressor_yardsticks(corpus: Corpus) -> Figures:
-    """Bits per byte of compressors; the last has read the training library before, like the model."""
-    held = "".join(d.text for d in corpus.held_out).encode()
-    read = "".join(d.text for d in corpus.library).encode()
+def compressor_yardsticks(held_out: HeldOut) -> Figures:
+    """Bits per byte of compressors; the last has read the standard library before, as the model has."""
+    held = "".join(d.text for d in held_out.modules).encode()
+    read = "".join(d.text for d in held_out.library).encode()
 
     def packed(data: bytes) -> int:
         filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 1 << 26}]
@@ -73,53 +102,45 @@ def compressor_yardsticks(corpus: Corpus) -> Figures:
     }
 
 
-@torch.inference_mode()
-def greedy(model: TinyLlama, ids: list[int], stop_ids: set[int], max_new: int) -> list[int]:
-    """The most likely continuation, without the stop id."""
-    cache: Cache = []
-    generated: list[int] = []
-    step = torch.tensor([ids])
-    while len(generated) < min(max_new, model.context - len(ids)):
-        chosen = int(model(step, cache)[0, -1].argmax())
-        if chosen in stop_ids:
-            break
-        generated.append(chosen)
-        step = torch.tensor([[chosen]])
-    return generated
-
-
 def code_lines(text: str) -> list[int]:
     """Indices of lines with at least three tokens of code. Comments and multi-line strings do not count."""
-    counts: dict[int, int] = {}
+    counts: Counter[int] = Counter()
     inside: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.start[0] != token.end[0] and token.string.strip():
             inside.update(range(token.start[0], token.end[0] + 1))
         if token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING):
-            counts[token.start[0]] = counts.get(token.start[0], 0) + 1
+            counts[token.start[0]] += 1
     return [line - 1 for line, count in counts.items() if count >= 3 and line not in inside]
 
 
-def infill_exact(
-    model: TinyLlama, tokenizer: TinyTokenizer, held_out: list[Document], samples: int
-) -> Figures:
-    """Share of masked lines that are filled in exactly, with their indent; trailing spaces do not count."""
-    places = [
-        (document.text.split("\n"), line) for document in held_out for line in code_lines(document.text)
-    ]
+def infilling(llama: Llama, modules: list[Document], samples: int) -> Figures:
+    """Masked lines of code, with their indent: which share ends by EOT, is exact, leaves a text that parses.
+
+    Trailing spaces do not count. A text is the whole module, of which the prompt shows what is near the hole.
+    """
+    places = [(document.text.split("\n"), line) for document in modules for line in code_lines(document.text)]
     chosen = random.Random(0).sample(places, min(samples, len(places)))
-    hits = {"psm": 0, "spm": 0}
-    for lines, masked in chosen:
-        prefix = "".join(line + "\n" for line in lines[:masked])[-PREFIX_CHARACTERS:]
-        suffix = "".join("\n" + line for line in lines[masked + 1 :])[:SUFFIX_CHARACTERS]
-        for layout in hits:
-            ids = getattr(tokenizer, layout)(prefix, suffix)
-            middle = greedy(model, ids, {tokenizer.eot, tokenizer.eos}, MAX_LINE_TOKENS)
-            hits[layout] += tokenizer.decode_bare(middle).rstrip() == lines[masked].rstrip()
-    return {
-        "infill_lines": len(chosen),
-        **{f"infill_exact_{key}": hit / len(chosen) for key, hit in hits.items()},
-    }
+    before = ["".join(f"{line}\n" for line in lines[:masked]) for lines, masked in chosen]
+    after = ["".join(f"\n{line}" for line in lines[masked + 1 :]) for lines, masked in chosen]
+    figures: Figures = {"lines": len(chosen)}
+    for order in ("psm", "spm"):
+        fills = llama.text_infilling(
+            [text[-PREFIX_CHARACTERS:] for text in before],
+            [text[:SUFFIX_CHARACTERS] for text in after],
+            temperature=0,
+            max_gen_len=LINE_TOKENS,
+            suffix_first=order == "spm",
+        )
+        texts = [fill["generation"] for fill in fills]
+        exact = sum(
+            text.rstrip() == lines[at].rstrip() for text, (lines, at) in zip(texts, chosen, strict=True)
+        )
+        whole = sum(parses("".join(parts)) for parts in zip(before, texts, after, strict=True))
+        ended = sum(fill["finish_reason"] == "stop" for fill in fills)
+        for name, count in (("ended", ended), ("exact", exact), ("parses", whole)):
+            figures[f"{order}_{name}"] = count / len(chosen)
+    return figures
 
 
 def cut_at_dedent(body: str, is_cut_off: bool) -> str:
@@ -131,24 +152,48 @@ def cut_at_dedent(body: str, is_cut_off: bool) -> str:
     return "\n".join(lines[:end])
 
 
-def function_bodies(model: TinyLlama, tokenizer: TinyTokenizer, held_out: list[Document]) -> Figures:
+def function_bodies(llama: Llama, modules: list[Document]) -> Figures:
     """Share of bodies, generated from `def` line and docstring alone, that are not empty and parse."""
-    heads = [function.head for document in held_out for function in functions(document)]
+    heads = [function.head for document in modules for function in functions(document)]
+    # The longest docstrings leave no room: no figure is made of those.
+    heads = [head for head in heads if len(head) < 2000]
+    written = llama.text_completion([head + "\n" for head in heads], temperature=0, max_gen_len=BODY_TOKENS)
     parsed = 0
-    for head in heads:
-        prompt = [tokenizer.bos, *tokenizer.sp(head + "\n")][: model.context - MAX_BODY_TOKENS]
-        written = greedy(model, prompt, {tokenizer.eos}, MAX_BODY_TOKENS)
-        body = cut_at_dedent(tokenizer.decode_bare(written), len(written) == MAX_BODY_TOKENS)
+    for head, result in zip(heads, written, strict=True):
+        body = cut_at_dedent(result["generation"], result["finish_reason"] == "length")
         parsed += bool(body.strip()) and parses(f"{head}\n{body}\n")
     return {"bodies": len(heads), "bodies_that_parse": parsed / len(heads)}
 
 
-def evaluate(folder: Path, corpus: Corpus, samples: int) -> Figures:
+def repeats(text: str, ids: list[int]) -> bool:
+    """Whether a line that is not blank, or a run of REPEATED_TOKENS tokens, comes TIMES times."""
+    lines = Counter(line.strip() for line in text.split("\n") if line.strip())
+    windows = Counter(tuple(ids[at : at + REPEATED_TOKENS]) for at in range(len(ids) - REPEATED_TOKENS + 1))
+    return any(count >= TIMES for counter in (lines, windows) for count in counter.values())
+
+
+def repetition(llama: Llama, held_out: HeldOut) -> Figures:
+    """Share of ANSWERS `[INST]` answers, to descriptions of held-out functions, that repeat themselves."""
+    asked = [f for d in (*held_out.modules, *held_out.package) for f in functions(d) if len(f.summary) < 300]
+    chosen = random.Random(0).sample(asked, ANSWERS)
+    dialogs = [[{"role": "user", "content": f"Write this Python function: {f.summary}"}] for f in chosen]
+    answers = llama.chat_completion(dialogs, temperature=0, max_gen_len=ANSWER_TOKENS)  # type: ignore[arg-type]
+    texts = [answer["generation"]["content"] for answer in answers]
+    ids = [llama.tokenizer.encode(text, bos=False, eos=False) for text in texts]
+    return {"answers": ANSWERS, "answers_that_repeat": sum(map(repeats, texts, ids)) / ANSWERS}
+
+
+def evaluate(folder: Path, samples: int = 400) -> Figures:
     """All figures of the model card."""
+    held_out = HeldOut.read()
     model, tokenizer = load_folder(folder)
-    return {
-        "bits_per_byte": bits_per_byte(model, tokenizer, corpus.held_out),
-        **compressor_yardsticks(corpus),
-        **infill_exact(model, tokenizer, corpus.held_out, samples),
-        **function_bodies(model, tokenizer, corpus.held_out),
+    figures: Figures = {
+        "bits_per_byte": bits_per_byte(model, tokenizer, held_out.modules),
+        "package_bits_per_byte": bits_per_byte(model, tokenizer, held_out.package[::PACKAGE_SHARE]),
+        **compressor_yardsticks(held_out),
     }
+    with Llama.build(folder, max_seq_len=1024, max_batch_size=64, device="cpu", dtype="float32") as llama:
+        figures |= infilling(llama, held_out.modules, samples)
+        figures |= function_bodies(llama, held_out.modules)
+        figures |= repetition(llama, held_out)
+    return figures

@@ -1,10 +1,10 @@
-"""A dense, trainable Llama: the model that tools/train_tiny.py trains and tools/tiny_eval.py measures.
+"""A dense, trainable Llama: the model that tools/train_tiny.py trains and tools/tiny_eval.py scores.
 
-It knows the architecture and Meta's tensor names, but nothing of files, tokenizers or sharding. It shares no
-code with the package `llama`, on purpose: two implementations that agree are evidence; one imported twice is
-not.
+It knows the architecture and Meta's tensor names, but nothing of files, tokenizers, sharding or decoding. It
+shares no code with the package `llama`, on purpose: two implementations that agree are evidence; one imported
+twice is not.
 
-Shape suffixes: N batch, T positions, H query heads, G key/value heads, D head_dim, V vocabulary.
+Shape suffixes: N batch, T positions, H query heads, D head_dim, R rows (N x T flattened), E dim, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KeysValues = tuple[Tensor, Tensor]
-Cache = list[KeysValues]
+# Query positions that attend together on a CPU, and rows whose logits are held at once.
+ATTENTION_BLOCK = 256
+LOSS_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class TinyConfig:
 
     dim: int = 256
     n_layers: int = 5
-    n_heads: int = 8
-    n_kv_heads: int = 4
+    n_heads: int = 4
+    n_kv_heads: int = 2
     multiple_of: int = 32
     ffn_dim_multiplier: float = 0.75
     norm_eps: float = 1e-5
@@ -56,12 +57,27 @@ def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[Tensor, Ten
     return angles.cos(), angles.sin()
 
 
-def rotate(x_NTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the interleaved pairs (2i, 2i+1), which is Meta's layout."""
-    even, odd = x_NTHD.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, None, :], sin[:, None, :]
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).type_as(x_NTHD)
+def rotate(x_NHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2)."""
+    first, second = x_NHTD.chunk(2, dim=-1)
+    turned = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+    return turned.type_as(x_NHTD)
+
+
+def blocked_attention(q_NHTD: Tensor, k_NHTD: Tensor, v_NHTD: Tensor) -> Tensor:
+    """Causal attention by plain products, a block of queries at a time, over the keys up to its end.
+
+    PyTorch's own kernel took twice as long on a CPU, forward and backward, at these sizes (docs/log.md).
+    """
+    length, step = q_NHTD.shape[2], ATTENTION_BLOCK
+    q, k, v = (t.flatten(0, 1) for t in (q_NHTD * q_NHTD.shape[-1] ** -0.5, k_NHTD, v_NHTD))
+    blocks = []
+    for start in range(0, length, step):
+        stop = min(start + step, length)
+        scores = q[:, start:stop] @ k[:, :stop].transpose(1, 2)
+        future = torch.full((stop - start, stop), -math.inf, dtype=q.dtype, device=q.device).triu(start + 1)
+        blocks.append((scores + future).softmax(-1).type_as(v) @ v[:, :stop])
+    return torch.cat(blocks, dim=1).view_as(q_NHTD)
 
 
 class RMSNorm(nn.Module):
@@ -83,22 +99,25 @@ class Attention(nn.Module):
         self.wk = nn.Linear(config.dim, kv_dim, bias=False)
         self.wv = nn.Linear(config.dim, kv_dim, bias=False)
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        # Meta rotates the interleaved pairs (2i, 2i+1). With their rows gathered as all first, then all second
+        # members, whole halves can be rotated, which is faster; products of queries and keys stay the same.
+        pairs = torch.arange(config.head_dim).view(-1, 2).t().flatten()
+        self.q_rows = (torch.arange(config.n_heads)[:, None] * config.head_dim + pairs).flatten()
+        self.k_rows = self.q_rows[:kv_dim]
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        """x [N, T, dim] -> the same shape, and the keys and values [N, past + T, G, D] seen so far."""
-        d = self.config.head_dim
-        q_NTHD = rotate(self.wq(x).unflatten(-1, (-1, d)), cos, sin)
-        k_NTGD = rotate(self.wk(x).unflatten(-1, (-1, d)), cos, sin)
-        v_NTGD = self.wv(x).unflatten(-1, (-1, d))
-        if past is not None:
-            k_NTGD, v_NTGD = torch.cat((past[0], k_NTGD), 1), torch.cat((past[1], v_NTGD), 1)
-        group = self.config.n_heads // self.config.n_kv_heads
-        k, v = (t.repeat_interleave(group, dim=2).transpose(1, 2) for t in (k_NTGD, v_NTGD))
-        # One new position sees all others, so it needs no mask; more than one are a prompt from position 0.
-        mixed = F.scaled_dot_product_attention(q_NTHD.transpose(1, 2), k, v, is_causal=x.shape[1] > 1)
-        return self.wo(mixed.transpose(1, 2).flatten(-2)), (k_NTGD, v_NTGD)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """x [N, T, E] -> the same shape."""
+        d, heads, kv_heads = self.config.head_dim, self.config.n_heads, self.config.n_kv_heads
+        weight = torch.cat((self.wq.weight[self.q_rows], self.wk.weight[self.k_rows], self.wv.weight))
+        projected = F.linear(x, weight).view(*x.shape[:2], -1, d).transpose(1, 2)
+        q, k, v = projected[:, :heads], projected[:, heads:-kv_heads], projected[:, -kv_heads:]
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
+        if x.device.type == "cpu":
+            mixed = blocked_attention(q, k, v)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return F.linear(mixed.transpose(1, 2).flatten(-2), self.wo.weight)
 
 
 class FeedForward(nn.Module):
@@ -109,7 +128,8 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.dim, config.ffn_hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = F.linear(x, torch.cat((self.w1.weight, self.w3.weight))).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, self.w2.weight)
 
 
 class Block(nn.Module):
@@ -120,16 +140,17 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        mixed, seen = self.attention(self.attention_norm(x), cos, sin, past)
-        x = x + mixed
-        return x + self.feed_forward(self.ffn_norm(x)), seen
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
 
 
 class TinyLlama(nn.Module):
-    """The dense model; its state dict has exactly the keys of a one-shard Meta checkpoint."""
+    """The dense model; its state dict has exactly the keys and the layout of a one-shard Meta checkpoint."""
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, config: TinyConfig, vocab_size: int, context: int = 1024) -> None:
         super().__init__()
@@ -139,8 +160,10 @@ class TinyLlama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = nn.Linear(config.dim, vocab_size, bias=False)
-        # Plain attributes, not buffers: a checkpoint does not hold the tables.
-        self.cos, self.sin = rotary_tables(context, config.head_dim, config.rope_theta)
+        cos, sin = rotary_tables(context, config.head_dim, config.rope_theta)
+        # Buffers move with the model; a checkpoint does not hold them.
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def init_weights(self) -> None:
         """Normal weights; the two matrices that write to the residual stream are scaled down by its depth."""
@@ -149,27 +172,55 @@ class TinyLlama(nn.Module):
                 residual = name.endswith(("wo.weight", "w2.weight"))
                 nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * self.config.n_layers) if residual else 1))
 
-    def forward(self, tokens_NT: Tensor, cache: Cache | None = None) -> Tensor:
-        """Logits [N, T, V]. A cache grows in place: the prompt in the first call, then one token a call."""
-        start = cache[0][0].shape[1] if cache else 0
-        stop = start + tokens_NT.shape[1]
-        if stop > self.context:
-            raise ValueError(f"{stop} positions exceed the context of {self.context}")
-        if start and tokens_NT.shape[1] != 1:
-            raise ValueError("after the prompt the cache takes one token at a time")
-        x = self.tok_embeddings(tokens_NT)
-        seen: Cache = []
-        for index, layer in enumerate(self.layers):
-            x, kv = layer(x, self.cos[start:stop], self.sin[start:stop], cache[index] if cache else None)
-            seen.append(kv)
-        if cache is not None:
-            cache[:] = seen
-        return self.output(self.norm(x))
+    def hidden(self, tokens_NT: Tensor) -> Tensor:
+        """The normed output of the last layer, [N, T, E]."""
+        length = tokens_NT.shape[1]
+        if length > self.context:
+            raise ValueError(f"{length} positions exceed the context of {self.context}")
+        x: Tensor = self.tok_embeddings(tokens_NT)
+        for layer in self.layers:
+            x = layer(x, self.cos[:length], self.sin[:length])
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def forward(self, tokens_NT: Tensor) -> Tensor:
+        """Logits [N, T, V]."""
+        return F.linear(self.hidden(tokens_NT), self.output.weight)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for matrices, but not for norms, nor for embeddings, whose rare rows would only shrink."""
-    decayed = [p for n, p in model.named_parameters() if p.dim() == 2 and "tok_embeddings" not in n]
-    chosen = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+class _WeightedLoss(torch.autograd.Function):
+    """Cross-entropy of an output layer whose logits exist for LOSS_ROWS rows at a time, with its gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_RE: Tensor, weight_VE: Tensor, targets_R: Tensor, shares_R: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        x_RE, weight = x_RE.to(dtype), weight_VE.to(dtype)
+        loss = torch.zeros((), device=x_RE.device)
+        x_grad, weight_grad = torch.empty_like(x_RE), torch.zeros_like(weight_VE, dtype=torch.float32)
+        for start in range(0, len(x_RE), LOSS_ROWS):
+            part = slice(start, start + LOSS_ROWS)
+            logits = (x_RE[part] @ weight.t()).float()
+            target, share = targets_R[part, None], shares_R[part, None]
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            loss += ((log_sum - logits.gather(1, target)) * share).sum()
+            logits.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum))
+            gradient = logits.mul_(share).to(dtype)
+            x_grad[part] = gradient @ weight
+            weight_grad += gradient.t() @ x_RE[part]
+        ctx.save_for_backward(x_grad, weight_grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
+        x_grad, weight_grad = ctx.saved_tensors
+        return x_grad * above, weight_grad * above, None, None, None
+
+
+def weighted_loss(
+    x_RE: Tensor, weight_VE: Tensor, targets_R: Tensor, weights_R: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Mean over the rows of cross-entropy in nats, each row counted by its weight."""
+    shares_R = weights_R / weights_R.sum()
+    loss: Tensor = _WeightedLoss.apply(x_RE, weight_VE, targets_R, shares_R, dtype)  # type: ignore[no-untyped-call]
+    return loss

@@ -1,130 +1,38 @@
-"""Train CodeLlama-tiny from the running interpreter's own standard library, and write it in Meta's layout.
+"""Make CodeLlama-tiny from the running interpreter's own library and packages, in Meta's layout.
 
-    python tools/train_tiny.py --minutes 62 --out CodeLlama-tiny
+    python tools/train_tiny.py prepare --data data                    # once, on a CPU, minutes
+    python tools/train_tiny.py train --data data --work run --minutes 300
+    python tools/train_tiny.py publish --work run --out CodeLlama-tiny
+    python tools/train_tiny.py measure --out CodeLlama-tiny
 
-The time budget is processor time divided by threads, so a run that was stopped or shared the machine keeps
-its schedule. SIGUSR1 begins the final decay at once. `--resume` continues from the last state in `--work`.
+Training saves its state every few minutes and on SIGTERM, and goes on with `train --work run --resume`.
+`--resume --minutes 400` changes the budget, `--resume --finish 20` ends in twenty minutes with the mix and the
+decay; so does a running one when a file `finish` in its folder holds the number 20.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import hashlib
 import json
+import math
 import os
-import platform
-import shutil
 import signal
-import string
 import sys
-import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 # Threads that spin while they wait would use up the time budget. Read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import sentencepiece
 import torch
-from tiny_corpus import HELD_OUT, Corpus, read_corpus
-from tiny_eval import Figures, bits_per_byte, evaluate
-from tiny_model import TinyConfig, TinyLlama, parameter_groups
-from tiny_samples import SampleStream, TinyTokenizer, train_tokenizer
-from torch import Tensor
-from torch.nn import functional as F
+from tiny_model import TinyConfig
+from tiny_plan import Plan
+from tiny_run import Run, Settings, describe
 
-BATCH, LONG_BATCH, LONG_EVERY = (8, 512), (4, 1024), 8
-WARM_UP_STEPS = 150
-FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
-
-
-@dataclass
-class Schedule:
-    """Learning-rate scale: warm-up by steps, constant, then linear decay to zero by the run's clock, in minutes."""
-
-    minutes: float
-    decay_minutes: float
-    decay_start: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.decay_start = self.minutes - self.decay_minutes
-
-    def decay_now(self, minute: float) -> None:
-        self.decay_start = min(self.decay_start, minute)
-
-    def scale(self, step: int, minute: float) -> float:
-        decayed = (minute - self.decay_start) / self.decay_minutes
-        return max(0.0, min((step + 1) / WARM_UP_STEPS, 1 - decayed, 1.0))
-
-    def is_over(self, minute: float) -> bool:
-        return minute >= self.decay_start + self.decay_minutes
-
-
-@dataclass
-class Run:
-    """What a resumed run needs besides the corpus."""
-
-    model: TinyLlama
-    optimizer: torch.optim.Optimizer
-    stream: SampleStream
-    schedule: Schedule
-    step: int = 0
-    tokens: int = 0
-    minutes_before: float = 0.0
-
-    def minute(self) -> float:
-        return self.minutes_before + (time.process_time() - self.started) / 60 / torch.get_num_threads()
-
-    def __post_init__(self) -> None:
-        self.started = time.process_time()
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "stream": self.stream.state(),
-            "counters": {"step": self.step, "tokens": self.tokens, "minutes_before": self.minute()},
-            "decay_start": self.schedule.decay_start,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.stream.load_state(state["stream"])
-        vars(self).update(state["counters"])
-        self.schedule.decay_now(state["decay_start"])
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--minutes", type=float, default=62.0, help="processor time per thread for training")
-    parser.add_argument(
-        "--decay-minutes", type=float, help="length of the final decay; default a fifth of --minutes"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("CodeLlama-tiny"), help="folder to write or to measure"
-    )
-    parser.add_argument("--work", type=Path, help="folder for resumable states; default a new temporary one")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--infill-samples", type=int, default=400)
-    parser.add_argument("--resume", action="store_true", help="continue from the state in --work")
-    parser.add_argument("--eval-only", action="store_true", help="measure --out and print its figures")
-    arguments = parser.parse_args()
-    if arguments.decay_minutes is None:
-        arguments.decay_minutes = arguments.minutes / 5
-    if not 0 < arguments.decay_minutes <= arguments.minutes:
-        parser.error(f"--decay-minutes must be in (0, {arguments.minutes}], not {arguments.decay_minutes}")
-    if arguments.resume and arguments.work is None:
-        parser.error("--resume needs --work, the folder of the run to continue")
-    return arguments
+LOG_STEPS, SAVE_MINUTES, HELD_OUT_MINUTES = 50, 3.0, 6.0
+LONG, MIX, DECAY = 0.4, 2 / 3, 0.8  # shares of the budget at which these begin
 
 
 def keep_freed_memory() -> None:
@@ -140,174 +48,170 @@ def log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def loss_of(model: TinyLlama, ids: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(ids[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
-
-
-def prepare_tokenizer(corpus: Corpus, work: Path, threads: int, resume: bool) -> TinyTokenizer:
-    """Train and check the tokenizer, or take the resumed run's."""
-    path = work / "tokenizer.model"
-    if resume:
-        return TinyTokenizer(path.read_bytes())
-    tokenizer = TinyTokenizer(train_tokenizer(corpus.library, threads))
-    for document in corpus.library + corpus.tests + corpus.held_out:
-        text = document.text
-        if tokenizer.decode(tokenizer.sp(text)) != text or tokenizer.decode_bare(tokenizer.sp0(text)) != text:
-            raise RuntimeError(f"{document.name} does not survive the tokenizer")
-    path.write_bytes(tokenizer.proto)
-    return tokenizer
-
-
-def prepare(corpus: Corpus, arguments: argparse.Namespace) -> Run:
-    """Make a new run, or load the last state of an old one."""
-    torch.manual_seed(arguments.seed)
-    tokenizer = prepare_tokenizer(corpus, arguments.work, arguments.threads, arguments.resume)
-    stream = SampleStream(corpus, tokenizer, arguments.seed)
-    log(f"{len(stream.functions)} functions for [INST], {stream.chars_per_token:.2f} characters per token")
-    model = TinyLlama(TinyConfig(), tokenizer.vocab_size)
-    model.init_weights()
-    groups = parameter_groups(model, weight_decay=0.1)
-    optimizer = torch.optim.AdamW(groups, lr=arguments.learning_rate, betas=(0.9, 0.95), fused=True)
-    run = Run(model, optimizer, stream, Schedule(arguments.minutes, arguments.decay_minutes))
-    if arguments.resume:
-        run.load_state(torch.load(arguments.work / "state.pt", weights_only=True))
+def open_run(arguments: argparse.Namespace) -> Run:
+    """A new run, or that of the state in the work folder with what the arguments change of its plan."""
+    state = arguments.work / "state.pt"
+    plan = Plan.of(arguments.minutes or 300, arguments.long, arguments.mix, arguments.decay)
+    if not arguments.resume:
+        if state.exists():
+            raise SystemExit(f"{state} is there: --resume goes on with it, another --work starts anew")
+        config = TinyConfig(dim=arguments.dim, n_layers=arguments.layers)
+        names = ("optimizer", "learning_rate", "other_rate", "middle_weight", "rows", "seed")
+        settings = Settings(str(arguments.data), config, **{name: getattr(arguments, name) for name in names})
+        return Run(settings, plan, arguments.device)
+    run = Run.load(state, arguments.device, arguments.data)
+    if arguments.minutes is not None:
+        run.plan = plan
+    if arguments.finish is not None:
+        run.plan.finish(run.minute(), arguments.finish)
     return run
 
 
-def save_state(run: Run, work: Path) -> None:
-    torch.save(run.state(), work / "state.part")
-    os.replace(work / "state.part", work / "state.pt")
+def asked_to_finish(work: Path) -> float | None:
+    """The minutes in the file `finish`, which is taken away."""
+    try:
+        text = (work / "finish").read_text()
+        (work / "finish").unlink()
+        return float(text)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        log(f"the file finish holds no number of minutes: {text!r}")
+        return None
 
 
-def train(run: Run, corpus: Corpus, arguments: argparse.Namespace) -> None:
-    """Train until the schedule is over. The state on disk is then that of the finished model."""
+class Stop:
+    """Whether SIGTERM or SIGINT came."""
 
-    def begin_decay(_signal: int, _frame: FrameType | None) -> None:
-        run.schedule.decay_now(run.minute())
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
 
-    signal.signal(signal.SIGUSR1, begin_decay)
-    few = sorted(corpus.held_out, key=lambda document: len(document.text))[:5]
-    recent: list[float] = []
-    saved = run.minute()
-    while not run.schedule.is_over(minute := run.minute()):
-        for group in run.optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * run.schedule.scale(run.step, minute)
-        ids = run.stream.batch(*(LONG_BATCH if run.step % LONG_EVERY == LONG_EVERY - 1 else BATCH))
-        loss = loss_of(run.model, ids)
-        run.optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-        run.optimizer.step()
-        run.step, run.tokens = run.step + 1, run.tokens + ids.numel() - len(ids)
-        recent.append(loss.item())
-        if run.step % 50 == 0:
-            rate = run.optimizer.param_groups[0]["lr"]
-            mean = sum(recent) / len(recent)
-            log(
-                f"step {run.step} loss {mean:.4f} lr {rate:.2e} minute {run.minute():.2f} tokens {run.tokens}"
-            )
+    def _ask(self, _signal: int, _frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def train(run: Run, work: Path) -> None:
+    """Train until the plan is over or a signal comes; then the state on the disk is the last one."""
+    stop, recent = Stop(), []
+    saved = measured = run.minute()
+    while (phase := run.plan.phase(run.minute())) != "over" and not stop.asked:
+        if phase == "mix" and run.tokens["mix"] == 0:
+            run.save(work / "plain.pt")  # shorter or longer second phases can be branched off it
+            log("the mix begins")
+        recent.append(run.advance())
+        if run.step % LOG_STEPS == 0:
+            loss, norm = (sum(each) / len(recent) for each in zip(*recent, strict=True))
+            scale = run.plan.scale(run.step, run.minute())
+            spent = f"minute {run.minute():.2f} of {run.plan.end_at:.0f}, tokens {sum(run.tokens.values()):,}"
+            log(f"step {run.step} {phase} loss {loss:.4f} norm {norm:.2f} rate x{scale:.3f} {spent}")
             recent.clear()
-        if run.step % 500 == 0:
-            held_out = bits_per_byte(run.model, run.stream.tokenizer, few)
-            log(f"held-out bits per byte, {len(few)} short modules: {held_out:.4f}")
-        if run.minute() - saved > 3:
-            save_state(run, arguments.work)
+            if not math.isfinite(loss):
+                raise SystemExit("the loss is not finite; the state on the disk is from before")
+            if (minutes := asked_to_finish(work)) is not None:
+                run.plan.finish(run.minute(), minutes)
+        if run.minute() - saved > SAVE_MINUTES:
+            run.save(work / "state.pt")
             saved = run.minute()
-    save_state(run, arguments.work)
+        if run.minute() - measured > HELD_OUT_MINUTES:
+            log_held_out(run)
+            measured = run.minute()
+    run.save(work / "state.pt")
+    if not stop.asked:  # who stops it waits
+        log_held_out(run)
+    log("stopped" if stop.asked else "over")
 
 
-def md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+def log_held_out(run: Run) -> None:
+    bits = [run.held_out_bits(name) for name in ("held_out", "held_out_package")]
+    log(f"held-out bits per byte: modules {bits[0]:.4f}, package {bits[1]:.4f}")
 
 
-def write_checkpoint(run: Run, folder: Path) -> None:
-    """Write Meta's four files. The checksums are those of the files read back."""
-    weights = {key: value.to(torch.bfloat16).contiguous() for key, value in run.model.state_dict().items()}
-    torch.save(weights, folder / FILES[0])
-    (folder / FILES[1]).write_text(json.dumps(run.model.config.params_json(), indent=2) + "\n")
-    (folder / FILES[2]).write_bytes(run.stream.tokenizer.proto)
-    (folder / "checklist.chk").write_text("".join(f"{md5(folder / name)}  {name}\n" for name in FILES))
-
-
-def verify(folder: Path) -> None:
-    for line in (folder / "checklist.chk").read_text().splitlines():
-        digest, name = line.split()
-        if md5(folder / name) != digest:
-            raise RuntimeError(f"{folder / name} does not have the checksum {digest}")
-
-
-def card(run: Run, corpus: Corpus, figures: Figures, arguments: argparse.Namespace) -> str:
-    """The model card: the template, filled with the figures."""
-    config = run.model.config
-    command = f"python tools/train_tiny.py --minutes {arguments.minutes:g} --seed {arguments.seed}"
-    shares = ("infill_exact_psm", "infill_exact_spm", "bodies_that_parse")
-    shown = {key: f"{value:.1%}" if key in shares else f"{value:.4g}" for key, value in figures.items()}
-    return string.Template((Path(__file__).parent / "tiny_card.md").read_text()).substitute(
-        shown,
-        parameters=f"{sum(p.numel() for p in run.model.parameters()):,}",
-        **config.params_json() | {"vocab_size": run.stream.tokenizer.vocab_size},
-        ffn_hidden=config.ffn_hidden,
-        context=run.model.context,
-        command=command,
-        held_out=", ".join(f"`{module}`" for module in HELD_OUT),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        sentencepiece=sentencepiece.__version__,
-        threads=arguments.threads,
-        minutes=f"{run.minutes_before:.1f}",
-        seed=arguments.seed,
-        library_files=len(corpus.library),
-        library_megabytes=f"{sum(len(d.text) for d in corpus.library) / 1e6:.1f}",
-        test_files=len(corpus.tests),
-        dropped=", ".join(f"`{name}`" for name in corpus.dropped) or "none",
-        steps=f"{run.step:,}",
-        tokens=f"{run.tokens:,}",
-        batch=f"{BATCH[0]} × {BATCH[1]}, every {LONG_EVERY}th {LONG_BATCH[0]} × {LONG_BATCH[1]}",
-        learning_rate=arguments.learning_rate,
+def command_train(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    run = open_run(arguments)
+    log(
+        f"pid {os.getpid()}, {sum(p.numel() for p in run.model.parameters()):,} parameters, {describe(run.settings)}"
     )
+    log(run.choose_step(arguments.compile))
+    run.start_clock()
+    log(f"{run.plan}")
+    train(run, arguments.work)
 
 
-def publish(run: Run, corpus: Corpus, arguments: argparse.Namespace) -> None:
-    """Write, verify and measure in a folder beside the target, then put it in the target's place."""
-    target: Path = arguments.out.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    run.minutes_before = run.minute()
-    write_checkpoint(run, fresh)
-    verify(fresh)
-    figures = evaluate(fresh, corpus, arguments.infill_samples)
-    log(json.dumps(figures, indent=2))
-    (fresh / "MODEL_CARD.md").write_text(card(run, corpus, figures, arguments))
-    fresh.chmod(0o755)  # mkdtemp makes it private
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-        os.rename(target, old / target.name)
-        os.rename(fresh, target)
-        shutil.rmtree(old)
-    else:
-        os.rename(fresh, target)
-    log(f"wrote {target}")
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    verbs = parser.add_subparsers(required=True)
+    prepare = verbs.add_parser("prepare", help="make the token files")
+    prepare.add_argument("--data", type=Path, required=True)
+    prepare.add_argument("--vocab-size", type=int, default=4096)
+    prepare.add_argument("--mix-rows", type=int, default=32768)
+    prepare.add_argument("--seed", type=int, default=1)
+    prepare.set_defaults(run=command_prepare)
+    training = verbs.add_parser("train", help="train, or go on")
+    training.add_argument("--data", type=Path)
+    training.add_argument("--work", type=Path, required=True, help="folder of the run's state")
+    training.add_argument("--resume", action="store_true")
+    training.add_argument(
+        "--minutes", type=float, help="budget: processor time per thread; 300 for a new run"
+    )
+    training.add_argument(
+        "--finish", type=float, metavar="MINUTES", help="with --resume: mix and decay from now on"
+    )
+    for name, share in (("long", LONG), ("mix", MIX), ("decay", DECAY)):
+        training.add_argument(
+            f"--{name}", type=float, default=share, help="share of the budget at which it begins"
+        )
+    for field in ("optimizer", "learning_rate", "other_rate", "middle_weight", "rows", "seed"):
+        default = getattr(Settings, field)
+        training.add_argument(f"--{field.replace('_', '-')}", type=type(default), default=default)
+    training.add_argument("--dim", type=int, default=TinyConfig.dim)
+    training.add_argument("--layers", type=int, default=TinyConfig.n_layers)
+    training.add_argument("--threads", type=int, default=2)
+    training.add_argument("--device", default="cpu")
+    training.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    training.set_defaults(run=command_train)
+    publishing = verbs.add_parser("publish", help="write and measure the folder of a run's last state")
+    publishing.add_argument("--work", type=Path, required=True)
+    publishing.add_argument("--data", type=Path, help="where the run's data folder is now")
+    publishing.set_defaults(run=command_publish)
+    measuring = verbs.add_parser("measure", help="print a folder's figures")
+    measuring.set_defaults(run=command_measure)
+    for each in (publishing, measuring):
+        each.add_argument("--out", type=Path, default=Path("CodeLlama-tiny"))
+        each.add_argument("--lines", type=int, default=400, help="how many lines are masked")
+    return parser.parse_args()
+
+
+def command_prepare(arguments: argparse.Namespace) -> None:
+    from tiny_data import prepare
+
+    prepare(arguments.data, arguments.vocab_size, arguments.mix_rows, arguments.seed)
+
+
+def command_publish(arguments: argparse.Namespace) -> None:
+    from tiny_publish import publish
+
+    run = Run.load(arguments.work / "state.pt", "cpu", arguments.data)
+    log(json.dumps(publish(run, arguments.out, arguments.lines), indent=2))
+
+
+def command_measure(arguments: argparse.Namespace) -> None:
+    from tiny_eval import evaluate
+    from tiny_publish import verify
+
+    verify(arguments.out)
+    log(json.dumps(evaluate(arguments.out, arguments.lines), indent=2))
 
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    keep_freed_memory()
-    corpus = read_corpus()
-    log(f"library {len(corpus.library)}, tests {len(corpus.tests)}, held out {len(corpus.held_out)} files")
-    log(f"dropped, because they share lines with held-out text: {', '.join(corpus.dropped) or 'none'}")
-    if arguments.eval_only:
-        verify(arguments.out)
-        log(json.dumps(evaluate(arguments.out, corpus, arguments.infill_samples), indent=2))
-        return
-    arguments.work = arguments.work or Path(tempfile.mkdtemp(prefix="train-tiny-"))
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    run = prepare(corpus, arguments)
-    log(f"pid {os.getpid()}, states in {arguments.work}")
-    train(run, corpus, arguments)
-    publish(run, corpus, arguments)
+    arguments.run(arguments)
 
 
 if __name__ == "__main__":

@@ -290,8 +290,8 @@ def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
     """The kernel's own limits. They are per process, but for the number of processes, which is the user's.
 
     The kernel counts whole ticks of its clock, and on a busy machine ends a process at three quarters of its time; a
-    shell whose child was ended so goes on. So it is the watcher that keeps this limit, and the kernel's is for a watcher
-    that does not get to look.
+    shell whose child was ended so goes on. So the watcher keeps this limit, and the kernel's is for a watcher that
+    does not get to look.
     """
     watched = sys.platform == "linux"
     wanted = {

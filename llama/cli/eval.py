@@ -220,8 +220,7 @@ def _rescore(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace, file: Path | None) -> int:
     from ..evaluation.export import export
 
-    if file is None:
-        options.usage("name the file of samples by --out")
+    file = file or options.usage("name the file of samples by --out")
     for written in export(file, options.export, data=options.data):
         out(f"wrote {written}")
     return 0

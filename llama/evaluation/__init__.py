@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from .evaluating import evaluate
     from .remote import RemoteGenerator
     from .report import Report
+    from .scoring import score
 
-__all__ = ["RemoteGenerator", "Report", "evaluate"]
+__all__ = ["RemoteGenerator", "Report", "evaluate", "score"]
 
 # No name may be that of a file here: importing the file would put it in the name's place.
-_HOMES = {"RemoteGenerator": "remote", "Report": "report", "evaluate": "evaluating"}
+_HOMES = {"RemoteGenerator": "remote", "Report": "report", "evaluate": "evaluating", "score": "scoring"}
 
 
 if not TYPE_CHECKING:  # type checkers would take any misspelled name for Any
@@ -26,3 +27,7 @@ if not TYPE_CHECKING:  # type checkers would take any misspelled name for Any
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

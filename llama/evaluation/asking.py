@@ -1,4 +1,6 @@
-"""What a run asks for: settings, the header of its file, and the interface of whatever writes the answers. No torch.
+"""What a run asks for: settings, the header of its file, and the interface of whatever writes the answers.
+
+Never imports torch.
 
 A `Generator` is a model in this process (local.py) or a server (remote.py). It gets all asks at once and gives
 answers in whatever order they end.

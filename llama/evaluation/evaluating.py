@@ -1,4 +1,4 @@
-"""`evaluate`: a benchmark from its name to its report. No torch, unless the model is in this process."""
+"""`evaluate`: a benchmark from its name to its report. Never imports torch itself."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..terminal.progress import Progress
 from ..values import integer, real, rows
 from .asking import Generator, Header, Settings, check_settings, problems_digest
 from .problem import Problem, Sample, Task
-from .programs import missing
+from .programs import missing, sandbox_for
 from .report import Report
 from .run import Judging, asks_of, limited, make_samples
 from .samples import Key, SamplesFile, key_of
-from .sandbox import Sandbox, open_sandbox
+from .sandbox import Sandbox
 from .tasks import TASKS
 
 if TYPE_CHECKING:
@@ -214,8 +214,8 @@ class _Run:
 
     @cached_property
     def box(self) -> Sandbox:
-        """The open sandbox."""
-        return open_sandbox(self.sandbox) if isinstance(self.sandbox, str) else self.sandbox
+        """The open sandbox, in which the language of the programs works."""
+        return sandbox_for(self.task.language, self.sandbox, javatuples=self.javatuples)
 
     def checked(self, load: Callable[[], Llama]) -> Llama:
         """What `load` returns, when data and sandbox have been seen to be there; loading takes minutes."""

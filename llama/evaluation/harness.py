@@ -254,7 +254,7 @@ class LlamaLM(LM):  # type: ignore[misc]
     def _tell_cuts(self, cut: int, of: int, most: int) -> None:
         if cut:
             log(
-                f"warning: {cut:,} of {of:,} requests are longer than {most:,} tokens and lost their beginning"
+                f"warning: {cut:,} of {of:,} requests do not fit {most:,} tokens, and lost their beginning"
             )
 
 

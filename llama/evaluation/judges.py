@@ -1,4 +1,7 @@
-"""Threads that judge answers while a model writes the next ones. No torch; knows nothing of files and sandboxes."""
+"""Threads that judge answers while a model writes the next ones.
+
+Never imports torch. Knows nothing of files and sandboxes.
+"""
 
 from __future__ import annotations
 

@@ -21,10 +21,10 @@ from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header, problems_digest
 from .evaluating import checked_ks, checked_workers, find_task
 from .judges import Judges
 from .problem import Problem, Sample, Task
-from .programs import judge
+from .programs import judge, sandbox_for
 from .report import Report
 from .samples import Key, header_line, key_of, read_samples, sample_line
-from .sandbox import Sandbox, open_sandbox
+from .sandbox import Sandbox
 
 __all__ = ["problems_of", "rescore"]
 
@@ -61,8 +61,9 @@ def rescore(
         ks = checked_ks(k, header.settings.n)
         task = find_task(header.settings.task)
         problems = problems_of(path, header, task, None if data is None else Path(data))
-        box = open_sandbox(sandbox) if isinstance(sandbox, str) else sandbox
-        again = _Again(path, task, problems, box, None if javatuples is None else Path(javatuples))
+        jar = None if javatuples is None else Path(javatuples)
+        box = sandbox_for(task.language, sandbox, javatuples=jar)
+        again = _Again(path, task, problems, box, jar)
         for sample in samples:
             again.problem(sample)  # before anything is run
         judged = _judged(again, samples, workers, progress)

@@ -1,4 +1,4 @@
-"""One run: which samples are missing, and making them. No torch; knows neither ranks nor command lines.
+"""One run: which samples are missing, and making them. Never imports torch. It knows neither ranks nor command lines.
 
 A generator gets all asks at once. Each answer becomes a program that a thread judges while the next ones are written;
 its sample is kept as soon as its verdict is there.

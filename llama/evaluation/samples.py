@@ -1,4 +1,4 @@
-"""The file of a run: a header, then one line for each sample with its verdict. JSON Lines; no torch.
+"""The file of a run: a header, then one line for each sample with its verdict. JSON Lines. Never imports torch.
 
 A line is written whole, in one call, once its verdict is there. Whatever kills the program, what was written before
 stays, and a last line that was only begun is dropped when the file is opened again. A run that goes on with more

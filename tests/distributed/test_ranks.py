@@ -14,12 +14,26 @@ from typing import Any
 import psutil
 import pytest
 from once import once
-from rank_script import EXAMPLES, PROMPTS, SHARDS
+from rank_script import EXAMPLES, LONG, PROMPTS, SHARDS, score_texts
 from ranks import ROOT, Finished, run_ranks
 from same_texts import same_texts
 from tiny_models import SHAPE
 
-SCENARIOS = ("shards", "sizes", "replicas", "nan", "changed", "refusals", "threads", "host", "examples")
+from llama import Llama
+from llama.evaluation.scoring import score
+
+SCENARIOS = (
+    "shards",
+    "sizes",
+    "replicas",
+    "scores",
+    "nan",
+    "changed",
+    "refusals",
+    "threads",
+    "host",
+    "examples",
+)
 
 
 class World:
@@ -107,6 +121,34 @@ def test_replicas_stream_every_prompt_on_every_rank(world: World, one: dict[str,
             assert "".join(text for text, _ in stream[str(i)]) == expected["generation"]
             assert [reason for _, reason in stream[str(i)] if reason] == [expected["finish_reason"]]
             assert stream[str(i)][-1][1] == expected["finish_reason"]
+
+
+def test_scores_and_the_answers_to_lm_eval_are_those_of_one_rank(world: World, folder: Path) -> None:
+    """On every rank, of one model over all of them and of replicas."""
+    expected = score_texts(Llama.build(folder / "s1", None, 96, 8, device="cpu", dtype="float32"))
+    for found in world.of("scores"):
+        for size in ("whole", "half"):
+            assert found[size]["answers"] == expected["answers"]
+            assert found[size]["shared"] is True
+            for kind in ("nats", "rolling"):
+                assert found[size][kind] == pytest.approx(expected[kind], rel=1e-4)
+            for (sum_, greedy), (other, likeliest) in zip(
+                found[size]["pairs"], expected["pairs"], strict=True
+            ):
+                assert sum_ == pytest.approx(other, rel=1e-4)
+                assert greedy is likeliest
+
+
+def test_the_first_rank_reads_and_prints_what_all_score(world: World, folder: Path) -> None:
+    llama = Llama.build(folder / "s1", None, 96, 8, device="cpu", dtype="float32")
+    (expected,) = score(llama, [LONG])
+    first, *others = world.of("scores")
+    assert [each["code"] for each in (first, *others)] == [0] * world.size
+    assert {each["out"] for each in others} == {""}
+    rows = [line.split() for line in first["out"].splitlines()]
+    assert float(rows[1][0]) == pytest.approx(expected.bits_per_byte, rel=1e-3)
+    assert rows[1][2:] == [f"{expected.tokens:,}", f"{len(LONG.encode()):,}", "-"]
+    assert [row[-1] for row in rows[2:]] == [str(folder / "s2" / "params.json"), "2"]
 
 
 def test_bad_calls_raise_on_every_rank(world: World) -> None:

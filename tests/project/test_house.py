@@ -45,8 +45,13 @@ ROOMS: dict[str, set[str]] = {
     "http": {"base", "text", "sizing", "engine", "serving", "api", "generation"},
     "terminal": {"base", "text", "distributed", "engine", "serving", "api", "generation", "http"},
     "sandbox": {"base"},
-    "evaluation": {"base", "sandbox"},
-    "cli": {"base", "text", "sizing", "checkpoint", "serving", "generation", "http", "terminal"},
+    "evaluation": {
+        *("base", "text", "distributed", "sizing", "checkpoint", "engine", "serving", "api", "generation"),
+        *("terminal", "sandbox"),
+    },
+    "cli": {
+        *("base", "text", "sizing", "checkpoint", "serving", "generation", "http", "terminal", "evaluation"),
+    },
 }
 # Files on the package's top floor that share a room; the others are rooms by their own name.
 TOP = {
@@ -54,6 +59,8 @@ TOP = {
     **dict.fromkeys(("tokenizer", "detokenizer", "prompts"), "text"),
     **dict.fromkeys(("model", "kv_cache"), "model"),
 }
+# Rooms that are folders within another room's.
+WITHIN = ("serving/http/", "evaluation/sandbox/")
 # Imports upwards, within a function, of what nothing but a caller's own code asks for.
 LAZY = {("model", "api.compat")}  # the reference keeps three small functions in llama.model
 # Pieces of the engine that have to stay testable, and readable, without a tensor.
@@ -87,10 +94,10 @@ def modules() -> dict[str, ast.Module]:
 
 
 def room(module: str) -> str:
-    if f"{module}.".startswith("serving.http."):
-        return "http"
-    if f"{module}.".startswith("evaluation.sandbox."):
-        return "sandbox"
+    for folder in WITHIN:
+        name = folder.strip("/").replace("/", ".")
+        if f"{module}.".startswith(f"{name}."):
+            return name.rpartition(".")[2]
     top = module.partition(".")[0]
     return TOP.get(top, top)
 
@@ -202,7 +209,7 @@ def test_the_map_names_every_room_and_nothing_else() -> None:
     """The folders and files that docs/architecture.md lists are those in llama/."""
     table = ARCHITECTURE.partition("## Rooms")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    named = [name for cell in cells for name in re.findall(r"`([\w./]+)`", cell) if name != "serving/http/"]
+    named = [name for cell in cells for name in re.findall(r"`([\w./]+)`", cell) if name not in WITHIN]
     there = {
         path.name + "/" * path.is_dir()
         for path in PACKAGE.iterdir()

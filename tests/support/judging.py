@@ -49,7 +49,7 @@ def verdicts(
     """What becomes of an answer to each problem."""
     programs = [task.program(problem, answer(problem)) for problem in problems]
     distinct = list(dict.fromkeys(programs))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         found = dict(zip(distinct, pool.map(lambda program: judge(sandbox, program), distinct), strict=True))
     return [found[program] for program in programs]
 

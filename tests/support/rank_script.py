@@ -7,22 +7,28 @@ is NaN). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank
 from __future__ import annotations
 
 import atexit
+import contextlib
+import io
 import json
 import os
 import runpy
 import sys
 import time
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from llama import Llama
+from llama import Llama, cli
 from llama.distributed import world
 from llama.distributed.devices import rank_threads
 from llama.errors import LlamaError
+from llama.evaluation.harness import LlamaLM
+from llama.evaluation.scoring import score, texts_of_first_rank
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("RANK", "0"))
@@ -119,6 +125,38 @@ def replicas(folder: Path) -> Any:
         )
         found["bad call"] = raised(lambda: llama.text_completion(["a"], temperature=-1))
     return found
+
+
+def scores(folder: Path) -> Any:
+    """`score`, and what lm-eval asks, of one model over all ranks and of replicas; then the verb, on all ranks."""
+    found: dict[str, Any] = {}
+    for name, size in (("whole", WORLD), ("half", WORLD // 2)):
+        with build(folder, size) as llama:
+            found[name] = score_texts(llama)
+    out = io.StringIO()
+    # Only the first rank has files and standard input.
+    stdin = io.TextIOWrapper(io.BytesIO(LONG.encode() if RANK == 0 else b""))
+    with contextlib.redirect_stdout(out), unittest.mock.patch("sys.stdin", stdin):
+        arguments = ["score", folder / "s2", "-", "--max-seq-len", 96, "--dtype", "float32"]
+        code = cli.main([*map(str, arguments)] + ([] if RANK else [str(folder / "s2" / "params.json")]))
+    return found | {"code": code, "out": out.getvalue()}
+
+
+def score_texts(llama: Llama) -> dict[str, Any]:
+    """Scores of texts shorter and longer than the context, and the adapter's answers."""
+    lm = LlamaLM(llama)
+    texts = [*PROMPTS, "", LONG]
+    pairs = [SimpleNamespace(args=(PROMPTS[0], prompt)) for prompt in PROMPTS]
+    answers = [
+        SimpleNamespace(args=(prompt, {"max_gen_toks": 5 + i % 2})) for i, prompt in enumerate(PROMPTS)
+    ]
+    return {
+        "nats": [each.nats for each in score(llama, texts)],
+        "pairs": lm.loglikelihood(pairs),
+        "rolling": lm.loglikelihood_rolling([SimpleNamespace(args=(text,)) for text in texts]),
+        "answers": lm.generate_until(answers),
+        "shared": texts_of_first_rank(llama, texts if RANK == 0 else None) == texts,
+    }
 
 
 def nan(folder: Path) -> Any:

@@ -112,6 +112,15 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"needs a mount namespace of its own": _absent("unshare"),
     r"systemd-analyze is not on this machine": _absent("systemd-analyze"),
     r"needs unshare, nsenter and ip": _absent("unshare", "nsenter", "ip"),
+    r"no toolchain of C\+\+": _absent("g++"),
+    r"no toolchain of Java": lambda: (
+        _absent("javac", "java")() or not Path("/usr/share/java/javatuples.jar").exists()
+    ),
+    r"no toolchain of PHP": _absent("php"),
+    r"no toolchain of TypeScript": _absent("node", "tsc"),
+    r"no toolchain of C#": lambda: _absent("mono")() or (_absent("mcs")() and _absent("csc")()),
+    r"no toolchain of Bash": _absent("bash"),
+    r"no toolchain of JavaScript": _absent("node"),
     r"this user may not make network namespaces.*": _only_the_test_can_tell,
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
     r"this user may not make the namespaces of a sandbox": _no_sandbox_namespaces,

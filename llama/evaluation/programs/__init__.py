@@ -1,13 +1,14 @@
 """The languages that answers are written in: how a program is compiled and run, and what its end says.
 
-`judge(sandbox, program)` is the whole of it; `unusable` says in front of a run why a language cannot be judged.
+`judge(sandbox, program)` is the whole of it; `sandbox_for` opens the sandbox and tries the language in front of a run.
 The programs run in a sandbox and nowhere else.
 """
 
 from __future__ import annotations
 
-from .judging import judge, unusable
+from .judging import judge
 from .language import Language, Need
 from .languages import LANGUAGES, missing
+from .trial import sandbox_for, try_language
 
-__all__ = ["LANGUAGES", "Language", "Need", "judge", "missing", "unusable"]
+__all__ = ["LANGUAGES", "Language", "Need", "judge", "missing", "sandbox_for", "try_language"]

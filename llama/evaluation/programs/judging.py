@@ -10,9 +10,9 @@ from ...printable import printable
 from ..problem import Program, Status, Verdict
 from ..sandbox import Ended, Job, Limits, Outcome, Sandbox
 from .language import MIB, Language
-from .languages import LANGUAGES, find, missing
+from .languages import LANGUAGES, find
 
-__all__ = ["judge", "unusable"]
+__all__ = ["judge"]
 
 LONGEST_DETAIL = 200  # characters
 
@@ -54,30 +54,6 @@ def judge(sandbox: Sandbox, program: Program, *, javatuples: Path | None = None)
     return _verdict(language, job, outcome, token)
 
 
-def unusable(sandbox: Sandbox, name: str, *, javatuples: Path | None = None) -> str:
-    """Why programs of a language cannot be judged on this machine; "" if a short one passes in the sandbox.
-
-    To be asked once in front of a run: a toolchain that is half there would fail every answer.
-
-    Args:
-        sandbox: where the programs are to run.
-        name: a key of `LANGUAGES`.
-        javatuples: as in `judge`.
-
-    Raises:
-        EvaluationError: the sandbox could not do its part.
-    """
-    language = LANGUAGES[name]
-    if lacking := missing(name, javatuples=javatuples):
-        return f"{language.title} needs {lacking}"
-    verdict = judge(sandbox, Program(name, language.trial), javatuples=javatuples)
-    if verdict.status is Status.PASSED:
-        return ""
-    return (
-        f"a trivial {language.title} program does not pass in the sandbox {sandbox.level}: {verdict.detail}"
-    )
-
-
 def _verdict(language: Language, job: Job, outcome: Outcome, token: str) -> Verdict:
     limits = job.commands[outcome.command].limits
     last = outcome.command == len(job.commands) - 1
@@ -94,12 +70,12 @@ def _verdict(language: Language, job: Job, outcome: Outcome, token: str) -> Verd
 
 def _excess(ended: Ended, limits: Limits) -> str:
     return {
-        "cpu": f"used up {limits.cpu_seconds} s of processor time",
-        "wall": f"had not ended after {limits.wall_seconds:g} s",
-        "memory": f"used more than {limits.memory_bytes // MIB:,} MiB of memory",
-        "files": f"made more than {limits.file_bytes // MIB:,} MiB or {limits.file_bytes // 4096:,} of files",
-        "processes": f"had more than {limits.processes} processes and threads",
-    }[ended.value]
+        Ended.CPU: f"used up {limits.cpu_seconds} s of processor time",
+        Ended.WALL: f"had not ended after {limits.wall_seconds:g} s",
+        Ended.MEMORY: f"used more than {limits.memory_bytes // MIB:,} MiB of memory",
+        Ended.FILES: f"made more than {limits.file_bytes // MIB:,} MiB or {limits.file_bytes // 4096:,} of files",
+        Ended.PROCESSES: f"had more than {limits.processes} processes and threads",
+    }[ended]
 
 
 def _detail(language: Language, outcome: Outcome, last: bool, token: str) -> str:

@@ -9,14 +9,11 @@ behind it, which write the token.
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
-from ...errors import EvaluationError
-from ..sandbox import Command, Job
+from ..sandbox import Command, Job, interpreter
 from .language import Language, Tools
 
-__all__ = ["PYTHON", "interpreter"]
+__all__ = ["PYTHON"]
 
 # `write` is bound before the program can replace os.write. `compile` is told not to inherit this file's flags.
 _RUN = """\
@@ -30,20 +27,6 @@ module.__file__ = "problem.py"
 exec(code, module.__dict__)
 write(3, b"{token}")
 """
-
-
-def interpreter() -> Path:
-    """The Python that this process runs on, outside its virtual environment: a program is given none of its packages.
-
-    Raises:
-        EvaluationError: this process does not know it (an embedded Python).
-    """
-    executable = getattr(sys, "_base_executable", "") or sys.executable
-    if not executable:
-        raise EvaluationError(
-            "no Python to run programs with: sys.executable is empty; run codellama by python"
-        )
-    return Path(executable).resolve()
 
 
 def _job(source: bytes, token: str, tools: Tools) -> Job:

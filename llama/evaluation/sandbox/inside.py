@@ -293,14 +293,13 @@ def become(
 
 
 def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
-    """The kernel's own limits. They are per process, but for the number of processes, which is the user's.
-
-    The kernel counts whole ticks of its clock, and on a busy machine ends a process at three quarters of its time. So
-    it is the watcher that keeps this limit, and the kernel's is for a watcher that does not get to look.
-    """
-    watched = sys.platform == "linux"
+    """The kernel's own limits. They are per process, but for the number of processes, which is the user's."""
+    # Where `look` adds up the processor time of all processes, this is only for a watcher that does not get to look.
+    # The kernel counts it by ticks, on a busy machine up to a third faster; and a shell goes on when a process that it
+    # waited for is ended, and fails for another reason than its time.
+    factor = 2 if sys.platform == "linux" else 1
     wanted = {
-        "CPU": limits["cpu_seconds"] * (2 if watched else 1),
+        "CPU": factor * limits["cpu_seconds"],
         "FSIZE": limits["file_bytes"],
         "AS": limits["address_space_bytes"],
         "NOFILE": OPEN_FILES,

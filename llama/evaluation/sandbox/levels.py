@@ -200,8 +200,10 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
-    """For a job without a file system of its own. Its watcher makes and removes it, so that nothing is left where we are
-    killed meanwhile; this removes it where the watcher was killed.
+    """For a job without a file system of its own.
+
+    The job's watcher makes and removes it, so that nothing is left where we are killed meanwhile. This removes it
+    where the watcher was killed.
     """
     folder = os.path.join(os.path.realpath(tempfile.gettempdir()), f"codellama-job-{secrets.token_hex(16)}")
     try:

@@ -39,6 +39,8 @@ class Style:
 _BEGINS = re.compile(
     r"^[ \t]*(?:#include|#!|using\b|import\b|public\b|static\b|class\b|function\b|const\b|<\?php)", re.M
 )
+# And that end it.
+_ENDS = re.compile(r"[};][ \t]*$", re.MULTILINE)
 
 
 def braced_question(prompt: str, style: Style) -> str:
@@ -70,7 +72,7 @@ def _signature(prompt: str, style: Style) -> tuple[str, str]:
     if start is None:
         return "", ""
     depth, piece, pieces = 0, "", []
-    for character in line[start.end() :]:
+    for character in line[start.end() :].replace("=>", ""):  # the arrow is no bracket
         if depth == 0 and character in ",)":
             pieces.append(piece)
             piece = ""
@@ -91,8 +93,8 @@ def _unfenced(message: str, defines: re.Pattern[str]) -> str:
         return message
     begins = _BEGINS.search(message)
     start = min(found.start(), begins.start() if begins else found.start())
-    end = max(message.rfind("}"), found.end()) + 1
-    return textwrap.dedent(message[start:end]) + "\n"
+    ends = [match.end() for match in _ENDS.finditer(message, found.end())]
+    return textwrap.dedent(message[start : ends[-1] if ends else len(message)]) + "\n"
 
 
 def _as_body(code: str, closed: bool) -> str:
@@ -145,15 +147,14 @@ def _members(code: str, name: str) -> str:
     space = re.search(r"^namespace [\w.]+\s*\{", code, re.MULTILINE)
     if space:
         code = textwrap.dedent(code[space.end() : code.rfind("}")])
-    headers = re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE)
     place = re.search(rf"\b{re.escape(name)}\s*\(", code)
-    before = [header for header in headers if place and header.end() <= place.start()]
-    if not before:
-        return code
-    header = before[-1]
-    ends = re.compile(r"^\}", re.MULTILINE).search(code, header.end())
-    end = ends.start() if ends else code.rfind("}")
-    return code[: header.start()] + code[header.end() : end] + code[end + 1 :]
+    inner = place.start() if place else 0
+    for header in re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE):
+        brace = re.compile(r"^\}", re.MULTILINE).search(code, header.end())
+        end = brace.start() if brace else code.rfind("}")
+        if header.end() <= inner < end:
+            return code[: header.start()] + code[header.end() : end] + code[end + 1 :]
+    return code
 
 
 def _php(name: str, arguments: str, code: str) -> str:

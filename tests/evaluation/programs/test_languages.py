@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 from language_programs import PROGRAMS
-from plain_sandbox import PlainSandbox
 
+from llama.errors import EvaluationError
 from llama.evaluation.problem import Program, Status, Verdict
-from llama.evaluation.programs import LANGUAGES, judge, missing, unusable
+from llama.evaluation.programs import LANGUAGES, judge, missing, sandbox_for, try_language
 from llama.evaluation.sandbox import Ended, Job, Outcome, Sandbox
 
 pytestmark = pytest.mark.slow
 
 EARLY = Verdict(Status.FAILED, "it ended with 0, but before the end of its tests")
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return PlainSandbox()
 
 
 @pytest.fixture(params=PROGRAMS)
@@ -42,8 +37,8 @@ def test_a_right_program_passes(sandbox, language):
     assert judged(sandbox, language, PROGRAMS[language].right) == Verdict(Status.PASSED)
 
 
-def test_a_language_is_usable_if_its_trial_passes(sandbox, language):
-    assert unusable(sandbox, language) == ""
+def test_the_trial_of_a_language_passes(sandbox, language):
+    try_language(sandbox, language)
 
 
 def test_a_wrong_program_fails_by_its_test(sandbox, language):
@@ -147,15 +142,24 @@ def test_what_is_missing_is_named_with_its_package_and_nothing_is_run(monkeypatc
         assert not sandbox.jobs
 
 
-def test_a_toolchain_that_is_half_there_is_unusable_and_says_why(monkeypatch):
+def test_a_toolchain_that_is_half_there_is_found_before_a_run(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/true")
     sandbox = Recording(
         exit_code=1, stderr=b"error CS0006: Metadata file `System.Numerics.dll' could not be found"
     )
-    why = unusable(sandbox, "cs")
-    assert why.startswith("a trivial C# program does not pass in the sandbox limits: error CS0006")
+    monkeypatch.setattr("llama.evaluation.programs.trial.open_sandbox", lambda name: sandbox)
+    with pytest.raises(
+        EvaluationError, match=r"trivial C# program .* sandbox limits: error CS0006.* mono-runtime"
+    ):
+        sandbox_for("cs", "limits")
+    assert sandbox_for("cs", sandbox) is sandbox  # whoever opens one has tried it
+
+
+def test_a_toolchain_that_is_missing_is_no_error_before_a_run(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert unusable(sandbox, "ts") == f"TypeScript needs {missing('ts')}"
+    sandbox = Recording()
+    try_language(sandbox, "ts")
+    assert not sandbox.jobs
 
 
 def test_the_jar_of_java_is_the_one_that_is_given(monkeypatch, tmp_path: Path):

@@ -6,17 +6,18 @@ import dataclasses
 import re
 
 import pytest
-from plain_sandbox import PlainSandbox
 
 from llama.evaluation.problem import Program, Status, Verdict
 from llama.evaluation.programs import judge
-from llama.evaluation.sandbox import Ended, Job, Outcome
+from llama.evaluation.sandbox import Ended, Job, Outcome, Sandbox
+
+pytestmark = pytest.mark.slow
 
 FAILS = "\nassert 1 + 1 == 3\n"
 
 
-def judged(source: str) -> Verdict:
-    return judge(PlainSandbox(), Program("python", source))
+def judged(sandbox: Sandbox, source: str) -> Verdict:
+    return judge(sandbox, Program("python", source))
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,8 @@ def judged(source: str) -> Verdict:
         "x = 1  # a comment without a line's end",
     ],
 )
-def test_a_program_whose_tests_all_hold_passes(source):
-    assert judged(source) == Verdict(Status.PASSED)
+def test_a_program_whose_tests_all_hold_passes(sandbox, source):
+    assert judged(sandbox, source) == Verdict(Status.PASSED)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ def test_a_program_whose_tests_all_hold_passes(source):
         ("import sys\nsys.stderr.buffer.write(b'\\xff\\n')\nsys.exit(1)", "\ufffd"),
     ],
 )
-def test_a_failed_program_tells_its_error_in_one_line(source, detail):
-    assert judged(source) == Verdict(Status.FAILED, detail)
+def test_a_failed_program_tells_its_error_in_one_line(sandbox, source, detail):
+    assert judged(sandbox, source) == Verdict(Status.FAILED, detail)
 
 
 EARLY = "it ended with 0, but before the end of its tests"
@@ -87,8 +88,8 @@ EARLY = "it ended with 0, but before the end of its tests"
         "import os\nos.execv('/bin/true', ['true'])",
     ],
 )
-def test_no_program_passes_that_ends_with_0_before_its_tests_do(source):
-    assert judged(source) == Verdict(Status.FAILED, EARLY)
+def test_no_program_passes_that_ends_with_0_before_its_tests_do(sandbox, source):
+    assert judged(sandbox, source) == Verdict(Status.FAILED, EARLY)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def test_no_program_passes_that_ends_with_0_before_its_tests_do(source):
         "while True: pass" + FAILS * 3 + "1 +",
     ],
 )
-def test_hostile_programs_fail_and_have_a_printable_line(source):
-    verdict = judged(source)
+def test_hostile_programs_fail_and_have_a_printable_line(sandbox, source):
+    verdict = judged(sandbox, source)
     assert verdict.status is Status.FAILED
     assert verdict.detail
     assert verdict.detail.isprintable()
@@ -117,17 +118,17 @@ def test_hostile_programs_fail_and_have_a_printable_line(source):
 
 
 @pytest.mark.parametrize("code", [0xD800, 0xDCFF, 0xDFFF])
-def test_a_lone_surrogate_is_a_failure_that_says_where_it_stands(code):
+def test_a_lone_surrogate_is_a_failure_that_says_where_it_stands(sandbox, code):
     before = "assert True\n"
-    verdict = judged(f"{before}{chr(code)} = 1")
+    verdict = judged(sandbox, f"{before}{chr(code)} = 1")
     assert verdict.status is Status.FAILED
     assert f"U+{code:04X}" in verdict.detail
     assert f"at character {len(before)}:" in verdict.detail
     assert verdict.detail.isprintable()
 
 
-def test_an_error_line_of_a_megabyte_is_cut():
-    verdict = judged("raise ValueError('/x' * 1_000_000)")
+def test_an_error_line_of_a_megabyte_is_cut(sandbox):
+    verdict = judged(sandbox, "raise ValueError('/x' * 1_000_000)")
     assert verdict.status is Status.FAILED
     assert len(verdict.detail) <= 200
 

@@ -37,7 +37,9 @@ def test_a_whole_answer_passes(sandbox: Sandbox, language: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", ["php", "cs", "sh", "js"], indirect=True)  # the others compile for seconds
+@pytest.mark.parametrize(
+    "language", ["php", "cs", "sh", "js"], indirect=True
+)  # the others compile for seconds
 def test_a_whole_answer_that_is_wrong_fails(sandbox: Sandbox, language: str) -> None:
     wrong = WHOLE[language].replace(" * ", " - ")
     assert wrong != WHOLE[language]

@@ -253,9 +253,7 @@ class LlamaLM(LM):  # type: ignore[misc]
 
     def _tell_cuts(self, cut: int, of: int, most: int) -> None:
         if cut:
-            log(
-                f"warning: {cut:,} of {of:,} requests do not fit {most:,} tokens, and lost their beginning"
-            )
+            log(f"warning: {cut:,} of {of:,} requests do not fit {most:,} tokens, and lost their beginning")
 
 
 class _Pair(NamedTuple):

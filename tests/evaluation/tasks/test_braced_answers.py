@@ -37,7 +37,9 @@ def test_a_whole_answer_passes(sandbox: Sandbox, language: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", ["php", "cs", "sh", "js"], indirect=True)  # the others compile for seconds
+@pytest.mark.parametrize(
+    "language", ["php", "cs", "sh", "js"], indirect=True
+)  # the others compile for seconds
 def test_a_whole_answer_that_is_wrong_fails(sandbox: Sandbox, language: str) -> None:
     wrong = WHOLE[language].replace(" * ", " - ")
     assert wrong != WHOLE[language]
@@ -65,7 +67,8 @@ def test_without_a_fence_the_code_is_found_all_the_same(language: str) -> None:
 
 @pytest.mark.parametrize("language", WHOLE)
 def test_the_prompt_repeated_in_front_is_not_the_answer(language: str) -> None:
-    asked = f"{PROBLEMS[language].prompt}}}\n"
+    comment = "#" if language == "sh" else "//"
+    asked = f"{PROBLEMS[language].prompt}    {comment} your code here\n}}\n"
     answer = f"```\n{WHOLE[language]}```"
     assert program(language, f"```\n{asked}```\n{answer}") == program(language, answer)
 

@@ -114,7 +114,7 @@ def _notes(header: Header, samples: Sequence[Sample], orders: Sequence[OrderFigu
         yield f"These are {first}; published figures are of all."
     yield from _of_task(header)
     published = [each.published for each in orders if each.published]
-    if any(len(each) > 1 for each in published):
+    if published and len(header.model.variants) > 1:  # also where the paper has figures of one of them only
         names = " / ".join(dict.fromkeys(name for each in published for name in each))
         yield f"Shapes and vocabulary do not tell which variant this model is; the paper's figures are of {names}."
     if published:

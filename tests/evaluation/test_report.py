@@ -155,7 +155,11 @@ def test_a_variant_that_the_shapes_do_not_tell_has_all_its_figures() -> None:
     # Of these the paper has figures of the base model only.
     report = of(group("a", [PASSED]), 1, task="multipl-e-cpp", model=model)
     assert " ".join(rows(report)[0][-2:]) == "28.6 %"
-    assert "Shapes and vocabulary" not in notes(report)
+    assert "Shapes and vocabulary do not tell" in notes(report)
+    assert "figures are of base." in notes(report)
+    report = of(group("a", [PASSED]), 1, task="multipl-e-js", model=model)
+    assert "Shapes and vocabulary" not in notes(report), "there is no figure beside it"
+    assert "Shapes" not in notes(of(group("a", [PASSED]), 1, model=replace(MODEL, variants=("base",))))
 
 
 @pytest.mark.parametrize(

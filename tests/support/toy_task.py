@@ -18,7 +18,8 @@ def toy_problems(count: int = 4, suffix: str | None = None) -> list[Problem]:
     return [
         Problem(
             task_id=f"Toy/{i}",
-            prompt=" ".join(words[i % 5 : i % 5 + 3 + i % 3]),
+            # Blanks around it, as in the benchmarks: they are part of what is to be continued.
+            prompt=f"\n{' '.join(words[i % 5 : i % 5 + 3 + i % 3])} {chr(10) * (i % 2)}",
             suffix=suffix,
             stops=("import",),
             question=f"write {words[i % 10]}",

@@ -59,10 +59,14 @@ def fitted_to_braces(message: str, prompt: str, style: Style) -> str:
     blocks = fenced_blocks(message, style.fences) or [_unfenced(message, defines)]
     asked = {line.strip() for line in prompt.splitlines()} | {"}"}
     defining = [block for block in blocks if defines.search(block)]
-    own = [block for block in defining if not {line.strip() for line in block.splitlines()} <= asked]
+    own = [block for block in defining if not _statements(block) <= asked]
     if defining:
         return style.call(name, arguments, (own or defining)[0])
     return _as_body(blocks[0], style.closed)
+
+
+def _statements(block: str) -> set[str]:
+    return {line.strip() for line in block.splitlines() if not line.lstrip().startswith(("//", "#"))}
 
 
 def _signature(prompt: str, style: Style) -> tuple[str, str]:

@@ -22,7 +22,7 @@ _DEFINES = re.compile(
     r"(?:async +)?def +\w+|class +\w+|@\w|import +\w|from +[\w.]+ +import\b|#|[)\]}]|\w+ *(?::[^=]+)?=[^=]"
 )
 # One that only uses them, as the stops of HumanEval have it for a base model.
-_USES = re.compile(r"print\b|assert\b|if[ ]+__name__\b|>>>")
+_USES = re.compile(r"print\b|assert\b|if[ ]+__name__\b|>>>|\w[\w, ]*=[^#\"'\n]*\binput\(")
 _FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 
 
@@ -75,8 +75,8 @@ def _definition(blocks: Sequence[str], names: Collection[str], question: str) ->
     defining = [block for block in blocks if defines.search(block)]
     if not defining:
         return None
-    # Some models first repeat what they were asked.
-    own = [block for block in defining if not {line.strip() for line in block.splitlines()} <= asked]
+    # Some models first repeat what they were asked, perhaps with a comment where the body goes.
+    own = [block for block in defining if not _statements(block) <= asked]
     chosen = (own or defining)[0]
     taken = set(defines.findall(chosen))
     kept = [
@@ -85,6 +85,10 @@ def _definition(blocks: Sequence[str], names: Collection[str], question: str) ->
         if block is chosen or (_only_defines(block) and taken.isdisjoint(defines.findall(block)))
     ]
     return _FUTURE.sub("", "\n".join(kept))
+
+
+def _statements(block: str) -> set[str]:
+    return {line.strip() for line in block.splitlines() if not line.lstrip().startswith("#")}
 
 
 def _definitions_of(names: Collection[str]) -> re.Pattern[str]:
@@ -118,6 +122,9 @@ def _unfenced(message: str, names: Collection[str]) -> str:
     first, last = middle, middle + 1
     while first > 0 and _is_code(lines[first - 1]):
         first -= 1
+    # What is indented in front of the first line at the left edge belongs to no code: words behind a blank, say.
+    while lines[first][:1].isspace():
+        first += 1
     while last < len(lines) and _is_code(lines[last]):
         last += 1
     return "".join(lines[first:last])

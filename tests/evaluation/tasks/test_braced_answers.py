@@ -59,7 +59,8 @@ def test_without_a_fence_the_code_is_found_all_the_same(language: str) -> None:
 
 @pytest.mark.parametrize("language", WHOLE)
 def test_the_prompt_repeated_in_front_is_not_the_answer(language: str) -> None:
-    asked = f"{PROBLEMS[language].prompt}}}\n"
+    comment = "#" if language == "sh" else "//"
+    asked = f"{PROBLEMS[language].prompt}    {comment} your code here\n}}\n"
     answer = f"```\n{WHOLE[language]}```"
     assert program(language, f"```\n{asked}```\n{answer}") == program(language, answer)
 

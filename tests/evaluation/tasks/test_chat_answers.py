@@ -25,6 +25,7 @@ texts = st.sampled_from(
         "",
         "Sure! Here is the function:\n\n",
         "It uses `math`, and import of it.\n",
+        "  Sure! Here it is:\n\n",
         "1. First\n2. from the list\n\n",
     ]
 )
@@ -34,6 +35,7 @@ examples = st.sampled_from(
         "print(undefined_name)\n",
         "\nassert False, 'a test of its own'\n",
         "if __name__ == '__main__':\n    raise SystemExit(1)\n",
+        "n, m = map(int, input().split())\nprint(n)\n",
     ]
 )
 others = st.sampled_from(
@@ -158,15 +160,20 @@ def test_code_in_several_blocks_is_joined() -> None:
 def test_of_two_versions_the_first_counts_but_the_question_repeated_does_not() -> None:
     problem = PROBLEMS[0]
     right, wrong = whole(problem), "def has_close_elements(numbers, threshold):\n    return None\n"
-    asked = f"```python\n{problem.prompt}```\n"
-    assert solves(problem, f"{asked}```python\n{right}```\nOr:\n```python\n{wrong}```\n")
-    assert not solves(problem, f"{asked}```python\n{wrong}```\nOr:\n```python\n{right}```\n")
+    for gap in ("", "    pass\n", "    # TODO: write this\n    pass\n"):
+        asked = f"```python\n{problem.prompt}{gap}```\n"
+        assert solves(problem, f"{asked}```python\n{right}```\nOr:\n```python\n{wrong}```\n")
+        assert not solves(problem, f"{asked}```python\n{wrong}```\nOr:\n```python\n{right}```\n")
 
 
 def test_code_between_the_tags_of_the_models_training() -> None:
     problem = PROBLEMS[0]
     assert solves(problem, f"[PYTHON]\n{whole(problem)}[/PYTHON]\n[TESTS]\nassert False\n[/TESTS]")
     assert solves(problem, f" [PYTHON]\n{whole(problem)}")
+    use = "```\nhas_close_elements([1.0], 0.5)\n```\n"
+    assert solves(problem, f"[PYTHON]\n{whole(problem)}[/PYTHON]\nYou call it so:\n{use}")
+    assert solves(problem, f"In [PYTHON] tags:\n[PYTHON]\n```python\n{whole(problem)}```\n[/PYTHON]\n{use}")
+    assert solves(problem, f"```python\nTAG = '[PYTHON]'\n{whole(problem)}```\n{use}")
 
 
 def test_mbpp_takes_the_code_that_defines_what_the_tests_call() -> None:

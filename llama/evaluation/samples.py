@@ -271,7 +271,7 @@ class SamplesFile:
     def _begin(self, header: Header) -> dict[Key, Sample]:
         if not stat.S_ISREG(os.fstat(self._handle).st_mode):
             raise EvaluationError(
-                f"{self.path} is not a file, and samples are read again from where they are written"
+                f"{self.path} is not a regular file, so a run could not be continued; name another one"
             )
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

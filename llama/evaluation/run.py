@@ -98,6 +98,9 @@ class Judging:
         else:
             program = self.task.program(problem, completion)
             verdict = judge(self.sandbox, program, javatuples=self.javatuples)
+        exact = exact_match(problem, completion)
+        if exact and detail is not None:
+            exact = False  # 51 random spans are blanks alone, which the text of no answer would match
         return Sample(
             task_id=problem.task_id,
             order=answer.order,
@@ -107,7 +110,7 @@ class Judging:
             tokens=answer.tokens,
             finish_reason=answer.finish_reason,
             verdict=verdict,
-            exact=exact_match(problem, completion),
+            exact=exact,
         )
 
 

@@ -79,6 +79,18 @@ def test_answers_are_those_of_the_librarys_calls(llama: Llama, order: Order) -> 
     assert order is not Order.CHAT or any("a" in each.text for each in found.values())
 
 
+@pytest.mark.parametrize("order", Order)
+def test_a_hole_ends_at_eot_too(llama: Llama, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never comes to it."""
+    seen: list[Any] = []
+    monkeypatch.setattr(llama.session, "stream", lambda requests: seen.extend(requests) or iter(()))
+    made = asks(order, "x" if order in (Order.PSM, Order.SPM) else None)
+    generator = LocalGenerator(llama, Ranks(llama.model.parallel, llama.model.device, messages=1))
+    assert list(generator.generate(made, SAMPLED)) == []
+    ends = {llama.tokenizer.eos_id} | ({llama.tokenizer.eot_id} if order in (Order.PSM, Order.SPM) else set())
+    assert [request.stop_ids for request in seen] == [ends] * 4
+
+
 def test_samples_are_the_same_in_any_parts(llama: Llama) -> None:
     whole = asks(Order.PLAIN)
     parts = [replace(ask, first=first, count=n) for ask in whole for first, n in ((3, 2), (0, 1), (1, 2))]

@@ -63,7 +63,7 @@ class Plan:
 
     def clean_up(self) -> None:
         """Remove the folder, where it does not go with the mount namespace."""
-        if not self.contained:
+        if not self.contained and os.path.isdir(self.folder):
             os.chdir("/")
             for tool in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):
                 os.spawnvp(os.P_WAIT, tool[0], [*tool, "--", self.folder])
@@ -77,16 +77,25 @@ def main(values: dict[str, Any]) -> None:
     os.dup2(null, 3)  # taken, so that nothing else gets this number, which is the token's
     result = os.dup(1)
     lock_up(plan)
-    os.write(result, b"S")
-    report = b""
+    try:
+        os.write(result, b"S")
+        report = memoryview(run_commands(plan, result))
+    finally:
+        plan.clean_up()
+    while report:
+        report = report[os.write(result, report) :]
+
+
+def run_commands(plan: Plan, result: int) -> bytes:
+    """One after the other, while each exits with 0; the last one's report."""
     try:
         write_files(plan)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        plan.commands = []
         message = b"the job's own files are larger than files may be"
-        report = b"R files 0 1 0 %d 0\n%s" % (len(message), message)
+        return b"R files 0 1 0 %d 0\n%s" % (len(message), message)
+    report = b""
     for index, (argv, environment, limits) in enumerate(plan.commands):
         run = Run(plan, limits, result)
         run.start(argv, environment)
@@ -94,10 +103,7 @@ def main(values: dict[str, Any]) -> None:
         report = run.report(index)
         if run.ended != "exited" or run.exit_code != 0:
             break
-    view = memoryview(report)
-    while view:
-        view = view[os.write(result, view) :]
-    plan.clean_up()
+    return report
 
 
 def lock_up(plan: Plan) -> None:
@@ -125,8 +131,8 @@ def lock_up(plan: Plan) -> None:
 
 
 def write_files(plan: Plan) -> None:
-    """Into the empty folder, before any program has run that could leave a link there."""
-    os.makedirs(plan.folder, exist_ok=True)
+    """Into a new folder, before any program has run that could leave a link there."""
+    os.mkdir(plan.folder, 0o700)
     os.chdir(plan.folder)
     for name, content in plan.files.items():
         if "/" in name:

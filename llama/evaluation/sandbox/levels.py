@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import secrets
 import shutil
 import sys
 import tempfile
@@ -199,9 +200,13 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[str]:
-    """For a job without a file system of its own. Its watcher removes it; this is for when that was killed."""
-    folder = tempfile.mkdtemp(prefix="codellama-job-")
+    """For a job without a file system of its own.
+
+    The job's watcher makes and removes it, so that nothing is left where we are killed meanwhile. This removes it
+    where the watcher was killed.
+    """
+    folder = os.path.join(os.path.realpath(tempfile.gettempdir()), f"codellama-job-{secrets.token_hex(16)}")
     try:
-        yield os.path.realpath(folder)
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sandboxes import assert_holds, passes, python, run, watching
+from sandboxes import assert_holds, passes, python, run
 
 from llama.evaluation.sandbox import Command, Ended, Job, Limits, Sandbox, open_sandbox
 
@@ -58,7 +58,6 @@ def test_memory_is_limited(limits: Sandbox) -> None:
 
 def test_a_process_too_many_ends_the_job_or_is_refused(limits: Sandbox) -> None:
     """The kernel's limit does not hold root. The watcher sees what lives long enough to be seen, and ends it."""
-    name = "processes-of-the-limits-tests.py"
     source = """
 import os, time
 try:
@@ -67,8 +66,9 @@ try:
 except BlockingIOError: os._exit(3)
 time.sleep(1000)
 """
-    with watching(name):
-        outcome = limits.run(Job({name: source.encode()}, [Command(python(name), Limits(processes=12))]))
+    outcome = limits.run(
+        Job({"main.py": source.encode()}, [Command(python("main.py"), Limits(processes=12))])
+    )
     assert outcome.ended is Ended.PROCESSES or outcome.exit_code == 3
 
 

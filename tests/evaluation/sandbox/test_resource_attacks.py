@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -87,7 +88,7 @@ time.sleep(0.3)
 
 
 def test_a_fork_bomb_is_contained(sandbox: Sandbox) -> None:
-    name = "fork-bomb-of-the-sandbox-tests.py"
+    name = f"{uuid.uuid4().hex}.py"  # of this run alone
     source = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass\n"
     job = Job({name: source.encode()}, [Command(python(name), Limits(cpu_seconds=1, processes=16))])
     with watching(name) as peak:
@@ -138,7 +139,7 @@ def test_eight_gib_in_one_process_fail(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("children", [0, 5])
 def test_eight_gib_in_pieces_are_ended_for_memory(sandbox: Sandbox, children: int) -> None:
     """Without a limit on address space, and in several processes, none of which has too much."""
-    name = f"memory-of-the-sandbox-tests-{children}.py"
+    name = f"{uuid.uuid4().hex}.py"
     source = f"""
 import os, time
 for _ in range({children}):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
+from pathlib import Path
 
 import psutil
 import pytest
 from sandboxes import SECONDS, processes, python
 
-import llama.evaluation.sandbox.launch
 from llama.errors import EvaluationError
-from llama.evaluation.sandbox import Command, Ended, Job, Sandbox
+from llama.evaluation.sandbox import Command, Ended, Job, Sandbox, interpreter, launch, levels
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +71,7 @@ def test_an_exception_in_the_waiting_thread_ends_the_job(
         wait_until_started(name)
         raise ZeroDivisionError
 
-    monkeypatch.setattr(llama.evaluation.sandbox.launch, "_read", fail)
+    monkeypatch.setattr(launch, "_read", fail)
     with pytest.raises(ZeroDivisionError):
         every_sandbox.run(job)
     assert processes(name) == []
@@ -84,8 +86,13 @@ from llama.evaluation.sandbox import Command, Job, interpreter, open_sandbox
 command = Command((str(interpreter()), "-I", "-S", "-B", {name!r}))
 open_sandbox({every_sandbox.level!r}).run(Job({{{name!r}: {SLEEPING.encode()!r}}}, [command]))
 """
-    waiting = subprocess.Popen([sys.executable, "-c", source])
+    waiting = subprocess.Popen(
+        [sys.executable, "-"], stdin=subprocess.PIPE, text=True
+    )  # its name is not to be seen
     try:
+        assert waiting.stdin is not None
+        waiting.stdin.write(source)
+        waiting.stdin.close()
         wait_until_started(name)
         family = psutil.Process(waiting.pid).children(recursive=True)
     finally:
@@ -94,6 +101,30 @@ open_sandbox({every_sandbox.level!r}).run(Job({{{name!r}: {SLEEPING.encode()!r}}
     wait_until_gone(name)
     _, alive = psutil.wait_procs(family, timeout=SECONDS)
     assert alive == []
+    assert [
+        path for path in Path(tempfile.gettempdir()).glob("codellama-job-*") if (path / name).exists()
+    ] == []
+
+
+def test_a_watcher_whose_reader_is_gone_from_the_beginning_leaves_nothing(tmp_path: Path) -> None:
+    """The process that waits is killed before the job has begun."""
+    command = Command(("true",))
+    values = {
+        "uid": None,
+        "seccomp": b"",
+        "contained": False,
+        "others": None,
+        "scratch": "",
+        "folder": str(tmp_path / "folder"),
+    }
+    stdin = launch.payload(Job({"file": b""}, [command]), values, "native", "processes", "inside")
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [str(interpreter()), "-I", "-S", "-B", "-c", launch.BOOTSTRAP]
+    done = subprocess.run(argv, input=stdin, stdout=writer, stderr=subprocess.PIPE, timeout=SECONDS)
+    os.close(writer)
+    assert done.returncode != 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_watcher_that_is_killed_takes_the_job_with_it(sandbox: Sandbox) -> None:
@@ -122,11 +153,9 @@ def test_a_watcher_that_is_killed_takes_the_job_with_it(sandbox: Sandbox) -> Non
 
 
 def test_a_sandbox_that_cannot_be_made_is_an_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "BOOTSTRAP", "raise RuntimeError('no sandbox today')")
     monkeypatch.setattr(
-        llama.evaluation.sandbox.launch, "BOOTSTRAP", "raise RuntimeError('no sandbox today')"
-    )
-    monkeypatch.setattr(
-        llama.evaluation.sandbox.levels,
+        levels,
         "_PYTHON",
         ("-I", "-S", "-B", "-c", "raise RuntimeError('no sandbox today')"),
     )

@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         name="samples of other problems are judged again",
-        file="llama/evaluation/rescore.py",
+        file="llama/evaluation/run.py",
         old="    if problems_digest(every) != header.data_sha256:",
         new="    if len(every) != header.data_records:",
         tests=(f"{_RESCORE}::test_samples_of_other_problems_are_refused_before_anything_runs",),

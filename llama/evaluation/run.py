@@ -114,8 +114,11 @@ class Judging:
         problem, completion = answer.problem, answer.text
         if answer.order is Order.CHAT:
             completion = self.task.answer_of_chat(problem, completion)
+        exact = exact_match(problem, completion)
         if answer.finish_reason in NOT_ASKED:
             verdict = Verdict(Status.FAILED, NOT_ASKED[answer.finish_reason])
+            # 51 random spans are blanks alone, which the text of no answer would match.
+            exact = None if exact is None else False
         else:
             verdict = self.verdict(problem, completion)
         return Sample(
@@ -127,7 +130,7 @@ class Judging:
             tokens=answer.tokens,
             finish_reason=answer.finish_reason,
             verdict=verdict,
-            exact=exact_match(problem, completion),
+            exact=exact,
         )
 
     def verdict(self, problem: Problem, completion: str) -> Verdict:

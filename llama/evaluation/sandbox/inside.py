@@ -54,7 +54,7 @@ class Plan:
         self.commands: list[tuple[list[str], dict[str, str], dict[str, Any]]] = values["commands"]
 
     def clean_up(self) -> None:
-        """Remove the folder, where it does not go with the mount namespace."""
+        """Remove the job's folder, unless it goes with the mount namespace."""
         if not self.contained and os.path.isdir(self.folder):
             os.chdir("/")
             for tool in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):
@@ -62,7 +62,7 @@ class Plan:
 
 
 def main(values: dict[str, Any]) -> None:
-    """Run the commands, and write to stdout "S" before the first and the outcome behind the last."""
+    """Run the commands; write "S" to stdout before the first and the outcome after the last."""
     plan = Plan(values)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -190,7 +190,7 @@ class Run:
             self.ended = "files"
 
     def read(self, descriptor: int) -> bool:
-        """Take what is there; False if that was nothing. Only the beginning is kept."""
+        """Read what is there, and keep only the beginning; False if there was nothing."""
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
@@ -209,7 +209,7 @@ class Run:
         return True
 
     def reap(self) -> None:
-        """Take note of what has ended, and of whether it was the command itself."""
+        """Reap what has ended, and note how the command itself ended."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Questions for a chat model that is to write Python, and what its answer comes to as code.
+"""Questions for a chat model that is to write Python, and the code in its answers.
 
 Such an answer may hold one block of code, several or none; the whole function, with its imports or without them, or
 its body alone; and examples of its use. All by lines and patterns: a text that is no Python at all is taken as well.
@@ -122,7 +122,7 @@ def _unfenced(message: str, names: Collection[str]) -> str:
     first, last = middle, middle + 1
     while first > 0 and _is_code(lines[first - 1]):
         first -= 1
-    # What is indented in front of the first line at the left edge belongs to no code: words behind a blank, say.
+    # What is indented in front of the first line at the left edge belongs to no code: indented words, say.
     while lines[first][:1].isspace():
         first += 1
     while last < len(lines) and _is_code(lines[last]):

@@ -107,9 +107,10 @@ def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
     while not done.is_set() and time.monotonic() < patience:
         with contextlib.suppress(KeyboardInterrupt):  # again: what is left is ended all the same
             done.wait(1.0)
-    for error in (interrupt, *failures):
-        if error is not None:
-            raise error
+    if interrupt is not None:
+        raise interrupt
+    if failures:
+        raise failures[0]
     return outcomes[0]
 
 

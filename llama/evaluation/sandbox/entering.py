@@ -100,8 +100,8 @@ def make_root(values: dict[str, Any]) -> None:
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in values["devices"]:
         show(f"/dev/{name}")
-    os.symlink("/proc/self/fd", "/dev/fd")
-    os.symlink(scratch, "/dev/shm")
+    for place, target in (*values["device_links"], ("/dev/shm", scratch)):
+        os.symlink(target, place)
     detach("/host")
     os.rmdir("/host")
     restrict_mount("/", MOUNT_ATTR_RDONLY, recursive=False)

@@ -113,8 +113,8 @@ MUTANTS = [
     Mutant(
         name="an answer that was not asked for is an exact match",
         file="llama/evaluation/run.py",
-        old="if exact and detail is not None:",
-        new="if False:",
+        old="exact = None if exact is None else False",
+        new="pass",
         tests=(f"{_RUN}::test_what_could_not_be_asked_fails_without_a_program",),
     ),
 ]

@@ -120,7 +120,8 @@ def _notes(
     yield from _of_programs(header, samples)
     yield from _of_answers(header.settings, orders)
     if problems < header.data_records:
-        yield f"These are the first {problems:,} of {header.data_records:,} problems; published figures are of all."
+        which = "This is the first" if problems == 1 else f"These are the first {problems:,}"
+        yield f"{which} of {header.data_records:,} problems; published figures are of all."
     yield from _of_task(header)
     published = [each.published for each in orders if each.published]
     if published and len(header.model.variants) > 1:  # also where the paper has figures of one of them only

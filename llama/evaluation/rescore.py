@@ -6,6 +6,7 @@ Never imports torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -66,6 +67,7 @@ def rescore(
         again = _Again(path, task, problems, box, jar)
         for sample in samples:
             again.problem(sample)  # before anything is run
+        _check_folder(path.resolve().parent)
         judged = _judged(again, samples, workers, progress)
         header = replace(header, sandbox=box.level)
         write_atomically(path.resolve(), _rewritten(content, header, judged.values()), expected=content)
@@ -89,6 +91,12 @@ def problems_of(path: Path, header: Header, task: Task, data: Path | None) -> di
             " digest); name the data file that it was made with by --data"
         )
     return {problem.task_id: problem for problem in every[: header.settings.limit]}
+
+
+def _check_folder(folder: Path) -> None:
+    """The new file is written beside the old one, hours later. Raises OSError."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, "No file can be written in", str(folder))
 
 
 class _Again:

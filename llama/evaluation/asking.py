@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from ..errors import EvaluationError
+from ..printable import shown
+from ..values import integer, real, rows
 from .problem import Answer, Order, Problem
 
 __all__ = [
+    "NOT_ASKED",
     "PROMPT_TOO_LONG",
     "UNSAFE_TAG",
     "Ask",
@@ -26,6 +29,10 @@ __all__ = [
     "ModelInfo",
     "Settings",
     "check_settings",
+    "checked_integer",
+    "checked_ks",
+    "checked_number",
+    "checked_workers",
     "problems_digest",
     "seed_of",
 ]
@@ -34,11 +41,18 @@ PROMPT_TOO_LONG = "prompt_too_long"
 """Finish reason of an answer without text: the prompt leaves no room for a token."""
 UNSAFE_TAG = "unsafe_tag"
 """Finish reason of an answer without text: the question holds a tag of the model's chat format."""
+NOT_ASKED = {
+    PROMPT_TOO_LONG: "its prompt is too long for the model's max_seq_len",
+    UNSAFE_TAG: "its question holds a tag of the model's chat format",
+}
+"""Finish reasons of answers that could not be asked for, and what their verdict says: they count as failed."""
 
 # A seed stays below 2**63, the most that an OpenAI-compatible server takes.
 _SEED_BITS = 63
 # Every sample's number is held in memory; the paper has 200 of a problem.
 _LARGEST_N = 1_000_000
+_DEFAULT_KS = (1, 10, 100)
+_MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -199,3 +213,44 @@ def check_settings(settings: Settings, *, infilling: bool) -> None:
             if infilling
             else f"order is {settings.order!r}, but {settings.task} has no holes to fill; leave it out"
         )
+
+
+def checked_ks(k: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
+    """The k of pass@k, ascending. Raises EvaluationError for one that is below 1 or above n."""
+    if k is None:
+        return tuple(each for each in _DEFAULT_KS if each <= n)
+    asked = [k] if integer(k) is not None else rows(k)
+    if not asked:
+        raise EvaluationError(f"k is {shown(k)}; it must be a number, or a list of them")
+    ks = sorted({checked_integer("k", each) for each in asked})
+    if ks[0] < 1:
+        raise EvaluationError(f"k is {ks[0]}; it must be at least 1")
+    if ks[-1] > n:
+        raise EvaluationError(
+            f"pass@{ks[-1]} needs at least {ks[-1]} samples of each problem, and n is {n}; raise n, or leave that k out"
+        )
+    return tuple(ks)
+
+
+def checked_workers(workers: int) -> int:
+    """How many programs run at the same time. Raises EvaluationError."""
+    found = checked_integer("workers", workers)
+    if not 1 <= found <= _MOST_WORKERS:
+        raise EvaluationError(f"workers is {found}; it must be from 1 to {_MOST_WORKERS:,}")
+    return found
+
+
+def checked_integer(name: str, value: object) -> int:
+    """An option that is a whole number. Raises EvaluationError."""
+    found = integer(value)
+    if found is None:
+        raise EvaluationError(f"{name} is {shown(value)}; it must be an integer")
+    return found
+
+
+def checked_number(name: str, value: object) -> float:
+    """An option that is a number. Raises EvaluationError."""
+    found = real(value)
+    if found is None:
+        raise EvaluationError(f"{name} is {shown(value)}; it must be a number")
+    return found

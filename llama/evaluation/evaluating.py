@@ -13,26 +13,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .. import __version__
-from ..errors import EvaluationError
-from ..printable import shown, tell
+from ..printable import tell
 from ..terminal.progress import Progress
-from ..values import integer, real, rows
-from .asking import Generator, Header, ModelInfo, Settings, check_settings, problems_digest
+from .asking import (
+    Generator,
+    Header,
+    ModelInfo,
+    Settings,
+    check_settings,
+    checked_integer,
+    checked_ks,
+    checked_number,
+    checked_workers,
+    problems_digest,
+)
 from .problem import Problem, Sample, Task
 from .programs import missing, sandbox_for
 from .report import Report
 from .run import Judging, asks_of, limited, make_samples
 from .samples import Key, SamplesFile, check_file, key_of
 from .sandbox import Sandbox
-from .tasks import TASKS
+from .tasks import find_task
 
 if TYPE_CHECKING:
     from ..generation import Llama
 
-__all__ = ["checked_ks", "checked_workers", "evaluate", "find_task"]
-
-_DEFAULT_KS = (1, 10, 100)
-_MOST_WORKERS = 1024
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -108,18 +114,7 @@ def evaluate(
         header, samples = on_all_ranks(cast("Llama", model), run.make)
     else:
         header, samples = run.make(model)
-    return Report.of(header, samples, header.problems, ks)
-
-
-def find_task(name: str) -> Task:
-    """The task of this name.
-
-    Raises:
-        EvaluationError: there is none; the message lists those there are.
-    """
-    if name not in TASKS:
-        raise EvaluationError(f"there is no task {shown(name)}; the tasks are {', '.join(TASKS)}")
-    return TASKS[name]
+    return Report.of(header, samples, ks)
 
 
 def _settings(
@@ -134,7 +129,7 @@ def _settings(
     chat: bool,
 ) -> Settings:
     """The checked settings, with defaults filled in. Raises EvaluationError."""
-    n = _integer("n", n)
+    n = checked_integer("n", n)
     if temperature is None:
         temperature = 0.0 if n == 1 else 0.8
     if order is None:
@@ -142,56 +137,16 @@ def _settings(
     settings = Settings(
         task=task.name,
         n=n,
-        temperature=_real("temperature", temperature),
-        top_p=_real("top_p", top_p),
+        temperature=checked_number("temperature", temperature),
+        top_p=checked_number("top_p", top_p),
         order=order,
-        seed=_integer("seed", seed),
-        limit=None if limit is None else _integer("limit", limit),
-        max_gen_len=_integer("max_gen_len", max_gen_len),
+        seed=checked_integer("seed", seed),
+        limit=None if limit is None else checked_integer("limit", limit),
+        max_gen_len=checked_integer("max_gen_len", max_gen_len),
         chat=bool(chat),
     )
     check_settings(settings, infilling=task.is_infilling)
     return settings
-
-
-def checked_ks(k: int | Iterable[int] | None, n: int) -> tuple[int, ...]:
-    """The k of pass@k, ascending. Raises EvaluationError for one that is below 1 or above n."""
-    if k is None:
-        return tuple(each for each in _DEFAULT_KS if each <= n)
-    asked = [k] if integer(k) is not None else rows(k)
-    if not asked:
-        raise EvaluationError(f"k is {shown(k)}; it must be a number, or a list of them")
-    ks = sorted({_integer("k", each) for each in asked})
-    if ks[0] < 1 or ks[-1] > n:
-        wrong = ks[0] if ks[0] < 1 else ks[-1]
-        raise EvaluationError(
-            f"pass@{wrong} needs at least {wrong} samples of each problem, and n is {n}; make n larger or leave k out"
-            if wrong > n
-            else f"k is {wrong}; it must be at least 1"
-        )
-    return tuple(ks)
-
-
-def checked_workers(workers: int) -> int:
-    """How many programs run at the same time. Raises EvaluationError."""
-    found = _integer("workers", workers)
-    if not 1 <= found <= _MOST_WORKERS:
-        raise EvaluationError(f"workers is {found}; it must be from 1 to {_MOST_WORKERS:,}")
-    return found
-
-
-def _integer(name: str, value: object) -> int:
-    found = integer(value)
-    if found is None:
-        raise EvaluationError(f"{name} is {shown(value)}; it must be an integer")
-    return found
-
-
-def _real(name: str, value: object) -> float:
-    found = real(value)
-    if found is None:
-        raise EvaluationError(f"{name} is {shown(value)}; it must be a number")
-    return found
 
 
 @dataclass(frozen=True)
@@ -265,27 +220,24 @@ def _keeping(
     done: dict[Key, Sample], file: SamplesFile | None, total: int, progress: bool
 ) -> Iterator[Callable[[Sample], None]]:
     """A function that keeps a sample, in `done` and in the file. Where the run stands is told on stderr."""
-    bar = Progress(total, len(done)) if progress else None
+    bar = Progress(total, len(done), speaks=progress)
 
     def keep(sample: Sample) -> None:
         if file is not None:
             file.append(sample)
         done[key_of(sample)] = sample
-        if bar is not None:
-            bar.advance()
+        bar.advance()
 
     try:
         yield keep
     except BaseException:
-        if bar is not None:
-            bar.clear()
-            if file is not None:
-                tell(
-                    f"{len(done):,} of {total:,} samples are in {file.path}; the same command goes on from there"
-                )
-        raise
-    if bar is not None:
         bar.clear()
+        if progress and file is not None:
+            tell(
+                f"{len(done):,} of {total:,} samples are in {file.path}; the same command goes on from there"
+            )
+        raise
+    bar.clear()
 
 
 def _versions() -> dict[str, str]:

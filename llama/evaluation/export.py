@@ -23,10 +23,10 @@ from ..errors import EvaluationError
 from ..printable import shown
 from ..terminal.files import write_atomically
 from .asking import Header
-from .evaluating import find_task
 from .problem import Order, Problem, Sample, Task
-from .rescore import problems_of
+from .run import answered_problems
 from .samples import read_samples
+from .tasks import find_task
 
 __all__ = ["KINDS", "export"]
 
@@ -59,7 +59,7 @@ def export(
     writer, refusal = _WRITERS[kind]
     if problem := refusal(task):
         raise EvaluationError(problem)
-    problems = problems_of(path, header, task, None if data is None else Path(data))
+    problems = answered_problems(path, header, samples, None if data is None else Path(data))
     texts = {
         order: writer(task, problems, _in_order(problems, samples, order), header)
         for order in header.settings.orders

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from . import paper
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header, Settings
+from .asking import NOT_ASKED, Header, Settings
 from .problem import Order, Sample, Status
 from .statistics import Estimate, estimate, pass_at_k
 
@@ -27,8 +26,7 @@ class OrderFigures:
         expected: those of a run that has ended.
         counts: of each `Status`, by its value.
         cut: answers that the limit of tokens ended.
-        not_asked: answers that could not be asked for, since the prompt is too long or the question holds a tag of the
-            chat format. They count as failed.
+        not_asked: answers that could not be asked for, see `asking.NOT_ASKED`.
         pass_at: by k. Programs that were not run count for nothing; a k is absent if no problem has enough others.
         exact: the share of samples that are the removed text, both stripped; None of what is not infilling.
         published: the paper's pass@k, as a share of 1, by variant (base, instruct, python), then by k.
@@ -45,13 +43,10 @@ class OrderFigures:
     published: dict[str, dict[int, float]]
 
 
-def figures_of(
-    header: Header, order: Order, samples: Sequence[Sample], problems: int, k: Sequence[int]
-) -> OrderFigures:
+def figures_of(header: Header, order: Order, samples: Sequence[Sample], k: Sequence[int]) -> OrderFigures:
     """Count the samples of one order; those of others are left out.
 
     Args:
-        problems: how many the run has.
         k: of pass@k.
     """
     settings = header.settings
@@ -62,10 +57,10 @@ def figures_of(
     return OrderFigures(
         order=order,
         samples=len(found),
-        expected=problems * settings.n,
+        expected=header.problems * settings.n,
         counts={status.value: counts[status] for status in Status},
         cut=reasons["length"],
-        not_asked=reasons[PROMPT_TOO_LONG] + reasons[UNSAFE_TAG],
+        not_asked=sum(reasons[each] for each in NOT_ASKED),
         pass_at=pass_at,
         exact=_exact(found, settings),
         published=_published(header, order, pass_at),
@@ -101,7 +96,7 @@ def _published(header: Header, order: Order, pass_at: dict[int, Estimate]) -> di
         return {}
     found = {}
     for variant in header.model.variants:
-        figures = paper.published(member, cast("paper.Variant", variant), header.settings.task, order)
+        figures = paper.published(member, variant, header.settings.task, order)
         shares = {k: round(percent / 100, 4) for k, percent in figures.items() if k in pass_at}
         if shares:
             found[variant] = shares

@@ -5,13 +5,9 @@ Source: Rozière et al., Code Llama: Open Foundation Models for Code, arXiv 2308
 
 from __future__ import annotations
 
-from typing import Literal
-
 from .problem import Order
 
-__all__ = ["PROTOCOL", "Variant", "published"]
-
-Variant = Literal["base", "instruct", "python"]
+__all__ = ["PROTOCOL", "published"]
 
 PROTOCOL = (
     "Paper: arXiv 2308.12950v3. pass@1 greedy; pass@10 and pass@100 from 200 samples at temperature 0.8, top-p 0.95;"
@@ -19,7 +15,7 @@ PROTOCOL = (
 )
 
 # HumanEval at 1, 10, 100; MBPP at 1, 10, 100. In percent, as are all below.
-_PYTHON: dict[tuple[str, Variant], tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+_PYTHON: dict[tuple[str, str], tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     ("7B", "base"): ((33.5, 59.6, 85.9), (41.4, 66.7, 82.5)),
     ("7B", "instruct"): ((34.8, 64.3, 88.1), (44.4, 65.4, 76.8)),
     ("7B", "python"): ((38.4, 70.3, 90.6), (47.6, 70.3, 84.8)),
@@ -56,11 +52,12 @@ _INFILLING = {
 }
 
 
-def published(member: str, variant: Variant, task: str, order: Order) -> dict[int, float]:
+def published(member: str, variant: str, task: str, order: Order) -> dict[int, float]:
     """pass@k in percent, by k, of a member of the family; empty where the paper has no such figure.
 
     Args:
         member: `Member.name`, such as 7B.
+        variant: base, instruct or python.
         task: `Task.name`.
         order: the infilling figures of the paper are of one order each; the others are not of any.
     """

@@ -58,16 +58,15 @@ class Program:
 
 @dataclass(frozen=True)
 class DataFile:
-    """Where a task's problems come from; what the message says where the file is missing.
+    """Where a task's problems come from; the message says so when the file is missing.
 
-    project: its address. file: its name there. licence: of the data. records: how many lines it has.
-    problems: how many of them are the task's; the figures of others are of as many.
+    project: its address. file: its name there. licence: of the data. problems: how many of the task's are in it;
+    published figures are of as many.
     """
 
     project: str
     file: str
     licence: str
-    records: int
     problems: int
 
 

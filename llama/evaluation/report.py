@@ -6,13 +6,12 @@ Never imports torch.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..errors import EvaluationError
 from . import paper
-from .asking import Header, Settings
+from .asking import Header, Settings, checked_ks
 from .figures import OrderFigures, figures_of
 from .problem import Sample, Status
 from .statistics import Estimate
@@ -37,25 +36,18 @@ class Report:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, header: Header, samples: Sequence[Sample], problems: int, k: Sequence[int]) -> Report:
-        """The report on a file of samples.
+    def of(cls, header: Header, samples: Sequence[Sample], k: int | Iterable[int] | None = None) -> Report:
+        """The report on a file of samples, whether or not the run has ended.
 
         Args:
-            problems: how many the run has, whether or not all are done.
-            k: of pass@k, each from 1 to n.
+            k: of pass@k, as in `evaluate`.
 
         Raises:
-            EvaluationError: a k that is not: pass@k of fewer than k samples would be a guess.
+            EvaluationError: a k below 1 or above n: pass@k of fewer than k samples would be a guess.
         """
-        n = header.settings.n
-        for each in k:
-            if not 1 <= each <= n:
-                raise EvaluationError(
-                    f"pass@{each} needs at least {max(each, 1):,} samples of each problem, and n is {n:,}; ask for a"
-                    " greater n, or a smaller k"
-                )
-        orders = tuple(figures_of(header, order, samples, problems, k) for order in header.settings.orders)
-        return cls(header, orders, tuple(_notes(header, samples, problems, orders)))
+        ks = checked_ks(k, header.settings.n)
+        orders = tuple(figures_of(header, order, samples, ks) for order in header.settings.orders)
+        return cls(header, orders, tuple(_notes(header, samples, orders)))
 
     def pass_at(self, k: int, order: str | None = None) -> Estimate:
         """pass@k as a share of 1, with its interval.
@@ -108,9 +100,7 @@ def _order_dict(figures: OrderFigures) -> dict[str, Any]:
     }
 
 
-def _notes(
-    header: Header, samples: Sequence[Sample], problems: int, orders: Sequence[OrderFigures]
-) -> Iterator[str]:
+def _notes(header: Header, samples: Sequence[Sample], orders: Sequence[OrderFigures]) -> Iterator[str]:
     done, expected = sum(each.samples for each in orders), sum(each.expected for each in orders)
     if done < expected:
         yield (
@@ -119,8 +109,8 @@ def _notes(
         )
     yield from _of_programs(header, samples)
     yield from _of_answers(header.settings, orders)
-    if problems < header.data_records:
-        which = "This is the first" if problems == 1 else f"These are the first {problems:,}"
+    if header.problems < header.data_records:
+        which = "This is the first" if header.problems == 1 else f"These are the first {header.problems:,}"
         yield f"{which} of {header.data_records:,} problems; published figures are of all."
     yield from _of_task(header)
     published = [each.published for each in orders if each.published]

@@ -10,24 +10,24 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import EvaluationError
-from ..printable import shown
 from ..terminal.files import write_atomically
 from ..terminal.progress import Progress
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Header, problems_digest
-from .evaluating import checked_ks, checked_workers, find_task
+from .asking import NOT_ASKED, Header, checked_ks, checked_workers
 from .judges import Judges
-from .problem import Problem, Sample, Task
-from .programs import judge, sandbox_for
+from .problem import Problem, Sample
+from .programs import sandbox_for
 from .report import Report
+from .run import Judging, answered_problems
 from .samples import Key, header_line, key_of, read_samples, sample_line
 from .sandbox import Sandbox
+from .tasks import find_task
 
-__all__ = ["problems_of", "rescore"]
+__all__ = ["rescore"]
 
 
 def rescore(
@@ -61,36 +61,14 @@ def rescore(
         header, samples = read_samples(path)
         ks = checked_ks(k, header.settings.n)
         task = find_task(header.settings.task)
-        problems = problems_of(path, header, task, None if data is None else Path(data))
+        problems = answered_problems(path, header, samples, None if data is None else Path(data))
         jar = None if javatuples is None else Path(javatuples)
         box = sandbox_for(task.language, sandbox, javatuples=jar)
-        again = _Again(path, task, problems, box, jar)
-        for sample in samples:
-            again.problem(sample)  # before anything is run
         _check_folder(path.resolve().parent)
-        judged = _judged(again, samples, workers, progress)
+        judged = _judged(Judging(task, box, jar), problems, samples, workers, progress)
         header = replace(header, sandbox=box.level)
         write_atomically(path.resolve(), _rewritten(content, header, judged.values()), expected=content)
-    return Report.of(header, list(judged.values()), header.problems, ks)
-
-
-def problems_of(path: Path, header: Header, task: Task, data: Path | None) -> dict[str, Problem]:
-    """The problems that the samples of a file answer, by task_id, in the task's order.
-
-    Args:
-        path: the file of samples, for the message.
-        data: the file of the problems; None for the one that a package brings.
-
-    Raises:
-        EvaluationError: it is not there, or holds other problems.
-    """
-    every = task.problems(data)
-    if problems_digest(every) != header.data_sha256:
-        raise EvaluationError(
-            f"{path} answers other problems than these ({header.data_records:,} then, {len(every):,} now, with another"
-            " digest); name the data file that it was made with by --data"
-        )
-    return {problem.task_id: problem for problem in every[: header.settings.limit]}
+    return Report.of(header, list(judged.values()), ks)
 
 
 def _check_folder(folder: Path) -> None:
@@ -99,49 +77,28 @@ def _check_folder(folder: Path) -> None:
         raise OSError(errno.EACCES, "No file can be written in", str(folder))
 
 
-class _Again:
-    """How the program of a sample is run again."""
+def _judged(
+    judging: Judging, problems: Mapping[str, Problem], samples: Sequence[Sample], workers: int, progress: bool
+) -> dict[Key, Sample]:
+    """The samples with new verdicts, in the same order. One that was not asked for has no program: it keeps its own."""
+    found = {key_of(sample): sample for sample in samples}
+    asked = [sample for sample in samples if sample.finish_reason not in NOT_ASKED]
+    bar = Progress(len(asked), 0, speaks=progress)
 
-    def __init__(
-        self, path: Path, task: Task, problems: Mapping[str, Problem], box: Sandbox, javatuples: Path | None
-    ) -> None:
-        self._path, self._task, self._problems = path, task, problems
-        self._box, self._javatuples = box, javatuples
-
-    def problem(self, sample: Sample) -> Problem:
-        """The problem of a sample. Raises EvaluationError."""
-        if sample.task_id not in self._problems:
-            raise EvaluationError(
-                f"{self._path} has a sample of {shown(sample.task_id)}, which is not among its problems"
-            )
-        return self._problems[sample.task_id]
-
-    def sample(self, sample: Sample) -> Sample:
-        """A sample with a new verdict. One that was not asked for has no program: it keeps its own."""
-        if sample.finish_reason in (PROMPT_TOO_LONG, UNSAFE_TAG):
-            return sample
-        program = self._task.program(self.problem(sample), sample.completion)
-        return replace(sample, verdict=judge(self._box, program, javatuples=self._javatuples))
-
-
-def _judged(again: _Again, samples: list[Sample], workers: int, progress: bool) -> dict[Key, Sample]:
-    """The samples with new verdicts, in the same order."""
-    found: dict[Key, Sample] = {key_of(sample): sample for sample in samples}
-    bar = Progress(len(samples), 0) if progress else None
+    def again(sample: Sample) -> Sample:
+        return replace(sample, verdict=judging.verdict(problems[sample.task_id], sample.completion))
 
     def keep(sample: Sample) -> None:
         found[key_of(sample)] = sample
-        if bar is not None:
-            bar.advance()
+        bar.advance()
 
     try:
-        with Judges(workers, again.sample, keep) as judges:
-            for sample in samples:
+        with Judges(workers, again, keep) as judges:
+            for sample in asked:
                 judges.put(sample)
             judges.finish()
     finally:
-        if bar is not None:
-            bar.clear()
+        bar.clear()
     return found
 
 

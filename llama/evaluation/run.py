@@ -6,7 +6,7 @@ its sample is kept as soon as its verdict is there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +14,18 @@ from typing import Any, cast
 
 from ..errors import EvaluationError
 from ..printable import shown
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Ask, Generator, Settings, seed_of
+from .asking import NOT_ASKED, Ask, Generator, Header, Settings, problems_digest, seed_of
 from .judges import Judges
 from .problem import Answer, Order, Problem, Sample, Status, Task, Verdict
 from .programs import judge
 from .samples import Key
 from .sandbox import Sandbox
-from .tasks import exact_match
+from .tasks import exact_match, find_task
 
-__all__ = ["Judging", "asks_of", "limited", "make_samples"]
+__all__ = ["Judging", "answered_problems", "asks_of", "limited", "make_samples"]
 
 # Most samples of one ask: the engine takes no more of a prompt at once.
 _MOST_SAMPLES = 4096
-# Verdicts on answers that could not be asked for.
-_NOT_ASKED = {
-    PROMPT_TOO_LONG: "its prompt is too long for the model's max_seq_len",
-    UNSAFE_TAG: "its question holds a tag of the model's chat format",
-}
 
 
 def limited(problems: Sequence[Problem], settings: Settings) -> Sequence[Problem]:
@@ -45,6 +40,33 @@ def limited(problems: Sequence[Problem], settings: Settings) -> Sequence[Problem
             raise EvaluationError(f"{settings.task}: two problems have the task_id {shown(problem.task_id)}")
         seen.add(problem.task_id)
     return problems[: settings.limit]
+
+
+def answered_problems(
+    path: Path, header: Header, samples: Iterable[Sample], data: Path | None
+) -> dict[str, Problem]:
+    """The problems that the samples of a file answer, by task_id, in the task's order.
+
+    Args:
+        path: the file of samples, for the message.
+        data: the file of the problems; None for the one that a package brings.
+
+    Raises:
+        EvaluationError: it is not there, or holds other problems.
+    """
+    every = find_task(header.settings.task).problems(data)
+    if problems_digest(every) != header.data_sha256:
+        raise EvaluationError(
+            f"{path} answers other problems than these ({header.data_records:,} then, {len(every):,} now, with another"
+            " digest); name the data file that it was made with by --data"
+        )
+    found = {problem.task_id: problem for problem in limited(every, header.settings)}
+    for sample in samples:
+        if sample.task_id not in found:
+            raise EvaluationError(
+                f"{path} has a sample of {shown(sample.task_id)}, which is not among its problems; remove that line"
+            )
+    return found
 
 
 def asks_of(problems: Sequence[Problem], settings: Settings, done: Collection[Key]) -> list[Ask]:
@@ -92,12 +114,13 @@ class Judging:
         problem, completion = answer.problem, answer.text
         if answer.order is Order.CHAT:
             completion = self.task.answer_of_chat(problem, completion)
-        detail = _NOT_ASKED.get(answer.finish_reason)
-        if detail is not None:
-            verdict = Verdict(Status.FAILED, detail)
+        exact = exact_match(problem, completion)
+        if answer.finish_reason in NOT_ASKED:
+            verdict = Verdict(Status.FAILED, NOT_ASKED[answer.finish_reason])
+            # 51 random spans are blanks alone, which the text of no answer would match.
+            exact = None if exact is None else False
         else:
-            program = self.task.program(problem, completion)
-            verdict = judge(self.sandbox, program, javatuples=self.javatuples)
+            verdict = self.verdict(problem, completion)
         return Sample(
             task_id=problem.task_id,
             order=answer.order,
@@ -107,8 +130,13 @@ class Judging:
             tokens=answer.tokens,
             finish_reason=answer.finish_reason,
             verdict=verdict,
-            exact=exact_match(problem, completion),
+            exact=exact,
         )
+
+    def verdict(self, problem: Problem, completion: str) -> Verdict:
+        """Run the program that a completion makes. Raises as `sample`."""
+        program = self.task.program(problem, completion)
+        return judge(self.sandbox, program, javatuples=self.javatuples)
 
 
 def make_samples(

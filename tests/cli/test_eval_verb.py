@@ -60,7 +60,6 @@ def run_eval(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setattr(made_up, "judge", judged)
     for module in (evaluating, rescore):
         monkeypatch.setattr(module, "sandbox_for", lambda *given, **more: Box())
-    monkeypatch.setattr(rescore, "judge", judged)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return lambda *arguments: run("eval", *arguments)

@@ -37,7 +37,8 @@ def answers(llama: Llama, asks: Sequence[Ask], settings: Settings = SAMPLED) -> 
 
 
 def asks(order: Order, suffix: str | None = None) -> list[Ask]:
-    problems = toy_problems(suffix=suffix)
+    # A letter that some samples come to.
+    problems = [replace(each, stops=("a",)) for each in toy_problems(suffix=suffix)]
     return [Ask(each, order, seed_of(0, each.task_id, order), 0, 5) for each in problems]
 
 
@@ -72,7 +73,22 @@ def test_answers_are_those_of_the_librarys_calls(llama: Llama, order: Order) -> 
         assert [(each.text, each.finish_reason) for each in ours] == library(llama, ask)
         assert all(each.seed == ask.seed and 0 <= each.tokens <= 12 for each in ours)
     assert len({each.text for each in found.values()}) > 10  # they differ, or this shows nothing
-    assert {each.finish_reason for each in found.values()} >= {"length"}
+    reasons = {each.finish_reason for each in found.values()}
+    assert "length" in reasons
+    assert ("stop_sequence" in reasons) is (order is not Order.CHAT)
+    assert order is not Order.CHAT or any("a" in each.text for each in found.values())
+
+
+@pytest.mark.parametrize("order", Order)
+def test_a_hole_ends_at_eot_too(llama: Llama, order: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model never comes to it."""
+    seen: list[Any] = []
+    monkeypatch.setattr(llama.session, "stream", lambda requests: seen.extend(requests) or iter(()))
+    made = asks(order, "x" if order in (Order.PSM, Order.SPM) else None)
+    generator = LocalGenerator(llama, Ranks(llama.model.parallel, llama.model.device, messages=1))
+    assert list(generator.generate(made, SAMPLED)) == []
+    ends = {llama.tokenizer.eos_id} | ({llama.tokenizer.eot_id} if order in (Order.PSM, Order.SPM) else set())
+    assert [request.stop_ids for request in seen] == [ends] * 4
 
 
 def test_samples_are_the_same_in_any_parts(llama: Llama) -> None:

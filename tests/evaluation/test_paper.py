@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import get_args
 
-from llama.evaluation.paper import Variant, published
+from llama.evaluation.paper import published
 from llama.evaluation.problem import Order
 from llama.evaluation.tasks import TASKS
 
@@ -22,7 +22,7 @@ HOLES = {
     "13B": {"single": (75.9, 85.6), "multi": (51.0, 56.1), "random": (63.6, 41.9)},
 }
 LANGUAGES = ("cpp", "java", "php", "ts", "cs", "sh")
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+VARIANTS: tuple[str, ...] = get_args(str)
 PLAIN = Order.PLAIN
 
 

@@ -38,7 +38,7 @@ def notes(report: Report) -> str:
 
 
 def of(samples: Sequence[Sample], problems: int, k: Sequence[int] = (1,), **more: Any) -> Report:
-    return Report.of(header(**more), samples, problems, k)
+    return Report.of(header(**{"limit": problems, **more}), samples, k)
 
 
 def test_one_sample_of_each_is_a_share_with_wilsons_interval() -> None:
@@ -74,11 +74,9 @@ def test_many_samples_are_the_mean_over_all_choices_of_k() -> None:
     assert "Intervals of 95 %: bootstrap over the problems.\n" in report.table()
 
 
-@pytest.mark.parametrize(("k", "n"), [(2, 1), (21, 20), (0, 20), (-1, 20)])
+@pytest.mark.parametrize(("k", "n"), [(2, 1), (21, 20)])
 def test_more_than_there_are_samples_is_refused(k: int, n: int) -> None:
-    with pytest.raises(
-        EvaluationError, match=rf"pass@{k} needs at least {max(k, 1)} samples .* and n is {n}"
-    ):
+    with pytest.raises(EvaluationError, match=rf"pass@{k} needs at least {k} samples .* and n is {n}"):
         of([], 1, (1, k), n=n)
 
 
@@ -121,7 +119,11 @@ def test_samples_that_could_not_be_asked_for_count_as_failed_and_are_told() -> N
 
 
 def both_orders() -> list[Sample]:
-    psm = [sample(str(i), 0, PASSED if i < 3 else FAILED, order=Order.PSM, exact=i < 2) for i in range(4)]
+    # An exact match counts whatever became of its program: on a busy machine it may have timed out.
+    psm = [
+        sample(str(i), 0, PASSED if i < 3 else TIMED_OUT, order=Order.PSM, exact=i in (0, 3))
+        for i in range(4)
+    ]
     spm = [sample(str(i), 0, PASSED if i < 1 else FAILED, order=Order.SPM, exact=False) for i in range(4)]
     return [*psm, *spm]
 
@@ -196,7 +198,7 @@ def test_where_the_papers_protocol_differs_it_stands_beside_its_figure(
     head = header(**changes)
     assert paper_differs(k, head.settings) == said
     if k <= head.settings.n <= 20:
-        table = Report.of(head, group("a", [PASSED] * head.settings.n), 1, [k]).table()
+        table = Report.of(head, group("a", [PASSED] * head.settings.n), [k]).table()
         line = next(line for line in table.splitlines() if line.startswith(f"pass@{k}"))
         assert line.endswith(said or "%")
         assert "It gives neither stop strings nor a limit of tokens" in " ".join(table.split())

@@ -14,7 +14,7 @@ import pytest
 from evaluation_files import FAILED, NOT_RUN, PASSED, TIMED_OUT, header_of, sample, write
 
 from llama.errors import EvaluationError
-from llama.evaluation import rescore as module
+from llama.evaluation import run
 from llama.evaluation.asking import PROMPT_TOO_LONG, Header
 from llama.evaluation.problem import Order, Program, Sample, Status, Verdict
 from llama.evaluation.rescore import rescore
@@ -53,7 +53,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], list[Program]]:
             given.append(program)
             return judge(program)
 
-        monkeypatch.setattr(module, "judge", record)
+        monkeypatch.setattr(run, "judge", record)
         return given
 
     return put

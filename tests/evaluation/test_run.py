@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from toy_task import TOY, Box, Scripted, ToyTask, judged, toy_problems
 
 from llama.errors import EvaluationError
 from llama.evaluation import judges, run
-from llama.evaluation.asking import PROMPT_TOO_LONG, Settings, check_settings, seed_of
+from llama.evaluation.asking import PROMPT_TOO_LONG, Settings, check_settings, problems_digest, seed_of
 from llama.evaluation.judges import Judges
-from llama.evaluation.problem import Answer, Order, Sample, Status, Verdict
+from llama.evaluation.problem import Answer, Order, Problem, Sample, Status, Verdict
 from llama.evaluation.run import Judging, asks_of, limited, make_samples
 
 PROBLEMS = toy_problems()
@@ -81,6 +82,17 @@ def test_a_seed_depends_on_run_problem_and_order_alone() -> None:
 
 
 SEED = int.from_bytes(hashlib.sha256(b"0\nplain\nHumanEval/0").digest()[:8], "big") // 2
+
+
+def test_a_digest_of_the_problems_sees_all_of_them() -> None:
+    """A file of samples must not go on, nor be judged again, with other tests or stops."""
+    changed = {
+        "stops": ("other",),
+        **{each.name: "other" for each in fields(Problem) if each.name != "stops"},
+    }
+    others = [[*PROBLEMS[:-1], replace(PROBLEMS[-1], **{name: value})] for name, value in changed.items()]
+    assert len({problems_digest(each) for each in [PROBLEMS, PROBLEMS[:-1], PROBLEMS[::-1], *others]}) == 11
+    assert problems_digest(toy_problems()) == problems_digest(PROBLEMS)
 
 
 def test_problems_of_one_name_are_refused() -> None:
@@ -251,6 +263,9 @@ def test_what_could_not_be_asked_fails_without_a_program(monkeypatch: pytest.Mon
     assert (found.completion, found.finish_reason) == ("", PROMPT_TOO_LONG)
     assert found.verdict.status is Status.FAILED
     assert "too long" in found.verdict.detail
+    blank = replace(toy_problems(1, " print")[0], solution="\n  ")
+    holes = Judging(ToyTask(is_infilling=True), Box())
+    assert holes.sample(answer(problem=blank, finish_reason=PROMPT_TOO_LONG, text="")).exact is False
 
 
 def test_a_sample_has_what_its_program_was_made_of(monkeypatch: pytest.MonkeyPatch) -> None:

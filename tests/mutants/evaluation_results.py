@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         name="samples of other problems are judged again",
-        file="llama/evaluation/rescore.py",
+        file="llama/evaluation/run.py",
         old="    if problems_digest(every) != header.data_sha256:",
         new="    if len(every) != header.data_records:",
         tests=(f"{_RESCORE}::test_samples_of_other_problems_are_refused_before_anything_runs",),
@@ -108,5 +108,33 @@ MUTANTS = [
         old="        if len(group) != n:",
         new="        if len(group) > n:",
         tests=(f"{_EXPORT}::test_a_list_without_names_has_no_gap",),
+    ),
+    Mutant(
+        name="a figure of the paper is another",
+        file="llama/evaluation/paper.py",
+        old='"34B": (47.8, 45.6,',
+        new='"34B": (45.6, 47.8,',
+        tests=("tests/evaluation/test_paper.py::test_the_figures_are_the_papers",),
+    ),
+    Mutant(
+        name="the paper's PSM and SPM are each other's",
+        file="llama/evaluation/paper.py",
+        old="pair[0 if order is Order.PSM else 1]",
+        new="pair[1 if order is Order.PSM else 0]",
+        tests=("tests/evaluation/test_paper.py::test_the_figures_are_the_papers",),
+    ),
+    Mutant(
+        name="only what passed can be an exact match",
+        file="llama/evaluation/figures.py",
+        old="groups[sample.task_id].append(sample.exact)",
+        new="groups[sample.task_id].append(sample.exact and sample.verdict.status is Status.PASSED)",
+        tests=(f"{_REPORT}::test_each_order_of_infilling_has_its_figures",),
+    ),
+    Mutant(
+        name="nobody is told that a figure is the base model's",
+        file="llama/evaluation/report.py",
+        old="if published and len(header.model.variants) > 1:",
+        new="if any(len(each) > 1 for each in published):",
+        tests=(f"{_REPORT}::test_a_variant_that_the_shapes_do_not_tell_has_all_its_figures",),
     ),
 ]

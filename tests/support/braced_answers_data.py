@@ -74,14 +74,18 @@ static Factor factor_of(const map<string, long> &options) {
     return Factor{options.at("by") * ONE};
 }
 
-vector<long> scale(const vector<long> &numbers, const map<string, long> &options) {
-    vector<long> result;
-    for (long number : numbers) result.push_back(number * factor_of(options).value);
-    return result;
-}
+class Solution {
+public:
+    vector<long> scale(const vector<long> &numbers, const map<string, long> &options) {
+        vector<long> result;
+        for (long number : numbers) result.push_back(number * factor_of(options).value);
+        return result;
+    }
+};
 
 int main() {
-    cout << scale({1}, {{"by", 2}})[0] << endl;
+    Solution solution;
+    cout << solution.scale({1}, {{"by", 2}})[0] << endl;
     return 1;
 }
 """,
@@ -99,14 +103,15 @@ public class Main {
         return factor;
     }
 
-    public static ArrayList<Long> scale(ArrayList<Long> numbers, HashMap<String, Long> options) {
+    public ArrayList<Long> scale(ArrayList<Long> numbers, HashMap<String, Long> options) {
         ArrayList<Long> result = new ArrayList<>();
         for (long number : numbers) result.add(number * factorOf(options).value);
         return result;
     }
 
     public static void main(String[] args) {
-        throw new RuntimeException("an example");
+        Main solution = new Main();
+        throw new RuntimeException(solution.scale(new ArrayList<>(), new HashMap<>()).toString());
     }
 }
 """,
@@ -156,7 +161,7 @@ namespace Solution
 
         static void Main(string[] args)
         {
-            throw new Exception("an example");
+            throw new Exception("an example" + new Program() + Program.Scale(null, null));
         }
     }
 }

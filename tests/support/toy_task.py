@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class ToyTask:
     name: str = "toy"
     title: str = "Toy"
     language: str = "python"
-    data: DataFile = field(default_factory=lambda: DataFile("nowhere", "toy.jsonl", "CC0-1.0", 4, 4))
+    data: DataFile = field(default_factory=lambda: DataFile("nowhere", "toy.jsonl", "CC0-1.0", 4))
     is_infilling: bool = False
     notes: tuple[str, ...] = ()
     count: int = 4
@@ -68,11 +68,12 @@ def judged(sandbox: object, program: Program, **more: object) -> Verdict:
 
 
 class Scripted:
-    """A generator whose answer to sample j of a problem is a text of both."""
+    """A generator whose answer to sample j of a problem is `text(problem, j)`; by default a text of both."""
 
     model = ModelInfo("scripted")
 
-    def __init__(self) -> None:
+    def __init__(self, text: Callable[[Problem, int], str] | None = None) -> None:
+        self.text = text
         self.asked: list[Ask] = []
 
     def generate(self, asks: Sequence[Ask], settings: Settings) -> Iterator[Answer]:
@@ -80,6 +81,8 @@ class Scripted:
         for ask in asks:
             for j in range(ask.first, ask.first + ask.count):
                 text = f"{ask.problem.task_id} {ask.seed} {j}"
+                if self.text is not None:
+                    text = self.text(ask.problem, j)
                 yield Answer(ask.problem, ask.order, j, ask.seed, text, j, "stop")
 
 

@@ -24,14 +24,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn
 
 SIGINT, SIGPIPE, SIGXCPU, SIGXFSZ = 2, 13, 24, 25
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
-    1,
-    4,
-    22,
-    36,
-    38,
-)
-SECCOMP_MODE_FILTER = 2
 
 # Seconds between two looks at what the processes use. A program that fills memory gets through some 50 MiB meanwhile.
 TICK = 0.02

@@ -5,16 +5,29 @@ To add one: a class with the members of `problem.Task` in a file of this folder,
 
 from __future__ import annotations
 
+from ...errors import EvaluationError
+from ...printable import shown
 from ..problem import Task
 from .humaneval import HumanEval
 from .infilling import INFILLING, exact_match
 from .mbpp import MBPP
 from .multipl_e import MULTIPL_E
 
-__all__ = ["TASKS", "count_note", "exact_match"]
+__all__ = ["TASKS", "count_note", "exact_match", "find_task"]
 
 _ALL: tuple[Task, ...] = (HumanEval(), MBPP(), *INFILLING, *MULTIPL_E)
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
+
+
+def find_task(name: str) -> Task:
+    """The task of this name.
+
+    Raises:
+        EvaluationError: there is none; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise EvaluationError(f"there is no task {shown(name)}; the tasks are {', '.join(TASKS)}")
+    return TASKS[name]
 
 
 def count_note(task: Task, problems: int) -> str:

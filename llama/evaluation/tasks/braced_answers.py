@@ -126,39 +126,48 @@ def _cpp(name: str, arguments: str, code: str) -> str:
     # C++ has no functions within functions, but a struct within one, whose members need no order. None is static:
     # such a struct has no static variables, and static functions would not see the others.
     opened = "".join(re.findall(r"^using namespace .*\n", code, re.MULTILINE))
-    code = _without(code, r"#include\b", r"using namespace\b", r"#pragma\b")
+    code, around = _members(_without(code, r"#include\b", r"using namespace\b", r"#pragma\b"), name)
     code = re.sub(r"^(?:static |constexpr (?=\w))+", "", code, flags=re.MULTILINE)
     # A parameter of the prompt's function may be named string, which within the struct would hide the type.
-    answer = f"{opened}struct Answer {{\nusing string = std::string;\n{code}}};\n"
+    alias = f"using {around} = Answer;\n" if around else ""
+    answer = f"{opened}struct Answer {{\nusing string = std::string;\n{alias}{code}}};\n"
     return f"{answer}    return Answer().{name}({arguments});\n"
 
 
 def _java(name: str, arguments: str, code: str) -> str:
     code = _without(code, r"import\b", r"package\b")
-    members = re.sub(r"^(?:public )?(?=class )", "static ", _members(code, name), flags=re.MULTILINE)
+    code, around = _members(code, name)
+    members = re.sub(r"^(?:public )?(?=class )", "static ", code, flags=re.MULTILINE)
+    if around not in ("", "Problem"):  # its main may make one
+        members += f"    static class {around} extends Problem {{}}\n"
     call = f"        return new Problem().{name}_of_answer({arguments});\n    }}\n"
     return f"{call}{_renamed(members, name, 'main')}    static void endOfAnswer() {{\n"
 
 
 def _cs(name: str, arguments: str, code: str) -> str:
-    members = _members(_without(code, r"using [\w.= ]+;", r"namespace [\w.]+;"), name)
+    members, around = _members(_without(code, r"using [\w.= ]+;", r"namespace [\w.]+;"), name)
+    if around not in ("", "Problem"):  # its Main may make one
+        members += f"    class {around} : Problem {{}}\n"
     call = f"        return {name}_of_answer({arguments});\n    }}\n"
     return f"{call}{_renamed(members, name, 'Main')}    static void EndOfAnswer() {{\n"
 
 
-def _members(code: str, name: str) -> str:
-    """What stands in the class that defines the function, and beside it; the code, where it is in none."""
+def _members(code: str, name: str) -> tuple[str, str]:
+    """What stands in the class that defines the function, and beside it; and the class's name.
+
+    The code and "", where it is in none.
+    """
     space = re.search(r"^namespace [\w.]+\s*\{", code, re.MULTILINE)
     if space:
         code = textwrap.dedent(code[space.end() : code.rfind("}")])
     place = re.search(rf"\b{re.escape(name)}\s*\(", code)
     inner = place.start() if place else 0
-    for header in re.finditer(r"^(?:\w+ )*class \w+[^{;]{0,200}\{", code, re.MULTILINE):
+    for header in re.finditer(r"^(?:\w+ )*class (\w+)[^{;]{0,200}\{", code, re.MULTILINE):
         brace = re.compile(r"^\}", re.MULTILINE).search(code, header.end())
         end = brace.start() if brace else code.rfind("}")
         if header.end() <= inner < end:
-            return code[: header.start()] + code[header.end() : end] + code[end + 1 :]
-    return code
+            return code[: header.start()] + code[header.end() : end] + code[end + 1 :], header[1]
+    return code, ""
 
 
 def _php(name: str, arguments: str, code: str) -> str:

@@ -18,9 +18,7 @@ _SHAPE = Shape(
     mark="task_id",
     pattern=r"HumanEval/\d+",
 )
-_DATA = DataFile(
-    "https://github.com/openai/human-eval", "data/HumanEval.jsonl.gz", "MIT", records=164, problems=164
-)
+_DATA = DataFile("https://github.com/openai/human-eval", "data/HumanEval.jsonl.gz", "MIT", problems=164)
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 
 

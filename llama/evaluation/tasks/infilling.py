@@ -77,11 +77,9 @@ def exact_match(problem: Problem, answer: str) -> bool | None:
     return answer.strip() == problem.solution.strip()
 
 
-def _infilling(name: str, title: str, kind: str, records: int, empty_passes: int) -> Infilling:
+def _infilling(name: str, title: str, kind: str, problems: int, empty_passes: int) -> Infilling:
     file = f"data/HumanEval-{kind}.jsonl.gz"
-    data = DataFile(
-        "https://github.com/openai/human-eval-infilling", file, "MIT", records=records, problems=records
-    )
+    data = DataFile("https://github.com/openai/human-eval-infilling", file, "MIT", problems)
     return Infilling(name, title, kind, data, empty_passes)
 
 

@@ -19,11 +19,7 @@ _SHAPE = Shape(
     pattern=r"\d+",
 )
 _DATA = DataFile(
-    "https://github.com/google-research/google-research",
-    "mbpp/mbpp.jsonl",
-    "CC BY 4.0",
-    records=974,
-    problems=500,
+    "https://github.com/google-research/google-research", "mbpp/mbpp.jsonl", "CC BY 4.0", problems=500
 )
 _SHOTS = (2, 3, 4)
 _TEST_SPLIT = range(11, 511)

@@ -49,13 +49,12 @@ class MultiPLE:
         return fitted_to_braces(message, problem.prompt, STYLES[self.language])
 
 
-def _multipl_e(language: str, records: int, *notes: str) -> MultiPLE:
+def _multipl_e(language: str, problems: int, *notes: str) -> MultiPLE:
     data = DataFile(
         "https://github.com/nuprl/MultiPL-E",
         f"prompts/humaneval-{language}-reworded.json",
         "BSD 3-clause, and not to be used as training data",
-        records=records,
-        problems=records,
+        problems,
     )
     title = f"MultiPL-E {STYLES[language].title}"
     return MultiPLE(f"multipl-e-{language}", title, language, data, notes)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
+from judging import Hurried
 from language_programs import PROGRAMS
 
 from llama.errors import EvaluationError
@@ -60,23 +60,8 @@ def test_a_program_that_ends_with_0_in_front_of_its_tests_fails(sandbox, languag
         assert judged(sandbox, language, body) == EARLY, body
 
 
-class Hurried:
-    """Gives the program itself one second; its compiler has the time that it always has."""
-
-    level = "limits"
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-
-    def run(self, job: Job) -> Outcome:
-        *compilers, last = job.commands
-        limits = dataclasses.replace(last.limits, cpu_seconds=1)
-        commands = [*compilers, dataclasses.replace(last, limits=limits)]
-        return self.sandbox.run(dataclasses.replace(job, commands=commands))
-
-
 def test_an_endless_program_is_timed_out(sandbox, language):
-    verdict = judged(Hurried(sandbox), language, PROGRAMS[language].endless)
+    verdict = judged(Hurried(sandbox, 1), language, PROGRAMS[language].endless)
     assert verdict == Verdict(Status.TIMED_OUT, "it used up 10 s of processor time")
 
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 import pytest
 from braced_answers_data import BODIES, PROBLEMS, WHOLE
 from eval_data import public_problems_path
-from judging import best_sandbox
 
 from llama.evaluation.problem import Problem, Program, Status, Verdict
 from llama.evaluation.programs import LANGUAGES, judge, missing
 from llama.evaluation.sandbox import Sandbox
 from llama.evaluation.tasks import TASKS
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return best_sandbox()
 
 
 @pytest.fixture(params=PROBLEMS)
@@ -37,9 +31,7 @@ def test_a_whole_answer_passes(sandbox: Sandbox, language: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "language", ["php", "cs", "sh", "js"], indirect=True
-)  # the others compile for seconds
+@pytest.mark.parametrize("language", ["php", "cs", "sh", "js"], indirect=True)  # others compile for seconds
 def test_a_whole_answer_that_is_wrong_fails(sandbox: Sandbox, language: str) -> None:
     wrong = WHOLE[language].replace(" * ", " - ")
     assert wrong != WHOLE[language]

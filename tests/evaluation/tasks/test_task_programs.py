@@ -39,7 +39,10 @@ CODE = "def double(x):\n    return 2 * x"
 
 
 def test_mbpp(tmp_path: Path) -> None:
-    setup = {"test_setup_code": "root = double\r\nroot(3)"}
+    setup = {
+        "test_setup_code": "root = double\r\nroot(3)",
+        "test_list": ["assert double(1) == 2", "assert double(2\r\n) == 4"],
+    }
     # Not in order, as a file may be: the examples come in the order 2, 3, 4 all the same.
     path = write_records(
         tmp_path / "data.jsonl",
@@ -51,12 +54,12 @@ def test_mbpp(tmp_path: Path) -> None:
     problems = TASKS["mbpp"].problems(path)
     assert [problem.task_id for problem in problems] == ["MBPP/12", "MBPP/11"]
     shots = "".join(f"{SHOT.format(number)}{CODE}\n[DONE]\n\n" for number in (2, 3, 4))
-    assert problems[0].prompt == shots + SHOT.format(12)
+    assert problems[0].prompt == shots + SHOT.format(12).replace("double(2)", "double(2\n)")
     assert problems[0].stops == ("[DONE]",)
     assert problems[0].solution == CODE
     program = TASKS["mbpp"].program(problems[0], "def double(x): return 2 * x\n")
     assert program.language == "python"
-    tests = "assert double(1) == 2\nassert double(2) == 4"
+    tests = "assert double(1) == 2\nassert double(2\n) == 4"
     assert program.source == f"def double(x): return 2 * x\n\nroot = double\nroot(3)\n{tests}\n"
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..printable import tell
 from .arguments import add_loading, path, positive
 from .model_arguments import add_server, is_url, number, place, seed
 from .terminal import out
@@ -196,6 +197,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         if not first_rank_of(where):
             return 0
         _print(report)
+        tell(f"the samples are in {file}")
         return _export(options, file) if options.export else 0
 
 

@@ -49,6 +49,8 @@ NOT_ASKED = {
 
 # A seed stays below 2**63, the most that an OpenAI-compatible server takes.
 _SEED_BITS = 63
+# Every sample's number is held in memory; the paper has 200 of a problem.
+_LARGEST_N = 1_000_000
 _DEFAULT_KS = (1, 10, 100)
 _MOST_WORKERS = 1024
 
@@ -189,6 +191,8 @@ def check_settings(settings: Settings, *, infilling: bool) -> None:
     for name, least in (("n", 1), ("max_gen_len", 1), ("seed", 0)):
         if getattr(settings, name) < least:
             raise EvaluationError(f"{name} is {getattr(settings, name)}; it must be at least {least}")
+    if settings.n > _LARGEST_N:
+        raise EvaluationError(f"n is {settings.n:,}; at most {_LARGEST_N:,} samples of a problem can be made")
     if settings.limit is not None and settings.limit < 1:
         raise EvaluationError(
             f"limit is {settings.limit}; it must be at least 1, or left out for all problems"

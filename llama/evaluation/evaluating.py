@@ -18,6 +18,7 @@ from ..terminal.progress import Progress
 from .asking import (
     Generator,
     Header,
+    ModelInfo,
     Settings,
     check_settings,
     checked_integer,
@@ -30,7 +31,7 @@ from .problem import Problem, Sample, Task
 from .programs import missing, sandbox_for
 from .report import Report
 from .run import Judging, asks_of, limited, make_samples
-from .samples import Key, SamplesFile, key_of
+from .samples import Key, SamplesFile, check_file, key_of
 from .sandbox import Sandbox
 from .tasks import find_task
 
@@ -177,15 +178,19 @@ class _Run:
 
         if is_first_rank():
             _ = self.every, self.box
+            if self.out is not None:
+                check_file(self.out, self._header)
         return load()
+
+    def _header(self, model: ModelInfo) -> Header:
+        digest = problems_digest(self.every)
+        return Header(self.settings, model, digest, len(self.every), self.box.level, _versions())
 
     def make(self, generator: Generator) -> tuple[Header, list[Sample]]:
         """Make the samples that are not there yet -> the header of the run, and all its samples."""
-        settings, every = self.settings, self.every
-        problems = limited(every, settings)
-        header = Header(
-            settings, generator.model, problems_digest(every), len(every), self.box.level, _versions()
-        )
+        settings = self.settings
+        problems = limited(self.every, settings)
+        header = self._header(generator.model)
         total = header.problems * len(settings.orders) * settings.n
         opened: AbstractContextManager[SamplesFile | None] = nullcontext()
         if self.out is not None:

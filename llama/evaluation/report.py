@@ -110,8 +110,8 @@ def _notes(header: Header, samples: Sequence[Sample], orders: Sequence[OrderFigu
     yield from _of_programs(header, samples)
     yield from _of_answers(header.settings, orders)
     if header.problems < header.data_records:
-        first = f"the first {header.problems:,} of {header.data_records:,} problems"
-        yield f"These are {first}; published figures are of all."
+        which = "This is the first" if header.problems == 1 else f"These are the first {header.problems:,}"
+        yield f"{which} of {header.data_records:,} problems; published figures are of all."
     yield from _of_task(header)
     published = [each.published for each in orders if each.published]
     if published and len(header.model.variants) > 1:  # also where the paper has figures of one of them only

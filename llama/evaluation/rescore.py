@@ -6,6 +6,7 @@ Never imports torch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -63,10 +64,17 @@ def rescore(
         problems = answered_problems(path, header, samples, None if data is None else Path(data))
         jar = None if javatuples is None else Path(javatuples)
         box = sandbox_for(task.language, sandbox, javatuples=jar)
+        _check_folder(path.resolve().parent)
         judged = _judged(Judging(task, box, jar), problems, samples, workers, progress)
         header = replace(header, sandbox=box.level)
         write_atomically(path.resolve(), _rewritten(content, header, judged.values()), expected=content)
     return Report.of(header, list(judged.values()), ks)
+
+
+def _check_folder(folder: Path) -> None:
+    """The new file is written beside the old one, hours later. Raises OSError."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, "No file can be written in", str(folder))
 
 
 def _judged(

@@ -8,12 +8,13 @@ samples, more problems or other versions adds a header of its own; the last one 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import io
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from .problem import Order, Sample, Status, Verdict
 __all__ = [
     "Key",
     "SamplesFile",
+    "check_file",
     "from_bytes",
     "header_line",
     "key_of",
@@ -241,11 +243,63 @@ def _difference(old: Header, new: Header) -> str | None:
     return None
 
 
+def _must_begin_anew(path: Path, content: _Content, header: Header) -> bool:
+    """Whether a file has only the header of another run: one that failed at once holds its successor to nothing.
+
+    Raises:
+        EvaluationError: it has samples that were made with other options.
+    """
+    difference = None if content.header is None else _difference(content.header, header)
+    if difference is not None and content.samples:
+        raise EvaluationError(
+            f"{path} cannot be continued: {difference}. Use the same options, or name another file"
+        )
+    return difference is not None
+
+
+def _locked(path: Path, handle: int) -> _Content:
+    """What an open file holds; no other run can write it until `handle` is closed. Raises EvaluationError."""
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        raise EvaluationError(
+            f"{path} is not a regular file, so a run could not be continued; name another one"
+        )
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise EvaluationError(
+            f"another run is writing {path}; wait for its end, or name another file"
+        ) from None
+    with open(os.dup(handle), "rb") as lines:
+        return _read(path, lines)
+
+
+def check_file(path: Path, header_of: Callable[[ModelInfo], Header]) -> None:
+    """Refuse what `SamplesFile` would refuse whatever the model is: loading that may take minutes.
+
+    Args:
+        header_of: the run's header, for a model.
+
+    Raises: as `SamplesFile`; nothing is made or changed.
+    """
+    if not path.exists():
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            number = errno.EACCES if path.parent.exists() else errno.ENOENT
+            raise OSError(number, os.strerror(number), str(path))
+        return
+    handle = os.open(path, os.O_RDWR)
+    try:
+        content = _locked(path, handle)
+        if content.header is not None:
+            _must_begin_anew(path, content, header_of(content.header.model))
+    finally:
+        os.close(handle)
+
+
 class SamplesFile:
     """A file of samples, open for appending until the end of a `with`; no other run may write it meanwhile.
 
     Opening it checks that it can be continued with `header`, drops a last line that was only begun, and adds the
-    header where it is new or differs.
+    header where it is new or differs. One that has only a header can be begun again with any other.
 
     torn: whether such a line was dropped. samples: those that were there already.
 
@@ -269,24 +323,10 @@ class SamplesFile:
             raise
 
     def _begin(self, header: Header) -> dict[Key, Sample]:
-        if not stat.S_ISREG(os.fstat(self._handle).st_mode):
-            raise EvaluationError(
-                f"{self.path} is not a regular file, so a run could not be continued; name another one"
-            )
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise EvaluationError(
-                f"another run is writing {self.path}; wait for its end, or name another file"
-            ) from None
-        with open(os.dup(self._handle), "rb") as lines:
-            content = _read(self.path, lines)
-        difference = None if content.header is None else _difference(content.header, header)
-        if difference is not None:
-            raise EvaluationError(
-                f"{self.path} cannot be continued: {difference}. Use the same options, or name another file"
-            )
+        content = _locked(self.path, self._handle)
         self.torn = content.end < os.fstat(self._handle).st_size
+        if _must_begin_anew(self.path, content, header):
+            content = _Content(None, {}, 0)
         self._end = content.end
         os.ftruncate(self._handle, self._end)
         os.lseek(self._handle, self._end, os.SEEK_SET)
@@ -307,7 +347,9 @@ class SamplesFile:
         try:
             while rest:
                 rest = rest[os.write(self._handle, rest) :]
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, OSError):  # a write's own error does not say of which file
+                error.filename = str(self.path)
             # Best effort: what stays of the line is dropped when the file is opened again.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, self._end)

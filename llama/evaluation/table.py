@@ -95,7 +95,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def _counts(figures: OrderFigures) -> str:
     counts = ", ".join(f"{figures.counts[status.value]:,} {status.value}" for status in Status)
     name = f"{_name(figures).rstrip()}, " if _name(figures) else ""
-    return f"{name}{figures.samples:,} samples: {counts}"
+    return f"{name}{figures.samples:,} sample{'s' * (figures.samples != 1)}: {counts}"
 
 
 def _name(figures: OrderFigures) -> str:

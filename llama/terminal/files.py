@@ -104,7 +104,11 @@ def write_atomically(path: Path, content: bytes, *, expected: bytes | None = Non
         if expected is not None:
             _check_unchanged(path, expected)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        if (
+            isinstance(error, OSError) and error.filename is None
+        ):  # a write's own error does not say of which file
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise

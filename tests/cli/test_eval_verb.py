@@ -77,6 +77,7 @@ def test_it_prints_the_report_and_keeps_the_samples(run_eval: Any, command: list
     assert "Loaded CodeLlama-tiny" in err
     path = Path("humaneval-CodeLlama-tiny.jsonl")
     assert [each.name for each in Path().iterdir()] == [path.name]
+    assert f"the samples are in {path}" in err
     header, found = read_samples(path)
     assert len(found) == 20
     assert (header.settings.temperature, header.settings.top_p) == (0.8, 0.95)

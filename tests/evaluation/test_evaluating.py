@@ -162,6 +162,7 @@ def test_k_is_what_n_allows_unless_it_is_said(llama: Llama) -> None:
         ({"k": "10"}, "k is '10'"),
         ({"n": 1.5}, "n is 1.5"),
         ({"n": True}, "n is True"),
+        ({"n": 10**12}, "n is 1,000,000,000,000; at most 1,000,000"),
         ({"temperature": "hot"}, "temperature is 'hot'"),
         ({"workers": 0}, "workers is 0"),
         ({"workers": 5000}, "workers is 5000"),
@@ -206,6 +207,11 @@ def test_a_model_is_loaded_only_when_the_rest_is_there(path: Path, tmp_path: Pat
         toy(load, task="mbpp", data=tmp_path / "nowhere.jsonl")
     with pytest.raises(EvaluationError):
         toy(load, sandbox="a box")
+    toy(Scripted(), out=path)
+    with pytest.raises(EvaluationError, match="top_p is 1"):
+        toy(load, out=path, top_p=1)
+    with pytest.raises(FileNotFoundError):
+        toy(load, out=tmp_path / "none" / "out.jsonl")
     assert loaded == []
     assert toy(load) == toy(Scripted())
     assert loaded == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,6 +166,17 @@ def test_a_failure_leaves_the_file_as_it_was(
         rescore(path, sandbox=BOX, progress=False)
     assert path.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_programs_run(
+    tmp_path: Path, judged: Callable[[Judge], list[Program]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = judged(by_answer)
+    path = write(tmp_path / "run.jsonl", head(), samples())
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != tmp_path)  # root may write anywhere
+    with pytest.raises(PermissionError, match=tmp_path.name):
+        rescore(path, sandbox=BOX, progress=False)
+    assert ran == []
 
 
 def test_no_run_can_write_meanwhile(tmp_path: Path, judged: Callable[[Judge], list[Program]]) -> None:

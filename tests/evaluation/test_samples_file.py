@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from toy_task import header, sample
 from llama.errors import EvaluationError
 from llama.evaluation import samples
 from llama.evaluation.problem import Order, Sample, Status, Verdict
-from llama.evaluation.samples import SamplesFile, from_bytes, key_of, read_samples, to_bytes
+from llama.evaluation.samples import SamplesFile, check_file, from_bytes, key_of, read_samples, to_bytes
 
 HOSTILE = 'é漢\u202e\x00\x1b[2J\ud800 \\ " \n\r\u2028'
 SAMPLES = [
@@ -111,6 +112,41 @@ def test_another_run_is_refused_by_the_name_of_the_difference(
     assert path.read_bytes() == before
 
 
+def test_a_file_without_samples_can_be_begun_again_with_other_options(path: Path) -> None:
+    """A run that failed at once, on a server that refused it say, must not hold the mended command to its options."""
+    write(
+        path,
+        [],
+        order="spm",
+        n=9,
+        sandbox="limits",
+        name="a longer name than that of the header in its place",
+    )
+    write(path, SAMPLES)
+    assert read_samples(path) == (header(), SAMPLES)
+    assert path.read_bytes().count(b'{"header"') == 1
+
+
+def test_what_does_not_depend_on_the_model_is_refused_before_it_is_there(tmp_path: Path, path: Path) -> None:
+    def check(where: Path, **changes: Any) -> None:
+        check_file(where, lambda model: replace(header(**changes), model=model))
+
+    check(path)
+    assert not path.exists()
+    write(path, SAMPLES)
+    before = path.read_bytes()
+    check(path, n=200)
+    with pytest.raises(EvaluationError, match="the sandbox is 'limits' now"):
+        check(path, sandbox="limits")
+    with pytest.raises(FileNotFoundError):
+        check(tmp_path / "none" / "out.jsonl")
+    with pytest.raises(IsADirectoryError):
+        check(tmp_path)
+    with SamplesFile(path, header()), pytest.raises(EvaluationError, match="another run is writing"):
+        check(path)
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"n": 200}, {"limit": None}, {"limit": 3}, {"versions": {"python": "4"}}, {"name": "moved"}],
@@ -188,7 +224,7 @@ def test_a_full_disk_leaves_whole_lines(path: Path, monkeypatch: pytest.MonkeyPa
         file.append(SAMPLES[0])
         before = path.read_bytes()
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=f"No space left.*{path.name}"):
             file.append(SAMPLES[3])
         monkeypatch.undo()
         assert path.read_bytes() == before

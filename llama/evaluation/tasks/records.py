@@ -119,7 +119,8 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise EvaluationError(f"{path} is no file of JSON lines: byte {error.start} is not UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:  # gzip's own error is an OSError
-        raise EvaluationError(f"cannot read {path}: {reason(error)}") from error
+        why = (isinstance(error, OSError) and error.strerror) or reason(error)
+        raise EvaluationError(f"cannot read {path}: {why}") from error
 
 
 def _parsed(text: str, where: str) -> object:

@@ -59,7 +59,7 @@ $(NODE)/node_modules/.ready: $(NODE)/package.json $(NODE)/package-lock.json
 clients: .venv/dev .venv-clients/ready .venv-lm-eval/ready .venv-text-generation/ready $(NODE)/node_modules/.ready
 	.venv-clients/bin/python -m pytest --config-file $(CLIENTS)/pytest.ini $(CLIENTS)
 
-# The benchmarks' own solutions, all of them (`make test` judges a part of infilling); and how many empty answers pass.
+# The benchmarks' own solutions, all of them (`make test` judges a spread); and how many empty answers pass.
 solutions: .venv/dev
 	$(BIN)/python tests/solutions/run.py
 

@@ -26,7 +26,7 @@ DESCRIPTION = """
     with intervals and beside the paper's figures. --list shows the tasks, and what each needs.
 
     Each sample is a line of OUT as soon as its program has run. The same command goes on where an interrupted one
-    ended; with a greater --n it makes the samples that are missing.
+    ended; with a greater --n it makes the missing samples.
 
       codellama eval humaneval CodeLlama-7b/
       codellama eval humaneval CodeLlama-7b/ --n 200 --k 1,10,100 --out humaneval-200.jsonl

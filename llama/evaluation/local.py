@@ -32,7 +32,7 @@ def on_all_ranks(
     """What `lead` returns, on every rank of the launch; it runs on the first. All make this call.
 
     Args:
-        lead: calls `generate` of its generator once, and reads it to its end.
+        lead: calls its generator's `generate` once, and reads all answers.
 
     Raises:
         What `lead` raises; on the other ranks RankError instead, if it is no error of this package.

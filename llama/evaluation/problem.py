@@ -1,4 +1,4 @@
-"""Problems, what a model answers to them, and what became of the answer. Never imports torch.
+"""Problems, a model's answers to them, and the verdicts. Never imports torch.
 
 A `Task` reads problems from its file and turns an answer into a program; `programs/` runs that in a sandbox and
 gives the `Verdict`; a `Sample` is one line of the file of results.
@@ -28,9 +28,9 @@ class Problem:
     """One problem of a task.
 
     Args:
-        task_id: the file's own name of it, such as HumanEval/0; of a bare number the task's in front, as in MBPP/11.
+        task_id: the file's id, such as HumanEval/0; a bare number gets the task's name in front, as in MBPP/11.
         prompt: the text to continue; of infilling the text before the hole. Never stripped.
-        suffix: the text behind the hole; None where there is none.
+        suffix: the text after the hole; None if the task has no holes.
         stops: strings that end the answer and are cut off.
         question: what a chat model is asked (--chat).
         solution: the file's own answer, where it has one.

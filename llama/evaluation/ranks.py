@@ -1,4 +1,4 @@
-"""The ranks of a launch during a run: the first decides, and tells the others what to do and what came out.
+"""How the first rank tells the others what to do, and the result.
 
 Messages travel as bytes, never as pickles, and an error of the first rank is raised by all of them.
 """
@@ -23,7 +23,7 @@ class Ranks:
     Args:
         parallel: this rank's groups.
         device: of its model.
-        messages: that the first rank tells within `leading`, in all.
+        messages: how many the first rank tells within `leading`.
     """
 
     def __init__(self, parallel: Parallel, device: torch.device, messages: int) -> None:

@@ -1,8 +1,7 @@
 """A server's model as a `Generator`: any that has OpenAI's /v1/completions. Never imports torch.
 
-Each sample is a request of its own, with a seed of its own. Holes are filled by the field `suffix`, questions go to
-/v1/chat/completions. What a server does not tell (tokens, why an answer ended) is said to be unknown. Needs httpx, of
-the extra [eval].
+Each sample is one request with its own seed. Infilling uses the field `suffix`, chat /v1/chat/completions. Without a
+token count from the server a sample has 0, without a finish reason "unknown". Needs httpx, of the extra [eval].
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class RemoteGenerator:
         transport, sleep: the network, and what waits between tries; tests put their own in.
 
     Raises:
-        ConfigError: the URL, the key or `in_flight` is none, or the server does not have that model.
+        ConfigError: the URL, the key or `in_flight` is invalid, or the server does not have that model.
         ServerError: nobody answers there, or the key is refused.
         OSError: the file of the key cannot be read.
     """
@@ -86,7 +85,7 @@ class RemoteGenerator:
         sleep: Callable[[float], Coroutine[Any, Any, None]] = asyncio.sleep,
     ) -> None:
         if in_flight < 1:
-            raise ConfigError(f"in_flight is {in_flight}; at least one request has to be on its way")
+            raise ConfigError(f"in_flight is {in_flight}; it must be at least 1")
         self._url, self._key, self._in_flight = url, read_key(key_file), in_flight
         self._transport, self._sleep = transport, sleep
         self._most_stops: int | None = None
@@ -140,7 +139,7 @@ class RemoteGenerator:
             await asyncio.gather(*workers, return_exceptions=True)
 
     async def _check_suffix(self, post: Poster, asks: Sequence[Ask], settings: Settings) -> None:
-        """Some servers ignore `suffix` in silence: their prompt is no longer with it than without."""
+        """Find a server that silently ignores `suffix`: the prompt has no more tokens with it than without."""
         ask = max(asks, key=lambda each: len(each.problem.suffix or ""), default=None)
         if ask is None or not ask.problem.suffix:
             return

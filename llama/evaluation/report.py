@@ -1,4 +1,4 @@
-"""What a run comes to: pass@k with intervals, beside the paper's figures, and what has to be known to read them.
+"""The result of a run: pass@k with intervals, the paper's figures, and notes for the reader.
 
 Never imports torch.
 """
@@ -28,7 +28,7 @@ class Report:
     Args:
         header: how it was made.
         orders: the figures, of each order that problems were laid out in.
-        notes: sentences that a reader of the figures has to know, the gravest first.
+        notes: what a reader of the figures has to know, a sentence or two each, the gravest first.
     """
 
     header: Header

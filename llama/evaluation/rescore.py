@@ -1,4 +1,4 @@
-"""Runs the programs of a file of samples again: with a toolchain or a sandbox that was not there.
+"""Runs the programs of a file of samples again, say with a toolchain that was missing.
 
 Never imports torch.
 """
@@ -40,10 +40,10 @@ def rescore(
     javatuples: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Report:
-    """Run the programs of a file of samples again, and put their verdicts in the place of the old ones.
+    """Run the programs of a file of samples again, and replace their verdicts.
 
-    The file is replaced once all verdicts are there; until then, and whatever goes wrong, it stays as it was. All else
-    in it stays too, but for the sandbox that the header names. No model is needed.
+    The file is replaced once all verdicts are known; if anything goes wrong before, it stays as it was. Only the
+    verdicts and the header's sandbox change. No model is needed.
 
     Args:
         path: the file of samples.

@@ -260,7 +260,9 @@ def _must_begin_anew(path: Path, content: _Content, header: Header) -> bool:
 def _locked(path: Path, handle: int) -> _Content:
     """What an open file holds; no other run can write it until `handle` is closed. Raises EvaluationError."""
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        raise EvaluationError(f"{path} is not a file, and samples are read again from where they are written")
+        raise EvaluationError(
+            f"{path} is not a regular file, so a run could not be continued; name another one"
+        )
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,7 +1,7 @@
 """How well a model predicts texts: `score`, in bits per byte and nats per token.
 
-A text is scored as the model would read it: its ids stand behind bos, and every id counts, but for bos itself.
-No eos is put behind it. A text that is longer than the context is read in windows that overlap by half; each
+A text is scored as the model would read it: its ids follow bos, and every id but bos counts. No eos is added. A text
+that is longer than the context is read in windows that overlap by half; each
 begins with bos, and each id is scored once, with at least half a window before it, or all that there is.
 """
 
@@ -88,7 +88,7 @@ def score(
 
     Raises:
         PromptError: something that is no text, or holds a lone surrogate.
-        RequestError: max_seq_len leaves no room for a token behind bos.
+        RequestError: max_seq_len leaves no room for a token after bos.
         NumericsError, RankError: as `Llama.text_completion`.
     """
     return list(scores(llama, text_list("texts", texts), progress=progress))
@@ -133,10 +133,10 @@ def windows(ids: Sequence[int], bos_id: int, max_seq_len: int) -> Iterator[Windo
     Raises:
         RequestError: max_seq_len is below 2.
     """
-    room = max_seq_len - 1  # behind bos
+    room = max_seq_len - 1  # after bos
     if room < 1:
         raise RequestError(
-            f"max_seq_len is {max_seq_len}; a token is scored behind bos, so build with at least 2"
+            f"max_seq_len is {max_seq_len}; a token is scored after bos, so build with at least 2"
         )
     before = min(max_seq_len // 2, room - 1)
     begin = scored = 0
@@ -235,7 +235,7 @@ def _encoded(tokenizer: Tokenizer, text: str) -> array[int]:
 
 
 def _line_ends(text: str) -> Iterator[int]:
-    """Where to cut: behind line breaks, about `_PART` characters apart, and at the end."""
+    """Where to cut: after line breaks, about `_PART` characters apart, and at the end."""
     end = 0
     while end < len(text):
         end = text.find("\n", end + _PART) + 1 or len(text)

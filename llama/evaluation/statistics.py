@@ -1,4 +1,4 @@
-"""pass@k, and how far it can be trusted: intervals of 95 %. Never imports torch.
+"""pass@k, and its intervals of 95 %. Never imports torch.
 
 pass@k is the chance that at least one of k samples of a problem passes. `pass_at_k` estimates it from n samples
 without bias (Chen et al. 2021, arXiv 2107.03374, section 2.1); the figure of a benchmark is the mean over its problems.

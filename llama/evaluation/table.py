@@ -99,7 +99,7 @@ def _counts(figures: OrderFigures) -> str:
 
 
 def _name(figures: OrderFigures) -> str:
-    """What stands in front of a figure: the order, of infilling."""
+    """The prefix of a figure's name: the order, for infilling."""
     return f"{figures.order.value.upper()} " if figures.order in (Order.PSM, Order.SPM) else ""
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ranks import ROOT
 from toy_task import Box, Scripted, ToyTask, judged
 
@@ -18,7 +19,7 @@ import llama.evaluation
 from llama.errors import EvaluationError
 from llama.evaluation import Report, evaluate, run
 from llama.evaluation.asking import Settings
-from llama.evaluation.problem import Answer, Order, Sample, Status, Verdict
+from llama.evaluation.problem import Answer, Order, Program, Sample, Status, Verdict
 from llama.evaluation.samples import Key, key_of, read_samples
 from llama.generation import Llama
 
@@ -68,6 +69,26 @@ def test_a_run_in_memory_is_the_run_in_a_file(llama: Llama, path: Path) -> None:
     assert passed
     assert kept.pass_at(1).value == pytest.approx(passed / 12)
     assert kept.table() == written.table()
+
+
+def test_the_header_says_what_made_the_samples(path: Path) -> None:
+    toy(Scripted(), out=path)
+    header = read_samples(path)[0]
+    assert header.versions.keys() == {"codellama", "torch", "python"}
+    assert header.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert (header.sandbox, header.data_records) == (Box.level, 4)
+
+
+def test_every_program_gets_the_jar_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given: list[object] = []
+
+    def spy(sandbox: object, program: Program, *, javatuples: object) -> Verdict:
+        given.append(javatuples)
+        return Verdict(Status.PASSED)
+
+    monkeypatch.setattr(run, "judge", spy)
+    toy(Scripted(), javatuples=str(tmp_path / "a.jar"))
+    assert given == [tmp_path / "a.jar"] * 12
 
 
 @pytest.mark.parametrize("number", [0, 1, 5, 11])

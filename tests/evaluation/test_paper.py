@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import get_args
 
 from llama.evaluation.paper import published
 from llama.evaluation.problem import Order
@@ -22,7 +21,7 @@ HOLES = {
     "13B": {"single": (75.9, 85.6), "multi": (51.0, 56.1), "random": (63.6, 41.9)},
 }
 LANGUAGES = ("cpp", "java", "php", "ts", "cs", "sh")
-VARIANTS: tuple[str, ...] = get_args(str)
+VARIANTS = ("base", "instruct", "python")
 PLAIN = Order.PLAIN
 
 

@@ -112,6 +112,19 @@ def test_verdicts_are_new_and_all_else_is_as_it_was(
     assert report.notes[0].startswith("The run has not ended: 5 of 6")
 
 
+def test_every_program_that_runs_again_gets_the_jar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+
+    def spy(sandbox: object, program: Program, *, javatuples: object) -> Verdict:
+        given.append(javatuples)
+        return PASSED
+
+    monkeypatch.setattr(run, "judge", spy)
+    path = write(tmp_path / "run.jsonl", head(), samples())
+    rescore(path, sandbox=BOX, progress=False, javatuples=str(tmp_path / "a.jar"))
+    assert given == [tmp_path / "a.jar"] * 4
+
+
 def test_earlier_headers_stay_and_half_a_line_is_dropped(
     tmp_path: Path, judged: Callable[[Judge], list[Program]]
 ) -> None:

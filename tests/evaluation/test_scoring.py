@@ -99,7 +99,7 @@ def test_windows_score_every_token_once_with_half_a_window_before_it(count, max_
 
 
 def test_a_context_without_room_is_refused():
-    with pytest.raises(RequestError, match="max_seq_len is 1; a token is scored behind bos"):
+    with pytest.raises(RequestError, match="max_seq_len is 1; a token is scored after bos"):
         list(windows([5], 1, 1))
     assert list(windows([], 1, 2)) == []
     assert list(windows([5], 1, 2)) == [Window((1, 5), 1)]

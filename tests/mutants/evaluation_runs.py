@@ -113,8 +113,18 @@ MUTANTS = [
     Mutant(
         name="an answer that was not asked for is an exact match",
         file="llama/evaluation/run.py",
-        old="if exact and detail is not None:",
-        new="if False:",
+        old="exact = None if exact is None else False",
+        new="pass",
         tests=(f"{_RUN}::test_what_could_not_be_asked_fails_without_a_program",),
+    ),
+    Mutant(
+        name="the jar that was named is not used",
+        file="llama/evaluation/run.py",
+        old="judge(self.sandbox, program, javatuples=self.javatuples)",
+        new="judge(self.sandbox, program, javatuples=None)",
+        tests=(
+            f"{_EVALUATE}::test_every_program_gets_the_jar_that_was_named",
+            "tests/evaluation/test_rescore.py::test_every_program_that_runs_again_gets_the_jar",
+        ),
     ),
 ]

@@ -1,6 +1,6 @@
 """The languages that answers are written in: how a program is compiled and run, and what its end says.
 
-`judge(sandbox, program)` is the whole of it; `sandbox_for` opens the sandbox and tries the language in front of a run.
+`judge(sandbox, program)` gives a verdict; `sandbox_for` opens the sandbox and tries the language before a run.
 The programs run in a sandbox and nowhere else.
 """
 

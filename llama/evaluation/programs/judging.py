@@ -1,4 +1,4 @@
-"""From a program to its verdict: it passed only if it ended by itself, with 0, and behind its last test."""
+"""Runs a program and judges it: it passes only if it exits with 0 after its last test."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 def judge(sandbox: Sandbox, program: Program, *, javatuples: Path | None = None) -> Verdict:
     """Run a program and say what became of it. Several threads may call this at the same time.
 
-    It passed if its last command ended by itself with 0 and wrote the token of this run, which only a program
-    does that ran to its end: `sys.exit(0)` in front of the tests is a failure.
+    It passes if its last command exits with 0 and wrote this run's token, which the last line of a program does:
+    `sys.exit(0)` before the tests is a failure.
 
     Args:
         sandbox: where it runs.

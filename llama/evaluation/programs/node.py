@@ -19,8 +19,8 @@ __all__ = ["JAVASCRIPT", "TYPESCRIPT"]
 _LIMITS = Limits(address_space_bytes=None, processes=64)
 _HEAP = 640  # MiB
 
-# Runs what tsc wrote: lines for the token behind a TypeScript text would have to be typed. (Behind a JavaScript
-# text they may stand; and there they must, since a `return` at its top level is allowed and ends a file.)
+# Runs what tsc wrote: in the TypeScript file itself the line that writes the token would have to be typed. (In a
+# JavaScript file it must be the last line, since a `return` at top level is allowed and ends the file.)
 _RUN = """\
 const { writeSync } = require('node:fs');
 require('./problem.js');

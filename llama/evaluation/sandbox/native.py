@@ -45,7 +45,7 @@ def forbid(seccomp: bytes) -> None:
 
 
 def drop_capabilities() -> None:
-    """All of them, and what would be handed on."""
+    """Drop all capabilities, also those that programs would inherit."""
     header = struct.pack("=Ii", CAPABILITY_VERSION_3, 0)
     _check(LIBC.capset(header, bytes(24)), "capset")
 
@@ -94,7 +94,7 @@ def detach(path: str) -> None:
 
 
 def set_host_name(name: str) -> None:
-    """Of this process's uts namespace."""
+    """Set the host name of this process's UTS namespace."""
     _check(LIBC.sethostname(name.encode(), ctypes.c_size_t(len(name))), "sethostname")
 
 

@@ -17,14 +17,43 @@ _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class Process:
-    """seconds: processor time, with that of its children that it waited for. bytes: of memory, shared ones included."""
+    """One process at one moment.
 
-    def __init__(self, pid: int, fields: list[bytes]) -> None:
+    key: no other process has it, while a pid is used again. own_seconds: processor time. children_seconds: that of its
+    children that it waited for, with theirs. bytes: of memory, shared ones included. reach: of its address space.
+    """
+
+    def __init__(self, pid: int) -> None:
+        fields = stat(f"/proc/{pid}")
         self.pid = pid
         self.parent = int(fields[1])
-        self.seconds = sum(map(int, fields[11:15])) / _TICKS_PER_SECOND
+        self.own_seconds = (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+        self.children_seconds = (int(fields[13]) + int(fields[14])) / _TICKS_PER_SECOND
         self.threads = int(fields[17])
-        self.bytes = int(fields[21]) * _PAGE
+        self.key = (pid, int(fields[19]))
+        self.folder = f"/proc/{pid}"
+        self.reach, self.bytes = int(fields[20]), int(fields[21]) * _PAGE
+        if self.reach == 0 and self.threads > 1:
+            self._ask_the_threads()
+
+    def _ask_the_threads(self) -> None:
+        """Of a process whose first thread has ended alone, only the others show the memory."""
+        for thread in os.listdir(f"{self.folder}/task"):
+            folder = f"{self.folder}/task/{thread}"
+            try:
+                fields = stat(folder)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[20]) > 0:
+                self.reach, self.bytes = int(fields[20]), int(fields[21]) * _PAGE
+                self.folder = folder
+                return
+
+
+def stat(folder: str) -> list[bytes]:
+    """What proc(5) lists for a process or thread, from the third field on."""
+    with open(f"{folder}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()
 
 
 def running(contained: bool) -> list[Process]:
@@ -34,8 +63,7 @@ def running(contained: bool) -> list[Process]:
         if not name.isdecimal():
             continue
         try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                found[int(name)] = Process(int(name), file.read().rpartition(b")")[2].split())
+            found[int(name)] = Process(int(name))
         except (FileNotFoundError, ProcessLookupError):
             continue
     me = os.getpid()
@@ -54,16 +82,42 @@ def _descends(process: Process, ancestor: int, found: dict[int, Process]) -> boo
     return True
 
 
+def unseen_bytes(process: Process) -> int:
+    """Memory of a process that is no page of it in memory: what is swapped out, and the tables of its pages."""
+    fields = _kib(process, "status", (b"VmSwap:", b"VmPTE:"))
+    return sum(fields.values())
+
+
 def proportional_bytes(process: Process) -> int:
     """Memory of a process in which a page that n share counts as an n-th; all of it where the system does not tell."""
+    return _kib(process, "smaps_rollup", (b"Pss:",)).get(b"Pss:", process.bytes)
+
+
+def _kib(process: Process, name: str, wanted: tuple[bytes, ...]) -> dict[bytes, int]:
+    """Fields of a file that gives them in KiB -> bytes; none where the process is gone, or does not show them."""
     try:
-        with open(f"/proc/{process.pid}/smaps_rollup", "rb") as file:
-            for line in file:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
+        with open(f"{process.folder}/{name}", "rb") as file:
+            lines = [line.split() for line in file if line.startswith(wanted)]
     except OSError:
-        pass
-    return process.bytes
+        return {}
+    return {line[0]: int(line[1]) * 1024 for line in lines}
+
+
+class ProcessorTime:
+    """Of a job's processes, also of those that ended and that nobody waited for (who ignores SIGCHLD does not)."""
+
+    def __init__(self) -> None:
+        self.before = reaped_seconds()
+        self.living: dict[tuple[int, int], float] = {}
+        self.gone = 0.0
+
+    def seconds(self, processes: list[Process]) -> float:
+        """Until now. To be asked often: of a process that has ended it knows what it saw."""
+        living = {process.key: process.own_seconds for process in processes}
+        self.gone += sum(seconds for key, seconds in self.living.items() if key not in living)
+        self.living = living
+        waited_for = reaped_seconds() - self.before + sum(process.children_seconds for process in processes)
+        return sum(living.values()) + max(self.gone, waited_for)
 
 
 def kill_all(contained: bool, main: int) -> None:

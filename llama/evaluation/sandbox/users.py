@@ -21,10 +21,10 @@ WORKERS = range(60706, 61184)
 
 @contextlib.contextmanager
 def worker() -> Iterator[int | None]:
-    """The user that a job runs as: None for our own, in a user namespace; of root's a real one that nobody else has.
+    """The user that a job runs as: None for our own, in a user namespace; for root a real uid that nobody else uses.
 
-    Root's limit on processes holds nobody, under no name that a user namespace gives it. A user for each job that runs,
-    so that their processes are not counted together: the name of an abstract socket is the lock, which leaves no file.
+    RLIMIT_NPROC does not hold root, not even under another uid of a user namespace. Each running job has its own uid,
+    so that their processes are counted apart. The lock is the name of an abstract socket, which leaves no file.
     """
     if os.geteuid() != 0 or not may_become_workers(Path("/proc/self/uid_map").read_text()):
         yield None

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from ...errors import EvaluationError
 
-__all__ = ["DEVICES", "HOST_NAME", "View", "interpreter", "view"]
+__all__ = ["DEVICES", "DEVICE_LINKS", "HOST_NAME", "View", "interpreter", "view"]
 
 HOST_NAME = "sandbox"
-DEVICES = ("null", "zero", "full", "random", "urandom")
+DEVICES = ("null", "full", "random", "urandom")
+# What is mapped of /dev/zero is shared memory that nobody counts; /dev/full gives zeros too, and cannot be mapped.
+DEVICE_LINKS = (("/dev/zero", "full"), ("/dev/fd", "/proc/self/fd"))
 _SYSTEM = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _LOADER = ("/etc/alternatives", "/etc/ld.so.cache")
 

@@ -1,4 +1,4 @@
-"""Questions for a chat model that is to write C++, Java, PHP, TypeScript, C#, bash or JavaScript; its answer as code.
+"""Questions for a chat model in C++, Java, PHP, TypeScript, C#, bash and JavaScript, and the code in its answers.
 
 The prompts of MultiPL-E end within a function. Where the answer is its body, that follows. Where it is a whole
 function, or a program with one, the prompt's function calls the answer's: `Style.call` says how.
@@ -20,7 +20,7 @@ __all__ = ["STYLES", "Style", "braced_question", "fitted_to_braces"]
 class Style:
     """How a language writes functions, and how MultiPL-E does in it.
 
-    title: its name, as people write it. fences: its names behind a fence, the usual one first.
+    title: its name, as people write it. fences: its names after a fence, the usual one first.
     defines: a regular expression that matches where the function {name} is defined.
     parameter: one whose group is the name of a parameter, in the text between two commas.
     closed: an answer ends the prompt's function itself; else the tests do.
@@ -53,7 +53,7 @@ def braced_question(prompt: str, style: Style) -> str:
 
 
 def fitted_to_braces(message: str, prompt: str, style: Style) -> str:
-    """What to put behind `prompt`, which ends within a function, so that it does what the message says."""
+    """The continuation of `prompt`, which ends within a function, that does what the message says."""
     name, arguments = _signature(prompt, style)
     defines = re.compile(style.defines.format(name=re.escape(name)), re.MULTILINE)
     blocks = fenced_blocks(message, style.fences) or [_unfenced(message, defines)]
@@ -182,7 +182,7 @@ def _js(name: str, arguments: str, code: str) -> str:
 
 
 def _sh(name: str, arguments: str, code: str) -> str:
-    # What the code prints besides, of an example of its use, is no output of the function.
+    # What the code itself prints, such as an example of its use, is not the function's output.
     return f'{{\n{code}}} > /dev/null\n{name} "$@"\n'
 
 

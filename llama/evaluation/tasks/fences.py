@@ -23,7 +23,7 @@ def fenced_blocks(message: str, languages: Collection[str]) -> list[str]:
     """The blocks of a message, in its order; none if it has neither fence nor tag. Fences between tags count alone.
 
     Args:
-        languages: what may stand behind a fence, in lower case. Blocks of other languages (a shell's, output) are
+        languages: the names after a fence to take, in lower case. Blocks of other languages (a shell's, output) are
             left out, unless there is no other.
 
     Each is moved to the left edge, and ends with a newline.

@@ -55,7 +55,7 @@ class HumanEval:
         return Program(self.language, source)
 
     def answer_of_chat(self, problem: Problem, message: str) -> str:
-        """The body, or the whole function once more behind the prompt's."""
+        """The body, or the whole function as a second definition after the prompt's."""
         return fitted_to_prompt(message, problem.prompt, problem.entry_point)
 
     def _packaged(self) -> Path:

@@ -1,4 +1,4 @@
-"""Questions for a chat model that is to write Python, and what its answer comes to as code.
+"""Questions for a chat model that is to write Python, and the code in its answers.
 
 Such an answer may hold one block of code, several or none; the whole function, with its imports or without them, or
 its body alone; and examples of its use. All by lines and patterns: a text that is no Python at all is taken as well.
@@ -46,7 +46,7 @@ def task_question(text: str, tests: Sequence[str]) -> str:
 
 
 def fitted_to_prompt(message: str, prompt: str, name: str) -> str:
-    """What to put behind `prompt`, which ends within the function `name`, so that it does what the message says.
+    """The continuation of `prompt`, which ends within the function `name`, that does what the message says.
 
     A whole function follows as a second definition, which replaces the first: what else the prompt defines and
     imports stays. A body is indented as it has to be.
@@ -103,7 +103,7 @@ def _only_defines(block: str) -> bool:
 
 
 def _without_use(block: str, defines: re.Pattern[str]) -> str:
-    """The block up to the first line behind the function that only uses it: an example, or tests of its own."""
+    """The block up to the first line after the function that only uses it: an example, or tests of its own."""
     lines = block.splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if defines.match(line))
     for number in range(first + 1, len(lines)):
@@ -122,7 +122,7 @@ def _unfenced(message: str, names: Collection[str]) -> str:
     first, last = middle, middle + 1
     while first > 0 and _is_code(lines[first - 1]):
         first -= 1
-    # What is indented in front of the first line at the left edge belongs to no code: words behind a blank, say.
+    # What is indented in front of the first line at the left edge belongs to no code: indented words, say.
     while lines[first][:1].isspace():
         first += 1
     while last < len(lines) and _is_code(lines[last]):

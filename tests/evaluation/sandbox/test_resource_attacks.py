@@ -46,6 +46,21 @@ for _ in range(100):
     assert run(sandbox, source, cpu_seconds=1).ended is Ended.CPU
 
 
+def test_processor_time_counts_though_nobody_waited_for_its_processes(sandbox: Sandbox) -> None:
+    """Who ignores SIGCHLD is told nothing of what its children used, and neither is the watcher."""
+    source = """
+import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(100):
+    if os.fork() == 0:
+        while time.process_time() < 0.25: pass
+        os._exit(0)
+    try: os.wait()
+    except ChildProcessError: pass
+"""
+    assert run(sandbox, source, cpu_seconds=1).ended is Ended.CPU
+
+
 @pytest.mark.parametrize("call", ["f()", "repr(x)"])
 def test_deep_recursion_fails(sandbox: Sandbox, call: str) -> None:
     source = f"""
@@ -156,6 +171,35 @@ time.sleep(1000)
     assert 0 < peak.bytes < 2048 * MIB
 
 
+def test_memory_counts_though_the_first_thread_has_ended(sandbox: Sandbox) -> None:
+    """/proc shows such a process without any memory; its other threads show it."""
+    source = """
+import ctypes, os, threading, time
+def fill():
+    pieces = []
+    for _ in range(128): pieces.append(b"x" * (8 << 20))
+    time.sleep(1000)
+threading.Thread(target=fill).start()
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)  # exit, of this thread alone
+"""
+    outcome = run(sandbox, source, memory_bytes=128 * MIB, address_space_bytes=None, wall_seconds=10)
+    assert outcome.ended is Ended.MEMORY
+
+
+def test_the_tables_of_pages_are_memory(sandbox: Sandbox) -> None:
+    """Each read of another 2 MiB of nothing makes the kernel keep a table of 4 KiB, in which no page is counted."""
+    source = """
+import mmap, time
+MAP_NORESERVE, MADV_NOHUGEPAGE = 0x4000, 15
+nothing = mmap.mmap(-1, 64 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, mmap.PROT_READ)
+nothing.madvise(MADV_NOHUGEPAGE)
+for place in range(0, 64 << 30, 2 << 20): nothing[place]
+time.sleep(1000)
+"""
+    outcome = run(sandbox, source, memory_bytes=64 * MIB, address_space_bytes=None, wall_seconds=10)
+    assert outcome.ended is Ended.MEMORY
+
+
 def test_memory_that_processes_share_counts_once(sandbox: Sandbox) -> None:
     source = """
 import os, time
@@ -179,6 +223,39 @@ else: raise AssertionError("memfd")
 refused(libc.shmget, 0, 1 << 20, 0o1600)
 refused(libc.msgget, 0, 0o1600)
 refused(libc.mq_open, b"/queue", os.O_CREAT | os.O_RDWR, 0o600, None)
+try: mmap.mmap(-1, 1 << 20)
+except PermissionError: pass
+else: raise AssertionError("shared memory")
+zero = os.open("/dev/zero", os.O_RDWR)
+try: mmap.mmap(zero, 1 << 20)
+except OSError as error: assert error.errno == errno.ENODEV
+else: raise AssertionError("shared memory of /dev/zero")
+assert os.read(zero, 5) == bytes(5)
+private = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+private[:] = b"x" * len(private)
+"""
+    assert_holds(sandbox, source)
+
+
+def test_memory_of_the_kernel_is_refused(sandbox: Sandbox) -> None:
+    """Of pipes, access control lists, events and buffers; locks are said to be had."""
+    source = """
+import ctypes, errno, fcntl, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(call, *arguments):
+    assert call(*arguments) == -1 and ctypes.get_errno() == errno.EPERM, call
+refused(libc.vmsplice, os.pipe()[1], None, 0, 0)
+refused(libc.inotify_init)
+refused(libc.inotify_init1, 0)
+try: os.setxattr(".", "user.x", b"x")
+except PermissionError: pass
+else: raise AssertionError("setxattr")
+for each in socket.socketpair():
+    size = each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size // 2 - 5000)
+    assert each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == size
+files = [open(os.__file__) for _ in range(2)]
+for file in files: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
     assert_holds(sandbox, source)
 

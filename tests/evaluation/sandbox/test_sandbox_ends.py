@@ -62,6 +62,35 @@ def test_ctrl_c_in_the_waiting_thread_ends_the_job(every_sandbox: Sandbox) -> No
     thread.join()
 
 
+def test_ctrl_c_twice_leaves_nothing_half_ended(
+    every_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one comes while the job is being ended."""
+    name, job = sleeping_job()
+    me = threading.main_thread().ident
+    assert me is not None
+    wait = subprocess.Popen.wait
+
+    def interrupted(process: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        signal.pthread_kill(me, signal.SIGINT)
+        time.sleep(0.01)
+        return wait(process, timeout)
+
+    def interrupt() -> None:
+        wait_until_started(name)
+        monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+        signal.pthread_kill(me, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        every_sandbox.run(job)
+    monkeypatch.undo()
+    assert processes(name) == []
+    assert psutil.Process().children() == []
+    thread.join()
+
+
 def test_an_exception_in_the_waiting_thread_ends_the_job(
     every_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,19 +10,19 @@ import subprocess
 import pytest
 
 from llama.errors import EvaluationError
-from llama.evaluation.sandbox.seccomp import DENIED, IGNORED, seccomp_filter
+from llama.evaluation.sandbox.seccomp import DENIED, DENIED_ON_X86, FIRST_UNKNOWN, IGNORED, seccomp_filter
 
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 X86, ARM = (0xC000003E, 0), (0xC00000B7, 1)  # AUDIT_ARCH_..., column of DENIED
 MACHINES = {"x86_64": X86, "aarch64": ARM}
 CLONE, CLONE3, SOCKET, SOCKETPAIR, PRLIMIT = (56, 220), (435, 435), (41, 198), (53, 199), (302, 261)
+MMAP, FCNTL = (9, 222), (72, 25)
 
 
-def verdict(machine: str, number: int, argument: int = 0, audit: int | None = None) -> int:
+def verdict(machine: str, number: int, *arguments: int, audit: int | None = None) -> int:
     """What the filter says of a call: a small machine for classic BPF, as far as the filter uses it."""
-    data = struct.pack(
-        "<IIQ6Q", number, MACHINES[machine][0] if audit is None else audit, 0, argument, *[0] * 5
-    )
+    six = [*arguments, *[0] * 6][:6]
+    data = struct.pack("<IIQ6Q", number, MACHINES[machine][0] if audit is None else audit, 0, *six)
     program = list(struct.iter_unpack("=HBBI", seccomp_filter(machine)))
     at, accumulator = 0, 0
     while True:
@@ -30,6 +30,8 @@ def verdict(machine: str, number: int, argument: int = 0, audit: int | None = No
         at += 1
         if operation == 0x20:
             accumulator = struct.unpack_from("<I", data, value)[0]
+        elif operation == 0x54:
+            accumulator &= value
         elif operation == 0x06:
             return int(value)
         else:
@@ -45,6 +47,8 @@ def test_calls_on_the_list_are_refused_and_others_allowed(machine: str) -> None:
     expected = dict.fromkeys(range(600), ALLOW)
     expected |= {numbers[column]: ERRNO | errno.EPERM for numbers in DENIED.values()}
     expected |= {numbers[column]: ERRNO for numbers in IGNORED.values()}
+    expected |= dict.fromkeys(DENIED_ON_X86.values() if machine == "x86_64" else (), ERRNO | errno.EPERM)
+    expected |= dict.fromkeys(range(FIRST_UNKNOWN, 600), ERRNO | errno.ENOSYS)
     for number in set(expected) - {each[column] for each in (CLONE, CLONE3, SOCKET, SOCKETPAIR, PRLIMIT)}:
         assert verdict(machine, number) == expected[number], number
     assert verdict(machine, CLONE3[column]) == ERRNO | errno.ENOSYS
@@ -77,6 +81,24 @@ def test_only_a_process_itself_sets_its_limits(machine: str) -> None:
         assert verdict(machine, number, pid) == ERRNO | errno.EPERM
 
 
+@pytest.mark.parametrize("machine", MACHINES)
+def test_memory_without_a_file_is_a_process_s_own(machine: str) -> None:
+    shared, private, anonymous, huge = 0x01, 0x02, 0x20, 0x40000
+    number = MMAP[MACHINES[machine][1]]
+    for flags in (shared, private, private | anonymous, private | 0x4000 | anonymous):
+        assert verdict(machine, number, 0, 4096, 3, flags) == ALLOW
+    for flags in (shared | anonymous, 0x03 | anonymous, private | anonymous | huge, shared | huge):
+        assert verdict(machine, number, 0, 4096, 3, flags) == ERRNO | errno.EPERM
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_locks_are_said_to_be_had(machine: str) -> None:
+    number = FCNTL[MACHINES[machine][1]]
+    locks = {6, 7, 37, 38, 1024}
+    for command in range(1100):
+        assert verdict(machine, number, 3, command) == (ERRNO if command in locks else ALLOW)
+
+
 def test_other_numberings_of_the_same_machine_end_the_program() -> None:
     i386 = 0x40000003
     assert verdict("x86_64", 26, audit=i386) == KILL
@@ -98,6 +120,8 @@ def test_numbers_are_those_of_the_kernel_headers(machine: str, header: str) -> N
     numbers = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", done.stdout, re.MULTILINE))
     column = MACHINES[machine][1]
     listed = {**DENIED, **IGNORED}
+    if machine == "x86_64":
+        listed |= {name: (number, number) for name, number in DENIED_ON_X86.items()}
     known = {name: number for name, number in listed.items() if name in numbers}
     assert len(known) > len(listed) - 5  # older headers lack the newest
     assert {name: int(numbers[name]) for name in known} == {
@@ -109,6 +133,8 @@ def test_numbers_are_those_of_the_kernel_headers(machine: str, header: str) -> N
         "socket": SOCKET,
         "socketpair": SOCKETPAIR,
         "prlimit64": PRLIMIT,
+        "mmap": MMAP,
+        "fcntl": FCNTL,
     }.items():
         assert int(numbers[name]) == each[column]
 

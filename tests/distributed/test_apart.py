@@ -326,4 +326,7 @@ def test_nothing_is_unpickled_from_another_rank() -> None:
     modules = [path for path in (ROOT / "llama").rglob("*.py") if "checkpoint" not in path.parts]
     assert len(modules) > 40
     for path in modules:
-        assert not pickles(path.read_text(encoding="utf-8")), path
+        found = pickles(path.read_text(encoding="utf-8"))
+        # This one sends its own code into the sandbox, and reads nothing back that way.
+        sends = {"marshal"} if path.parts[-2:] == ("sandbox", "launch.py") else set()
+        assert found == sends, path

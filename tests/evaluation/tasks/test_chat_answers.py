@@ -160,7 +160,7 @@ def test_code_in_several_blocks_is_joined() -> None:
 def test_of_two_versions_the_first_counts_but_the_question_repeated_does_not() -> None:
     problem = PROBLEMS[0]
     right, wrong = whole(problem), "def has_close_elements(numbers, threshold):\n    return None\n"
-    for gap in ("", "    pass\n", "    # TODO: write this\n    pass\n"):
+    for gap in ("", "    pass\n", "    # Your code goes here\n    pass\n"):
         asked = f"```python\n{problem.prompt}{gap}```\n"
         assert solves(problem, f"{asked}```python\n{right}```\nOr:\n```python\n{wrong}```\n")
         assert not solves(problem, f"{asked}```python\n{wrong}```\nOr:\n```python\n{right}```\n")

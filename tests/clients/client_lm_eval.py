@@ -6,42 +6,26 @@ Tasks of its format on data that lie here; it would download the known ones.
 from __future__ import annotations
 
 import json
-import subprocess
-from pathlib import Path
 
 import httpx
 import pytest
-from asked import COMPLETION, MODEL, ROOM, TOKENS, environment, quiet_environment
+from asked import COMPLETION, MODEL, ROOM, TOKENS, environment
+from lm_eval_runs import run_offline, write_tasks
 from server_process import LIMIT
-
-TASKS = Path(__file__).with_name("lm_eval_tasks")
 
 
 @pytest.fixture(scope="module")
 def results(url: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """Task -> its samples as lm-eval wrote them, after one run of both tasks."""
     folder = tmp_path_factory.mktemp("lm_eval")
-    for path in TASKS.glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text().replace("DATA", str(folder)))
-    (folder / "choose.jsonl").write_text((TASKS / "choose.jsonl").read_text())
-    (folder / "go_on.jsonl").write_text(json.dumps({"text": COMPLETION, "target": go_on(url)}) + "\n")
-    command = [
+    write_tasks(folder, [{"text": COMPLETION, "target": go_on(url)}])
+    run_offline(
+        folder,
         *(environment("lm-eval") / "lm-eval", "run", "--model", "local-completions"),
         *("--model_args", f"model={MODEL},base_url={url}/v1/completions,max_length={ROOM},num_concurrent=2"),
         *("--tasks", "choose,go_on", "--include_path", folder, "--output_path", folder / "out"),
         "--log_samples",
-    ]
-    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    done = subprocess.run(
-        [str(each) for each in command],
-        env={**quiet_environment(), **offline},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=2 * LIMIT,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
     found = {}
     for task in ("choose", "go_on"):
         (path,) = (folder / "out").rglob(f"samples_{task}_*.jsonl")

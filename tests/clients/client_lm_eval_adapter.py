@@ -6,15 +6,13 @@ Pairs of ids and windows are lm-eval's own there.
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from asked import COMPLETION, MODEL, PREFIX, ROOT, environment, quiet_environment
-from server_process import LIMIT
+from asked import COMPLETION, MODEL, PREFIX, ROOT, environment
+from lm_eval_runs import run_offline, write_tasks
 
-TASKS = Path(__file__).with_name("lm_eval_tasks")
 TEXTS = [COMPLETION, PREFIX, "import os\n", PREFIX * 6]
 
 
@@ -22,31 +20,12 @@ TEXTS = [COMPLETION, PREFIX, "import os\n", PREFIX * 6]
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What `lm_eval_adapter.py` prints."""
     folder = tmp_path_factory.mktemp("lm_eval_adapter")
-    for path in TASKS.glob("*.yaml"):
-        (folder / path.name).write_text(path.read_text().replace("DATA", str(folder)))
-    (folder / "choose.jsonl").write_text((TASKS / "choose.jsonl").read_text())
-    lines = (json.dumps({"text": text, "target": "none"}) + "\n" for text in TEXTS)
-    (folder / "go_on.jsonl").write_text("".join(lines))
+    write_tasks(folder, ({"text": text, "target": "none"} for text in TEXTS))
     programs = ROOT / ".venv" / "bin"
-    run(folder, programs / "codellama", "convert", ROOT / MODEL, folder / "hf", "--to", "hf")
+    run_offline(folder, programs / "codellama", "convert", ROOT / MODEL, folder / "hf", "--to", "hf")
     (packages,) = environment("lm-eval").parent.glob("lib/python*/site-packages")
     script = Path(__file__).with_name("lm_eval_adapter.py")
-    return json.loads(run(folder, programs / "python", script, folder, packages).splitlines()[-1])
-
-
-def run(folder: Path, *command: object) -> str:
-    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
-    done = subprocess.run(
-        [str(each) for each in command],
-        env={**quiet_environment(), **offline},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=2 * LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(run_offline(folder, programs / "python", script, folder, packages).splitlines()[-1])
 
 
 def test_choices_have_the_log_probabilities_of_transformers(found) -> None:

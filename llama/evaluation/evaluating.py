@@ -182,9 +182,13 @@ class _Run:
                 check_file(self.out, self._header)
         return load()
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all problems: the file is checked by it before the model is loaded, and again with it."""
+        return problems_digest(self.every)
+
     def _header(self, model: ModelInfo) -> Header:
-        digest = problems_digest(self.every)
-        return Header(self.settings, model, digest, len(self.every), self.box.level, _versions())
+        return Header(self.settings, model, self.digest, len(self.every), self.box.level, _versions())
 
     def make(self, generator: Generator) -> tuple[Header, list[Sample]]:
         """Make the samples that are not there yet -> the header of the run, and all its samples."""

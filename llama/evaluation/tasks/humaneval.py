@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import EvaluationError
 from ..problem import DataFile, Problem, Program
 from .python_answers import fitted_to_prompt, function_question
-from .records import Shape, described, read_records
+from .records import Record, Shape, described, read_records
 
-__all__ = ["HumanEval"]
+__all__ = ["KEYS", "HumanEval", "checked", "problem_of"]
+
+KEYS: dict[str, type] = dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), str)
+"""Of a record, which the files of human-eval-infilling have too."""
 
 _SHAPE = Shape(
-    keys={"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str},
+    keys=KEYS,
     name="task_id",
     mark="task_id",
     pattern=r"HumanEval/\d+",
 )
 _DATA = DataFile("https://github.com/openai/human-eval", "data/HumanEval.jsonl.gz", "MIT", problems=164)
 _STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+
+
+def problem_of(record: Record) -> Problem:
+    """What HumanEval's records and those of human-eval-infilling have in common."""
+    return Problem(
+        task_id=record["task_id"],
+        prompt=record["prompt"],
+        solution=record["canonical_solution"],
+        test=record["test"],
+        entry_point=record["entry_point"],
+    )
+
+
+def checked(problem: Problem, source: str) -> Program:
+    """A source text with the problem's tests after it, and their call."""
+    return Program("python", f"{source}\n{problem.test}\ncheck({problem.entry_point})\n")
 
 
 @dataclass(frozen=True)
@@ -37,22 +56,13 @@ class HumanEval:
         """See `Task.problems`; without a path those of the package human-eval."""
         records = read_records(path or self._packaged(), self.title, self.data, _SHAPE)
         return [
-            Problem(
-                task_id=record["task_id"],
-                prompt=record["prompt"],
-                stops=_STOPS,
-                question=function_question(record["prompt"]),
-                solution=record["canonical_solution"],
-                test=record["test"],
-                entry_point=record["entry_point"],
-            )
+            replace(problem_of(record), stops=_STOPS, question=function_question(record["prompt"]))
             for record in records
         ]
 
     def program(self, problem: Problem, answer: str) -> Program:
         """Prompt, answer, tests, and the call of the tests."""
-        source = f"{problem.prompt}{answer}\n{problem.test}\ncheck({problem.entry_point})\n"
-        return Program(self.language, source)
+        return checked(problem, problem.prompt + answer)
 
     def answer_of_chat(self, problem: Problem, message: str) -> str:
         """The body, or the whole function as a second definition after the prompt's."""

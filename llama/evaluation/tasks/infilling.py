@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..problem import DataFile, Problem, Program
+from .humaneval import KEYS, checked, problem_of
 from .records import Shape, read_records, wanted
 
 __all__ = ["INFILLING", "Infilling", "exact_match"]
-
-_KEYS = {
-    "task_id": str,
-    "prompt": str,
-    "suffix": str,
-    "canonical_solution": str,
-    "test": str,
-    "entry_point": str,
-}
 
 
 @dataclass(frozen=True)
@@ -46,24 +38,15 @@ class Infilling:
 
     def problems(self, path: Path | None) -> list[Problem]:
         """See `Task.problems`."""
-        shape = Shape(_KEYS, name="task_id", mark="task_id", pattern=rf"{self.kind}/HumanEval/.+")
+        shape = Shape(
+            {**KEYS, "suffix": str}, name="task_id", mark="task_id", pattern=rf"{self.kind}/HumanEval/.+"
+        )
         records = read_records(wanted(path, self.title, self.data), self.title, self.data, shape)
-        return [
-            Problem(
-                task_id=record["task_id"],
-                prompt=record["prompt"],
-                suffix=record["suffix"],
-                solution=record["canonical_solution"],
-                test=record["test"],
-                entry_point=record["entry_point"],
-            )
-            for record in records
-        ]
+        return [replace(problem_of(record), suffix=record["suffix"]) for record in records]
 
     def program(self, problem: Problem, answer: str) -> Program:
         """The text around the hole with the answer in it, tests, and their call."""
-        text = f"{problem.prompt}{answer}{problem.suffix}"
-        return Program(self.language, f"{text}\n{problem.test}\ncheck({problem.entry_point})\n")
+        return checked(problem, f"{problem.prompt}{answer}{problem.suffix}")
 
     def answer_of_chat(self, problem: Problem, message: str) -> str:
         """The message: these tasks have no question (`Problem.question` is empty), so nobody chats about them."""

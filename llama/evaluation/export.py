@@ -84,11 +84,10 @@ def _in_order(problems: Mapping[str, Problem], samples: Iterable[Sample], order:
 
 
 def _program_without_tests(task: Task, problem: Problem, sample: Sample) -> str:
-    """The program to which another scorer adds its tests. It lacks MBPP's test_setup_code, which 367 needs."""
-    if task.name == "mbpp":
-        setup = problem.test.partition("\nassert")[0]
-        return f"{sample.completion}\n{setup}\n" if setup else sample.completion
-    return problem.prompt + sample.completion
+    """The program to which another scorer adds its tests, but not the set-up that they need (MBPP's 367)."""
+    # MBPP's prompt is a question with examples, which is no part of the program.
+    program = sample.completion if task.name == "mbpp" else problem.prompt + sample.completion
+    return f"{program}\n{problem.setup}\n" if problem.setup else program
 
 
 def _human_eval(

@@ -35,6 +35,7 @@ class Problem:
         question: what a chat model is asked (--chat).
         solution: the file's own answer, where it has one.
         test: the task's own tests, as its file has them.
+        setup: what has to run between the answer and the tests.
         entry_point: the function that they call, where the file names it.
     """
 
@@ -45,6 +46,7 @@ class Problem:
     question: str = ""
     solution: str | None = None
     test: str = ""
+    setup: str = ""
     entry_point: str = ""
 
 

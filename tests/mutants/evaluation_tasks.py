@@ -49,8 +49,8 @@ MUTANTS = [
     Mutant(
         name="MBPP's set-up stands in front of the answer",
         file=f"{_TASKS}/mbpp.py",
-        old='f"{answer}\\n{problem.test}\\n"',
-        new='f"{problem.test}\\n{answer}\\n"',
+        old='f"{answer}\\n{problem.setup}\\n{problem.test}\\n"',
+        new='f"{problem.setup}\\n{answer}\\n{problem.test}\\n"',
         tests=(f"{_PROGRAMS}::test_mbpp",),
     ),
     Mutant(

@@ -56,18 +56,19 @@ class MBPP:
                 stops=("[DONE]",),
                 question=task_question(record["text"], record["test_list"]),
                 solution=record["code"],
-                test="\n".join([record["test_setup_code"], *record["test_list"]]),
+                test="\n".join(record["test_list"]),
+                setup=record["test_setup_code"],
             )
             for record in chosen
         ]
 
     def program(self, problem: Problem, answer: str) -> Program:
         """Answer, set-up of the tests, tests. The set-up of one task (367) uses the class that the answer defines."""
-        return Program(self.language, f"{answer}\n{problem.test}\n")
+        return Program(self.language, f"{answer}\n{problem.setup}\n{problem.test}\n")
 
     def answer_of_chat(self, problem: Problem, message: str) -> str:
         """The code that defines what the tests call."""
-        return defining_any(message, problem.test)
+        return defining_any(message, f"{problem.setup}\n{problem.test}")
 
 
 def _unix_lines(record: Record) -> Record:

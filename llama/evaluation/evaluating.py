@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from .. import __version__
 from ..printable import tell
 from ..terminal.progress import Progress
+from . import paper
 from .asking import (
     Generator,
     Header,
@@ -131,7 +132,7 @@ def _settings(
     """The checked settings, with defaults filled in. Raises EvaluationError."""
     n = checked_integer("n", n)
     if temperature is None:
-        temperature = 0.0 if n == 1 else 0.8
+        temperature = 0.0 if n == 1 else paper.TEMPERATURE
     if order is None:
         order = "psm" if task.is_infilling else "plain"
     settings = Settings(

@@ -13,9 +13,6 @@ from .statistics import Estimate, estimate, pass_at_k
 
 __all__ = ["OrderFigures", "figures_of", "paper_differs"]
 
-# How the paper came to its pass@k: see `paper.PROTOCOL`.
-_PAPER_TEMPERATURE, _PAPER_TOP_P, _PAPER_SAMPLES = 0.8, 0.95, 200
-
 
 @dataclass(frozen=True)
 class OrderFigures:
@@ -108,10 +105,10 @@ def paper_differs(k: int, settings: Settings) -> str:
     if k == 1:
         return "" if settings.temperature == 0 else "greedy"
     parts = []
-    if settings.temperature != _PAPER_TEMPERATURE:
-        parts.append(f"temperature {_PAPER_TEMPERATURE}")
-    if settings.top_p != _PAPER_TOP_P:
-        parts.append(f"top-p {_PAPER_TOP_P}")
-    if settings.n != _PAPER_SAMPLES:
-        parts.append(f"{_PAPER_SAMPLES} samples")
+    if settings.temperature != paper.TEMPERATURE:
+        parts.append(f"temperature {paper.TEMPERATURE}")
+    if settings.top_p != paper.TOP_P:
+        parts.append(f"top-p {paper.TOP_P}")
+    if settings.n != paper.SAMPLES:
+        parts.append(f"{paper.SAMPLES} samples")
     return ", ".join(parts)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from .problem import Order
 
-__all__ = ["PROTOCOL", "published"]
+__all__ = ["PROTOCOL", "SAMPLES", "TEMPERATURE", "TOP_P", "published"]
 
+# Of pass@10 and pass@100.
+TEMPERATURE, TOP_P, SAMPLES = 0.8, 0.95, 200
 PROTOCOL = (
-    "Paper: arXiv 2308.12950v3. pass@1 greedy; pass@10 and pass@100 from 200 samples at temperature 0.8, top-p 0.95;"
-    " MBPP after three examples. It gives neither stop strings nor a limit of tokens."
+    f"Paper: arXiv 2308.12950v3. pass@1 greedy; pass@10 and pass@100 from {SAMPLES} samples at temperature"
+    f" {TEMPERATURE}, top-p {TOP_P}; MBPP after three examples. It gives neither stop strings nor a limit of tokens."
 )
 
 # HumanEval at 1, 10, 100; MBPP at 1, 10, 100. In percent, as are all below.

@@ -42,7 +42,7 @@ MUTANTS = [
     Mutant(
         name="the paper's number of samples is not told",
         file="llama/evaluation/figures.py",
-        old='        parts.append(f"{_PAPER_SAMPLES} samples")',
+        old='        parts.append(f"{paper.SAMPLES} samples")',
         new="        pass",
         tests=(f"{_REPORT}::test_where_the_papers_protocol_differs_it_stands_beside_its_figure",),
     ),

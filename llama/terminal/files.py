@@ -105,9 +105,8 @@ def write_atomically(path: Path, content: bytes, *, expected: bytes | None = Non
             _check_unchanged(path, expected)
         os.replace(name, path)
     except BaseException as error:
-        if (
-            isinstance(error, OSError) and error.filename is None
-        ):  # a write's own error does not say of which file
+        # A write's own error does not say of which file.
+        if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         with contextlib.suppress(OSError):
             os.unlink(name)

@@ -130,9 +130,8 @@ class _Content:
 
 def _read(path: Path, lines: BinaryIO) -> _Content:
     found = _Content(None, {}, 0)
-    if not _BEGIN.startswith(
-        lines.read(len(_BEGIN))
-    ):  # of another file not even a line is read: it may be huge
+    # Of another file not even a line is read: it may be huge.
+    if not _BEGIN.startswith(lines.read(len(_BEGIN))):
         raise EvaluationError(
             f"{path} does not begin with a header: it is not a file of samples that eval wrote; name another one"
         )

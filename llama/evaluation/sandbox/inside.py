@@ -111,10 +111,9 @@ def lock_up(plan: Plan) -> None:
     """Become the user that the job runs as, for good, and forbid what it must not do."""
     native.default_signals(SIGINT)  # of Python's handlers the one that would end this
     if sys.platform == "linux":
+        # Where memory runs out after all, the job goes first: the largest of its processes.
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write(
-                "1000"
-            )  # where memory runs out after all, the job goes first: the largest of its processes
+            file.write("1000")
     if plan.uid is not None:
         os.setgroups([])
         os.setresgid(plan.uid, plan.uid, plan.uid)

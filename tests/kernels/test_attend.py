@@ -29,7 +29,7 @@ def oracle(
     return torch.einsum("hts,shd->thd", weights, v), torch.einsum("hts,shd->thd", weights, v.abs())
 
 
-def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str = "compiled") -> None:
+def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str = "level") -> None:
     length = before + count
     k, v = random(length, kv_heads, dim, seed=1, scale=2), random(length, kv_heads, dim, seed=2)
     query = random(count, heads, dim, seed=3, scale=2)
@@ -66,31 +66,29 @@ def test_a_chunk_behind_a_prefix(
     check(before, count, heads, kv_heads, dim, way)
 
 
-@pytest.mark.usefixtures("compiled")
-def test_the_compiled_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One query, several, and none of them where the heads are too large or of no whole vector."""
+@pytest.mark.usefixtures("level")
+def test_the_compiled_kernel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one query and several; not where several heads are too large, nor where they are of no whole vector."""
     taken: list[str] = []
-    for name in ("decode_attention", "chunk_attention"):
-        kernel = getattr(native, name)
-        monkeypatch.setattr(
-            native, name, lambda *args, name=name, kernel=kernel: (taken.append(name), kernel(*args))[1]
-        )
+    kernel = native.attention
+    monkeypatch.setattr(native, "attention", lambda *args: (taken.append("taken"), kernel(*args))[1])
     for count, dim in ((1, 32), (2, 32), (1, 288), (2, 256), (2, 288), (1, 24), (2, 24)):
         check(3, count, 2, 1, dim)
         taken.append("|")
-    assert "".join(taken) == "decode_attention|chunk_attention|decode_attention|chunk_attention||||"
+    assert "".join(taken) == "taken|taken|taken|taken||||"
 
 
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("level")
 def test_a_chunk_does_not_depend_on_the_number_of_threads() -> None:
     """Which decides how many queries share a pass."""
     keys, values, query = random(2, 250, 64, seed=1), random(2, 250, 64, seed=2), random(150, 4, 64, seed=3)
+    k, v = random(150, 2, 64, seed=4), random(150, 2, 64, seed=5)
     found = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            found.append(native.chunk_attention(query, keys, values, 100))
+            found.append(native.attention(query, k, v, keys, values, 100))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(each, found[0]) for each in found)
@@ -109,10 +107,11 @@ def test_scores_of_any_size(place: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value"])
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("level")
 def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
     {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
-    out = native.chunk_attention(q.bfloat16(), keys.bfloat16(), values.bfloat16(), 30)
+    new = torch.randn(4, 2, 32).bfloat16()
+    out = native.attention(q.bfloat16(), new, new, keys.bfloat16(), values.bfloat16(), 30)
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected

@@ -17,7 +17,7 @@ from llama.kernels import fused
 from llama.kv_cache import BatchCache, KVCache
 from llama.model import FeedForward, ModelArgs, Transformer
 
-pytestmark = pytest.mark.usefixtures("compiled")
+pytestmark = pytest.mark.usefixtures("level")
 PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
 MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 48}
 VOCAB = 99

@@ -20,23 +20,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cpu_levels import NEEDS, runs
 
 __all__ = ["LACKING", "Skips", "allowed"]
 
 
 def _no_compiled_kernels() -> bool:
-    """setup.py compiles on Linux on x86-64 only, and needs a C compiler."""
+    """setup.py compiles on Linux and macOS, for two kinds of CPU, and needs a C compiler."""
     compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    return not _linux_on_x86() or shutil.which(compiler.split()[0]) is None
+    return not _has_levels() or shutil.which(compiler.split()[0]) is None
 
 
-def _no_bfloat16_kernels() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return _no_compiled_kernels() or "avx512_bf16" not in cpuinfo.read_text()
-
-
-def _linux_on_x86() -> bool:
-    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+def _has_levels() -> bool:
+    known = ("x86_64", "AMD64", "aarch64", "arm64")
+    return sys.platform in ("linux", "darwin") and platform.machine() in known
 
 
 def _no_cuda() -> bool:
@@ -91,9 +88,9 @@ def _only_the_test_can_tell() -> bool:
 LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
-    r".*(no AVX512-BF16|no compiled kernels|kernels were not built).*": _no_bfloat16_kernels,
+    **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
     r"needs the compiled file": _no_compiled_kernels,
-    r"kernels are compiled for Linux on x86-64 only": lambda: not _linux_on_x86(),
+    r"kernels are compiled for x86-64 and aarch64 only": lambda: not _has_levels(),
     r"this build or CPU may rightly decline": _no_mkldnn_packing,
     r"this torch has no flash kernel for the CPU": _no_flash_attention_on_cpu,
     r"needs Linux's /proc": lambda: not Path("/proc/self/status").exists(),

@@ -1,0 +1,264 @@
+/* The laws of csrc/ at one level, for CPUs that this machine has to emulate and for vectors that none has: compiled
+ * with the sources and run by test_levels.py. Prints a number for the results of each dtype, which must be the same
+ * on all levels, but for bfloat16 where there are instructions for pairs. */
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "attention.h"
+#include "matrix.h"
+#include "norms.h"
+
+void llama_pack(const matrix_t *, const void *, long, long, long, long, long, long);
+long llama_linear_space(const matrix_t *, long, long);
+void llama_linear(const matrix_t *, const void *, void *, void *, long, long, long);
+void llama_attend(const void *, const void *, const void *, void *, void *, void *, float *, long, long, long, long, long,
+                  long, long, float, long, long);
+
+static uint64_t state = 1, hash;
+
+static uint32_t draw(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 33);
+}
+
+static float uniform(void) { return (float)(draw() & 0xffff) / 32768 - 1; }
+
+static void check(int holds, const char *what) {
+    if (holds) return;
+    printf("%s does not hold\n", what);
+    exit(1);
+}
+
+static void remember(const void *p, long bytes) {
+    for (long i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
+}
+
+/* ---- one number, without vectors ---- */
+
+static float float_of(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static uint32_t bits_of(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+
+static uint16_t nearest_bf16(float f) {
+    const uint32_t bits = bits_of(f);
+    return (uint16_t)(f != f ? (bits | 0x400000) >> 16 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+/* Halves below 2^-14 are subnormal: multiples of 2^-24. */
+static float half_of(uint16_t h) {
+    const int exponent = h >> 10 & 31, fraction = h & 1023;
+    const float size = exponent ? ldexpf(1024 + (float)fraction, exponent - 25) : ldexpf((float)fraction, -24);
+    return exponent == 31 ? fraction ? NAN : h >> 15 ? -INFINITY : INFINITY : h >> 15 ? -size : size;
+}
+
+static double number(const void *p, long i, int dtype) {
+    if (dtype == F32) return ((const float *)p)[i];
+    const uint16_t h = ((const uint16_t *)p)[i];
+    return dtype == F16 ? half_of(h) : float_of((uint32_t)h << 16);
+}
+
+static void *numbers(long count, int dtype) {
+    char *p = aligned_alloc(64, (count * size_of(dtype) + 127) / 64 * 64);
+    for (long i = 0; i < count; i++) {
+        vf v = broadcast(uniform());
+        char one[4 * LANES];
+        dtype == F32 ? store(one, v) : dtype == F16 ? narrow_f16(one, v) : narrow_bf16(one, v);
+        memcpy(p + i * size_of(dtype), one, size_of(dtype));
+    }
+    return p;
+}
+
+static double precision(int dtype) { return dtype == F32 ? 0x1p-18 : dtype == F16 ? 0x1p-10 : 0x1p-8; }
+
+/* ---- vectors.h ---- */
+
+static void check_conversions(void) {
+    for (uint32_t h = 0; h < 0x10000; h++) {
+        uint16_t one[LANES], back[LANES];
+        for (int i = 0; i < LANES; i++) one[i] = (uint16_t)h;
+        const vf half = widen_f16(one), brain = widen_bf16(one);
+        const float exact = half_of((uint16_t)h);
+        check(half[LANES - 1] == exact || (exact != exact && half[0] != half[0]), "half to float");
+        check(bits_of(brain[LANES - 1]) == h << 16, "bfloat16 to float");
+        narrow_f16(back, half);
+        check(back[0] == h || exact != exact, "float to half");
+    }
+    for (long i = 0; i < 200000; i++) {
+        vf v;
+        for (int j = 0; j < LANES; j++) {
+            /* Bits of any kind; subnormal numbers may become 0. */
+            uint32_t bits = draw() << 1 ^ draw();
+            if (!(bits & 0x7f800000)) bits = 0;
+            if (i % 8 == 0) bits |= 0x7f800000;
+            v[j] = float_of(bits);
+        }
+        uint16_t narrow[LANES];
+        narrow_bf16(narrow, v);
+        const vf same = rounded_bf16(v);
+        for (int j = 0; j < LANES; j++) {
+            check(narrow[j] == nearest_bf16(v[j]), "float to bfloat16");
+            check(bits_of(same[j]) >> 16 == narrow[j], "bfloat16 as float");
+            check(upper_bf16(v)[j] >> 16 == narrow[j], "the upper half of a float");
+        }
+    }
+}
+
+static void check_arithmetic(void) {
+    for (long i = 0; i < 100000; i++) {
+        vf a, b, c;
+        for (int j = 0; j < LANES; j++) a[j] = uniform(), b[j] = uniform(), c[j] = uniform();
+        const vf r = fma_of(a, b, c), e = exponential(a * 50 - 50);
+        for (int j = 0; j < LANES; j++) {
+            check(r[j] == fmaf(a[j], b[j], c[j]), "fma");
+            const double x = (double)(a[j] * 50 - 50), exact = exp(x);
+            check(x < -87 ? e[j] == 0 : fabs(e[j] - exact) <= 4e-7 * exact, "e^x");
+        }
+        vf part[VECTORS];
+        float all[GROUP];
+        for (int j = 0; j < GROUP; j++) all[j] = uniform();
+        memcpy(part, all, sizeof(all));
+        const float total = total_of(part);
+        for (int n = 8; n; n /= 2)
+            for (int j = 0; j < n; j++) all[j] += all[j + n];
+        check(total == all[0], "the sum of 16 parts");
+    }
+    check(exponential(broadcast(-INFINITY))[0] == 0 && exponential(broadcast(0))[0] == 1, "e^x at its ends");
+    const vf nan = exponential(broadcast(NAN));
+    check(nan[0] != nan[0], "e^NaN");
+}
+
+/* The instruction rounds by rules of its own: to within a few units of the greatest number that it adds. */
+static void check_pairs(void) {
+    for (long i = 0; i < 100000; i++) {
+        vu a, b;
+        vf sum;
+        for (int j = 0; j < LANES; j++) {
+            a[j] = nearest_bf16(uniform()) | (uint32_t)nearest_bf16(uniform()) << 16;
+            b[j] = nearest_bf16(uniform()) | (uint32_t)nearest_bf16(uniform()) << 16;
+            sum[j] = uniform();
+        }
+        const vf r = dot_pairs(sum, a, b);
+        for (int j = 0; j < LANES; j++) {
+            const float a0 = float_of(a[j] << 16), b0 = float_of(b[j] << 16);
+            const float a1 = float_of(a[j] & 0xffff0000u), b1 = float_of(b[j] & 0xffff0000u);
+            const float plain = fmaf(a1, b1, fmaf(a0, b0, sum[j])), size = fabsf(sum[j]) + fabsf(a0 * b0) + fabsf(a1 * b1);
+            check(DOTS ? fabsf(r[j] - plain) <= 0x1p-22f * size : r[j] == plain, "the product of pairs");
+        }
+    }
+}
+
+/* ---- operators ---- */
+
+static void check_linear(int format, int dtype, long out, long in, long rows) {
+    const long size = ((out + 15) / 16 * 16) * ((in + 1) / 2 * 2) * 4;
+    void *w = numbers(out * in, format), *x = numbers(rows * in, dtype), *packed = aligned_alloc(64, size);
+    void *y = malloc(rows * out * 4), *alone = malloc(out * 4), *threads = malloc(rows * out * 4);
+    const matrix_t m = {format, out, in, packed, 0, 0, 0};
+    llama_pack(&m, w, in, 0, 0, out, in, 2);
+    void *space = malloc(llama_linear_space(&m, rows, dtype) + 1);
+    llama_linear(&m, x, y, space, rows, dtype, 1);
+    for (long r = 0; r < rows; r++)
+        for (long o = 0; o < out; o++) {
+            double exact = 0, sum = 0;
+            for (long k = 0; k < in; k++) {
+                const double product = number(w, o * in + k, format) * number(x, r * in + k, dtype);
+                exact += product, sum += fabs(product);
+            }
+            check(fabs(number(y, r * out + o, dtype) - exact) <= precision(dtype) * sum, "y = x W^T");
+        }
+    const long last = rows - 1;
+    llama_linear(&m, at(x, last * in, dtype), alone, space, 1, dtype, 1);
+    check(!memcmp(alone, at(y, last * out, dtype), out * size_of(dtype)), "a row alone = the same row among others");
+    llama_linear(&m, x, threads, space, rows, dtype, 3);
+    check(!memcmp(threads, y, rows * out * size_of(dtype)), "1 = 3 threads");
+    remember(y, rows * out * size_of(dtype));
+    free(w), free(x), free(packed), free(y), free(alone), free(threads), free(space);
+}
+
+static void check_norm_and_rotation(int dtype, long n) {
+    void *x = numbers(n, dtype), *weight = numbers(n, dtype), *y = malloc(n * 4);
+    float *table = numbers(n, F32);
+    norm_row(dtype, x, weight, y, n, 1e-5f);
+    double squares = 0;
+    for (long i = 0; i < n; i++) squares += number(x, i, dtype) * number(x, i, dtype);
+    for (long i = 0; i < n; i++) {
+        const double exact = number(x, i, dtype) / sqrt(squares / n + 1e-5) * number(weight, i, dtype);
+        check(fabs(number(y, i, dtype) - exact) <= 2 * precision(dtype) * fabs(exact), "the norm");
+    }
+    remember(y, n * size_of(dtype));
+    memcpy(y, x, (size_t)(n * size_of(dtype)));
+    rotate_row(dtype, y, table, 1, n);
+    for (long i = 0; i < n; i += 2) {
+        const double a = number(x, i, dtype), b = number(x, i + 1, dtype), c = table[i], s = table[i + 1];
+        const double most = (fabs(a) + fabs(b)) * precision(dtype);
+        check(fabs(number(y, i, dtype) - (a * c - b * s)) <= most, "the rotation of even numbers");
+        check(fabs(number(y, i + 1, dtype) - (b * c + a * s)) <= most, "the rotation of odd numbers");
+    }
+    remember(y, n * size_of(dtype));
+    free(x), free(weight), free(y), free(table);
+}
+
+static void check_attention(int dtype, long heads, long kv_heads, long dim, long count, long start) {
+    const long length = start + count, capacity = length + 3, query = heads * dim, key = kv_heads * dim;
+    void *q = numbers(count * query, dtype), *k = numbers(count * key, dtype), *v = numbers(count * key, dtype);
+    void *keys = numbers(kv_heads * capacity * dim, dtype), *values = numbers(kv_heads * capacity * dim, dtype);
+    void *y = malloc(count * query * 4), *threads = malloc(count * query * 4);
+    float *score = malloc(3 * (length + 16) * 4);
+    llama_attend(q, k, v, keys, values, threads, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f,
+                 dtype, 3);
+    llama_attend(q, k, v, keys, values, y, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f, dtype,
+                 1);
+    check(!memcmp(y, threads, count * query * size_of(dtype)), "attention on 1 = 3 threads");
+    for (long t = 0; t < count; t++)
+        for (long h = 0; h < heads; h++) {
+            double weights[512], top = -1e300, total = 0;
+            const long cache = h / (heads / kv_heads) * capacity * dim;
+            for (long s = 0; s <= start + t; s++) {
+                weights[s] = 0;
+                for (long i = 0; i < dim; i++)
+                    weights[s] += number(q, (t * heads + h) * dim + i, dtype) * number(keys, cache + s * dim + i, dtype) / 8;
+                top = fmax(top, weights[s]);
+            }
+            for (long s = 0; s <= start + t; s++) total += weights[s] = exp(weights[s] - top);
+            for (long i = 0; i < dim; i++) {
+                double exact = 0;
+                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * number(values, cache + s * dim + i, dtype);
+                const double got = number(y, (t * heads + h) * dim + i, dtype);
+                check(fabs(got - exact) <= 2 * precision(dtype), "attention");
+            }
+        }
+    remember(y, count * query * size_of(dtype));
+    free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(score);
+}
+
+int main(void) {
+    check_conversions();
+    check_arithmetic();
+    check_pairs();
+    for (int dtype = F32; dtype <= BF16; dtype++) {
+        state = 7;
+        for (long rows = 1; rows <= 14; rows++) check_linear(dtype, dtype, 16 * rows + rows % 3, 30 + rows, rows);
+        check_linear(dtype, dtype, 1, 1, 1);
+        check_linear(dtype, dtype, 130, 2100, 13);
+        check_linear(dtype, dtype, 20, 64, 140);
+        check_linear((dtype + 1) % 3, dtype == BF16 ? F16 : dtype, 70, 45, 9);
+        for (long n = 16; n <= 64; n += 16) check_norm_and_rotation(dtype, n);
+        check_attention(dtype, 4, 2, 64, 1, 70);
+        check_attention(dtype, 2, 2, 96, 2, 33);
+        check_attention(dtype, 4, 1, 32, 1, 130);
+        check_attention(dtype, 6, 2, 64, 23, 61);
+        printf("%016llx\n", (unsigned long long)hash);
+        hash = 0;
+    }
+    return 0;
+}

@@ -55,7 +55,8 @@ class WeightFormat(NamedTuple):
     """A packed form of a weight (out, in), and its kernel. The kernels check nothing; `linear` does.
 
     Attributes:
-        dtypes: of packed weights that the kernel multiplies.
+        dtypes: of weights that can be packed.
+        multiplies: whether the kernel takes a packed weight as it is now.
         columns: of a packed tensor's weight.
         pack: plain weight -> packed weight, which shares no memory with it.
         unpack: (packed, out) -> the plain weight, contiguous.
@@ -63,6 +64,7 @@ class WeightFormat(NamedTuple):
     """
 
     dtypes: tuple[torch.dtype, ...]
+    multiplies: Callable[[torch.Tensor], bool]
     columns: Callable[[torch.Tensor], int]
     pack: Callable[[torch.Tensor], torch.Tensor]
     unpack: Callable[[torch.Tensor, int], torch.Tensor]
@@ -112,9 +114,16 @@ def _onednn_columns(packed: torch.Tensor) -> int:
     return packed.shape[1]
 
 
-BLOCKED = WeightFormat(tuple(native.DTYPES), _blocked_columns, native.pack, native.unpack, native.linear)
+def _onednn_multiplies(packed: torch.Tensor) -> bool:
+    return packed.dtype in _ONEDNN_DTYPES
+
+
+_ONEDNN_DTYPES = (torch.bfloat16, torch.float32)
+BLOCKED = WeightFormat(
+    *(tuple(native.DTYPES), native.is_packed, _blocked_columns, native.pack, native.unpack, native.linear)
+)
 ONEDNN = WeightFormat(
-    (torch.bfloat16, torch.float32), _onednn_columns, _onednn_pack, _onednn_unpack, _onednn_linear
+    *(_ONEDNN_DTYPES, _onednn_multiplies, _onednn_columns, _onednn_pack, _onednn_unpack, _onednn_linear)
 )
 
 
@@ -135,7 +144,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out_features: int) -> torch.Te
         return F.linear(x, weight)
     if (
         x.dtype != weight.dtype
-        or weight.dtype not in stored.dtypes  # it was cast since
+        or not stored.multiplies(weight)  # it was cast since
         or x.shape[-1] != stored.columns(weight)
         or not x.is_cpu
         or (x.requires_grad and torch.is_grad_enabled())

@@ -23,6 +23,7 @@ __all__ = [
     "available",
     "can_pack_block",
     "draw",
+    "is_packed",
     "kernels",
     "linear",
     "log_probabilities",
@@ -87,6 +88,11 @@ def packed_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int,
     """The shape in which a weight (rows, columns) is packed: groups of 16 outputs, steps of inputs."""
     step = _STEP[dtype]
     return -(-rows // LANES), -(-columns // step), LANES, step
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether `linear` takes this packed weight. One that was cast since may lie otherwise than its dtype does."""
+    return weight.dtype in DTYPES and weight.shape[2:] == (LANES, _STEP[weight.dtype])
 
 
 def can_pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int, rows: int) -> bool:

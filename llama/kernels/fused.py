@@ -100,7 +100,9 @@ class FusedLayers:
         dtypes = {layer[i].dtype for layer in layers for i in _NORMS}
         fits = (
             all(w.is_cpu and w.is_contiguous() for w in weights)
-            and all(_is_stored(w, size) for layer in layers for w, size in zip(layer, self._sizes, strict=True))
+            and all(
+                _is_stored(w, size) for layer in layers for w, size in zip(layer, self._sizes, strict=True)
+            )
             and len(dtypes) == 1
             and self._shape.head_dim % 32 == self._shape.hidden % 2 == 0
         )

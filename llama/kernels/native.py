@@ -118,7 +118,13 @@ def _pack(block: torch.Tensor, whole: Matrix, row: int, column: int) -> None:
     library = kernels()
     assert library is not None
     library.llama_pack(
-        ctypes.byref(whole), block.data_ptr(), block.stride(0), row, column, *block.shape, torch.get_num_threads()
+        ctypes.byref(whole),
+        block.data_ptr(),
+        block.stride(0),
+        row,
+        column,
+        *block.shape,
+        torch.get_num_threads(),
     )
 
 

@@ -2,13 +2,10 @@
  * with the sources and run by test_levels.py. Prints a number for the results of each dtype, which must be the same
  * on all levels, but for bfloat16 where there are instructions for pairs. */
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "attention.h"
 #include "matrix.h"
 #include "norms.h"
+#include "one_number.h"
 
 void llama_pack(const matrix_t *, const void *, long, long, long, long, long, long);
 long llama_linear_space(const matrix_t *, long, long);
@@ -16,49 +13,10 @@ void llama_linear(const matrix_t *, const void *, void *, void *, long, long, lo
 void llama_attend(const void *, const void *, const void *, void *, void *, void *, float *, long, long, long, long, long,
                   long, long, float, long, long);
 
-static uint64_t state = 1, hash;
-
-static uint32_t draw(void) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33);
-}
-
-static float uniform(void) { return (float)(draw() & 0xffff) / 32768 - 1; }
-
-static void check(int holds, const char *what) {
-    if (holds) return;
-    printf("%s does not hold\n", what);
-    exit(1);
-}
+static uint64_t hash;
 
 static void remember(const void *p, long bytes) {
     for (long i = 0; i < bytes; i++) hash = (hash ^ ((const unsigned char *)p)[i]) * 1099511628211u;
-}
-
-/* ---- one number, without vectors ---- */
-
-static float float_of(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, 4);
-    return f;
-}
-
-static uint32_t bits_of(float f) {
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    return bits;
-}
-
-static uint16_t nearest_bf16(float f) {
-    const uint32_t bits = bits_of(f);
-    return (uint16_t)(f != f ? (bits | 0x400000) >> 16 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* Halves below 2^-14 are subnormal: multiples of 2^-24. */
-static float half_of(uint16_t h) {
-    const int exponent = h >> 10 & 31, fraction = h & 1023;
-    const float size = exponent ? ldexpf(1024 + (float)fraction, exponent - 25) : ldexpf((float)fraction, -24);
-    return exponent == 31 ? fraction ? NAN : h >> 15 ? -INFINITY : INFINITY : h >> 15 ? -size : size;
 }
 
 static double number(const void *p, long i, int dtype) {
@@ -79,85 +37,6 @@ static void *numbers(long count, int dtype) {
 }
 
 static double precision(int dtype) { return dtype == F32 ? 0x1p-18 : dtype == F16 ? 0x1p-10 : 0x1p-8; }
-
-/* ---- vectors.h ---- */
-
-static void check_conversions(void) {
-    for (uint32_t h = 0; h < 0x10000; h++) {
-        uint16_t one[LANES], back[LANES];
-        for (int i = 0; i < LANES; i++) one[i] = (uint16_t)h;
-        const vf half = widen_f16(one), brain = widen_bf16(one);
-        const float exact = half_of((uint16_t)h);
-        check(half[LANES - 1] == exact || (exact != exact && half[0] != half[0]), "half to float");
-        check(bits_of(brain[LANES - 1]) == h << 16, "bfloat16 to float");
-        narrow_f16(back, half);
-        check(back[0] == h || exact != exact, "float to half");
-    }
-    for (long i = 0; i < 200000; i++) {
-        vf v;
-        for (int j = 0; j < LANES; j++) {
-            /* Bits of any kind; subnormal numbers may become 0. */
-            uint32_t bits = draw() << 1 ^ draw();
-            if (!(bits & 0x7f800000)) bits = 0;
-            if (i % 8 == 0) bits |= 0x7f800000;
-            v[j] = float_of(bits);
-        }
-        uint16_t narrow[LANES];
-        narrow_bf16(narrow, v);
-        const vf same = rounded_bf16(v);
-        for (int j = 0; j < LANES; j++) {
-            check(narrow[j] == nearest_bf16(v[j]), "float to bfloat16");
-            check(bits_of(same[j]) >> 16 == narrow[j], "bfloat16 as float");
-            check(upper_bf16(v)[j] >> 16 == narrow[j], "the upper half of a float");
-        }
-    }
-}
-
-static void check_arithmetic(void) {
-    for (long i = 0; i < 100000; i++) {
-        vf a, b, c;
-        for (int j = 0; j < LANES; j++) a[j] = uniform(), b[j] = uniform(), c[j] = uniform();
-        const vf r = fma_of(a, b, c), e = exponential(a * 50 - 50);
-        for (int j = 0; j < LANES; j++) {
-            check(r[j] == fmaf(a[j], b[j], c[j]), "fma");
-            const double x = (double)(a[j] * 50 - 50), exact = exp(x);
-            check(x < -87 ? e[j] == 0 : fabs(e[j] - exact) <= 4e-7 * exact, "e^x");
-        }
-        vf part[VECTORS];
-        float all[GROUP];
-        for (int j = 0; j < GROUP; j++) all[j] = uniform();
-        memcpy(part, all, sizeof(all));
-        const float total = total_of(part);
-        for (int n = 8; n; n /= 2)
-            for (int j = 0; j < n; j++) all[j] += all[j + n];
-        check(total == all[0], "the sum of 16 parts");
-    }
-    check(exponential(broadcast(-INFINITY))[0] == 0 && exponential(broadcast(0))[0] == 1, "e^x at its ends");
-    const vf nan = exponential(broadcast(NAN));
-    check(nan[0] != nan[0], "e^NaN");
-}
-
-/* The instruction rounds by rules of its own: to within a few units of the greatest number that it adds. */
-static void check_pairs(void) {
-    for (long i = 0; i < 100000; i++) {
-        vu a, b;
-        vf sum;
-        for (int j = 0; j < LANES; j++) {
-            a[j] = nearest_bf16(uniform()) | (uint32_t)nearest_bf16(uniform()) << 16;
-            b[j] = nearest_bf16(uniform()) | (uint32_t)nearest_bf16(uniform()) << 16;
-            sum[j] = uniform();
-        }
-        const vf r = dot_pairs(sum, a, b);
-        for (int j = 0; j < LANES; j++) {
-            const float a0 = float_of(a[j] << 16), b0 = float_of(b[j] << 16);
-            const float a1 = float_of(a[j] & 0xffff0000u), b1 = float_of(b[j] & 0xffff0000u);
-            const float plain = fmaf(a1, b1, fmaf(a0, b0, sum[j])), size = fabsf(sum[j]) + fabsf(a0 * b0) + fabsf(a1 * b1);
-            check(DOTS ? fabsf(r[j] - plain) <= 0x1p-22f * size : r[j] == plain, "the product of pairs");
-        }
-    }
-}
-
-/* ---- operators ---- */
 
 static void check_linear(int format, int dtype, long out, long in, long rows) {
     const long size = ((out + 15) / 16 * 16) * ((in + 1) / 2 * 2) * 4;
@@ -196,7 +75,7 @@ static void check_norm_and_rotation(int dtype, long n) {
         check(fabs(number(y, i, dtype) - exact) <= 2 * precision(dtype) * fabs(exact), "the norm");
     }
     remember(y, n * size_of(dtype));
-    memcpy(y, x, (size_t)(n * size_of(dtype)));
+    memcpy(y, x, n * size_of(dtype));
     rotate_row(dtype, y, table, 1, n);
     for (long i = 0; i < n; i += 2) {
         const double a = number(x, i, dtype), b = number(x, i + 1, dtype), c = table[i], s = table[i + 1];
@@ -242,9 +121,6 @@ static void check_attention(int dtype, long heads, long kv_heads, long dim, long
 }
 
 int main(void) {
-    check_conversions();
-    check_arithmetic();
-    check_pairs();
     for (int dtype = F32; dtype <= BF16; dtype++) {
         state = 7;
         for (long rows = 1; rows <= 14; rows++) check_linear(dtype, dtype, 16 * rows + rows % 3, 30 + rows, rows);

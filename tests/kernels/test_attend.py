@@ -12,8 +12,15 @@ from llama.kernels.attention import attend
 HEADS = [(4, 4, 32), (8, 2, 64), (6, 2, 128), (2, 1, 256), (2, 1, 288), (4, 2, 24)]
 
 
-def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# Of the result and of a weight, relative to the values.
+PRECISION = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 2**-16}
+
+
+def random(
+    *shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
 def oracle(
@@ -29,21 +36,30 @@ def oracle(
     return torch.einsum("hts,shd->thd", weights, v), torch.einsum("hts,shd->thd", weights, v.abs())
 
 
-def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str = "level") -> None:
+def check(
+    before: int,
+    count: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    way: str = "level",
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     length = before + count
-    k, v = random(length, kv_heads, dim, seed=1, scale=2), random(length, kv_heads, dim, seed=2)
-    query = random(count, heads, dim, seed=3, scale=2)
+    k = random(length, kv_heads, dim, seed=1, scale=2, dtype=dtype)
+    v = random(length, kv_heads, dim, seed=2, dtype=dtype)
+    query = random(count, heads, dim, seed=3, scale=2, dtype=dtype)
     # Behind the complete positions there may be anything, and so there may behind the new ones.
-    stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=torch.bfloat16) for _ in range(2)]
+    stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=dtype) for _ in range(2)]
     for store, x in zip(stores, (k, v), strict=True):
         store[:, :before] = x[:before].transpose(0, 1)
     out = attend(query, k[before:], v[before:], *stores, before)
 
     exact, size = oracle(query, k, v)
     assert out.shape == query.shape
-    # PyTorch's way for a chunk joins two results by a share, all three rounded to bfloat16.
+    # PyTorch's way for a chunk joins two results by a share, all three rounded to the dtype.
     joined = way == "plain" or dim not in (32, 64, 128, 256)
-    tolerance = 2**-7 * size + (2**-7 * v.abs().max().double() if joined else 1e-6)
+    tolerance = PRECISION[dtype] * (size + v.abs().max().double() * joined) + 1e-6
     assert ((out.double() - exact).abs() <= tolerance).all()
     for store, x in zip(stores, (k, v), strict=True):
         assert torch.equal(store[:, :length], x.transpose(0, 1))
@@ -52,18 +68,20 @@ def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 33, 500])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
-def test_one_token(way: str, length: int, heads: int, kv_heads: int, dim: int) -> None:
-    check(length - 1, 1, heads, kv_heads, dim, way)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_token(way: str, length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    check(length - 1, 1, heads, kv_heads, dim, way, dtype)
 
 
 @pytest.mark.parametrize(
     ("before", "count"), [(0, 2), (0, 70), (1, 3), (61, 5), (64, 16), (130, 17), (500, 40), (3, 300)]
 )
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_chunk_behind_a_prefix(
-    way: str, before: int, count: int, heads: int, kv_heads: int, dim: int
+    way: str, before: int, count: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
 ) -> None:
-    check(before, count, heads, kv_heads, dim, way)
+    check(before, count, heads, kv_heads, dim, way, dtype)
 
 
 @pytest.mark.usefixtures("level")

@@ -22,7 +22,9 @@ def _settings_are_left_alone():
     assert settings() == before
 
 
-at_each_level = pytest.mark.usefixtures("way")  # csrc/linear.c at each level, and what there is without: oneDNN
+at_each_level = pytest.mark.usefixtures(
+    "way"
+)  # csrc/linear.c at each level, and what there is without: oneDNN
 
 without_kernels = pytest.mark.parametrize("way", ["plain"], indirect=True)
 

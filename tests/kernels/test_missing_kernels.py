@@ -32,7 +32,9 @@ def test_what_this_machine_could_compile_is_there() -> None:
 
 @where_they_are_compiled
 def test_the_levels_that_run_are_those_of_this_cpu() -> None:
-    assert [level.name for level in compiled.runnable()] == [level.name for level in here() if runs(level.name)]
+    assert [level.name for level in compiled.runnable()] == [
+        level.name for level in here() if runs(level.name)
+    ]
 
 
 @where_they_are_compiled

@@ -153,7 +153,10 @@ def test_a_weight_comes_back_bit_for_bit(shape: tuple[int, int], dtype: torch.dt
 
 
 def test_blocks_that_cannot_be_packed() -> None:
-    packed, weight = torch.empty(native.packed_shape(40, 64, torch.bfloat16), dtype=torch.bfloat16), make(40, 64)
+    packed, weight = (
+        torch.empty(native.packed_shape(40, 64, torch.bfloat16), dtype=torch.bfloat16),
+        make(40, 64),
+    )
     for block, row, column in (
         (weight.float(), 0, 0),  # of another dtype
         (weight.T.contiguous().T, 0, 0),  # in another order

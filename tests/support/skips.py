@@ -122,7 +122,17 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
     r"this user may not make the namespaces of a sandbox": _no_sandbox_namespaces,
     r"bubblewrap 0\.7 or newer is not on this machine": _no_bubblewrap,
-    r"cc is not on this machine": _absent("cc"),
+    **{
+        f"{program} is not on this machine": _absent(program)
+        for program in (
+            "cc",
+            "gcc",
+            "objdump",
+            "aarch64-linux-gnu-gcc",
+            "aarch64-linux-gnu-objdump",
+            "qemu-aarch64",
+        )
+    },
     r"this machine has no such header of the kernel": _only_the_test_can_tell,
     r"this file system has no such names": _only_the_test_can_tell,
     r"this system does not exchange names": _only_the_test_can_tell,

@@ -108,6 +108,28 @@ def test_fused_layers_are_the_modules(
     as_good(fast, plain, exact)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sequence_is_the_same_alone_and_among_others(dtype: torch.dtype) -> None:
+    """Bit for bit, on any number of threads."""
+    model, lengths = made(PARAMS, dtype=dtype), [0, 40, 7, 100]
+    counts = [1, 5, 2, 20]  # few of them go one by one through attention, many in lanes
+    ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(9))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(model.hidden(ids, BatchCache(caches(model, lengths), counts)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    alone = [
+        model.hidden(part, BatchCache([cache], [len(part)]))
+        for part, cache in zip(ids.split(counts), caches(model, lengths), strict=True)
+    ]
+    assert torch.equal(torch.cat(alone), found[0])
+
+
 def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(PARAMS)
     taken: list[int] = []

@@ -88,8 +88,10 @@ def test_products_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> 
 
 
 def test_levels_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All levels pack alike; products too, but for those of bfloat16 where there is an instruction for pairs."""
+    """Of weights, norms and logits all levels; of products and attention all but in bfloat16, where there is an
+    instruction for pairs."""
     found: dict[object, list[torch.Tensor]] = {}
+    logits = make(3, 300, dtype=torch.float32)
     for name in LEVELS:
         if not runs(name):
             continue
@@ -101,6 +103,17 @@ def test_levels_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
                 found.setdefault((dtype, "packed"), []).append(packed)
                 pairs = dtype == torch.bfloat16 and name.endswith("bf16")
                 found.setdefault((dtype, pairs), []).append(native.linear(x, packed, 50))
+                q, k, v = (
+                    make(9, 4, 64, dtype=dtype),
+                    make(9, 2, 64, dtype=dtype),
+                    make(9, 2, 64, dtype=dtype),
+                )
+                cached = make(2, 80, 64, dtype=dtype), make(2, 80, 64, dtype=dtype, seed=1)
+                for rows in (1, 9):
+                    out = native.attention(q[:rows], k[:rows], v[:rows], *cached, 70)
+                    found.setdefault((dtype, rows, pairs), []).append(out)
+                found.setdefault((dtype, "norm"), []).append(native.rms_norm(q, make(64, dtype=dtype), 1e-5))
+            found.setdefault("logits", []).append(native.log_probabilities(logits, torch.tensor([1, 2, 3])))
     for same in found.values():
         assert all(torch.equal(each, same[0]) for each in same)
 

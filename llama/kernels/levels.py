@@ -46,7 +46,7 @@ class Level(NamedTuple):
 
 
 # Explicit fma only: whether the compiler fuses by itself would depend on the level.
-COMMON_FLAGS = ("-O3", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
+COMMON_FLAGS = ("-O3", "-g0", "-std=gnu11", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
 # Not -march=x86-64-v3, which compilers before GCC 11 do not know.
 _V3 = ("-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mmovbe", "-mpopcnt")
 _V4 = (*_V3, "-mavx512f", "-mavx512bw", "-mavx512cd", "-mavx512dq", "-mavx512vl")

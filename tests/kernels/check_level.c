@@ -3,7 +3,7 @@
  * on all levels, but for bfloat16 where there are instructions for pairs. */
 
 #include "attention.h"
-#include "matrix.h"
+#include "layers.h"
 #include "norms.h"
 #include "one_number.h"
 
@@ -120,6 +120,84 @@ static void check_attention(int dtype, long heads, long kv_heads, long dim, long
     free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(score);
 }
 
+/* ---- whole layers ---- */
+
+enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, MOST = 14 };
+
+/* Random weights; of the matrices of a layer each has a format of its own where `mixed`. */
+static matrix_t random_matrix(long out, long in, int format) {
+    void *w = numbers(out * in, format);
+    const matrix_t m = {format, out, in, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
+    llama_pack(&m, w, in, 0, 0, out, in, 1);
+    free(w);
+    return m;
+}
+
+static layer_t random_layer(int dtype, int mixed) {
+    const int other = mixed ? (dtype + 1) % 3 : dtype, third = mixed ? (dtype + 2) % 3 : dtype;
+    const long query = HEADS * DIM, key = HEADS / 2 * DIM;
+    return (layer_t){
+        numbers(WIDTH, dtype),
+        numbers(WIDTH, dtype),
+        random_matrix(query, WIDTH, dtype),
+        random_matrix(key, WIDTH, other),
+        random_matrix(key, WIDTH, third),
+        random_matrix(WIDTH, query, other),
+        random_matrix(HIDDEN, WIDTH, dtype),
+        random_matrix(HIDDEN, WIDTH, third),
+        random_matrix(WIDTH, HIDDEN, other),
+    };
+}
+
+/* Rows of a step, of two sequences that had `before` positions each: `first` rows of one, then `second` of the other.
+ * What the caches hold before is the same in every call. -> the rows behind the layers, to be freed. */
+static char *step(int dtype, const layer_t *layers, const void *x, long first, long second, long skip, int threads,
+                  int parts) {
+    const long rows = first + second - skip, before = 60, cache = HEADS / 2 * CAPACITY * DIM;
+    char *keys[2], *values[2], *y = malloc(MOST * WIDTH * 4), *out = malloc(MOST * WIDTH * 4);
+    cache_t caches[LAYERS * MOST];
+    long position[MOST], capacity[MOST];
+    state = 11;
+    float *table = numbers(MOST * DIM, F32);
+    for (int i = 0; i < 2; i++) keys[i] = numbers(LAYERS * cache, dtype), values[i] = numbers(LAYERS * cache, dtype);
+    for (long r = 0; r < rows; r++) {
+        const int which = r + skip >= first;
+        position[r] = before + r + skip - (which ? first : 0), capacity[r] = CAPACITY;
+        for (long l = 0; l < LAYERS; l++)
+            caches[l * rows + r] = (cache_t){at(keys[which], l * cache, dtype), at(values[which], l * cache, dtype)};
+    }
+    memcpy(y, at(x, skip * WIDTH, dtype), rows * WIDTH * size_of(dtype));
+    step_t s = {rows,       WIDTH, HEADS, HEADS / 2, DIM, HIDDEN,     dtype, threads, 1e-5f,
+                0.17677669f, table + skip * DIM, capacity, position,  CAPACITY, y, out,   0};
+    s.space = aligned_alloc(64, llama_layers_space(&s));
+    if (!parts) llama_layers(&s, layers, caches, LAYERS, 0);
+    for (long i = 0; i < 2 * LAYERS && parts; i++) {
+        llama_layers(&s, layers + i / 2, caches + i / 2 * rows, 1, i % 2 + 1);
+        for (long j = 0; j < rows * WIDTH; j += LANES) {
+            const vf a = dtype == F32 ? get(F32, y, j) : dtype == F16 ? get(F16, y, j) : get(BF16, y, j);
+            const vf b = dtype == F32 ? get(F32, out, j) : dtype == F16 ? get(F16, out, j) : get(BF16, out, j);
+            FOR_DTYPE(dtype, put, y, j, a + b);
+        }
+    }
+    free(table), free(s.space), free(out), free(keys[0]), free(keys[1]), free(values[0]), free(values[1]);
+    return y;
+}
+
+static void check_layers(int dtype, int mixed, long first, long second) {
+    layer_t layers[LAYERS];
+    for (int l = 0; l < LAYERS; l++) layers[l] = random_layer(dtype, mixed);
+    void *x = numbers(MOST * WIDTH, dtype);
+    const long bytes = (first + second) * WIDTH * size_of(dtype), alone = first * WIDTH * size_of(dtype);
+    char *all = step(dtype, layers, x, first, second, 0, 1, 0), *threads = step(dtype, layers, x, first, second, 0, 3, 0);
+    char *one = step(dtype, layers, x, first, 0, 0, 1, 0), *other = step(dtype, layers, x, first, second, first, 1, 0);
+    char *parts = step(dtype, layers, x, first, second, 0, 1, 1);
+    check(!memcmp(all, threads, bytes), "layers on 1 = 3 threads");
+    check(!memcmp(all, one, alone) && !memcmp(all + alone, other, bytes - alone), "a sequence alone = among others");
+    check(!memcmp(all, parts, bytes), "a step = the sum of its parts");
+    remember(all, bytes);
+    free(all), free(threads), free(one), free(other), free(parts);
+}
+
 int main(void) {
     for (int dtype = F32; dtype <= BF16; dtype++) {
         state = 7;
@@ -133,6 +211,11 @@ int main(void) {
         check_attention(dtype, 2, 2, 96, 2, 33);
         check_attention(dtype, 4, 1, 32, 1, 130);
         check_attention(dtype, 6, 2, 64, 23, 61);
+        check_layers(dtype, 0, 1, 1);
+        check_layers(dtype, 0, 2, 5);
+        check_layers(dtype, 0, 9, 4);
+        /* Not of bfloat16: which of its matrices are multiplied by pairs depends on the level. */
+        check_layers(dtype == BF16 ? F16 : dtype, 1, 3, 9);
         printf("%016llx\n", (unsigned long long)hash);
         hash = 0;
     }

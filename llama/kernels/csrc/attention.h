@@ -1,4 +1,4 @@
-/* Attention of one sequence, also for the fused layers. attention.c documents the functions. */
+/* Attention of one sequence, also for the fused layers. attention.c and lanes.c document the functions. */
 
 #ifndef LLAMA_ATTENTION_H
 #define LLAMA_ATTENTION_H
@@ -18,6 +18,10 @@ typedef struct {
     long count, start, capacity;
 } run_t;
 
+/* DEEP: the largest head of queries in lanes. MAX_SETS: sets of 16 lanes in the largest tile. */
+enum { DEEP = 256, MAX_SETS = 4 };
+
+void attend_tile(const heads_t *h, const run_t *run, long head, long first, long count);
 long attention_items(const heads_t *h, long count, long threads);
 void attend_item(const heads_t *h, const run_t *run, long item, long threads, float *score);
 void store_token(const heads_t *h, const void *key, const void *value, void *keys, void *values, long position,

@@ -2,35 +2,14 @@
  * positions and attention are those of the other files, and round where the modules of model.py do. Matrices may be
  * in different formats. */
 
+#include "layers.h"
+
 #include "attention.h"
-#include "matrix.h"
 #include "norms.h"
 
 /* FEW: up to so many rows, every thread computes their norm, and the form that the tiles take, for itself, which is
  * cheaper than a barrier. */
 enum { FEW = 8 };
-
-/* One layer; the norms' weights are of the step's dtype. As _Layer in fused_call.py. */
-typedef struct {
-    const void *attention_norm, *ffn_norm;
-    matrix_t wq, wk, wv, wo, w1, w3, w2;
-} layer_t;
-
-/* Keys and values of a row's sequence, (kv_heads, capacity, dim). */
-typedef struct {
-    void *keys, *values;
-} cache_t;
-
-/* As _Step in fused_call.py. */
-typedef struct {
-    long rows, width, heads, kv_heads, dim, hidden; /* width of the model, hidden of its feed-forward */
-    long dtype, threads;
-    float eps, scale;
-    const float *table;              /* (rows, dim): cos and sin of each pair at the row's position */
-    const long *capacity, *position; /* of each row */
-    long room;                       /* floats of a thread's scores: above any position */
-    char *x, *out, *space;           /* x: rows (rows, width); out: as x, for parts; llama_layers_space bytes */
-} step_t;
 
 /* A step under way. Rows are of its dtype; `formed` is what the tiles read of them. */
 typedef struct {
@@ -128,12 +107,6 @@ static void sums_of(const work_layers_t *w, const input_t *input, const matrix_t
 }
 
 /* ---- what becomes of a panel's sums ---- */
-
-INLINE void put_panel(int dtype, const float *sums, char *y, long rows, long out, long width) {
-    for (long r = 0; r < rows; r++)
-        for (long i = 0; i < width; i += LANES)
-            put_some(dtype, y, r * out + i, load(sums + r * PANEL + i), width - i);
-}
 
 INLINE void add_panel(int dtype, const float *sums, char *x, long rows, long out, long width) {
     for (long r = 0; r < rows; r++)

@@ -190,12 +190,6 @@ typedef struct {
     int dtype;
 } linear_t;
 
-INLINE void store_panel(int dtype, const float *sums, char *y, long rows, long out, long width) {
-    for (long r = 0; r < rows; r++)
-        for (long i = 0; i < width; i += LANES)
-            put_some(dtype, at(y, r * out, dtype), i, load(sums + r * PANEL + i), width - i);
-}
-
 static void linear_share(void *what, team_t *team, long thread) {
     const linear_t *l = what;
     const matrix_t *m = l->m;
@@ -213,7 +207,7 @@ static void linear_share(void *what, team_t *team, long thread) {
             const long rows = l->rows - first < CHUNK ? l->rows - first : CHUNK;
             panel_sums(m, (rows_t){x.x + first * x.row, x.row}, rows, form, panel, sums);
             char *y = at(l->y, first * m->out + panel * PANEL, l->dtype);
-            FOR_DTYPE(l->dtype, store_panel, sums, y, rows, m->out, width_of(m, panel));
+            FOR_DTYPE(l->dtype, put_panel, sums, y, rows, m->out, width_of(m, panel));
         }
 }
 
@@ -224,7 +218,8 @@ EXPORT long llama_linear_space(const matrix_t *m, long rows, long dtype) {
 }
 
 /* x (rows, in) times the transpose of m -> y (rows, out), both contiguous and of the dtype. */
-EXPORT void llama_linear(const matrix_t *m, const void *x, void *y, void *space, long rows, long dtype, long threads) {
+EXPORT void llama_linear(const matrix_t *m, const void *x, void *y, void *space, long rows, long dtype,
+                         long threads) {
     linear_t l = {m, x, y, space, rows, (int)dtype};
     run_team(linear_share, &l, threads < panels_of(m) ? threads : panels_of(m));
 }

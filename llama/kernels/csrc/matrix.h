@@ -32,6 +32,13 @@ INLINE long width_of(const matrix_t *m, long panel) {
     return m->out - panel * PANEL < PANEL ? m->out - panel * PANEL : PANEL;
 }
 
+/* Sums of a panel -> y, of which a row has `out` elements. */
+INLINE void put_panel(int dtype, const float *sums, char *y, long rows, long out, long width) {
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < width; i += LANES)
+            put_some(dtype, y, r * out + i, load(sums + r * PANEL + i), width - i);
+}
+
 /* What tiles read of x: FLOATS, or PAIRS of bfloat16; an even number in each row. */
 enum { FLOATS, PAIRS, FORMS };
 

@@ -1,4 +1,4 @@
-/* Weights from rows into the layout of matrix.h, a block at a time, so that a checkpoint is packed while it is read. */
+/* Weights from rows into the layout of matrix.h, a block at a time: a checkpoint is packed while it is read. */
 
 #include "matrix.h"
 

@@ -110,8 +110,8 @@ static uint16_t narrow(float x) {
 
 /* x becomes the sum over the ranks; kind 0: float32, 1: bfloat16. what, step, extent: this rank's words.
  * write: whether this is the first try of this number. */
-EXPORT int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
-                    uint64_t extent, void *x, long count, long kind, int write) {
+EXPORT int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, uint64_t what,
+                           uint64_t step, uint64_t extent, void *x, long count, long kind, int write) {
     const long bytes = count * (kind ? 2 : 4);
     const uint64_t words[WORDS] = {what, step, extent};
     if (write) enter(base, rank, size, slot, number, words, x, bytes);
@@ -137,8 +137,8 @@ EXPORT int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t
 }
 
 /* out (size, bytes) gets the `bytes` of every rank. */
-EXPORT int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
-                       uint64_t extent, const void *x, void *out, long bytes, int write) {
+EXPORT int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, uint64_t what,
+                              uint64_t step, uint64_t extent, const void *x, void *out, long bytes, int write) {
     const uint64_t words[WORDS] = {what, step, extent};
     if (write) enter(base, rank, size, slot, number, words, x, bytes);
     const int code = wait_for(base, rank, size, number);

@@ -20,7 +20,11 @@
 
 #define INLINE static inline __attribute__((always_inline))
 /* Unrolls the loop that follows, so that an array of vectors lives in registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 /* What was read before, and what is made of `value`, is read and made again from here on: it is not kept in a
  * register that a sum needs more. */

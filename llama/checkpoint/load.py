@@ -50,7 +50,7 @@ def load_weights(
     largest = max((parameters[name].numel() for name in staged), default=0)
     staging = torch.empty(largest, dtype=dtype, device=device)
     arena, packed = _arena(
-        {name: native.packed_shape(*parameters[name].shape, dtype) for name in blocked}, dtype, device
+        {name: native.packed_shape(parameters[name].shape, dtype) for name in blocked}, dtype, device
     )
     for name, parameter in parameters.items():
         rows, columns = checkpoint.slice_of(name, rank, size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -167,4 +166,4 @@ def _is_stored(weight: torch.Tensor, size: tuple[int, ...]) -> bool:
     """Whether this is a norm's weight of that size, or a matrix of that size that native.py has packed."""
     if weight.dtype not in native.DTYPES:
         return False
-    return weight.shape == (size if len(size) == 1 else native.packed_shape(*size, weight.dtype))
+    return weight.shape == (size if len(size) == 1 else native.packed_shape(size, weight.dtype))

@@ -36,12 +36,15 @@ class _Step(ctypes.Structure):
     )
 
 
+_MATRICES = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
+
+
 class _Layer(ctypes.Structure):
     """layer_t of csrc/layers.c."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "ffn_norm")),
-        *((name, native.Matrix) for name in ("wq", "wk", "wv", "wo", "w1", "w3", "w2")),
+        *((name, native.Matrix) for name in _MATRICES),
     )
 
 
@@ -59,7 +62,7 @@ class Layers:
             norms = [w for w, size in zip(tensors, sizes, strict=True) if len(size) == 1]
             layer.attention_norm, layer.ffn_norm = (w.data_ptr() for w in norms)
             matrices = [(w, size) for w, size in zip(tensors, sizes, strict=True) if len(size) == 2]
-            for (name, _), (w, size) in zip(_Layer._fields_[2:], matrices, strict=True):
+            for name, (w, size) in zip(_MATRICES, matrices, strict=True):
                 setattr(layer, name, native.matrix(w, *size))
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,8 +85,9 @@ def matrix(packed: torch.Tensor, out_features: int, columns: int) -> Matrix:
     return Matrix(DTYPES[packed.dtype], out_features, columns, packed.data_ptr())
 
 
-def packed_shape(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
+def packed_shape(size: Sequence[int], dtype: torch.dtype) -> tuple[int, int, int, int]:
     """The shape in which a weight (rows, columns) is packed: groups of 16 outputs, steps of inputs."""
+    rows, columns = size
     step = _STEP[dtype]
     return -(-rows // LANES), -(-columns // step), LANES, step
 
@@ -130,7 +132,7 @@ def _pack(block: torch.Tensor, whole: Matrix, row: int, column: int) -> None:
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """A CPU weight (out, in) -> `packed_shape`: groups of 16 outputs, the last one filled up with zeros."""
-    packed = torch.empty(packed_shape(*weight.shape, weight.dtype), dtype=weight.dtype, device="cpu")
+    packed = torch.empty(packed_shape(weight.shape, weight.dtype), dtype=weight.dtype, device="cpu")
     _pack(weight.contiguous(), matrix(packed, *weight.shape), 0, 0)
     return packed
 

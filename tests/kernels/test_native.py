@@ -138,7 +138,7 @@ def test_a_weight_packed_in_blocks_is_the_weight(
     rows: list[int], columns: list[int], dtype: torch.dtype
 ) -> None:
     weight = make(40, 64, dtype=dtype)
-    packed = torch.full(native.packed_shape(40, 64, dtype), torch.nan, dtype=dtype)
+    packed = torch.full(native.packed_shape((40, 64), dtype), torch.nan, dtype=dtype)
     top = 0
     for height in rows:
         left = 0
@@ -159,7 +159,7 @@ def test_a_weight_comes_back_bit_for_bit(shape: tuple[int, int], dtype: torch.dt
     weight = make(*shape, dtype=dtype)
     weight[0, 0] = torch.nan
     packed = native.pack(weight)
-    assert packed.shape == native.packed_shape(*shape, dtype)
+    assert packed.shape == native.packed_shape(shape, dtype)
     back = native.unpack(packed, *shape)
     assert torch.equal(back.view(torch.uint8), weight.view(torch.uint8))
     assert torch.count_nonzero(native.unpack(packed, 16 * packed.shape[0])[shape[0] :]) == 0
@@ -167,7 +167,7 @@ def test_a_weight_comes_back_bit_for_bit(shape: tuple[int, int], dtype: torch.dt
 
 def test_blocks_that_cannot_be_packed() -> None:
     packed, weight = (
-        torch.empty(native.packed_shape(40, 64, torch.bfloat16), dtype=torch.bfloat16),
+        torch.empty(native.packed_shape((40, 64), torch.bfloat16), dtype=torch.bfloat16),
         make(40, 64),
     )
     for block, row, column in (

@@ -117,7 +117,7 @@ MUTANTS = [
     Mutant(
         name="the fused step takes weights of another size",
         file="llama/kernels/fused.py",
-        old="    return weight.shape == (size if len(size) == 1 else native.packed_shape(*size, weight.dtype))\n",
+        old="    return weight.shape == (size if len(size) == 1 else native.packed_shape(size, weight.dtype))\n",
         new="    return True\n",
         tests=FUSED,
     ),

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import runpy
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ HERE = Path(__file__).resolve().parent
 PACKAGE = "llama.kernels"
 SOURCES = "llama/kernels/csrc"  # relative to this file, as setuptools wants them
 LEVELS = SimpleNamespace(**runpy.run_path(str(HERE / "llama/kernels/levels.py")))
+if sys.platform == "darwin":
+    # Pythons for two kinds of CPU at once would compile each level's instructions for both.
+    os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}")
 # Sources of the library for any CPU; the others are compiled for each level. abi.c is in all of them.
 FOR_ANY_CPU = {"features.c", "ranks.c"}
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
 import subprocess
-import sysconfig
 from functools import cache
 from pathlib import Path
 
 import pytest
 from compiled_levels import LEVELS
-from cpu_levels import runs
+from cpu_levels import compiler, runs
 
 from llama.kernels import compiled
 from llama.kernels.levels import COMMON_FLAGS, Level
@@ -26,10 +24,6 @@ CROSS, EMULATOR, ARM_LIBRARIES = "aarch64-linux-gnu-gcc", "qemu-aarch64", "/usr/
 # A CPU for each level of aarch64, as qemu names them; the last has everything.
 EMULATED = {"armv8-a": "cortex-a72", "armv8-dotprod": "neoverse-n1", "armv8-bf16": "max"}
 WIDE = "x86-64-v3, 16 lanes"
-
-
-def compiler() -> str:
-    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
 
 
 def build(program: str, to: Path, level: Level, command: str, *more: str) -> Path:
@@ -128,6 +122,7 @@ def test_a_library_has_the_instructions_of_its_level(name: str) -> None:
     needs("objdump")
     if name not in LEVELS or not runs(name):
         pytest.skip(f"this CPU does not run {name}")
+    needs(compiler())
     path = compiled._file(LEVELS[name].library)
     assert path is not None
     listing = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True).stdout

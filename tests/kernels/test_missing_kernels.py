@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpu_levels import runs
+from cpu_levels import has_compiler, runs
 
 from llama import ConfigError, Llama, loading
 from llama.kernels import compiled
@@ -20,9 +20,10 @@ NOTES = [f"{name}.failed.txt" for name in (BASE, *(level.library for level in he
 where_they_are_compiled = pytest.mark.skipif(
     not here(), reason="kernels are compiled for x86-64 and aarch64 only"
 )
+with_a_compiler = pytest.mark.skipif(not here() or not has_compiler(), reason="no C compiler")
 
 
-@where_they_are_compiled
+@with_a_compiler
 def test_what_this_machine_could_compile_is_there() -> None:
     """csrc/ranks.c runs on any CPU, and every level that was compiled opens."""
     assert compiled.base() is not None, compiled.why_missing()
@@ -30,7 +31,7 @@ def test_what_this_machine_could_compile_is_there() -> None:
         assert compiled.open_level(level) is not None, level.name
 
 
-@where_they_are_compiled
+@with_a_compiler
 def test_the_levels_that_run_are_those_of_this_cpu() -> None:
     assert [level.name for level in compiled.runnable()] == [
         level.name for level in here() if runs(level.name)
@@ -86,7 +87,7 @@ def test_the_reason_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert compiled.why_missing() is None
 
 
-@where_they_are_compiled
+@with_a_compiler
 def test_a_library_of_another_version_or_a_broken_one_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,7 +103,7 @@ def test_a_library_of_another_version_or_a_broken_one_is_not_used(
     assert compiled._open(level.library, compiled._KERNELS) is None
 
 
-@where_they_are_compiled
+@with_a_compiler
 def test_a_variable_names_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         for wanted in compiled.runnable():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
+import sysconfig
 from pathlib import Path
 
-__all__ = ["NEEDS", "runs"]
+__all__ = ["NEEDS", "compiler", "has_compiler", "runs"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
 _V4 = _V3 | {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")}
@@ -31,3 +34,13 @@ def runs(level: str) -> bool:
     lines = (line.partition(":") for line in text.splitlines())
     flags = next((value for name, _, value in lines if name.strip() in ("flags", "Features")), "")
     return NEEDS[level] <= set(flags.split())
+
+
+def compiler() -> str:
+    """The C compiler that setup.py uses."""
+    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+
+
+def has_compiler() -> bool:
+    """Whether kernels can be compiled here; those that were not are then a failure."""
+    return shutil.which(compiler()) is not None

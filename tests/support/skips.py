@@ -13,22 +13,20 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cpu_levels import NEEDS, runs
+from cpu_levels import NEEDS, has_compiler, runs
 
 __all__ = ["LACKING", "Skips", "allowed"]
 
 
 def _no_compiled_kernels() -> bool:
     """setup.py compiles on Linux and macOS, for two kinds of CPU, and needs a C compiler."""
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    return not _has_levels() or shutil.which(compiler.split()[0]) is None
+    return not _has_levels() or not has_compiler()
 
 
 def _has_levels() -> bool:
@@ -89,7 +87,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
     **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
-    r"needs the compiled file": _no_compiled_kernels,
+    r"no C compiler|needs the compiled file": _no_compiled_kernels,
     r"kernels are compiled for x86-64 and aarch64 only": lambda: not _has_levels(),
     r"this build or CPU may rightly decline": _no_mkldnn_packing,
     r"this torch has no flash kernel for the CPU": _no_flash_attention_on_cpu,

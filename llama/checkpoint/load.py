@@ -105,7 +105,7 @@ def _pack(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, packed
                 native.pack_block(window, packed, row + first, column)
         return
     step = max(1, _BLOCK // (width * packed.itemsize) // native.LANES) * native.LANES
-    buffer = torch.empty(min(step, height), width, dtype=packed.dtype)
+    buffer = torch.empty(min(step, height), width, dtype=packed.dtype, device=packed.device)
     for first in range(0, height, step):
         last = min(first + step, height)
         block = buffer[: last - first]

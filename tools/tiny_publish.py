@@ -6,7 +6,6 @@ The folder is written beside the target, checked and measured, and then takes it
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import string
@@ -27,12 +26,9 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def write_checkpoint(run: Run, folder: Path) -> None:
+def write_files(run: Run, folder: Path) -> None:
     """Write Meta's four files, and the notices. The checksums are those of the files read back."""
-    weights = {key: value.to("cpu", torch.bfloat16) for key, value in run.model.state_dict().items()}
-    torch.save(weights, folder / FILES[0])
-    (folder / FILES[1]).write_text(json.dumps(run.model.config.params_json(), indent=2) + "\n")
-    (folder / FILES[2]).write_bytes(run.files.tokenizer.proto)
+    run.write_checkpoint(folder)
     (folder / "checklist.chk").write_text("".join(f"{md5(folder / name)}  {name}\n" for name in FILES))
     shutil.copyfile(run.files.folder / NOTICES, folder / NOTICES)
 
@@ -95,7 +91,7 @@ def publish(run: Run, out: Path, samples: int) -> Figures:
     target = out.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    write_checkpoint(run, fresh)
+    write_files(run, fresh)
     verify(fresh)
     figures = evaluate(fresh, samples)
     (fresh / "MODEL_CARD.md").write_text(card(run, figures))

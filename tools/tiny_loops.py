@@ -20,7 +20,9 @@ from torch import Tensor
 from llama import Llama
 
 # Of what is written at a time: texts, tokens that they go on from at most, and tokens of an answer.
-TEXTS, BEFORE, WRITTEN = 256, 128, 96
+TEXTS, BEFORE, WRITTEN = 128, 128, 96
+# Older ones stay among those to train against: a few would be learned by heart, and others would loop again.
+KEPT = 512
 # Rows of one step.
 ROWS = 8
 REPEATED_TOKENS, TIMES = 8, 3
@@ -79,7 +81,7 @@ class Loops:
 
     def __init__(self, files: TokenFiles, seed: int) -> None:
         self._files, self._rng = files, random.Random(f"{seed}/loops")
-        self._ids = self._marks = torch.empty(0, 0, dtype=torch.int64)
+        self._ids = self._marks = torch.empty(0, BEFORE + WRITTEN, dtype=torch.int64)
 
     def write(self, write_checkpoint: Callable[[Path], None]) -> float:
         """Have the model, which is written into a folder, write texts. Returns the share that has loops."""
@@ -89,7 +91,7 @@ class Loops:
             return self.keep(asked, written(Path(folder), asked))
 
     def keep(self, asked: list[list[int]], answers: list[list[int]]) -> float:
-        """Keep the texts with loops instead of the older ones."""
+        """Keep the texts with loops, and the latest ones before them."""
         tokenizer = self._files.tokenizer
         ids = torch.zeros(len(asked), BEFORE + WRITTEN, dtype=torch.int64)
         marks = torch.zeros_like(ids)
@@ -100,7 +102,8 @@ class Loops:
                 loop_marks(answer, tokenizer.line_break, tokenizer.blank)
             )
         loops = marks.any(1)
-        self._ids, self._marks = ids[loops], marks[loops]
+        self._ids = torch.cat((self._ids, ids[loops]))[-KEPT:]
+        self._marks = torch.cat((self._marks, marks[loops]))[-KEPT:]
         return loops.float().mean().item()
 
     def rows(self) -> tuple[Tensor, Tensor] | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import train_tiny
 from tiny_data import TokenFiles
-from tiny_loops import BEFORE, ROWS, WRITTEN, Loops, loop_marks, prompts
+from tiny_loops import BEFORE, KEPT, ROWS, WRITTEN, Loops, loop_marks, prompts
 from tiny_model import TinyConfig
 from tiny_plan import Plan
 from tiny_run import Run, Settings
@@ -88,7 +88,9 @@ def test_only_texts_with_loops_are_kept_and_only_what_was_written_counts(data: P
     assert ids[0, : len(prompt) + 9].tolist() == prompt + line * 3
     assert marks[0].nonzero().flatten().tolist() == [len(prompt) + 6, len(prompt) + 7]
     assert loops.keep([prompt], [[7]]) == 0
-    assert loops.rows() is None
+    assert loops.rows() is not None
+    loops.keep([[1]] * KEPT, [[*line * 2, 51, *line, *line]] * KEPT)
+    assert loops._ids[:, 7].eq(51).all()
 
 
 def test_the_loss_is_minus_log_of_one_minus_p(data: Path) -> None:

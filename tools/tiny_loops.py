@@ -21,6 +21,8 @@ from llama import Llama
 
 # Of what is written at a time: texts, tokens that they go on from at most, and tokens of an answer.
 TEXTS, BEFORE, WRITTEN = 128, 128, 96
+# How often that is.
+MINUTES = 1.5
 # Older ones stay among those to train against: a few would be learned by heart, and others would loop again.
 KEPT = 512
 # Rows of one step.

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from tiny_data import NOTICES
 from tiny_eval import Figures, evaluate
+from tiny_loops import MINUTES as LOOP_MINUTES
+from tiny_loops import TEXTS
 from tiny_run import Run
 
 FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
@@ -72,7 +74,10 @@ def card(run: Run, figures: Figures) -> str:
         dropped=", ".join(f"`{name}`" for name in facts["dropped"]),
         torch=torch.__version__,
         sentencepiece=facts["sentencepiece"],
-        minutes=f"{run.minutes_before:.0f}",
+        minutes=f"{run.plan.end_at:.0f}",
+        long=f"{run.plan.long_at / run.plan.end_at:.2f}",
+        mix=f"{run.plan.mix_at / run.plan.end_at:.2f}",
+        decay=f"{run.plan.decay_at / run.plan.end_at:.2f}",
         steps=f"{run.step:,}",
         tokens=f"{sum(run.tokens.values()) / 1e6:.1f}",
         plain_tokens=f"{run.tokens['plain'] / 1e6:.1f}",
@@ -82,6 +87,9 @@ def card(run: Run, figures: Figures) -> str:
         learning_rate=f"{settings.learning_rate:g}",
         other_rate=f"{settings.other_rate:g}",
         middle_weight=f"{settings.middle_weight:g}",
+        loop_weight=f"{settings.loop_weight:g}",
+        loop_texts=TEXTS,
+        loop_minutes=f"{LOOP_MINUTES:g}",
         seed=settings.seed,
     )
 

@@ -27,12 +27,13 @@ from types import FrameType
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from tiny_loops import MINUTES as LOOP_MINUTES
 from tiny_loops import TEXTS, Loops
 from tiny_model import TinyConfig
 from tiny_plan import Plan
 from tiny_run import Run, Settings, describe
 
-LOG_STEPS, SAVE_MINUTES, HELD_OUT_MINUTES, LOOP_MINUTES = 50, 3.0, 6.0, 1.5
+LOG_STEPS, SAVE_MINUTES, HELD_OUT_MINUTES = 50, 3.0, 6.0
 LONG, MIX, DECAY = 0.4, 2 / 3, 0.8  # shares of the budget at which these begin
 
 

@@ -16,7 +16,7 @@ from .terminal import out
 
 if TYPE_CHECKING:
     from ..evaluation import Report
-    from ..evaluation.asking import Generator
+    from ..evaluation.generator import Generator
     from ..generation import Llama
     from ..terminal.running import Model, Server
 
@@ -242,7 +242,7 @@ def _list() -> int:
         out(f"{name:<17}  {task.data.problems:>5,} problems in {task.language}: {task.title}")
         out(f"{'':<17}        {task.data.file} of {task.data.project} ({task.data.licence})")
         if lacking:
-            out(f"{'':<17}        {lacking} is missing, so its programs would not be run")
+            out(f"{'':<17}        {lacking}, so its programs would not be run")
     return 0
 
 

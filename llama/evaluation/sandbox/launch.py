@@ -83,6 +83,8 @@ def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
     reader, writer = os.pipe()
     outcomes: list[Outcome] = []
     failures: list[BaseException] = []
+    # Waited for, since a join that Ctrl-C interrupts takes the thread for ended (CPython 3.11).
+    done = threading.Event()
 
     def call() -> None:
         try:
@@ -93,8 +95,6 @@ def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
             os.close(reader)
             done.set()
 
-    # `done`, since a join that Ctrl-C interrupts takes the thread for ended (CPython 3.11).
-    done = threading.Event()
     thread = threading.Thread(target=call, name="sandbox job", daemon=True)
     interrupt: BaseException | None = None
     try:

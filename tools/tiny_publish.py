@@ -87,6 +87,7 @@ def card(run: Run, figures: Figures) -> str:
         learning_rate=f"{settings.learning_rate:g}",
         other_rate=f"{settings.other_rate:g}",
         middle_weight=f"{settings.middle_weight:g}",
+        eot_weight=f"{settings.eot_weight:g}",
         loop_weight=f"{settings.loop_weight:g}",
         loop_texts=TEXTS,
         loop_minutes=f"{LOOP_MINUTES:g}",

@@ -36,8 +36,9 @@ class Settings:
     learning_rate: float = 5e-3  # of the layers' matrices
     other_rate: float = 3e-3  # of embeddings, output and norms
     weight_decay: float = 0.1
-    middle_weight: float = 2.0  # in the loss, of a middle and its EOT
-    loop_weight: float = 0.1  # of the loss against loops
+    middle_weight: float = 2.0  # in the loss, of a middle's tokens
+    eot_weight: float = 10.0  # and of its EOT, which is one of some 300 tokens, and as likely as a line break
+    loop_weight: float = 0.25  # of the loss against loops
     rows: int = 8  # of 1,024 tokens in a step
     seed: int = 1
 
@@ -145,9 +146,10 @@ class Run:
         """Mean nats a token, middles weighted."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden = self.hidden(ids[:, :-1])
-        weights = 1 + (self.settings.middle_weight - 1) * marks[:, 1:].flatten().float()
-        without = self._without_eot(ids, marks)[:, 1:].flatten()
         targets = ids[:, 1:].flatten()
+        weights = 1 + (self.settings.middle_weight - 1) * marks[:, 1:].flatten().float()
+        weights = weights.masked_fill(targets == self.files.tokenizer.eot, self.settings.eot_weight)
+        without = self._without_eot(ids, marks)[:, 1:].flatten()
         return weighted_loss(
             hidden.flatten(0, 1), self.model.output.weight, targets, weights, without, self.dtype
         )

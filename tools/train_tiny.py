@@ -58,7 +58,16 @@ def open_run(arguments: argparse.Namespace) -> Run:
         if state.exists():
             raise SystemExit(f"{state} is there: --resume goes on with it, another --work starts anew")
         config = TinyConfig(dim=arguments.dim, n_layers=arguments.layers)
-        names = ("optimizer", "learning_rate", "other_rate", "middle_weight", "loop_weight", "rows", "seed")
+        names = (
+            "optimizer",
+            "learning_rate",
+            "other_rate",
+            "middle_weight",
+            "eot_weight",
+            "loop_weight",
+            "rows",
+            "seed",
+        )
         settings = Settings(str(arguments.data), config, **{name: getattr(arguments, name) for name in names})
         return Run(settings, plan, arguments.device)
     run = Run.load(state, arguments.device, arguments.data)
@@ -175,7 +184,16 @@ def parse_arguments() -> argparse.Namespace:
         training.add_argument(
             f"--{name}", type=float, default=share, help="share of the budget at which it begins"
         )
-    for field in ("optimizer", "learning_rate", "other_rate", "middle_weight", "loop_weight", "rows", "seed"):
+    for field in (
+        "optimizer",
+        "learning_rate",
+        "other_rate",
+        "middle_weight",
+        "eot_weight",
+        "loop_weight",
+        "rows",
+        "seed",
+    ):
         default = getattr(Settings, field)
         training.add_argument(f"--{field.replace('_', '-')}", type=type(default), default=default)
     training.add_argument("--dim", type=int, default=TinyConfig.dim)

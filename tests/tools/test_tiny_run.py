@@ -16,6 +16,7 @@ from tiny_data import ROW, Position, TokenFiles
 from tiny_model import TinyConfig
 from tiny_plan import Plan
 from tiny_run import Run, Settings
+from torch.nn import functional
 
 CONFIG = TinyConfig(dim=32, n_layers=1)
 
@@ -190,3 +191,14 @@ def test_only_prompts_of_holes_say_nothing_of_eot(data: Path) -> None:
     prompt = [False] * len(text) + [False] + [True] * (len(hole) - 4) + [False] * 3
     without = run._without_eot(ids, marks)[0]
     assert without.tolist() == [tokenizer.eot if inside else -1 for inside in prompt * 2]
+
+
+def test_a_middle_and_its_eot_count_more_in_the_loss(data: Path) -> None:
+    """Against cross-entropy, a token at a time."""
+    run = new_run(data, middle_weight=3.0, eot_weight=7.0)
+    eot = run.files.tokenizer.eot
+    ids = torch.tensor([[1, 50, 51, 52, eot, 53]])
+    marks = torch.tensor([[0, 0, 0, 1, 1, 0]])
+    counts = torch.tensor([1.0, 1.0, 3.0, 7.0, 1.0])
+    each = functional.cross_entropy(run.model(ids[:, :-1])[0], ids[0, 1:], reduction="none")
+    torch.testing.assert_close(run.loss(ids, marks), (each * counts).sum() / counts.sum())

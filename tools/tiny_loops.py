@@ -27,30 +27,36 @@ MINUTES = 1.5
 KEPT = 512
 # Rows of one step.
 ROWS = 8
-REPEATED_TOKENS, TIMES = 8, 3
+REPEATED_TOKENS, TIMES, MOST_EMPTY = 8, 3, 2
 
 
 def loop_marks(ids: list[int], line_break: int, blank: frozenset[int]) -> list[int]:
     """1 for a token that ends a run of REPEATED_TOKENS, or lies in a line, that was there TIMES - 1 times before.
 
-    Never for a blank one: a model that is told off for its indents makes up others.
+    Blank tokens do not count: a model that is told off for its indents makes up others. But lines of blanks, and
+    more than two empty ones, always do: no code has them, and they would be the way around all other marks.
     """
     marks = [0] * len(ids)
     runs: Counter[tuple[int, ...]] = Counter()
     for end in range(REPEATED_TOKENS, len(ids) + 1):
         run = tuple(ids[end - REPEATED_TOKENS : end])
         runs[run] += 1
-        marks[end - 1] = int(runs[run] >= TIMES)
+        marks[end - 1] = int(runs[run] >= TIMES and ids[end - 1] not in blank)
     lines: Counter[tuple[int, ...]] = Counter()
-    start = 0
+    start = empty = 0
     while line_break in ids[start:]:
         end = ids.index(line_break, start)
         line = tuple(ids[start:end])
         lines[line] += 1
-        if line and lines[line] >= TIMES:
-            marks[start:end] = [1] * len(line)
+        empty = 0 if line else empty + 1
+        if not line:
+            marks[end] = int(empty > MOST_EMPTY)
+        elif blank.issuperset(line):
+            marks[start : end + 1] = [1] * (len(line) + 1)
+        elif lines[line] >= TIMES:
+            marks[start:end] = [int(token not in blank) for token in line]
         start = end + 1
-    return [int(mark and token not in blank) for mark, token in zip(marks, ids, strict=True)]
+    return marks
 
 
 def prompts(files: TokenFiles, count: int, rng: random.Random) -> list[list[int]]:

@@ -34,30 +34,39 @@ def test_the_third_of_a_run_of_eight_is_a_loop() -> None:
     assert marked(text) == [len(text) - 9]
 
 
-def test_a_third_line_is_a_loop_and_blank_ones_are_not() -> None:
+def test_a_third_line_is_a_loop_but_not_its_indent() -> None:
     line = [50, 51, LINE_BREAK]
     assert marked(line * 2) == []
     assert marked([*line, 9, LINE_BREAK, *line, *line, *line]) == [8, 9, 11, 12]
-    assert marked([LINE_BREAK] * 20) == []
     assert marked([60, *line] * 3) == [9, 10]
+
+
+def test_lines_of_blanks_and_a_third_empty_one_always_count() -> None:
+    line = [50, 51, LINE_BREAK]
+    assert marked([*line, LINE_BREAK, LINE_BREAK, *line]) == []
+    assert marked([LINE_BREAK] * 4) == [2, 3]
+    assert marked([*line, 60, LINE_BREAK, *line]) == [3, 4]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_marks_are_those_of_a_plain_count(seed: int) -> None:
     rng = random.Random(seed)
     ids = [rng.choice((1, 2, LINE_BREAK)) for _ in range(96)]
-    lines = "".join(chr(64 + i) if i != LINE_BREAK else "\n" for i in ids)
-    expected = set()
-    for end in range(8, 97):
-        if sum(lines[at - 8 : at] == lines[end - 8 : end] for at in range(8, end + 1)) >= 3:
-            expected.add(end - 1)
-    at = 0
-    whole = lines.split("\n")
-    for number, line in enumerate(whole[:-1]):
-        if line and whole[: number + 1].count(line) >= 3:
+    expected = {
+        end - 1
+        for end in range(8, 97)
+        if sum(ids[at - 8 : at] == ids[end - 8 : end] for at in range(8, end + 1)) >= 3
+        and ids[end - 1] != LINE_BREAK
+    }
+    text = "".join("\n" if each == LINE_BREAK else str(each) for each in ids)
+    lines, at = text.split("\n"), 0
+    for number, line in enumerate(lines[:-1]):
+        if line and lines[: number + 1].count(line) >= 3:
             expected |= set(range(at, at + len(line)))
+        if lines[max(0, number - 2) : number + 1] == ["", "", ""]:
+            expected.add(at)
         at += len(line) + 1
-    assert set(marked(ids)) == {at for at in expected if ids[at] != LINE_BREAK}
+    assert set(marked(ids)) == expected
 
 
 def test_prompts_are_whole_questions_and_plain_code(data: Path) -> None:

@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
@@ -34,6 +35,8 @@ from tiny_plan import Plan
 from tiny_run import Run, Settings, describe
 
 LOG_STEPS, SAVE_MINUTES, HELD_OUT_MINUTES = 50, 3.0, 6.0
+# Settings that the command line names alike. Data and shapes are the others.
+OPTIONS = [each.name for each in fields(Settings) if each.name not in ("data", "config")]
 LONG, MIX, DECAY = 0.4, 2 / 3, 0.8  # shares of the budget at which these begin
 
 
@@ -58,17 +61,9 @@ def open_run(arguments: argparse.Namespace) -> Run:
         if state.exists():
             raise SystemExit(f"{state} is there: --resume goes on with it, another --work starts anew")
         config = TinyConfig(dim=arguments.dim, n_layers=arguments.layers)
-        names = (
-            "optimizer",
-            "learning_rate",
-            "other_rate",
-            "middle_weight",
-            "eot_weight",
-            "loop_weight",
-            "rows",
-            "seed",
+        settings = Settings(
+            str(arguments.data), config, **{name: getattr(arguments, name) for name in OPTIONS}
         )
-        settings = Settings(str(arguments.data), config, **{name: getattr(arguments, name) for name in names})
         return Run(settings, plan, arguments.device)
     run = Run.load(state, arguments.device, arguments.data)
     if arguments.minutes is not None:
@@ -184,16 +179,7 @@ def parse_arguments() -> argparse.Namespace:
         training.add_argument(
             f"--{name}", type=float, default=share, help="share of the budget at which it begins"
         )
-    for field in (
-        "optimizer",
-        "learning_rate",
-        "other_rate",
-        "middle_weight",
-        "eot_weight",
-        "loop_weight",
-        "rows",
-        "seed",
-    ):
+    for field in OPTIONS:
         default = getattr(Settings, field)
         training.add_argument(f"--{field.replace('_', '-')}", type=type(default), default=default)
     training.add_argument("--dim", type=int, default=TinyConfig.dim)

@@ -37,8 +37,8 @@ class Settings:
     other_rate: float = 3e-3  # of embeddings, output and norms
     weight_decay: float = 0.1
     middle_weight: float = 2.0  # in the loss, of a middle's tokens
-    eot_weight: float = 10.0  # and of its EOT, which is one of some 300 tokens, and as likely as a line break
-    loop_weight: float = 0.25  # of the loss against loops
+    eot_weight: float = 8.0  # and of its EOT, which is one of some 300 tokens, and as likely as a line break
+    loop_weight: float = 0.1  # of the loss against loops
     rows: int = 8  # of 1,024 tokens in a step
     seed: int = 1
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from tiny_data import ROW, TokenFiles
+from tiny_eval import REPEATED_TOKENS, TIMES
 from torch import Tensor
 
 from llama import Llama
@@ -27,7 +28,7 @@ MINUTES = 1.5
 KEPT = 512
 # Rows of one step.
 ROWS = 8
-REPEATED_TOKENS, TIMES, MOST_EMPTY = 8, 3, 2
+MOST_EMPTY = 2
 
 
 def loop_marks(ids: list[int], line_break: int, blank: frozenset[int]) -> list[int]:

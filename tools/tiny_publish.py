@@ -18,9 +18,8 @@ from tiny_data import NOTICES
 from tiny_eval import Figures, evaluate
 from tiny_loops import MINUTES as LOOP_MINUTES
 from tiny_loops import TEXTS
-from tiny_run import Run
+from tiny_run import FILES, Run
 
-FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
 MOST_BYTES = 20_000_000
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAX_NORM = 1.0
+FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
 # Above it 1 - p has too few digits.
 SUREST = 1 - 1e-5
 
@@ -129,9 +130,9 @@ class Run:
     def write_checkpoint(self, folder: Path) -> None:
         """The three files of a checkpoint in Meta's layout, in bfloat16."""
         weights = {key: value.to("cpu", torch.bfloat16) for key, value in self.model.state_dict().items()}
-        torch.save(weights, folder / "consolidated.00.pth")
-        (folder / "params.json").write_text(json.dumps(self.model.config.params_json(), indent=2) + "\n")
-        (folder / "tokenizer.model").write_bytes(self.files.tokenizer.proto)
+        torch.save(weights, folder / FILES[0])
+        (folder / FILES[1]).write_text(json.dumps(self.model.config.params_json(), indent=2) + "\n")
+        (folder / FILES[2]).write_bytes(self.files.tokenizer.proto)
 
     def batch(self, phase: str) -> tuple[Tensor, Tensor]:
         """Ids [rows, length + 1] and marks; rows of half the length, and twice as many, in the short phase."""

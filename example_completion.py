@@ -6,17 +6,15 @@ from llama import Llama
 from llama.distributed.environment import is_first_rank
 
 PROMPTS = [
-    # The beginning of a function ...
+    # The beginning of a function, with what it shall do ...
     """\
 def is_empty(path):
     \"\"\"Return True if the file at path has no content.\"\"\"
 """,
-    # ... and of a module.
+    # ... and without.
     """\
-import argparse
-import os
-
-def main(""",
+def is_directory(path):
+""",
 ]
 
 

@@ -17,9 +17,15 @@ class Point:
         return repr((self.x, self.y))
 """,
     """\
-def read_text(path):
-    with open(path) as file:
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
         <FILL>
+
+    def pop(self):
+        return self.items.pop()
 """,
 ]
 

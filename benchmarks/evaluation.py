@@ -17,10 +17,11 @@ import fire
 import torch
 from peers import SHAPES, header, in_turns, make_ours, report, seconds
 
-from llama.evaluation.asking import Ask, Settings, seed_of
+from llama.evaluation.generator import SampleRequest, seed_of
 from llama.evaluation.local import LocalGenerator
 from llama.evaluation.problem import Answer, Order
 from llama.evaluation.ranks import Ranks
+from llama.evaluation.settings import Settings
 from llama.evaluation.tasks import TASKS
 from llama.generation import Llama
 
@@ -29,19 +30,19 @@ from llama.generation import Llama
 class Way:
     """A way of asking for the same samples.
 
-    asks: what goes to the engine together, one list after the other.
+    requests: what goes to the engine together, one list after the other.
     """
 
     name: str
     llama: Llama
     settings: Settings
-    asks: list[list[Ask]]
+    requests: list[list[SampleRequest]]
 
     def answers(self) -> Iterator[Answer]:
         """All samples. Nothing is reused from the run before."""
         self.llama.forget_prefixes()
         model = self.llama.model
-        for together in self.asks:
+        for together in self.requests:
             ranks = Ranks(model.parallel, model.device, messages=1)
             yield from LocalGenerator(self.llama, ranks).generate(together, self.settings)
 
@@ -87,8 +88,8 @@ def main(
     llama = Llama(made.model, made.tokenizer)  # with prefix reuse, which helps both
     settings = Settings("humaneval", n=n, temperature=0.8, limit=problems, max_gen_len=max_gen_len)
     chosen = TASKS["humaneval"].problems(None)[:problems]
-    whole = [Ask(each, Order.PLAIN, seed_of(0, each.task_id, Order.PLAIN), 0, n) for each in chosen]
-    single = [[replace(ask, first=j, count=1)] for ask in whole for j in range(n)]
+    whole = [SampleRequest(each, Order.PLAIN, seed_of(0, each.task_id, Order.PLAIN), 0, n) for each in chosen]
+    single = [[replace(request, first=j, count=1)] for request in whole for j in range(n)]
     ways = [Way("evaluate", llama, settings, [whole]), Way("one at a time", llama, settings, single)]
     header(f"{shape}, {dtype}, {device}: generation of HumanEval", [way.name for way in ways])
     taken = in_turns(ways, Way.samples_per_second, rounds)

@@ -193,7 +193,13 @@ class _WeightedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_RE: Tensor, weight_VE: Tensor, targets_R: Tensor, shares_R: Tensor, dtype: torch.dtype
+        ctx: Any,
+        x_RE: Tensor,
+        weight_VE: Tensor,
+        targets_R: Tensor,
+        shares_R: Tensor,
+        without_R: Tensor,
+        dtype: torch.dtype,
     ) -> Tensor:
         x_RE, weight = x_RE.to(dtype), weight_VE.to(dtype)
         loss = torch.zeros((), device=x_RE.device)
@@ -201,7 +207,9 @@ class _WeightedLoss(torch.autograd.Function):
         for start in range(0, len(x_RE), LOSS_ROWS):
             part = slice(start, start + LOSS_ROWS)
             logits = (x_RE[part] @ weight.t()).float()
-            target, share = targets_R[part, None], shares_R[part, None]
+            target, share, without = targets_R[part, None], shares_R[part, None], without_R[part]
+            rows = (without >= 0).nonzero().flatten()
+            logits[rows, without[rows]] = -math.inf
             log_sum = logits.logsumexp(-1, keepdim=True)
             loss += ((log_sum - logits.gather(1, target)) * share).sum()
             logits.sub_(log_sum).exp_().scatter_add_(1, target, -torch.ones_like(log_sum))
@@ -214,13 +222,24 @@ class _WeightedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:
         x_grad, weight_grad = ctx.saved_tensors
-        return x_grad * above, weight_grad * above, None, None, None
+        return x_grad * above, weight_grad * above, None, None, None, None
 
 
 def weighted_loss(
-    x_RE: Tensor, weight_VE: Tensor, targets_R: Tensor, weights_R: Tensor, dtype: torch.dtype
+    x_RE: Tensor,
+    weight_VE: Tensor,
+    targets_R: Tensor,
+    weights_R: Tensor,
+    without_R: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Mean over the rows of cross-entropy in nats, each row counted by its weight."""
+    """Mean over the rows of cross-entropy in nats, each row counted by its weight.
+
+    Args:
+        without_R: an id that the row's softmax leaves out, which its logit then learns nothing from; -1 for none.
+    """
     shares_R = weights_R / weights_R.sum()
-    loss: Tensor = _WeightedLoss.apply(x_RE, weight_VE, targets_R, shares_R, dtype)  # type: ignore[no-untyped-call]
+    loss: Tensor = _WeightedLoss.apply(  # type: ignore[no-untyped-call]
+        x_RE, weight_VE, targets_R, shares_R, without_R, dtype
+    )
     return loss

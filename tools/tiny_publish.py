@@ -6,7 +6,6 @@ The folder is written beside the target, checked and measured, and then takes it
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import string
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from tiny_data import NOTICES
 from tiny_eval import Figures, evaluate
-from tiny_run import Run
+from tiny_loops import MINUTES as LOOP_MINUTES
+from tiny_loops import TEXTS
+from tiny_run import FILES, Run
 
-FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
 MOST_BYTES = 20_000_000
 
 
@@ -27,12 +27,9 @@ def md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
-def write_checkpoint(run: Run, folder: Path) -> None:
+def write_files(run: Run, folder: Path) -> None:
     """Write Meta's four files, and the notices. The checksums are those of the files read back."""
-    weights = {key: value.to("cpu", torch.bfloat16) for key, value in run.model.state_dict().items()}
-    torch.save(weights, folder / FILES[0])
-    (folder / FILES[1]).write_text(json.dumps(run.model.config.params_json(), indent=2) + "\n")
-    (folder / FILES[2]).write_bytes(run.files.tokenizer.proto)
+    run.write_checkpoint(folder)
     (folder / "checklist.chk").write_text("".join(f"{md5(folder / name)}  {name}\n" for name in FILES))
     shutil.copyfile(run.files.folder / NOTICES, folder / NOTICES)
 
@@ -76,7 +73,10 @@ def card(run: Run, figures: Figures) -> str:
         dropped=", ".join(f"`{name}`" for name in facts["dropped"]),
         torch=torch.__version__,
         sentencepiece=facts["sentencepiece"],
-        minutes=f"{run.minutes_before:.0f}",
+        minutes=f"{run.plan.end_at:.0f}",
+        long=f"{run.plan.long_at / run.plan.end_at:.2f}",
+        mix=f"{run.plan.mix_at / run.plan.end_at:.2f}",
+        decay=f"{run.plan.decay_at / run.plan.end_at:.2f}",
         steps=f"{run.step:,}",
         tokens=f"{sum(run.tokens.values()) / 1e6:.1f}",
         plain_tokens=f"{run.tokens['plain'] / 1e6:.1f}",
@@ -86,6 +86,10 @@ def card(run: Run, figures: Figures) -> str:
         learning_rate=f"{settings.learning_rate:g}",
         other_rate=f"{settings.other_rate:g}",
         middle_weight=f"{settings.middle_weight:g}",
+        eot_weight=f"{settings.eot_weight:g}",
+        loop_weight=f"{settings.loop_weight:g}",
+        loop_texts=TEXTS,
+        loop_minutes=f"{LOOP_MINUTES:g}",
         seed=settings.seed,
     )
 
@@ -95,7 +99,7 @@ def publish(run: Run, out: Path, samples: int) -> Figures:
     target = out.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    write_checkpoint(run, fresh)
+    write_files(run, fresh)
     verify(fresh)
     figures = evaluate(fresh, samples)
     (fresh / "MODEL_CARD.md").write_text(card(run, figures))

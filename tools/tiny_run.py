@@ -19,8 +19,12 @@ from tiny_data import ROW, Position, TokenFiles
 from tiny_model import TinyConfig, TinyLlama, weighted_loss
 from tiny_plan import Plan
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 MAX_NORM = 1.0
+FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
+# Above it 1 - p has too few digits.
+SUREST = 1 - 1e-5
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Settings:
     learning_rate: float = 5e-3  # of the layers' matrices
     other_rate: float = 3e-3  # of embeddings, output and norms
     weight_decay: float = 0.1
-    middle_weight: float = 2.0  # in the loss, of a middle and its EOT
+    middle_weight: float = 2.0  # in the loss, of a middle's tokens
+    eot_weight: float = 8.0  # and of its EOT, which is one of some 300 tokens, and as likely as a line break
+    loop_weight: float = 0.1  # of the loss against loops
     rows: int = 8  # of 1,024 tokens in a step
     seed: int = 1
 
@@ -121,6 +127,13 @@ class Run:
             os.fsync(file.fileno())
         part.replace(path)
 
+    def write_checkpoint(self, folder: Path) -> None:
+        """The three files of a checkpoint in Meta's layout, in bfloat16."""
+        weights = {key: value.to("cpu", torch.bfloat16) for key, value in self.model.state_dict().items()}
+        torch.save(weights, folder / FILES[0])
+        (folder / FILES[1]).write_text(json.dumps(self.model.config.params_json(), indent=2) + "\n")
+        (folder / FILES[2]).write_bytes(self.files.tokenizer.proto)
+
     def batch(self, phase: str) -> tuple[Tensor, Tensor]:
         """Ids [rows, length + 1] and marks; rows of half the length, and twice as many, in the short phase."""
         take = self.files.mix_rows if phase == "mix" else self.files.plain_rows
@@ -134,12 +147,42 @@ class Run:
         """Mean nats a token, middles weighted."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             hidden = self.hidden(ids[:, :-1])
-        weights = 1 + (self.settings.middle_weight - 1) * marks[:, 1:].flatten().float()
         targets = ids[:, 1:].flatten()
-        return weighted_loss(hidden.flatten(0, 1), self.model.output.weight, targets, weights, self.dtype)
+        weights = 1 + (self.settings.middle_weight - 1) * marks[:, 1:].flatten().float()
+        weights = weights.masked_fill(targets == self.files.tokenizer.eot, self.settings.eot_weight)
+        without = self._without_eot(ids, marks)[:, 1:].flatten()
+        return weighted_loss(
+            hidden.flatten(0, 1), self.model.output.weight, targets, weights, without, self.dtype
+        )
 
-    def advance(self) -> tuple[float, float]:
-        """One step: its loss, and the norm of its gradient before clipping."""
+    def _without_eot(self, ids: Tensor, marks: Tensor) -> Tensor:
+        """EOT's id at the tokens of an infilling prompt, else -1.
+
+        Suffix first, nothing shows where the prefix ends and the middle begins. As most line ends are the
+        prefix's, a small model learns there that no line end has an EOT, and middles would not end. So what
+        stands in prompts is no example of where they end.
+        """
+        tokenizer = self.files.tokenizer
+        begun, ended = ((ids == each).cumsum(1) for each in (tokenizer.pre, tokenizer.eot))
+        return torch.where((begun > ended) & (marks == 0), tokenizer.eot, -1)
+
+    def loss_of_loops(self, ids: Tensor, marks: Tensor) -> Tensor:
+        """Mean -log(1 - p) of the marked tokens, in nats."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            # Not the compiled one, which would be compiled again for rows of this length.
+            hidden = self.model.hidden(ids[:, :-1].to(self.device))
+            marked = marks[:, 1:].bool().to(self.device)
+            logits = F.linear(hidden[marked], self.model.output.weight)
+        targets = ids[:, 1:].to(self.device)[marked]
+        p = logits.float().softmax(-1).gather(1, targets[:, None])
+        return -torch.log1p(-p.clamp(max=SUREST)).mean()
+
+    def advance(self, loops: tuple[Tensor, Tensor] | None = None) -> tuple[float, float]:
+        """One step: its loss, and the norm of its gradient before clipping.
+
+        Args:
+            loops: ids and marks of texts to train against.
+        """
         minute = self.minute()
         scale = self.plan.scale(self.step, minute)
         phase = self.plan.phase(minute)
@@ -147,6 +190,9 @@ class Run:
         loss = self.loss(ids, marks)
         self.model.zero_grad(set_to_none=False)
         loss.backward()  # type: ignore[no-untyped-call]
+        if loops is not None:
+            against = self.settings.loop_weight * self.loss_of_loops(*loops)
+            against.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

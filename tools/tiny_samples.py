@@ -19,6 +19,16 @@ from tiny_tokenizer import TinyTokenizer
 # Of all tokens in these rows. What is left is plain code.
 SHARES = {"hole": 0.60, "instruction": 0.10, "function": 0.05}
 SPM_SHARE = 0.6
+# Of the chat format. The runtime refuses messages that hold one.
+TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+SYSTEM_SHARE = 0.33
+SYSTEMS = (
+    "Answer with one Python function.",
+    "Answer in Python.",
+    "You are a helpful assistant.",
+    "Write short and clear code.",
+    "Be brief.",
+)
 LIBRARY_WEIGHT = 3
 SHORTEST_CHUNK, LONGEST_CHUNK = 150, 3200  # characters
 BOUNDARY = re.compile(r"\n(?=[ \t]{0,4}(?:def |class |async def |@))")
@@ -64,13 +74,18 @@ def hole(text: str, tokenizer: TinyTokenizer, rng: random.Random) -> Row:
 def instruction(function: Function, tokenizer: TinyTokenizer, rng: random.Random) -> list[int]:
     """One `[INST]` turn: mostly from a description to a function, sometimes the other way."""
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.25:
         user, answer = f"Write a Python function `{function.signature}`. {function.summary}", function.source
-    elif kind < 0.75:
+    elif kind < 0.5:
         user, answer = f"Write this Python function: {function.summary}", function.source
+    elif kind < 0.8:
+        user, answer = function.summary, function.source
     else:
         user, answer = f"Explain this Python function.\n\n{function.bare}", function.docstring
-    return tokenizer.document(tokenizer.sp(f"[INST] {user.strip()} [/INST] {answer.strip()} "))
+    user = user.strip()
+    if rng.random() < SYSTEM_SHARE:
+        user = f"<<SYS>>\n{rng.choice(SYSTEMS)}\n<</SYS>>\n\n{user}"
+    return tokenizer.document(tokenizer.sp(f"[INST] {user} [/INST] {answer.strip()} "))
 
 
 class RowMaker:
@@ -85,6 +100,7 @@ class RowMaker:
         seed: int,
     ) -> None:
         self.documents, self.functions, self.tokenizer = documents, functions, tokenizer
+        self.untagged = [f for f in functions if not any(tag in f.source for tag in TAGS)]
         self.length, self.seed = length, seed
         weights = [len(d.text) * (LIBRARY_WEIGHT if d.package == LIBRARY else 1) for d in documents]
         self._ends = list(accumulate(weights))
@@ -119,11 +135,11 @@ class RowMaker:
         return kind, self._fitting(lambda: self._function(rng, kind))
 
     def _function(self, rng: random.Random, kind: str) -> Row:
-        function = rng.choice(self.functions)
         if kind == "instruction":
-            ids = instruction(function, self.tokenizer, rng)
+            ids = instruction(rng.choice(self.untagged), self.tokenizer, rng)
         else:  # a whole document, so that the model learns where a body ends
-            ids = self.tokenizer.document(self.tokenizer.sp(function.source + "\n"))
+            source = rng.choice(self.functions).source
+            ids = self.tokenizer.document(self.tokenizer.sp(source + "\n"))
         return ids, [0] * len(ids)
 
     def _fitting(self, make: Callable[[], Row]) -> Row:

@@ -25,6 +25,9 @@ class TinyTokenizer:
         self._without = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         self.vocab_size = self._with_prefix.vocab_size()
         self.bos, self.eos = self._with_prefix.bos_id(), self._with_prefix.eos_id()
+        self.line_break = self._with_prefix.piece_to_id("<0x0A>")
+        pieces = ((i, self._with_prefix.id_to_piece(i)) for i in range(self.vocab_size))
+        self.blank = frozenset({self.line_break, *(i for i, piece in pieces if not piece.strip("▁"))})
         self.pre, self.suf, self.mid, self.eot = map(self._with_prefix.piece_to_id, INFILLING_PIECES)
 
     def sp(self, text: str) -> list[int]:

@@ -20,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
@@ -27,11 +28,15 @@ from types import FrameType
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from tiny_loops import MINUTES as LOOP_MINUTES
+from tiny_loops import TEXTS, Loops
 from tiny_model import TinyConfig
 from tiny_plan import Plan
 from tiny_run import Run, Settings, describe
 
 LOG_STEPS, SAVE_MINUTES, HELD_OUT_MINUTES = 50, 3.0, 6.0
+# Settings that the command line names alike. Data and shapes are the others.
+OPTIONS = [each.name for each in fields(Settings) if each.name not in ("data", "config")]
 LONG, MIX, DECAY = 0.4, 2 / 3, 0.8  # shares of the budget at which these begin
 
 
@@ -56,8 +61,9 @@ def open_run(arguments: argparse.Namespace) -> Run:
         if state.exists():
             raise SystemExit(f"{state} is there: --resume goes on with it, another --work starts anew")
         config = TinyConfig(dim=arguments.dim, n_layers=arguments.layers)
-        names = ("optimizer", "learning_rate", "other_rate", "middle_weight", "rows", "seed")
-        settings = Settings(str(arguments.data), config, **{name: getattr(arguments, name) for name in names})
+        settings = Settings(
+            str(arguments.data), config, **{name: getattr(arguments, name) for name in OPTIONS}
+        )
         return Run(settings, plan, arguments.device)
     run = Run.load(state, arguments.device, arguments.data)
     if arguments.minutes is not None:
@@ -95,12 +101,18 @@ class Stop:
 def train(run: Run, work: Path) -> None:
     """Train until the plan is over or a signal comes; then the state on the disk is the last one."""
     stop, recent = Stop(), []
+    loops = Loops(run.files, run.settings.seed)
     saved = measured = run.minute()
+    wrote = -math.inf
     while (phase := run.plan.phase(run.minute())) != "over" and not stop.asked:
         if phase == "mix" and run.tokens["mix"] == 0:
             run.save(work / "plain.pt")  # shorter or longer second phases can be branched off it
             log("the mix begins")
-        recent.append(run.advance())
+        if phase == "mix" and run.minute() - wrote > LOOP_MINUTES and run.settings.loop_weight:
+            share = loops.write(run.write_checkpoint)
+            log(f"of {TEXTS} texts of its own {share:.1%} have loops")
+            wrote = run.minute()
+        recent.append(run.advance(loops.rows()))
         if run.step % LOG_STEPS == 0:
             loss, norm = (sum(each) / len(recent) for each in zip(*recent, strict=True))
             scale = run.plan.scale(run.step, run.minute())
@@ -167,7 +179,7 @@ def parse_arguments() -> argparse.Namespace:
         training.add_argument(
             f"--{name}", type=float, default=share, help="share of the budget at which it begins"
         )
-    for field in ("optimizer", "learning_rate", "other_rate", "middle_weight", "rows", "seed"):
+    for field in OPTIONS:
         default = getattr(Settings, field)
         training.add_argument(f"--{field.replace('_', '-')}", type=type(default), default=default)
     training.add_argument("--dim", type=int, default=TinyConfig.dim)

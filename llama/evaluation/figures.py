@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import paper
-from .asking import NOT_ASKED, Header, Settings
+from .generator import NOT_ASKED
+from .header import Header
 from .problem import Order, Sample, Status
+from .settings import Settings
 from .statistics import Estimate, estimate, pass_at_k
 
 __all__ = ["OrderFigures", "figures_of", "paper_differs"]
@@ -23,7 +25,7 @@ class OrderFigures:
         expected: those of a run that has ended.
         counts: of each `Status`, by its value.
         cut: answers that the limit of tokens ended.
-        not_asked: answers that could not be asked for, see `asking.NOT_ASKED`.
+        not_asked: answers that could not be asked for, see `generator.NOT_ASKED`.
         pass_at: by k. Programs that were not run count for nothing; a k is absent if no problem has enough others.
         exact: the share of samples that are the removed text, both stripped; None of what is not infilling.
         published: the paper's pass@k, as a share of 1, by variant (base, instruct, python), then by k.
@@ -44,7 +46,7 @@ def figures_of(header: Header, order: Order, samples: Sequence[Sample], k: Seque
     """Count the samples of one order; those of others are left out.
 
     Args:
-        k: of pass@k.
+        k: of pass@k, in the order of the report.
     """
     settings = header.settings
     found = [sample for sample in samples if sample.order is order]
@@ -70,7 +72,7 @@ def _pass_at(samples: Sequence[Sample], settings: Settings, k: Sequence[int]) ->
         if sample.verdict.status is not Status.NOT_RUN:
             judged[sample.task_id].append(sample.verdict.status is Status.PASSED)
     found = {}
-    for each in sorted(set(k)):
+    for each in k:
         enough = [passed for passed in judged.values() if len(passed) >= each]
         if enough:
             values = [pass_at_k(len(passed), sum(passed), each) for passed in enough]

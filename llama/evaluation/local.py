@@ -15,10 +15,12 @@ from ..prompts import Prompt
 from ..sampling import SamplingParams
 from ..serving.protocol import Add, decode, encode
 from ..sizing.family import member_of, variants_of
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Ask, Generator, Header, ModelInfo, Settings
+from .generator import PROMPT_TOO_LONG, UNSAFE_TAG, Generator, ModelInfo, SampleRequest
+from .header import Header
 from .problem import Answer, Order, Sample
 from .ranks import Ranks
 from .samples import from_bytes, to_bytes
+from .settings import Settings
 
 if TYPE_CHECKING:
     from ..generation import Llama
@@ -89,8 +91,8 @@ class LocalGenerator:
         """See `model_info`."""
         return model_info(self._llama)
 
-    def generate(self, asks: Sequence[Ask], settings: Settings) -> Iterator[Answer]:
-        """See `Generator`. All asks go to the engine at once; the samples of one share its prompt's prefill.
+    def generate(self, requests: Sequence[SampleRequest], settings: Settings) -> Iterator[Answer]:
+        """See `Generator`. All requests go to the engine at once; the samples of one share its prompt's prefill.
 
         Raises:
             UnsupportedError: the vocabulary has no infilling pieces.
@@ -98,16 +100,16 @@ class LocalGenerator:
             RankError: another rank failed.
         """
         sampling = SamplingParams(settings.temperature, settings.top_p)
-        made = [self._request(row, ask, settings, sampling) for row, ask in enumerate(asks)]
-        requests = [request for request in made if isinstance(request, Request)]
-        for request in requests:
-            self._llama.engine.check(request)
-        self._ranks.tell(encode([Add(request.row, request) for request in requests]))
-        for ask, reason in zip(asks, made, strict=True):
+        made = [self._for_engine(row, request, settings, sampling) for row, request in enumerate(requests)]
+        accepted = [each for each in made if isinstance(each, Request)]
+        for each in accepted:
+            self._llama.engine.check(each)
+        self._ranks.tell(encode([Add(each.row, each) for each in accepted]))
+        for request, reason in zip(requests, made, strict=True):
             if isinstance(reason, str):
-                for sample in range(ask.first, ask.first + ask.count):
-                    yield Answer(ask.problem, ask.order, sample, ask.seed, "", 0, reason)
-        yield from self._answers(asks, requests)
+                for sample in request.samples:
+                    yield request.answer(sample, "", 0, reason)
+        yield from self._answers(requests, accepted)
 
     def follow(self) -> None:
         """Take part in the first rank's `generate`.
@@ -118,21 +120,23 @@ class LocalGenerator:
         for _ in self._llama.session.stream([event.request for event in events if isinstance(event, Add)]):
             pass
 
-    def _answers(self, asks: Sequence[Ask], requests: Sequence[Request]) -> Iterator[Answer]:
+    def _answers(self, requests: Sequence[SampleRequest], accepted: Sequence[Request]) -> Iterator[Answer]:
         texts: dict[tuple[int, int], str] = {}
-        for delta in self._llama.session.stream(requests):
+        for delta in self._llama.session.stream(accepted):
             place = delta.index, delta.sample
             text = texts.pop(place, "") + delta.text
             if delta.finish_reason is None:
                 texts[place] = text
                 continue
-            ask, tokens = asks[delta.index], 0 if delta.counts is None else delta.counts.generated
-            yield Answer(ask.problem, ask.order, delta.sample, ask.seed, text, tokens, delta.finish_reason)
+            tokens = 0 if delta.counts is None else delta.counts.generated
+            yield requests[delta.index].answer(delta.sample, text, tokens, delta.finish_reason)
 
-    def _request(self, row: int, ask: Ask, settings: Settings, sampling: SamplingParams) -> Request | str:
-        """The request of an ask; the finish reason of its answers if it cannot be asked."""
+    def _for_engine(
+        self, row: int, request: SampleRequest, settings: Settings, sampling: SamplingParams
+    ) -> Request | str:
+        """The engine's request for these samples; the finish reason of their answers if it cannot be made."""
         try:
-            prompt = self._prompt(ask)
+            prompt = self._prompt(request)
         except UnsafeTagError:
             return UNSAFE_TAG
         room = _longest(self._llama) - len(prompt.tokens)
@@ -143,23 +147,22 @@ class LocalGenerator:
             max_new_tokens=min(room, settings.max_gen_len),
             sampling=sampling,
             stop_ids=prompt.stop_ids,
-            # A chat's answer is code within other text, so the stops of a continued text do not apply.
-            stop=() if ask.order is Order.CHAT else ask.problem.stops,
+            stop=request.stops,
             start_of_text=prompt.start_of_text,
-            seed=ask.seed,
-            n=ask.count,
-            first_sample=ask.first,
+            seed=request.seed,
+            n=request.count,
+            first_sample=request.first,
             row=row,
             streaming=False,
         )
 
-    def _prompt(self, ask: Ask) -> Prompt:
-        tokenizer, problem = self._llama.tokenizer, ask.problem
-        if ask.order is Order.CHAT:
+    def _prompt(self, request: SampleRequest) -> Prompt:
+        tokenizer, problem = self._llama.tokenizer, request.problem
+        if request.order is Order.CHAT:
             return formats.chat_prompt(tokenizer, [{"role": "user", "content": problem.question}])
-        if ask.order is Order.PLAIN:
+        if request.order is Order.PLAIN:
             return formats.completion_prompt(tokenizer, problem.prompt)
-        suffix_first = ask.order is Order.SPM
+        suffix_first = request.order is Order.SPM
         return formats.infilling_prompt(
             tokenizer, problem.prompt, problem.suffix or "", suffix_first=suffix_first
         )

@@ -25,8 +25,9 @@ from ..terminal.backend import ServerError
 from ..terminal.batch import Answer as Reply
 from ..terminal.batch import Poster
 from ..terminal.remote import connect, open_client, read_key, refusal
-from .asking import PROMPT_TOO_LONG, UNSAFE_TAG, Ask, ModelInfo, Settings
-from .problem import Answer, Order, Problem
+from .generator import PROMPT_TOO_LONG, UNSAFE_TAG, ModelInfo, SampleRequest
+from .problem import Answer, Order
+from .settings import Settings
 
 __all__ = ["UNKNOWN", "RemoteGenerator", "sample_seed"]
 
@@ -101,7 +102,7 @@ class RemoteGenerator:
         """Name, context and address; a server does not tell more."""
         return self._model
 
-    def generate(self, asks: Sequence[Ask], settings: Settings) -> Iterator[Answer]:
+    def generate(self, requests: Sequence[SampleRequest], settings: Settings) -> Iterator[Answer]:
         """See `Generator`. A server that only cannot answer just now is asked again, eight times in a minute or so.
 
         Raises:
@@ -109,26 +110,30 @@ class RemoteGenerator:
                 refuses a request for another reason than its length.
             ServerError: it cannot be reached any more, or its answer makes no sense.
         """
-        if any(ask.order is Order.SPM for ask in asks):
+        if any(request.order is Order.SPM for request in requests):
             raise EvaluationError(
                 "a server lays a hole out in an order of its own, so spm cannot be asked for; take order psm with a URL"
             )
 
         async def answer_all(put: Callable[[Answer], None]) -> None:
             async with open_client(self._url, self._key, self._transport) as client:
-                await self._answer_all(Poster(client, sleep=self._sleep), asks, settings, put)
+                await self._answer_all(Poster(client, sleep=self._sleep), requests, settings, put)
 
         return _in_thread(answer_all)
 
     async def _answer_all(
-        self, post: Poster, asks: Sequence[Ask], settings: Settings, put: Callable[[Answer], None]
+        self,
+        post: Poster,
+        requests: Sequence[SampleRequest],
+        settings: Settings,
+        put: Callable[[Answer], None],
     ) -> None:
-        await self._check_suffix(post, asks, settings)
-        samples = ((ask, ask.first + i) for ask in asks for i in range(ask.count))
+        await self._check_suffix(post, requests, settings)
+        samples = ((request, sample) for request in requests for sample in request.samples)
 
         async def work() -> None:
-            for ask, sample in samples:  # all workers take from the same iterator
-                put(await self._answer(post, ask, sample, settings))
+            for request, sample in samples:  # all workers take from the same iterator
+                put(await self._answer(post, request, sample, settings))
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._in_flight)]
         try:
@@ -138,15 +143,17 @@ class RemoteGenerator:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
 
-    async def _check_suffix(self, post: Poster, asks: Sequence[Ask], settings: Settings) -> None:
+    async def _check_suffix(
+        self, post: Poster, requests: Sequence[SampleRequest], settings: Settings
+    ) -> None:
         """Find a server that silently ignores `suffix`: the prompt has no more tokens with it than without."""
-        ask = max(asks, key=lambda each: len(each.problem.suffix or ""), default=None)
-        if ask is None or not ask.problem.suffix:
+        request = max(requests, key=lambda each: len(each.problem.suffix or ""), default=None)
+        if request is None or not request.problem.suffix:
             return
-        body = {**self._body(ask, ask.first, settings), "max_tokens": 1, "temperature": 0}
+        body = {**self._body(request, request.first, settings), "max_tokens": 1, "temperature": 0}
         with_suffix = await post(_COMPLETIONS, body)
         if with_suffix.status != 200:
-            self._refused(with_suffix, ask, ask.first)  # raises, unless this prompt alone is too long
+            self._refused(with_suffix, request, request.first)  # raises, unless this prompt alone is too long
             return
         del body["suffix"]
         longer, shorter = _prompt_tokens(with_suffix), _prompt_tokens(await post(_COMPLETIONS, body))
@@ -156,43 +163,43 @@ class RemoteGenerator:
                 " without), so it cannot fill holes; use a server that can, such as codellama serve"
             )
 
-    async def _answer(self, post: Poster, ask: Ask, sample: int, settings: Settings) -> Answer:
-        route = _CHAT if ask.order is Order.CHAT else _COMPLETIONS
-        reply = await post(route, self._body(ask, sample, settings))
-        if reply.status in (400, 422) and self._has_too_many_stops(reply, ask.problem):
+    async def _answer(self, post: Poster, request: SampleRequest, sample: int, settings: Settings) -> Answer:
+        route = _CHAT if request.order is Order.CHAT else _COMPLETIONS
+        reply = await post(route, self._body(request, sample, settings))
+        if reply.status in (400, 422) and self._has_too_many_stops(reply, request):
             self._most_stops = _FEW_STOPS
-            reply = await post(route, self._body(ask, sample, settings))
+            reply = await post(route, self._body(request, sample, settings))
         if reply.status != 200:
-            return self._refused(reply, ask, sample)
-        text, finish = _read(reply.body, ask.order)
-        end = min((at for stop in _stops(ask) if (at := text.find(stop)) >= 0), default=None)
+            return self._refused(reply, request, sample)
+        text, finish = _read(reply.body, request.order)
+        end = min((at for stop in request.stops if (at := text.find(stop)) >= 0), default=None)
         if end is not None:  # a server that was told only some of the stops, or that includes them
             text, finish = text[:end], "stop_sequence"
         tokens = _count(reply.body, "completion_tokens") or 0
-        return Answer(ask.problem, ask.order, sample, ask.seed, text, tokens, finish)
+        return request.answer(sample, text, tokens, finish)
 
-    def _body(self, ask: Ask, sample: int, settings: Settings) -> dict[str, Any]:
+    def _body(self, request: SampleRequest, sample: int, settings: Settings) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._model.name,
             "max_tokens": settings.max_gen_len,
             "temperature": settings.temperature,
             # At temperature 0 it changes nothing, and some servers refuse the 0 that is allowed here.
             "top_p": settings.top_p if settings.temperature else 1,
-            "seed": sample_seed(ask.seed, sample),
+            "seed": sample_seed(request.seed, sample),
         }
-        if stops := _stops(ask)[: self._most_stops]:
+        if stops := request.stops[: self._most_stops]:
             body["stop"] = list(stops)
-        if ask.order is Order.CHAT:
-            return {**body, "messages": [{"role": "user", "content": ask.problem.question}]}
-        if ask.problem.suffix is not None:
-            body["suffix"] = ask.problem.suffix
-        return {**body, "prompt": ask.problem.prompt}
+        if request.order is Order.CHAT:
+            return {**body, "messages": [{"role": "user", "content": request.problem.question}]}
+        if request.problem.suffix is not None:
+            body["suffix"] = request.problem.suffix
+        return {**body, "prompt": request.problem.prompt}
 
-    def _has_too_many_stops(self, reply: Reply, problem: Problem) -> bool:
-        known = self._most_stops is None and len(problem.stops) > _FEW_STOPS
-        return known and "stop" in str(_refusal(reply)).lower()
+    def _has_too_many_stops(self, reply: Reply, request: SampleRequest) -> bool:
+        too_many = self._most_stops is None and len(request.stops) > _FEW_STOPS
+        return too_many and "stop" in str(_refusal(reply)).lower()
 
-    def _refused(self, reply: Reply, ask: Ask, sample: int) -> Answer:
+    def _refused(self, reply: Reply, request: SampleRequest, sample: int) -> Answer:
         """The answer without text that a refusal of this prompt alone stands for; else the error."""
         error = _refusal(reply)
         found = reply.body.get("error") if isinstance(reply.body, dict) else None
@@ -205,20 +212,17 @@ class RemoteGenerator:
         elif code == "unsafe_tag":
             why = UNSAFE_TAG
         if why is not None:
-            return Answer(ask.problem, ask.order, sample, ask.seed, "", 0, why)
+            return request.answer(sample, "", 0, why)
         if reply.status >= 500:
             raise error
-        if ask.problem.suffix is not None and (code == "unsupported" or "suffix" in str(error)):
+        if request.problem.suffix is not None and (code == "unsupported" or "suffix" in str(error)):
             raise EvaluationError(
                 f"{self._model.url} cannot fill holes: {error}; use a model that can, on a server whose /v1/completions"
                 " takes suffix, such as codellama serve"
             )
-        raise EvaluationError(f"{self._model.url} refuses {ask.problem.task_id} ({reply.status}): {error}")
-
-
-def _stops(ask: Ask) -> tuple[str, ...]:
-    """A chat's answer is code within other text, so the stops of a continued text do not apply."""
-    return () if ask.order is Order.CHAT else ask.problem.stops
+        raise EvaluationError(
+            f"{self._model.url} refuses {request.problem.task_id} ({reply.status}): {error}"
+        )
 
 
 def _read(body: Any, order: Order) -> tuple[str, str]:

@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from . import paper
-from .asking import Header, Settings, checked_ks
 from .figures import OrderFigures, figures_of
+from .header import Header
 from .problem import Sample, Status
+from .settings import Settings, checked_ks
 from .statistics import Estimate
 from .table import table
 from .tasks import TASKS, count_note
@@ -78,7 +79,7 @@ class Report:
         return {
             "settings": asdict(header.settings),
             "model": {**asdict(header.model), "variants": list(header.model.variants)},
-            "data": {"sha256": header.data_sha256, "records": header.data_records},
+            "data": {"sha256": header.data_sha256, "problems": header.data_problems},
             "problems": header.problems,
             "sandbox": header.sandbox,
             "versions": dict(header.versions),
@@ -107,12 +108,12 @@ def _notes(header: Header, samples: Sequence[Sample], orders: Sequence[OrderFigu
             f"The run has not ended: {done:,} of {expected:,} samples are there. Short answers come first, so these"
             " figures are not those of the whole."
         )
-    yield from _of_programs(header, samples)
-    yield from _of_answers(header.settings, orders)
-    if header.problems < header.data_records:
+    yield from _program_notes(header, samples)
+    yield from _answer_notes(header.settings, orders)
+    if header.problems < header.data_problems:
         which = "This is the first" if header.problems == 1 else f"These are the first {header.problems:,}"
-        yield f"{which} of {header.data_records:,} problems; published figures are of all."
-    yield from _of_task(header)
+        yield f"{which} of {header.data_problems:,} problems; published figures are of all."
+    yield from _task_notes(header)
     published = [each.published for each in orders if each.published]
     if published and len(header.model.variants) > 1:  # also where the paper has figures of one of them only
         names = " / ".join(dict.fromkeys(name for each in published for name in each))
@@ -121,7 +122,7 @@ def _notes(header: Header, samples: Sequence[Sample], orders: Sequence[OrderFigu
         yield paper.PROTOCOL
 
 
-def _of_programs(header: Header, samples: Sequence[Sample]) -> Iterator[str]:
+def _program_notes(header: Header, samples: Sequence[Sample]) -> Iterator[str]:
     if header.sandbox == "limits":
         yield (
             "The sandbox 'limits' is none: the programs of the model ran with the rights of this user. They could read"
@@ -131,11 +132,11 @@ def _of_programs(header: Header, samples: Sequence[Sample]) -> Iterator[str]:
     for detail, count in Counter(not_run).most_common(3):
         yield (
             f"Not run, and not counted as failed: {count:,} of {len(samples):,} programs ({detail})."
-            " eval --rescore runs them once it is there."
+            " eval --rescore runs them later."
         )
 
 
-def _of_answers(settings: Settings, orders: Sequence[OrderFigures]) -> Iterator[str]:
+def _answer_notes(settings: Settings, orders: Sequence[OrderFigures]) -> Iterator[str]:
     answers = f"of {sum(each.samples for each in orders):,} answers"
     if not_asked := sum(each.not_asked for each in orders):
         yield (
@@ -146,11 +147,11 @@ def _of_answers(settings: Settings, orders: Sequence[OrderFigures]) -> Iterator[
         yield f"Ended by the limit of {settings.max_gen_len:,} tokens: {cut:,} {answers}."
 
 
-def _of_task(header: Header) -> Iterator[str]:
+def _task_notes(header: Header) -> Iterator[str]:
     task = TASKS.get(header.settings.task)
     if task is None:
         return
-    if note := count_note(task, header.data_records):
+    if note := count_note(task, header.data_problems):
         yield note
     yield from task.notes
     if header.model.url is not None and task.is_infilling:

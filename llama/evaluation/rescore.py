@@ -17,15 +17,18 @@ from pathlib import Path
 from ..errors import EvaluationError
 from ..terminal.files import write_atomically
 from ..terminal.progress import Progress
-from .asking import NOT_ASKED, Header, checked_ks, checked_workers
-from .judges import Judges
+from .generator import NOT_ASKED
+from .grader import Grader
+from .header import Header
 from .problem import Problem, Sample
 from .programs import sandbox_for
 from .report import Report
-from .run import Judging, answered_problems
+from .run import answered_problems
 from .samples import Key, header_line, key_of, read_samples, sample_line
 from .sandbox import Sandbox
+from .settings import checked_ks, checked_workers
 from .tasks import find_task
+from .worker_pool import WorkerPool
 
 __all__ = ["rescore"]
 
@@ -65,10 +68,10 @@ def rescore(
         jar = None if javatuples is None else Path(javatuples)
         box = sandbox_for(task.language, sandbox, javatuples=jar)
         _check_folder(path.resolve().parent)
-        judged = _judged(Judging(task, box, jar), problems, samples, workers, progress)
+        graded = _graded(Grader(task, box, jar), problems, samples, workers, progress)
         header = replace(header, sandbox=box.level)
-        write_atomically(path.resolve(), _rewritten(content, header, judged.values()), expected=content)
-    return Report.of(header, list(judged.values()), ks)
+        write_atomically(path.resolve(), _rewritten(content, header, graded.values()), expected=content)
+    return Report.of(header, list(graded.values()), ks)
 
 
 def _check_folder(folder: Path) -> None:
@@ -77,8 +80,8 @@ def _check_folder(folder: Path) -> None:
         raise OSError(errno.EACCES, "No file can be written in", str(folder))
 
 
-def _judged(
-    judging: Judging, problems: Mapping[str, Problem], samples: Sequence[Sample], workers: int, progress: bool
+def _graded(
+    grader: Grader, problems: Mapping[str, Problem], samples: Sequence[Sample], workers: int, progress: bool
 ) -> dict[Key, Sample]:
     """The samples with new verdicts, in the same order. One that was not asked for has no program: it keeps its own."""
     found = {key_of(sample): sample for sample in samples}
@@ -86,17 +89,17 @@ def _judged(
     bar = Progress(len(asked), 0, speaks=progress)
 
     def again(sample: Sample) -> Sample:
-        return replace(sample, verdict=judging.verdict(problems[sample.task_id], sample.completion))
+        return replace(sample, verdict=grader.verdict(problems[sample.task_id], sample.completion))
 
     def keep(sample: Sample) -> None:
         found[key_of(sample)] = sample
         bar.advance()
 
     try:
-        with Judges(workers, again, keep) as judges:
+        with WorkerPool(workers, again, keep) as pool:
             for sample in asked:
-                judges.put(sample)
-            judges.finish()
+                pool.put(sample)
+            pool.finish()
     finally:
         bar.clear()
     return found

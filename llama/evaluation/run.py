@@ -1,31 +1,29 @@
 """One run: which samples are missing, and making them. Never imports torch. It knows neither ranks nor command lines.
 
-A generator gets all asks at once. Each answer becomes a program that a thread judges while the next ones are written;
-its sample is kept as soon as its verdict is there.
+A generator gets all requests at once. Each answer becomes a program that a thread runs while the next ones are
+written; its sample is kept as soon as its verdict is there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from ..engine.request import MOST_SAMPLES
 from ..errors import EvaluationError
 from ..printable import shown
-from .asking import NOT_ASKED, Ask, Generator, Header, Settings, problems_digest, seed_of
-from .judges import Judges
-from .problem import Answer, Order, Problem, Sample, Status, Task, Verdict
-from .programs import judge
+from .generator import Generator, SampleRequest, seed_of
+from .grader import Grader
+from .header import Header, problems_digest
+from .problem import Problem, Sample
 from .samples import Key
-from .sandbox import Sandbox
-from .tasks import exact_match, find_task
+from .settings import Settings
+from .tasks import find_task
+from .worker_pool import WorkerPool
 
-__all__ = ["Judging", "answered_problems", "asks_of", "limited", "make_samples"]
-
-# Most samples of one ask: the engine takes no more of a prompt at once.
-_MOST_SAMPLES = 4096
+__all__ = ["answered_problems", "limited", "make_samples", "missing_requests"]
 
 
 def limited(problems: Sequence[Problem], settings: Settings) -> Sequence[Problem]:
@@ -57,7 +55,7 @@ def answered_problems(
     every = find_task(header.settings.task).problems(data)
     if problems_digest(every) != header.data_sha256:
         raise EvaluationError(
-            f"{path} answers other problems than these ({header.data_records:,} then, {len(every):,} now, with another"
+            f"{path} answers other problems than these ({header.data_problems:,} then, {len(every):,} now, with another"
             " digest); name the data file that it was made with by --data"
         )
     found = {problem.task_id: problem for problem in limited(every, header.settings)}
@@ -69,22 +67,24 @@ def answered_problems(
     return found
 
 
-def asks_of(problems: Sequence[Problem], settings: Settings, done: Collection[Key]) -> list[Ask]:
-    """The samples that are not done; of a problem each unbroken run of numbers is one ask."""
-    asks: list[Ask] = []
+def missing_requests(
+    problems: Sequence[Problem], settings: Settings, done: Collection[Key]
+) -> list[SampleRequest]:
+    """The samples that are not done; of a problem each unbroken run of numbers is one request."""
+    requests: list[SampleRequest] = []
     for problem in problems:
         for order in settings.orders:
             seed = seed_of(settings.seed, problem.task_id, order)
             missing = [j for j in range(settings.n) if (problem.task_id, order, j) not in done]
-            asks += [Ask(problem, order, seed, first, count) for first, count in _runs(missing)]
-    return asks
+            requests += [SampleRequest(problem, order, seed, first, count) for first, count in _runs(missing)]
+    return requests
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers -> (first, how many) of each unbroken run."""
+    """Ascending numbers -> (first, how many) of each unbroken run; the engine takes no more than 4,096 at once."""
     first = count = 0
     for number in numbers:
-        if count and (number != first + count or count == _MOST_SAMPLES):
+        if count and (number != first + count or count == MOST_SAMPLES):
             yield first, count
             count = 0
         if not count:
@@ -94,60 +94,15 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
         yield first, count
 
 
-@dataclass(frozen=True)
-class Judging:
-    """How an answer becomes a sample.
-
-    javatuples: the jar of Java's programs; None for Debian's place.
-    """
-
-    task: Task
-    sandbox: Sandbox
-    javatuples: Path | None = None
-
-    def sample(self, answer: Answer) -> Sample:
-        """Run the program of an answer.
-
-        Raises:
-            EvaluationError: the sandbox could not do its part.
-        """
-        problem, completion = answer.problem, answer.text
-        if answer.order is Order.CHAT:
-            completion = self.task.answer_of_chat(problem, completion)
-        exact = exact_match(problem, completion)
-        if answer.finish_reason in NOT_ASKED:
-            verdict = Verdict(Status.FAILED, NOT_ASKED[answer.finish_reason])
-            # 51 random spans are blanks alone, which the text of no answer would match.
-            exact = None if exact is None else False
-        else:
-            verdict = self.verdict(problem, completion)
-        return Sample(
-            task_id=problem.task_id,
-            order=answer.order,
-            sample=answer.sample,
-            seed=answer.seed,
-            completion=completion,
-            tokens=answer.tokens,
-            finish_reason=answer.finish_reason,
-            verdict=verdict,
-            exact=exact,
-        )
-
-    def verdict(self, problem: Problem, completion: str) -> Verdict:
-        """Run the program that a completion makes. Raises as `sample`."""
-        program = self.task.program(problem, completion)
-        return judge(self.sandbox, program, javatuples=self.javatuples)
-
-
 def make_samples(
     generator: Generator,
-    asks: Sequence[Ask],
+    requests: Sequence[SampleRequest],
     settings: Settings,
-    judging: Judging,
+    grader: Grader,
     workers: int,
     keep: Callable[[Sample], None],
 ) -> None:
-    """Have all asks answered and judged; `keep` is given each sample, one at a time, in any order.
+    """Have all requests answered and graded; `keep` is given each sample, one at a time, in any order.
 
     However this ends, the generation ends too, and no sample is kept afterwards.
 
@@ -155,8 +110,8 @@ def make_samples(
         LlamaError: no more answers can be had, or the sandbox could not do its part.
         OSError: of `keep`.
     """
-    answers = cast("Any", generator.generate(asks, settings))
-    with closing(answers), Judges(workers, judging.sample, keep) as judges:
+    answers = cast("Any", generator.generate(requests, settings))
+    with closing(answers), WorkerPool(workers, grader.grade, keep) as pool:
         for answer in answers:
-            judges.put(answer)
-        judges.finish()
+            pool.put(answer)
+        pool.finish()

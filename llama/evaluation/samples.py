@@ -14,7 +14,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,10 @@ from typing import Any, BinaryIO
 
 from ..errors import EvaluationError
 from ..printable import shown
-from .asking import Header, ModelInfo, Settings
+from .generator import ModelInfo
+from .header import Header, difference
 from .problem import Order, Sample, Status, Verdict
+from .settings import Settings
 
 __all__ = [
     "Key",
@@ -37,7 +39,7 @@ __all__ = [
     "to_bytes",
 ]
 
-FORMAT = 1
+_FORMAT = 1
 Key = tuple[str, Order, int]
 """(task_id, order, sample): which sample of a run it is."""
 
@@ -60,10 +62,10 @@ def key_of(sample: Sample) -> Key:
 def header_line(header: Header) -> bytes:
     """A header as a line of the file."""
     fields = {
-        "format": FORMAT,
+        "format": _FORMAT,
         **asdict(header.settings),
         "model": asdict(header.model),
-        "data": {"sha256": header.data_sha256, "records": header.data_records},
+        "data": {"sha256": header.data_sha256, "problems": header.data_problems},
         "sandbox": header.sandbox,
         "versions": dict(header.versions),
     }
@@ -161,9 +163,9 @@ def _read(path: Path, lines: BinaryIO) -> _Content:
 def _header(fields: dict[str, Any]) -> Header:
     if not isinstance(fields, dict):
         raise TypeError(f"its header is {shown(fields)}, not an object")
-    if fields.get("format") != FORMAT:
+    if fields.get("format") != _FORMAT:
         raise EvaluationError(
-            f"its format is {shown(fields.get('format'))}, and this version reads {FORMAT}; use the version of"
+            f"its format is {shown(fields.get('format'))}, and this version reads {_FORMAT}; use the version of"
             " codellama that wrote it"
         )
     model = {**fields["model"], "variants": tuple(fields["model"]["variants"])}
@@ -175,7 +177,7 @@ def _header(fields: dict[str, Any]) -> Header:
         Settings(**settings),
         ModelInfo(**model),
         _typed(fields["data"], "sha256", str),
-        _typed(fields["data"], "records", int),
+        _typed(fields["data"], "problems", int),
         _typed(fields, "sandbox", str),
         dict(fields["versions"]),
     )
@@ -207,53 +209,18 @@ def _typed(fields: dict[str, Any], name: str, kind: type[Any]) -> Any:
     return value
 
 
-def _options(header: Header, *, by_weights: bool) -> Iterator[tuple[str, object]]:
-    """What has to be the same for a file to be continued, by the names that a message uses.
-
-    Args:
-        by_weights: whether models are told apart by their weights; else by what they are called.
-    """
-    settings, model = header.settings, header.model
-    yield "the task", settings.task
-    yield "the data", f"{header.data_records:,} problems with the digest {header.data_sha256[:16]}"
-    if by_weights:
-        yield "the weights' digest", (model.weights or "")[:16]
-    else:
-        yield "the model", model.name
-        yield "the server", model.url
-    yield "the dtype", model.dtype
-    yield "max_seq_len", model.max_seq_len
-    for name in ("temperature", "top_p", "order", "seed", "max_gen_len", "chat"):
-        yield name, getattr(settings, name)
-    yield "the sandbox", header.sandbox
-
-
-def _difference(old: Header, new: Header) -> str | None:
-    """Why a run with `new` cannot go on where one with `old` ended; None if it can."""
-    by_weights = old.model.weights is not None and new.model.weights is not None
-    before, now = (_options(header, by_weights=by_weights) for header in (old, new))
-    for (name, was), (_, given) in zip(before, now, strict=True):
-        if was != given:
-            return f"{name} is {shown(given)} now, and was {shown(was)}"
-    if new.settings.n < old.settings.n:
-        return f"n is {new.settings.n} now, and was {old.settings.n}; it can only grow"
-    if new.problems < old.problems:
-        return f"there are {new.problems:,} problems now, and were {old.problems:,}; a limit can only grow"
-    return None
-
-
 def _must_begin_anew(path: Path, content: _Content, header: Header) -> bool:
     """Whether a file has only the header of another run: one that failed at once holds its successor to nothing.
 
     Raises:
         EvaluationError: it has samples that were made with other options.
     """
-    difference = None if content.header is None else _difference(content.header, header)
-    if difference is not None and content.samples:
+    change = None if content.header is None else difference(content.header, header)
+    if change is not None and content.samples:
         raise EvaluationError(
-            f"{path} cannot be continued: {difference}. Use the same options, or name another file"
+            f"{path} cannot be continued: {change}. Use the same options, or name another file"
         )
-    return difference is not None
+    return change is not None
 
 
 def _locked(path: Path, handle: int) -> _Content:

@@ -1,8 +1,8 @@
 """How well a model predicts texts: `score`, in bits per byte and nats per token.
 
 A text is scored as the model would read it: its ids follow bos, and every id but bos counts. No eos is added. A text
-that is longer than the context is read in windows that overlap by half; each
-begins with bos, and each id is scored once, with at least half a window before it, or all that there is.
+that is longer than the context is read in windows that overlap by half; each begins with bos, and each id is scored
+once, with at least half a window before it, or all that there is.
 """
 
 from __future__ import annotations

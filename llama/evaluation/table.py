@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from ..printable import printable
-from .asking import Header
 from .figures import OrderFigures, paper_differs
+from .header import Header
 from .problem import Order, Status
 from .statistics import Estimate
 from .tasks import TASKS
@@ -21,7 +21,7 @@ _METHODS = {"wilson": "Wilson's over the problems", "bootstrap": "bootstrap over
 
 def table(header: Header, orders: Sequence[OrderFigures], notes: Sequence[str]) -> str:
     """What was run, the figures with the paper's beside them, and the notes; each line ends with a newline."""
-    lines = [*_wrapped(_title(header)), *_wrapped(_way(header)), ""]
+    lines = [*_wrapped(_title(header)), *_wrapped(_sampling(header)), ""]
     lines += _columns(list(_rows(header, orders)))
     lines.append("")
     for figures in orders:
@@ -45,7 +45,7 @@ def _title(header: Header) -> str:
     return f"{title}: {name}, {problems}, {samples} of each"
 
 
-def _way(header: Header) -> str:
+def _sampling(header: Header) -> str:
     settings = header.settings
     parts = ["greedy"]
     if settings.temperature != 0:

@@ -29,7 +29,7 @@ def test_a_right_prediction_saves_steps() -> None:
     with Llama.build(ROOT / "CodeLlama-tiny", max_seq_len=256, dtype="float32") as llama:
         advance = llama.engine.advance
         llama.engine.advance = lambda: (steps.append(1), advance())[1]
-        options = {"temperature": 0, "max_gen_len": 60}
+        options = {"temperature": 0, "max_gen_len": 60, "ignore_eos": True}
         text = llama.text_completion(["class Stack:\n"], speculate=False, **options)[0]["generation"]
         plain = len(steps)
         steps.clear()

@@ -22,7 +22,7 @@ from toy_task import Box, Scripted, judged
 from llama.cli.eval import add_arguments
 from llama.errors import EvaluationError
 from llama.evaluation import evaluating, remote, rescore
-from llama.evaluation.asking import ModelInfo
+from llama.evaluation.generator import ModelInfo
 from llama.evaluation.samples import key_of, read_samples
 from llama.evaluation.tasks import TASKS
 from llama.terminal import running
@@ -56,7 +56,7 @@ def command(run_eval: Any, data: Path) -> list[str]:
 @pytest.fixture
 def run_eval(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The verb in this process, in an empty folder; no program is run."""
-    made_up = sys.modules["llama.evaluation.run"]
+    made_up = sys.modules["llama.evaluation.grader"]
     monkeypatch.setattr(made_up, "judge", judged)
     for module in (evaluating, rescore):
         monkeypatch.setattr(module, "sandbox_for", lambda *given, **more: Box())

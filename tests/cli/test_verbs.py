@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -27,21 +28,26 @@ def test_info_of_the_bundled_model(run: Any) -> None:
     code, out, err = run("info", TINY)
     assert (code, err) == (0, "")
     found = fields(out)
-    count = sum(
-        value.numel() for value in torch.load(TINY / "consolidated.00.pth", weights_only=True).values()
-    )
+    params = json.loads((TINY / "params.json").read_text())
+    weights = torch.load(TINY / "consolidated.00.pth", weights_only=True)
+    count = sum(value.numel() for value in weights.values())
+    vocab, ffn = len(weights["output.weight"]), len(weights["layers.0.feed_forward.w1.weight"])
+    heads, kv_heads = params["n_heads"], params["n_kv_heads"]
     assert found["layout"].startswith("Meta, 1 weight file, ")
     assert found["parameters"] == f"{count / 1e6:.3g}M in bfloat16"
-    assert found["shape"] == "dim 256, 5 layers, 8 heads, 4 key/value heads, feed-forward 512"
-    # Its card says 1,024; no other file does.
-    assert found["context"].startswith("not known: rope_theta 1,000,000")
-    assert (found["infilling"], found["chat format"], found["vocabulary"]) == (
-        "yes",
-        "[INST]",
-        "4,096 pieces",
+    assert found["shape"] == (
+        f"dim {params['dim']}, {params['n_layers']} layers, {heads} heads, {kv_heads} key/value heads,"
+        f" feed-forward {ffn}"
     )
+    # Its card says 1,024; no other file does.
+    assert found["context"].startswith(f"not known: rope_theta {params['rope_theta']:,}")
+    assert (found["infilling"], found["chat format"]) == ("yes", "[INST]")
+    assert found["vocabulary"] == f"{vocab:,} pieces"
     for size in (1, 2, 4, 8):
-        assert "MiB of weights per rank" in found[f"memory, MP {size}"]
+        even = not any(number % size for number in (heads, params["dim"], ffn, vocab))
+        fits = even and (kv_heads % size == 0 or size % kv_heads == 0)
+        told = "MiB of weights per rank" if fits else "does not fit its heads"
+        assert told in found[f"memory, MP {size}"]
     assert found["memory, MP 1"].startswith(f"{2 * count / (1 << 20):.1f} MiB")
     assert found["member"] == "none of the Code Llama family has these shapes"
 
@@ -118,10 +124,13 @@ def test_convert_and_back_by_the_command(run: Any, tmp_path: Path) -> None:
     names = [line.strip() for line in out.splitlines()[1:]]
     assert names == sorted(path.name for path in (tmp_path / "hf").iterdir())
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(names)
-    code, out, _ = run("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", "--mp", 4)
-    assert code == 0
+    shards = json.loads((TINY / "params.json").read_text())["n_kv_heads"]
+    code, out, err = run("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", "--mp", shards)
+    assert (code, err) == (0, "")
+    assert len(list((tmp_path / "meta").glob("*.pth"))) == shards
     assert run("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta")[0] == 1
     assert run("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", "--force")[0] == 0
+    assert [path.name for path in (tmp_path / "meta").glob("*.pth")] == ["consolidated.00.pth"]
     before = torch.load(TINY / "consolidated.00.pth", weights_only=True)
     after = torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True)
     assert after.keys() == before.keys() - {"rope.freqs"}

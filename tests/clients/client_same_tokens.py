@@ -34,7 +34,9 @@ def content(answer: dict) -> tuple[str, list[int] | None]:
 
 def generated(answer: dict) -> tuple[str, list[int] | None]:
     answer = answer[0] if isinstance(answer, list) else answer
-    return answer["generated_text"], [token["id"] for token in answer["details"]["tokens"]]
+    # This protocol also tells of the end token, as a special one.
+    ids = [token["id"] for token in answer["details"]["tokens"] if not token["special"]]
+    return answer["generated_text"], ids
 
 
 def response(answer: dict) -> tuple[str, list[int] | None]:

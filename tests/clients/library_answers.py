@@ -1,6 +1,7 @@
 """Print what the library answers to `asked`, greedily, as JSON. The server's Python runs this.
 
-For each of completion, infilling, chat: prompt (ids), text, tokens (ids), logprobs.
+For each of completion, infilling, chat: prompt (ids), text, tokens (ids), logprobs, finish_reason, and generated, how
+many tokens were, the end token among them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def main() -> None:
             kinds[delta.index]["text"] += delta.text
             kinds[delta.index]["tokens"] += delta.tokens
             kinds[delta.index]["logprobs"] += [score.logprob for score in delta.scores]
+            if delta.finish_reason is not None:
+                kinds[delta.index]["finish_reason"] = str(delta.finish_reason)
+                kinds[delta.index]["generated"] = delta.counts.generated
     print(json.dumps(answers))
 
 

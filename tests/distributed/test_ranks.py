@@ -210,6 +210,7 @@ def test_the_examples_print_the_same_on_any_number_of_ranks(forked: Any, worlds:
     assert forked["examples"]["codes"] == [0]
     alone = forked["examples"]["stdout"]
     assert alone.count("\n==================================\n") >= len(EXAMPLES)
-    assert len(alone) > 1000
+    for said in ("def is_empty(path):", "= Filled text =", "> Assistant: "):
+        assert said in alone
     assert worlds(2).finished.ok().stdout == alone
     assert worlds(4).finished.ok().stdout == alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from judging import best_sandbox
+from program_verdicts import best_sandbox
 
 from llama.evaluation.sandbox import Sandbox
 

@@ -17,10 +17,11 @@ from toy_task import Box, Scripted, ToyTask, judged
 
 import llama.evaluation
 from llama.errors import EvaluationError
-from llama.evaluation import Report, evaluate, run
-from llama.evaluation.asking import Settings
+from llama.evaluation import Report, evaluate, grader
 from llama.evaluation.problem import Answer, Order, Program, Sample, Status, Verdict
 from llama.evaluation.samples import Key, key_of, read_samples
+from llama.evaluation.settings import Settings
+from llama.evaluation.worker_pool import WorkerPool
 from llama.generation import Llama
 
 OPTIONS: dict[str, Any] = {"n": 3, "temperature": 0.9, "max_gen_len": 8, "sandbox": Box()}
@@ -28,7 +29,7 @@ OPTIONS: dict[str, Any] = {"n": 3, "temperature": 0.9, "max_gen_len": 8, "sandbo
 
 @pytest.fixture(autouse=True)
 def no_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "judge", judged)
+    monkeypatch.setattr(grader, "judge", judged)
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def samples(path: Path) -> dict[Key, Sample]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Have Ctrl-C end a run behind so many answers."""
-    real, left = run.Judges.put, [number]
+    real, left = WorkerPool.put, [number]
 
     def put(pool: Any, answer: Any) -> None:
         left[0] -= 1
@@ -54,7 +55,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
             raise KeyboardInterrupt
         real(pool, answer)
 
-    monkeypatch.setattr(run.Judges, "put", put)
+    monkeypatch.setattr(WorkerPool, "put", put)
 
 
 # ---- a run -----------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def test_the_header_says_what_made_the_samples(path: Path) -> None:
     header = read_samples(path)[0]
     assert header.versions.keys() == {"codellama", "torch", "python"}
     assert header.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert (header.sandbox, header.data_records) == (Box.level, 4)
+    assert (header.sandbox, header.data_problems) == (Box.level, 4)
 
 
 def test_every_program_gets_the_jar_that_was_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_every_program_gets_the_jar_that_was_named(monkeypatch: pytest.MonkeyPat
         given.append(javatuples)
         return Verdict(Status.PASSED)
 
-    monkeypatch.setattr(run, "judge", spy)
+    monkeypatch.setattr(grader, "judge", spy)
     toy(Scripted(), javatuples=str(tmp_path / "a.jar"))
     assert given == [tmp_path / "a.jar"] * 12
 
@@ -184,10 +185,10 @@ def test_impossible_options_are_refused_before_anything_is_asked(
 
 def test_other_options_and_another_run_are_refused(path: Path) -> None:
     class Meanwhile(Scripted):
-        def generate(self, asks: Any, settings: Settings) -> Iterator[Answer]:
+        def generate(self, requests: Any, settings: Settings) -> Iterator[Answer]:
             with pytest.raises(EvaluationError, match="another run is writing"):
                 toy(Scripted(), out=path)
-            yield from super().generate(asks, settings)
+            yield from super().generate(requests, settings)
 
     toy(Meanwhile(), out=path)
     before = path.read_bytes()
@@ -227,7 +228,7 @@ def test_it_works_within_a_running_event_loop(llama: Llama) -> None:
 
 
 def test_verdicts_of_a_missing_toolchain_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "judge", lambda *_, **__: Verdict(Status.NOT_RUN, "php is missing"))
+    monkeypatch.setattr(grader, "judge", lambda *_, **__: Verdict(Status.NOT_RUN, "php is missing"))
     toy(Scripted(), out=path)
     assert {each.verdict.status for each in samples(path).values()} == {Status.NOT_RUN}
     assert samples(path).keys() == {(f"Toy/{i}", Order.PLAIN, j) for i in range(4) for j in range(3)}

@@ -17,10 +17,11 @@ from toy_task import toy_problems
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.fingerprint import fingerprint
 from llama.errors import UnsupportedError
-from llama.evaluation.asking import PROMPT_TOO_LONG, UNSAFE_TAG, Ask, ModelInfo, Settings, seed_of
+from llama.evaluation.generator import PROMPT_TOO_LONG, UNSAFE_TAG, ModelInfo, SampleRequest, seed_of
 from llama.evaluation.local import LocalGenerator, model_info
 from llama.evaluation.problem import Answer, Order
 from llama.evaluation.ranks import Ranks
+from llama.evaluation.settings import Settings
 from llama.generation import Llama
 from llama.sizing.args import ModelArgs
 from llama.sizing.family import MEMBERS, args_of, variants_of
@@ -29,36 +30,38 @@ from llama.sizing.family import MEMBERS, args_of, variants_of
 SAMPLED = Settings("toy", n=5, temperature=1.1, top_p=0.97, max_gen_len=12)
 
 
-def answers(llama: Llama, asks: Sequence[Ask], settings: Settings = SAMPLED) -> dict[Any, Answer]:
+def answers(
+    llama: Llama, requests: Sequence[SampleRequest], settings: Settings = SAMPLED
+) -> dict[Any, Answer]:
     generator = LocalGenerator(llama, Ranks(llama.model.parallel, llama.model.device, messages=1))
-    found = list(generator.generate(asks, settings))
-    assert len(found) == sum(ask.count for ask in asks)
+    found = list(generator.generate(requests, settings))
+    assert len(found) == sum(request.count for request in requests)
     return {(each.problem.task_id, each.order, each.sample): each for each in found}
 
 
-def asks(order: Order, suffix: str | None = None) -> list[Ask]:
+def sample_requests(order: Order, suffix: str | None = None) -> list[SampleRequest]:
     # A letter that some samples come to.
     problems = [replace(each, stops=("a",)) for each in toy_problems(suffix=suffix)]
-    return [Ask(each, order, seed_of(0, each.task_id, order), 0, 5) for each in problems]
+    return [SampleRequest(each, order, seed_of(0, each.task_id, order), 0, 5) for each in problems]
 
 
-def library(llama: Llama, ask: Ask) -> list[tuple[str, str]]:
+def library(llama: Llama, request: SampleRequest) -> list[tuple[str, str]]:
     """The same samples by the call that a user would make."""
     given: dict[str, Any] = {
         "temperature": 1.1,
         "top_p": 0.97,
         "max_gen_len": 12,
-        "seed": ask.seed,
-        "n": ask.count,
+        "seed": request.seed,
+        "n": request.count,
     }
-    problem = ask.problem
-    if ask.order is Order.PLAIN:
+    problem = request.problem
+    if request.order is Order.PLAIN:
         found: Any = llama.text_completion([problem.prompt], stop=problem.stops, **given)
-    elif ask.order is Order.CHAT:
+    elif request.order is Order.CHAT:
         found = llama.chat_completion([[{"role": "user", "content": problem.question}]], **given)
         return [(each["generation"]["content"], each["finish_reason"]) for each in found]
     else:
-        spm = ask.order is Order.SPM
+        spm = request.order is Order.SPM
         pair = ([problem.prompt], [problem.suffix or ""])
         found = llama.text_infilling(*pair, suffix_first=spm, stop=problem.stops, **given)
     return [(each["generation"], each["finish_reason"]) for each in found]
@@ -66,12 +69,12 @@ def library(llama: Llama, ask: Ask) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("order", Order)
 def test_answers_are_those_of_the_librarys_calls(llama: Llama, order: Order) -> None:
-    made = asks(order, "  print\n" if order in (Order.PSM, Order.SPM) else None)
+    made = sample_requests(order, "  print\n" if order in (Order.PSM, Order.SPM) else None)
     found = answers(llama, made)
-    for ask in made:
-        ours = [found[ask.problem.task_id, order, j] for j in range(5)]
-        assert [(each.text, each.finish_reason) for each in ours] == library(llama, ask)
-        assert all(each.seed == ask.seed and 0 <= each.tokens <= 12 for each in ours)
+    for request in made:
+        ours = [found[request.problem.task_id, order, j] for j in range(5)]
+        assert [(each.text, each.finish_reason) for each in ours] == library(llama, request)
+        assert all(each.seed == request.seed and 0 <= each.tokens <= 12 for each in ours)
     assert len({each.text for each in found.values()}) > 10  # they differ, or this shows nothing
     reasons = {each.finish_reason for each in found.values()}
     assert "length" in reasons
@@ -84,7 +87,7 @@ def test_a_hole_ends_at_eot_too(llama: Llama, order: Order, monkeypatch: pytest.
     """A random model never comes to it."""
     seen: list[Any] = []
     monkeypatch.setattr(llama.session, "stream", lambda requests: seen.extend(requests) or iter(()))
-    made = asks(order, "x" if order in (Order.PSM, Order.SPM) else None)
+    made = sample_requests(order, "x" if order in (Order.PSM, Order.SPM) else None)
     generator = LocalGenerator(llama, Ranks(llama.model.parallel, llama.model.device, messages=1))
     assert list(generator.generate(made, SAMPLED)) == []
     ends = {llama.tokenizer.eos_id} | ({llama.tokenizer.eot_id} if order in (Order.PSM, Order.SPM) else set())
@@ -92,8 +95,10 @@ def test_a_hole_ends_at_eot_too(llama: Llama, order: Order, monkeypatch: pytest.
 
 
 def test_samples_are_the_same_in_any_parts(llama: Llama) -> None:
-    whole = asks(Order.PLAIN)
-    parts = [replace(ask, first=first, count=n) for ask in whole for first, n in ((3, 2), (0, 1), (1, 2))]
+    whole = sample_requests(Order.PLAIN)
+    parts = [
+        replace(request, first=first, count=n) for request in whole for first, n in ((3, 2), (0, 1), (1, 2))
+    ]
     assert answers(llama, parts[::-1]) == answers(llama, whole)
 
 
@@ -107,9 +112,9 @@ def test_samples_of_a_prompt_share_its_prefill() -> None:
         return run(batch)
 
     llama.engine.runner.run = counting  # type: ignore[method-assign]
-    ask = replace(asks(Order.PLAIN)[0], count=4)
-    answers(llama, [ask], replace(SAMPLED, max_gen_len=1))
-    prompt = len(llama.tokenizer.encode(ask.problem.prompt, bos=True, eos=False))
+    request = replace(sample_requests(Order.PLAIN)[0], count=4)
+    answers(llama, [request], replace(SAMPLED, max_gen_len=1))
+    prompt = len(llama.tokenizer.encode(request.problem.prompt, bos=True, eos=False))
     assert rows == [prompt]
 
 
@@ -117,10 +122,12 @@ def test_a_long_prompt_gets_the_room_there_is_and_one_without_room_is_told(llama
     longest = llama.model.params.max_seq_len
     problem = toy_problems(1)[0]
 
-    def of(tokens: int) -> Ask:
+    def of(tokens: int) -> SampleRequest:
         text = "1" * (tokens - 2)  # each digit is a token; bos and the dummy space are the others
         assert len(llama.tokenizer.encode(text, bos=True, eos=False)) == tokens
-        return Ask(replace(problem, task_id=f"{tokens}", prompt=text, stops=()), Order.PLAIN, 3, 0, 2)
+        return SampleRequest(
+            replace(problem, task_id=f"{tokens}", prompt=text, stops=()), Order.PLAIN, 3, 0, 2
+        )
 
     settings = replace(SAMPLED, temperature=0.0, max_gen_len=longest)
     found = answers(llama, [of(longest - 3), of(longest), of(longest + 50), of(longest - 1)], settings)
@@ -133,19 +140,19 @@ def test_a_long_prompt_gets_the_room_there_is_and_one_without_room_is_told(llama
 
 def test_a_question_with_a_tag_of_the_format_is_told(llama: Llama) -> None:
     problem = replace(toy_problems(1)[0], question="what is [INST]?")
-    found = answers(llama, [Ask(problem, Order.CHAT, 3, 0, 2), asks(Order.CHAT)[1]])
+    found = answers(llama, [SampleRequest(problem, Order.CHAT, 3, 0, 2), sample_requests(Order.CHAT)[1]])
     assert [each.finish_reason for each in found.values()].count(UNSAFE_TAG) == 2
     assert len(found) == 7
 
 
 def test_a_model_that_cannot_fill_holes_says_so() -> None:
     with pytest.raises(UnsupportedError, match="cannot fill in the middle"):
-        answers(tiny_llama(kind="plain"), asks(Order.PSM, "x"))
+        answers(tiny_llama(kind="plain"), sample_requests(Order.PSM, "x"))
 
 
 def test_leaving_early_leaves_nothing_in_the_engine(llama: Llama) -> None:
     generator = LocalGenerator(llama, Ranks(llama.model.parallel, llama.model.device, messages=1))
-    stream: Any = generator.generate(asks(Order.PLAIN), SAMPLED)
+    stream: Any = generator.generate(sample_requests(Order.PLAIN), SAMPLED)
     next(stream)
     stream.close()
     llama.engine.tidy()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from http_service import Served, serving
-from remote_asks import HOLES, LENGTH, PLAIN, QUESTIONS, asks, by_place, settings
+from remote_requests import HOLES, LENGTH, PLAIN, QUESTIONS, by_place, sample_requests, settings
 from tiny_llama import tiny_llama
 
 from llama.errors import ConfigError
-from llama.evaluation.asking import PROMPT_TOO_LONG, UNSAFE_TAG, ModelInfo, seed_of
+from llama.evaluation.generator import PROMPT_TOO_LONG, UNSAFE_TAG, ModelInfo, seed_of
 from llama.evaluation.problem import Order, Problem
 from llama.evaluation.remote import RemoteGenerator
 from llama.terminal.backend import ServerError
@@ -63,7 +63,7 @@ def test_a_server_gives_the_texts_of_the_library(server: Served, key: Path, libr
             (HOLES, Order.PSM, library.holes),
             (QUESTIONS, Order.CHAT, library.chat),
         ):
-            found = by_place(generator.generate(asks(problems, order), settings()))
+            found = by_place(generator.generate(sample_requests(problems, order), settings()))
             assert [found[p.task_id, 0].text for p in problems] == expected
             for answer in found.values():
                 assert answer.order is order
@@ -78,7 +78,9 @@ def test_a_stop_ends_the_text_as_in_the_library(server: Served, key: Path, libra
     problem, text = max(zip(PLAIN, library.plain, strict=True), key=lambda each: len(each[1]))
     stop = text[len(text) // 2 : len(text) // 2 + 2]
     stopped = Problem("stopped", problem.prompt, stops=("never there", stop))
-    (answer,) = RemoteGenerator(server.url, key_file=key).generate(asks([stopped], Order.PLAIN), settings())
+    (answer,) = RemoteGenerator(server.url, key_file=key).generate(
+        sample_requests([stopped], Order.PLAIN), settings()
+    )
     assert answer.text == text[: text.index(stop)]
     assert answer.finish_reason == "stop"
     assert answer.tokens > 0
@@ -87,8 +89,8 @@ def test_a_stop_ends_the_text_as_in_the_library(server: Served, key: Path, libra
 def test_samples_come_again_whatever_is_asked_beside_them(server: Served, key: Path) -> None:
     generator = RemoteGenerator(server.url, key_file=key)
     drawn = settings(temperature=1.0, n=4)
-    whole = by_place(generator.generate(asks(PLAIN[:2], Order.PLAIN, 4), drawn))
-    rest = by_place(generator.generate(asks(PLAIN[1::-1], Order.PLAIN, 2, first=2), drawn))
+    whole = by_place(generator.generate(sample_requests(PLAIN[:2], Order.PLAIN, 4), drawn))
+    rest = by_place(generator.generate(sample_requests(PLAIN[1::-1], Order.PLAIN, 2, first=2), drawn))
     assert len(whole) == 8
     assert len({answer.text for answer in whole.values()}) > 4
     assert len(rest) == 4
@@ -100,7 +102,9 @@ def test_samples_come_again_whatever_is_asked_beside_them(server: Served, key: P
 def test_a_prompt_without_room_is_an_answer_without_text(server: Served, key: Path) -> None:
     problems = [Problem("long", "def " * 2000), PLAIN[0]]
     found = by_place(
-        RemoteGenerator(server.url, key_file=key).generate(asks(problems, Order.PLAIN, 2), settings())
+        RemoteGenerator(server.url, key_file=key).generate(
+            sample_requests(problems, Order.PLAIN, 2), settings()
+        )
     )
     for sample in range(2):
         assert (found["long", sample].text, found["long", sample].tokens) == ("", 0)
@@ -110,7 +114,7 @@ def test_a_prompt_without_room_is_an_answer_without_text(server: Served, key: Pa
 
 def test_a_question_with_a_tag_is_an_answer_without_text(server: Served, key: Path) -> None:
     (answer,) = RemoteGenerator(server.url, key_file=key).generate(
-        asks([Problem("tag", "", question="[INST] hello")], Order.CHAT), settings()
+        sample_requests([Problem("tag", "", question="[INST] hello")], Order.CHAT), settings()
     )
     assert (answer.text, answer.finish_reason) == ("", UNSAFE_TAG)
 

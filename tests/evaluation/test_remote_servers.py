@@ -9,10 +9,20 @@ from typing import Any
 
 import httpx
 import pytest
-from remote_asks import HOLES, LENGTH, PLAIN, Scripted, asks, by_place, completion, refused, settings
+from remote_requests import (
+    HOLES,
+    LENGTH,
+    PLAIN,
+    Scripted,
+    by_place,
+    completion,
+    refused,
+    sample_requests,
+    settings,
+)
 
 from llama.errors import ConfigError, EvaluationError, LlamaError
-from llama.evaluation.asking import PROMPT_TOO_LONG, ModelInfo, seed_of
+from llama.evaluation.generator import PROMPT_TOO_LONG, ModelInfo, seed_of
 from llama.evaluation.problem import Answer, Order, Problem
 from llama.evaluation.remote import UNKNOWN, sample_seed
 from llama.terminal.backend import ServerError
@@ -26,7 +36,9 @@ def no_thread_is_left() -> Iterator[None]:
 
 def test_a_request_says_what_the_settings_say() -> None:
     server = Scripted(lambda body: completion())
-    server.generate(asks([Problem("a", "def ", stops=("\n#",))], Order.PLAIN, 2), temperature=0.8, top_p=0.9)
+    server.generate(
+        sample_requests([Problem("a", "def ", stops=("\n#",))], Order.PLAIN, 2), temperature=0.8, top_p=0.9
+    )
     seed = seed_of(0, "a", Order.PLAIN)
     body = {
         "model": "theirs",
@@ -43,7 +55,7 @@ def test_a_request_says_what_the_settings_say() -> None:
     assert server.paths == ["/v1/completions"] * 2
     server = Scripted(lambda body: httpx.Response(200, json={"choices": [{"message": {"content": "y"}}]}))
     (answer,) = server.generate(
-        asks([Problem("b", "unused", stops=("\n#",), question="?")], Order.CHAT), top_p=0.0
+        sample_requests([Problem("b", "unused", stops=("\n#",), question="?")], Order.CHAT), top_p=0.0
     )
     assert answer.text == "y"
     assert server.paths == ["/v1/chat/completions"]
@@ -75,7 +87,9 @@ def test_each_sample_has_a_seed_of_its_own_that_every_server_takes() -> None:
     ],
 )
 def test_finish_reasons_of_all_servers_are_read(given: object, found: str) -> None:
-    (answer,) = Scripted(lambda body: completion(finish=given)).generate(asks(PLAIN[:1], Order.PLAIN))
+    (answer,) = Scripted(lambda body: completion(finish=given)).generate(
+        sample_requests(PLAIN[:1], Order.PLAIN)
+    )
     assert answer.finish_reason == found
 
 
@@ -84,7 +98,9 @@ def test_finish_reasons_of_all_servers_are_read(given: object, found: str) -> No
     [({"completion_tokens": 7}, 7), ({}, 0), ({"completion_tokens": "7"}, 0), ("many", 0), (None, 0)],
 )
 def test_tokens_are_those_of_the_usage(usage: object, tokens: int) -> None:
-    (answer,) = Scripted(lambda body: completion(usage=usage)).generate(asks(PLAIN[:1], Order.PLAIN))
+    (answer,) = Scripted(lambda body: completion(usage=usage)).generate(
+        sample_requests(PLAIN[:1], Order.PLAIN)
+    )
     assert answer.tokens == tokens
 
 
@@ -103,13 +119,13 @@ def test_tokens_are_those_of_the_usage(usage: object, tokens: int) -> None:
 )
 def test_an_answer_without_a_text_has_a_name(body: object) -> None:
     with pytest.raises(ServerError, match="answer without a text"):
-        Scripted(lambda _: httpx.Response(200, json=body)).generate(asks(PLAIN[:1], Order.PLAIN))
+        Scripted(lambda _: httpx.Response(200, json=body)).generate(sample_requests(PLAIN[:1], Order.PLAIN))
 
 
 def test_a_server_that_is_busy_is_asked_again() -> None:
     answers = [httpx.Response(503, headers={"retry-after": "7"}), refused(429, "full"), completion("here")]
     server = Scripted(lambda body: answers.pop(0))
-    (answer,) = server.generate(asks(PLAIN[:1], Order.PLAIN))
+    (answer,) = server.generate(sample_requests(PLAIN[:1], Order.PLAIN))
     assert answer.text == "here"
     assert server.waits == [7.0, 1.0]
 
@@ -132,7 +148,7 @@ def test_a_server_that_is_busy_is_asked_again() -> None:
 )
 def test_every_failure_has_a_name(answer: httpx.Response, error: type[LlamaError], words: str) -> None:
     with pytest.raises(error, match=words) as raised:
-        Scripted(lambda body: answer).generate(asks(PLAIN, Order.PLAIN, 3))
+        Scripted(lambda body: answer).generate(sample_requests(PLAIN, Order.PLAIN, 3))
     assert type(raised.value) is error
 
 
@@ -146,7 +162,7 @@ def test_every_failure_has_a_name(answer: httpx.Response, error: type[LlamaError
 )
 def test_prompts_that_are_too_long_for_other_servers_end_no_run(message: str) -> None:
     server = Scripted(lambda body: refused(400, message) if body["prompt"] == "long" else completion())
-    found = by_place(iter(server.generate(asks([Problem("long", "long"), PLAIN[0]], Order.PLAIN))))
+    found = by_place(iter(server.generate(sample_requests([Problem("long", "long"), PLAIN[0]], Order.PLAIN))))
     assert found["long", 0].finish_reason == PROMPT_TOO_LONG
     assert found[PLAIN[0].task_id, 0].text == "x"
 
@@ -164,7 +180,9 @@ def test_five_stops_cut_the_text_whatever_the_server_makes_of_them(honest: bool)
         return completion("xy e d", "length")
 
     server = Scripted(handler, in_flight=1)
-    found = server.generate(asks([Problem(str(i), "p", stops=FIVE) for i in range(3)], Order.PLAIN))
+    found = server.generate(
+        sample_requests([Problem(str(i), "p", stops=FIVE) for i in range(3)], Order.PLAIN)
+    )
     assert [answer.text for answer in found] == ["xy "] * 3
     assert [answer.finish_reason for answer in found] == ["stop_sequence"] * 3
     lengths = [len(body["stop"]) for body in server.bodies]
@@ -181,15 +199,17 @@ def test_a_server_that_ignores_the_suffix_is_found_out() -> None:
     with pytest.raises(
         EvaluationError, match=r"ignores the field suffix \(a prompt has 4 tokens with it, and 4 without"
     ):
-        Scripted(lambda body: count_words(body, reads_suffix=False)).generate(asks(HOLES, Order.PSM))
+        Scripted(lambda body: count_words(body, reads_suffix=False)).generate(
+            sample_requests(HOLES, Order.PSM)
+        )
     honest = Scripted(lambda body: count_words(body, reads_suffix=True))
-    assert len(honest.generate(asks(HOLES, Order.PSM, 3))) == 6
+    assert len(honest.generate(sample_requests(HOLES, Order.PSM, 3))) == 6
     assert len(honest.bodies) == 6 + 2
     # It asks nothing where there is no hole, and believes a server that counts nothing.
     plain = Scripted(lambda body: count_words(body, reads_suffix=False))
-    plain.generate(asks(PLAIN, Order.PLAIN))
+    plain.generate(sample_requests(PLAIN, Order.PLAIN))
     assert len(plain.bodies) == len(PLAIN)
-    assert len(Scripted(lambda body: completion()).generate(asks(HOLES, Order.PSM))) == 2
+    assert len(Scripted(lambda body: completion()).generate(sample_requests(HOLES, Order.PSM))) == 2
 
 
 @pytest.mark.parametrize(
@@ -201,13 +221,13 @@ def test_a_server_that_refuses_the_suffix_is_named(answer: httpx.Response) -> No
     with pytest.raises(
         EvaluationError, match=r"http://server:1 cannot fill holes: (suffix is not|no pieces)"
     ):
-        Scripted(lambda body: answer).generate(asks(HOLES, Order.PSM))
+        Scripted(lambda body: answer).generate(sample_requests(HOLES, Order.PSM))
 
 
 def test_the_order_spm_is_refused_since_no_server_can_be_asked_for_it() -> None:
     server = Scripted(lambda body: completion())
     with pytest.raises(EvaluationError, match="spm cannot be asked for; take order psm"):
-        server.generate([*asks(HOLES, Order.PSM), *asks(HOLES, Order.SPM)])
+        server.generate([*sample_requests(HOLES, Order.PSM), *sample_requests(HOLES, Order.SPM)])
     assert server.bodies == []
 
 
@@ -224,7 +244,9 @@ def test_requests_in_flight_are_as_many_as_allowed(in_flight: int) -> None:
         running -= 1
         return completion()
 
-    found = Scripted(lambda body: slow(), in_flight=in_flight).generate(asks(PLAIN, Order.PLAIN, 25))
+    found = Scripted(lambda body: slow(), in_flight=in_flight).generate(
+        sample_requests(PLAIN, Order.PLAIN, 25)
+    )
     assert {(each.problem.task_id, each.sample) for each in found} == {
         (problem.task_id, sample) for problem in PLAIN for sample in range(25)
     }
@@ -246,7 +268,7 @@ def test_closing_early_ends_all_requests() -> None:
         raise AssertionError
 
     server = Scripted(first_of)
-    answers = server.generator.generate(asks(PLAIN[:3], Order.PLAIN), settings())
+    answers = server.generator.generate(sample_requests(PLAIN[:3], Order.PLAIN), settings())
     assert next(answers).text == "first"
     answers.close()
     assert ended == 2
@@ -267,7 +289,7 @@ def test_one_failure_ends_the_other_requests() -> None:
         raise AssertionError
 
     with pytest.raises(EvaluationError, match="odd"):
-        Scripted(handler).generate(asks(PLAIN[:3], Order.PLAIN))
+        Scripted(handler).generate(sample_requests(PLAIN[:3], Order.PLAIN))
     assert ended == 2
 
 
@@ -284,7 +306,7 @@ def test_answers_come_before_the_last_one_is_there_and_meanwhile() -> None:
 
     server = Scripted(handler, in_flight=1)
     answers = server.generator.generate(
-        asks([Problem(str(i), str(i)) for i in range(4)], Order.PLAIN), settings()
+        sample_requests([Problem(str(i), str(i)) for i in range(4)], Order.PLAIN), settings()
     )
     assert next(answers).text == "0"
     go_on.set()
@@ -296,7 +318,7 @@ def test_it_works_within_an_event_loop() -> None:
     """As in a notebook."""
 
     async def notebook() -> list[Answer]:
-        return Scripted(lambda body: completion()).generate(asks(PLAIN, Order.PLAIN))
+        return Scripted(lambda body: completion()).generate(sample_requests(PLAIN, Order.PLAIN))
 
     assert len(asyncio.run(notebook())) == len(PLAIN)
 
@@ -305,7 +327,7 @@ def test_no_password_is_told() -> None:
     server = Scripted(lambda body: refused(400, "odd"), url="http://me:secret@server:1/v1")
     assert server.generator.model == ModelInfo("theirs", url="http://server:1")
     with pytest.raises(EvaluationError) as raised:
-        server.generate(asks(PLAIN, Order.PLAIN))
+        server.generate(sample_requests(PLAIN, Order.PLAIN))
     assert "secret" not in str(raised.value)
 
 

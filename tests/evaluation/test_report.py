@@ -13,8 +13,8 @@ import pytest
 from evaluation_files import FAILED, MODEL, NOT_RUN, PASSED, TIMED_OUT, header, sample
 
 from llama.errors import EvaluationError
-from llama.evaluation.asking import PROMPT_TOO_LONG, UNSAFE_TAG, ModelInfo
 from llama.evaluation.figures import paper_differs
+from llama.evaluation.generator import PROMPT_TOO_LONG, UNSAFE_TAG, ModelInfo
 from llama.evaluation.problem import Order, Sample, Verdict
 from llama.evaluation.report import Report
 from llama.evaluation.statistics import bootstrap, wilson
@@ -129,7 +129,7 @@ def both_orders() -> list[Sample]:
 
 
 def test_each_order_of_infilling_has_its_figures() -> None:
-    report = of(both_orders(), 4, task="infilling-single", order="both", limit=4, records=1033)
+    report = of(both_orders(), 4, task="infilling-single", order="both", limit=4, data_problems=1033)
     assert report.pass_at(1, "psm").value == 0.75
     assert report.pass_at(1, "spm").value == 0.25
     with pytest.raises(KeyError, match="psm, spm"):
@@ -212,7 +212,7 @@ def test_the_sandbox_is_named_and_none_is_warned_of() -> None:
 
 
 def test_another_number_of_problems_than_published_is_told() -> None:
-    assert "163 problems" in notes(of([], 163, records=163))
+    assert "163 problems" in notes(of([], 163, data_problems=163))
     assert "164 problems" not in notes(of([], 164))
 
 
@@ -232,7 +232,7 @@ def test_a_task_of_ones_own_is_called_by_its_name() -> None:
 
 def test_what_the_settings_say_stands_above() -> None:
     report = of(
-        group("a", [PASSED] * 2), 1, n=2, temperature=0.8, top_p=0.9, seed=7, max_gen_len=256, records=1
+        group("a", [PASSED] * 2), 1, n=2, temperature=0.8, top_p=0.9, seed=7, max_gen_len=256, data_problems=1
     )
     assert report.table().splitlines()[:2] == [
         "HumanEval: CodeLlama-7b (7B), 1 problem, 2 samples of each",

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 from evaluation_files import FAILED, NOT_RUN, PASSED, TIMED_OUT, header_of, sample, write
+from toy_task import Box
 
 from llama.errors import EvaluationError
-from llama.evaluation import run
-from llama.evaluation.asking import PROMPT_TOO_LONG, Header
+from llama.evaluation import grader
+from llama.evaluation.generator import PROMPT_TOO_LONG
+from llama.evaluation.header import Header
 from llama.evaluation.problem import Order, Program, Sample, Status, Verdict
 from llama.evaluation.rescore import rescore
 from llama.evaluation.samples import header_line, read_samples, sample_line
-from llama.evaluation.sandbox import Job, Outcome
 from llama.evaluation.tasks import TASKS
 from llama.terminal.files import FileChangedError
 
@@ -28,16 +29,7 @@ PROBLEMS = TASK.problems(None)
 FIRST = [problem.task_id for problem in PROBLEMS[:3]]
 
 
-class Box:
-    """A sandbox by name; nothing is run in it here."""
-
-    level = "unshare"
-
-    def run(self, job: Job) -> Outcome:
-        raise AssertionError("judged without `judge`")
-
-
-BOX = Box()
+BOX = Box("unshare")
 Judge = Callable[[Program], Verdict]
 
 
@@ -53,7 +45,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> Callable[[Judge], list[Program]]:
             given.append(program)
             return judge(program)
 
-        monkeypatch.setattr(run, "judge", record)
+        monkeypatch.setattr(grader, "judge", record)
         return given
 
     return put
@@ -119,7 +111,7 @@ def test_every_program_that_runs_again_gets_the_jar(tmp_path: Path, monkeypatch:
         given.append(javatuples)
         return PASSED
 
-    monkeypatch.setattr(run, "judge", spy)
+    monkeypatch.setattr(grader, "judge", spy)
     path = write(tmp_path / "run.jsonl", head(), samples())
     rescore(path, sandbox=BOX, progress=False, javatuples=str(tmp_path / "a.jar"))
     assert given == [tmp_path / "a.jar"] * 4

@@ -17,11 +17,14 @@ from ranks import HANGS
 from toy_task import TOY, Box, Scripted, ToyTask, judged, toy_problems
 
 from llama.errors import EvaluationError
-from llama.evaluation import judges, run
-from llama.evaluation.asking import PROMPT_TOO_LONG, Settings, check_settings, problems_digest, seed_of
-from llama.evaluation.judges import Judges
+from llama.evaluation import grader, worker_pool
+from llama.evaluation.generator import PROMPT_TOO_LONG, seed_of
+from llama.evaluation.grader import Grader
+from llama.evaluation.header import problems_digest
 from llama.evaluation.problem import Answer, Order, Problem, Sample, Status, Verdict
-from llama.evaluation.run import Judging, asks_of, limited, make_samples
+from llama.evaluation.run import limited, make_samples, missing_requests
+from llama.evaluation.settings import Settings, check_settings
+from llama.evaluation.worker_pool import WorkerPool
 
 PROBLEMS = toy_problems()
 
@@ -43,14 +46,16 @@ def numbered(number: int) -> Sample:
     st.sampled_from(["psm", "spm", "both"]),
     st.sets(st.tuples(st.integers(0, 3), st.sampled_from([Order.PSM, Order.SPM]), st.integers(0, 11))),
 )
-def test_asks_are_what_is_missing_in_as_few_as_can_be(n: int, order: str, done: set[Any]) -> None:
+def test_what_is_missing_is_asked_for_in_as_few_requests_as_can_be(
+    n: int, order: str, done: set[Any]
+) -> None:
     settings = Settings("toy", n=n, order=order)
-    asks = asks_of(PROBLEMS, settings, {(f"Toy/{i}", each, j) for i, each, j in done})
-    found = [(a.problem.task_id, a.order, a.first + i) for a in asks for i in range(a.count)]
+    requests = missing_requests(PROBLEMS, settings, {(f"Toy/{i}", each, j) for i, each, j in done})
+    found = [(a.problem.task_id, a.order, j) for a in requests for j in a.samples]
     wanted = {(f"Toy/{i}", each, j) for i in range(4) for each in settings.orders for j in range(n)}
     assert len(found) == len(set(found))
     assert set(found) == wanted - {(f"Toy/{i}", each, j) for i, each, j in done}
-    for one, two in itertools.pairwise(asks):
+    for one, two in itertools.pairwise(requests):
         touching = (
             one.problem is two.problem and one.order is two.order and one.first + one.count == two.first
         )
@@ -59,13 +64,13 @@ def test_asks_are_what_is_missing_in_as_few_as_can_be(n: int, order: str, done: 
 
 def test_from_20_to_200_samples_makes_180() -> None:
     done = {(problem.task_id, Order.PLAIN, j) for problem in PROBLEMS for j in range(20)}
-    asks = asks_of(PROBLEMS, Settings("toy", n=200), done)
-    assert [(ask.first, ask.count) for ask in asks] == [(20, 180)] * 4
+    requests = missing_requests(PROBLEMS, Settings("toy", n=200), done)
+    assert [(request.first, request.count) for request in requests] == [(20, 180)] * 4
 
 
-def test_more_samples_than_the_engine_takes_are_several_asks() -> None:
-    asks = asks_of(PROBLEMS[:1], Settings("toy", n=10_000), ())
-    assert [(ask.first, ask.count) for ask in asks] == [(0, 4096), (4096, 4096), (8192, 1808)]
+def test_more_samples_than_the_engine_takes_are_several_requests() -> None:
+    requests = missing_requests(PROBLEMS[:1], Settings("toy", n=10_000), ())
+    assert [(request.first, request.count) for request in requests] == [(0, 4096), (4096, 4096), (8192, 1808)]
 
 
 def test_a_seed_depends_on_run_problem_and_order_alone() -> None:
@@ -73,9 +78,9 @@ def test_a_seed_depends_on_run_problem_and_order_alone() -> None:
     assert len(seeds) == 3 * 3 * len(Order)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(0, "\ud800", Order.PLAIN) == seed_of(0, "\ud800", Order.PLAIN)
-    whole, part = (asks_of(some, Settings("toy"), ()) for some in (PROBLEMS, PROBLEMS[:1:-1]))
-    assert {ask.problem.task_id: ask.seed for ask in part}.items() <= {
-        ask.problem.task_id: ask.seed for ask in whole
+    whole, part = (missing_requests(some, Settings("toy"), ()) for some in (PROBLEMS, PROBLEMS[:1:-1]))
+    assert {request.problem.task_id: request.seed for request in part}.items() <= {
+        request.problem.task_id: request.seed for request in whole
     }.items()
     # Written into files: a release that changed it could not continue them.
     assert seed_of(0, "HumanEval/0", Order.PLAIN) == SEED
@@ -124,10 +129,10 @@ def test_settings_that_no_run_can_have_are_refused(changes: Any, infilling: bool
         check_settings(Settings("toy", **changes), infilling=infilling)
 
 
-# ---- judging ---------------------------------------------------------------------------------------------
+# ---- grading ---------------------------------------------------------------------------------------------
 
 
-def test_every_answer_is_judged_once_and_kept_one_at_a_time() -> None:
+def test_every_answer_is_graded_once_and_kept_one_at_a_time() -> None:
     kept: list[int] = []
     busy = threading.Lock()
 
@@ -136,7 +141,7 @@ def test_every_answer_is_judged_once_and_kept_one_at_a_time() -> None:
         kept.append(each.sample)
         busy.release()
 
-    with Judges(5, lambda given: numbered(given.sample), keep) as pool:
+    with WorkerPool(5, lambda given: numbered(given.sample), keep) as pool:
         for number in range(500):
             pool.put(answer(number))
         pool.finish()
@@ -148,12 +153,12 @@ def test_programs_run_while_the_model_writes(monkeypatch: pytest.MonkeyPatch) ->
     first = threading.Event()
 
     class Waiting(Scripted):
-        def generate(self, asks: Any, settings: Settings) -> Iterator[Answer]:
-            for number, each in enumerate(super().generate(asks, settings)):
+        def generate(self, requests: Any, settings: Settings) -> Iterator[Answer]:
+            for number, each in enumerate(super().generate(requests, settings)):
                 assert number == 0 or first.wait(HANGS)
                 yield each
 
-    monkeypatch.setattr(run, "judge", judged)
+    monkeypatch.setattr(grader, "judge", judged)
     kept: list[Sample] = []
     settings = Settings("toy")
 
@@ -161,17 +166,17 @@ def test_programs_run_while_the_model_writes(monkeypatch: pytest.MonkeyPatch) ->
         kept.append(each)
         first.set()
 
-    make_samples(Waiting(), asks_of(PROBLEMS, settings, ()), settings, Judging(TOY, Box()), 2, keep)
+    make_samples(Waiting(), missing_requests(PROBLEMS, settings, ()), settings, Grader(TOY, Box()), 2, keep)
     assert {each.task_id for each in kept} == {problem.task_id for problem in PROBLEMS}
 
 
 def test_the_model_waits_while_too_many_answers_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "_MOST_WAITING", 3)
+    monkeypatch.setattr(worker_pool, "_MOST_WAITING", 3)
     written, many, seen = [0], threading.Event(), []
 
     class Counting(Scripted):
-        def generate(self, asks: Any, settings: Settings) -> Iterator[Answer]:
-            for each in super().generate(asks, settings):
+        def generate(self, requests: Any, settings: Settings) -> Iterator[Answer]:
+            for each in super().generate(requests, settings):
                 written[0] += 1
                 if written[0] == 4:
                     many.set()
@@ -184,11 +189,11 @@ def test_the_model_waits_while_too_many_answers_do(monkeypatch: pytest.MonkeyPat
             seen.append(written[0])
         return Verdict(Status.PASSED)
 
-    monkeypatch.setattr(run, "judge", slow)
+    monkeypatch.setattr(grader, "judge", slow)
     kept: list[Sample] = []
     settings = Settings("toy", n=10)
-    asks = asks_of(PROBLEMS, settings, ())
-    make_samples(Counting(), asks, settings, Judging(TOY, Box()), 1, kept.append)
+    requests = missing_requests(PROBLEMS, settings, ())
+    make_samples(Counting(), requests, settings, Grader(TOY, Box()), 1, kept.append)
     assert len(kept) == 40
     assert seen[0] <= 5  # one is judged, three wait, and one is on its way
 
@@ -200,9 +205,9 @@ def test_a_failure_ends_the_run_and_nothing_is_kept_behind_it(
     class Closing(Scripted):
         closed = 0
 
-        def generate(self, asks: Any, settings: Settings) -> Iterator[Answer]:
+        def generate(self, requests: Any, settings: Settings) -> Iterator[Answer]:
             try:
-                yield from super().generate(asks, settings)
+                yield from super().generate(requests, settings)
                 threading.Event().wait(0.01)  # no answer comes any more, and the failure is seen all the same
             finally:
                 self.closed += 1
@@ -219,17 +224,17 @@ def test_a_failure_ends_the_run_and_nothing_is_kept_behind_it(
             raise EvaluationError("no sandbox any more")
         return Verdict(Status.PASSED)
 
-    monkeypatch.setattr(run, "judge", failing)
+    monkeypatch.setattr(grader, "judge", failing)
     settings, generator = Settings("toy", n=5), Closing()
-    asks = asks_of(PROBLEMS, settings, ())
+    requests = missing_requests(PROBLEMS, settings, ())
     with pytest.raises((OSError, EvaluationError), match=r"disk full|no sandbox"):
-        make_samples(generator, asks, settings, Judging(TOY, Box()), 1, keep)
+        make_samples(generator, requests, settings, Grader(TOY, Box()), 1, keep)
     assert len(kept) == 3
     assert generator.closed == 1
 
 
 def test_an_interrupt_does_not_wait_for_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judges, "_LAST_SECONDS", 0.0)
+    monkeypatch.setattr(worker_pool, "_LAST_SECONDS", 0.0)
     runs, go, ended = threading.Event(), threading.Event(), threading.Event()
     kept: list[Sample] = []
 
@@ -239,7 +244,7 @@ def test_an_interrupt_does_not_wait_for_a_program(monkeypatch: pytest.MonkeyPatc
         ended.set()
         return numbered(given.sample)
 
-    pool = Judges(1, endless, kept.append)
+    pool = WorkerPool(1, endless, kept.append)
 
     def interrupted() -> None:
         with pool:
@@ -260,14 +265,14 @@ def test_what_could_not_be_asked_fails_without_a_program(monkeypatch: pytest.Mon
     def never(*_: object, **more: object) -> Verdict:
         raise AssertionError
 
-    monkeypatch.setattr(run, "judge", never)
-    found = Judging(TOY, Box()).sample(answer(finish_reason=PROMPT_TOO_LONG, text=""))
+    monkeypatch.setattr(grader, "judge", never)
+    found = Grader(TOY, Box()).grade(answer(finish_reason=PROMPT_TOO_LONG, text=""))
     assert (found.completion, found.finish_reason) == ("", PROMPT_TOO_LONG)
     assert found.verdict.status is Status.FAILED
     assert "too long" in found.verdict.detail
     blank = replace(toy_problems(1, " print")[0], solution="\n  ")
-    holes = Judging(ToyTask(is_infilling=True), Box())
-    assert holes.sample(answer(problem=blank, finish_reason=PROMPT_TOO_LONG, text="")).exact is False
+    holes = Grader(ToyTask(is_infilling=True), Box())
+    assert holes.grade(answer(problem=blank, finish_reason=PROMPT_TOO_LONG, text="")).exact is False
 
 
 def test_a_sample_has_what_its_program_was_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,17 +282,17 @@ def test_a_sample_has_what_its_program_was_made_of(monkeypatch: pytest.MonkeyPat
         seen.append(program.source)
         return Verdict(Status.PASSED)
 
-    monkeypatch.setattr(run, "judge", spy)
-    chat = Judging(TOY, Box()).sample(answer(order=Order.CHAT, text="  fenced \n"))
+    monkeypatch.setattr(grader, "judge", spy)
+    chat = Grader(TOY, Box()).grade(answer(order=Order.CHAT, text="  fenced \n"))
     assert chat.completion == "fenced"
     assert seen == [PROBLEMS[0].prompt + "fenced"]
     assert chat.exact is None
 
 
 def test_an_exact_match_is_told_of_infilling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "judge", judged)
+    monkeypatch.setattr(grader, "judge", judged)
     hole = toy_problems(1, " print")[0]
-    judging = Judging(ToyTask(is_infilling=True), Box())
+    holes = Grader(ToyTask(is_infilling=True), Box())
     texts = {" value\n": True, "value": True, "values": False, "": False}
-    found = {text: judging.sample(answer(problem=hole, order=Order.SPM, text=text)).exact for text in texts}
+    found = {text: holes.grade(answer(problem=hole, order=Order.SPM, text=text)).exact for text in texts}
     assert found == texts

@@ -10,19 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_task import header, sample
+from evaluation_files import TIMED_OUT, sample
+from evaluation_files import header as any_header
 
 from llama.errors import EvaluationError
 from llama.evaluation import samples
-from llama.evaluation.problem import Order, Sample, Status, Verdict
+from llama.evaluation.header import Header
+from llama.evaluation.problem import Order, Sample
 from llama.evaluation.samples import SamplesFile, check_file, from_bytes, key_of, read_samples, to_bytes
+
+
+def header(**changes: Any) -> Header:
+    """The header of a run that can be changed in every way."""
+    return any_header(**{"task": "toy", "n": 2, "data_problems": 4, **changes})
+
 
 HOSTILE = 'é漢\u202e\x00\x1b[2J\ud800 \\ " \n\r\u2028'
 SAMPLES = [
     sample(),
-    sample("Toy/1", 3, HOSTILE, exact=True),
-    sample("Toy/1", 3, "", order=Order.SPM, verdict=Verdict(Status.TIMED_OUT, "no end"), exact=False),
-    sample(HOSTILE, 0, "y" * 5000, tokens=512, finish_reason="length", seed=2**63 - 1),
+    sample("Toy/1", 3, completion=HOSTILE, exact=True),
+    sample("Toy/1", 3, TIMED_OUT, order=Order.SPM, completion="", exact=False),
+    sample(HOSTILE, completion="y" * 5000, tokens=512, finish_reason="length", seed=2**63 - 1),
 ]
 
 
@@ -89,10 +97,10 @@ def test_a_file_that_was_cut_anywhere_goes_on_and_ends_the_same(
         ({"max_gen_len": 4}, "max_gen_len is 4 now, and was 512"),
         ({"chat": True}, "chat is True now, and was False"),
         ({"weights": "2" * 64}, "the weights' digest is '2222222222222222' now"),
-        ({"weights": None, "name": "other"}, "the model is 'other' now, and was 'm'"),
+        ({"weights": None, "name": "other"}, "the model is 'other' now, and was 'CodeLlama-7b'"),
         ({"weights": None, "url": "http://x"}, "the server is 'http://x' now, and was None"),
-        ({"dtype": "bfloat16"}, "the dtype is 'bfloat16' now"),
-        ({"max_seq_len": 64}, "max_seq_len is 64 now, and was 128"),
+        ({"dtype": "float32"}, "the dtype is 'float32' now"),
+        ({"max_seq_len": 64}, "max_seq_len is 64 now, and was 4096"),
         ({"data_sha256": "3" * 64}, "the data is '4 problems with the digest 3333333333333333' now"),
         ({"sandbox": "limits"}, "the sandbox is 'limits' now, and was 'bubblewrap'"),
         ({"n": 1}, "n is 1 now, and was 2; it can only grow"),
@@ -184,8 +192,8 @@ def test_a_file_of_something_else_is_left_alone(path: Path, content: bytes) -> N
         (b"\xff", "is damaged"),
         (b"[" * 100_000, "is damaged"),
         (samples.sample_line(sample()).replace(b"passed", b"perhaps").strip(), "'perhaps'"),
-        (samples.sample_line(sample()).replace(b'"x"', b"7").strip(), "completion is 7"),
-        (samples.sample_line(sample()).strip(), "sample 0 of 'Toy/0' is there twice"),
+        (samples.sample_line(sample(completion="x")).replace(b'"x"', b"7").strip(), "completion is 7"),
+        (samples.sample_line(sample()).strip(), "sample 0 of 'HumanEval/0' is there twice"),
         (samples.header_line(header()).replace(b'"format":1', b'"format":2').strip(), "its format is 2"),
         (samples.header_line(header()).replace(b'"n":2', b'"n":"2"').strip(), "n is '2'"),
         (b'{"header":[]}', "its header is []"),

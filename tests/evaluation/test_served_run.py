@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from remote_asks import Scripted, completion, refused
+from remote_requests import Scripted, completion, refused
 
 from llama.errors import EvaluationError
 from llama.evaluation import evaluate

@@ -63,8 +63,8 @@ MUTANTS = [
     Mutant(
         name="all samples of a problem are asked with one seed",
         file="llama/evaluation/remote.py",
-        old='"seed": sample_seed(ask.seed, sample),',
-        new='"seed": sample_seed(ask.seed, 0),',
+        old='"seed": sample_seed(request.seed, sample),',
+        new='"seed": sample_seed(request.seed, 0),',
         tests=(f"{_SERVERS}::test_a_request_says_what_the_settings_say",),
     ),
     Mutant(
@@ -92,7 +92,7 @@ MUTANTS = [
         name="samples of other problems are judged again",
         file="llama/evaluation/run.py",
         old="    if problems_digest(every) != header.data_sha256:",
-        new="    if len(every) != header.data_records:",
+        new="    if len(every) != header.data_problems:",
         tests=(f"{_RESCORE}::test_samples_of_other_problems_are_refused_before_anything_runs",),
     ),
     Mutant(

@@ -394,6 +394,6 @@ def test_snippets_and_demo_print_what_the_pages_say() -> None:
     for blocks, texts in zip(pages, printed, strict=True):
         for block, text in zip(blocks, texts, strict=True):
             check_output(block, text)
-    excerpt = next(block.text for block in read(README)[1] if "\n> " in block.text)
+    excerpt = next(block.text for block in read(README)[1] if "= Filled text =" in block.text)
     rest = iter("".join(examples).splitlines())
     assert [line for line in excerpt.splitlines() if line and line not in rest] == []

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from eval_data import public_problems_path
-from judging import Hurried, best_sandbox, failures, verdicts
+from program_verdicts import Hurried, best_sandbox, failures, verdicts
 from tiny_tokenizers import shared_data
 
 from llama.evaluation.problem import Status

@@ -8,7 +8,7 @@ from typing import Any
 from toy_task import Box, judged
 
 from llama.cli import main
-from llama.evaluation import evaluating, run
+from llama.evaluation import evaluating, grader
 
 __all__ = ["program"]
 
@@ -20,6 +20,6 @@ def program(arguments: list[str], seconds: float) -> int:
         time.sleep(seconds)
         return judged(*given, **more)
 
-    run.judge = slow
+    grader.judge = slow
     evaluating.sandbox_for = lambda *given, **more: Box()  # type: ignore[assignment,return-value]
     return main(["eval", *arguments])

@@ -21,7 +21,7 @@ from toy_task import Box, ToyTask, judged
 from llama import Llama
 from llama.distributed import world
 from llama.errors import RankError
-from llama.evaluation import evaluate, evaluating, run
+from llama.evaluation import evaluate, evaluating, grader
 
 # A rank that waits for a failed one at the end should be seen to hang.
 world._MEETING_SECONDS = world._ERROR_SECONDS = 3600.0
@@ -75,8 +75,8 @@ def first_ends(how: str) -> Any:
         def __init__(self, generator: Any) -> None:
             self.generator = generator
 
-        def generate(self, asks: Any, settings: Any) -> Any:
-            return interrupt_at(self.generator.generate(asks, settings), 7)
+        def generate(self, requests: Any, settings: Any) -> Any:
+            return interrupt_at(self.generator.generate(requests, settings), 7)
 
     def ends(generator: Any, *given: Any) -> None:
         *rest, keep = given
@@ -99,7 +99,7 @@ def call(llama: Llama, out: Path, **changes: Any) -> list[Any]:
 
 def main() -> None:
     checkpoint, folder, name, size, *jobs = sys.argv[1:]
-    run.judge = judged  # type: ignore[assignment]
+    grader.judge = judged  # type: ignore[assignment]
     found: dict[str, Any] = {}
     for job in jobs:
         how, file = job.split("=")

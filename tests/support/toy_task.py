@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llama.evaluation.asking import Ask, Header, ModelInfo, Settings
-from llama.evaluation.problem import Answer, DataFile, Order, Problem, Program, Sample, Status, Verdict
+from llama.evaluation.generator import ModelInfo, SampleRequest
+from llama.evaluation.problem import Answer, DataFile, Problem, Program, Status, Verdict
+from llama.evaluation.settings import Settings
 
-__all__ = ["TOY", "Box", "Scripted", "ToyTask", "header", "judged", "sample", "toy_problems"]
+__all__ = ["TOY", "Box", "Scripted", "ToyTask", "judged", "toy_problems"]
 
 
 def toy_problems(count: int = 4, suffix: str | None = None) -> list[Problem]:
@@ -52,10 +53,11 @@ class ToyTask:
 TOY = ToyTask()
 
 
+@dataclass
 class Box:
-    """Stands in for a sandbox where `judged` stands in for the judge."""
+    """Stands in for a sandbox where something stands in for `judge`."""
 
-    level = "bubblewrap"
+    level: str = "bubblewrap"
 
     def run(self, job: Any) -> Any:
         raise AssertionError("nothing should run here")
@@ -74,43 +76,13 @@ class Scripted:
 
     def __init__(self, text: Callable[[Problem, int], str] | None = None) -> None:
         self.text = text
-        self.asked: list[Ask] = []
+        self.asked: list[SampleRequest] = []
 
-    def generate(self, asks: Sequence[Ask], settings: Settings) -> Iterator[Answer]:
-        self.asked += asks
-        for ask in asks:
-            for j in range(ask.first, ask.first + ask.count):
-                text = f"{ask.problem.task_id} {ask.seed} {j}"
+    def generate(self, requests: Sequence[SampleRequest], settings: Settings) -> Iterator[Answer]:
+        self.asked += requests
+        for request in requests:
+            for j in request.samples:
+                text = f"{request.problem.task_id} {request.seed} {j}"
                 if self.text is not None:
-                    text = self.text(ask.problem, j)
-                yield Answer(ask.problem, ask.order, j, ask.seed, text, j, "stop")
-
-
-def header(**changes: Any) -> Header:
-    """A header whose settings, model and other fields are changed by name."""
-    settings = {"task": "toy", "n": 2, **_of(Settings, changes)}
-    model = {
-        "name": "m",
-        "weights": "0" * 64,
-        "dtype": "float32",
-        "max_seq_len": 128,
-        **_of(ModelInfo, changes),
-    }
-    rest = {"data_sha256": "1" * 64, "data_records": 4, "sandbox": "bubblewrap", "versions": {"python": "3"}}
-    assert changes.keys() <= Header.__dataclass_fields__.keys(), changes
-    return Header(Settings(**settings), ModelInfo(**model), **(rest | changes))
-
-
-def _of(kind: Any, changes: dict[str, Any]) -> dict[str, Any]:
-    return {name: changes.pop(name) for name in list(changes) if name in kind.__dataclass_fields__}
-
-
-def sample(task_id: str = "Toy/0", number: int = 0, completion: str = "x", **changes: Any) -> Sample:
-    fields: dict[str, Any] = {
-        "order": Order.PLAIN,
-        "seed": 7,
-        "tokens": 1,
-        "finish_reason": "stop",
-        "verdict": Verdict(Status.PASSED),
-    }
-    return Sample(task_id=task_id, sample=number, completion=completion, **(fields | changes))
+                    text = self.text(request.problem, j)
+                yield request.answer(j, text, j, "stop")

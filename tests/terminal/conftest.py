@@ -10,8 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from endless_model import endless_checkpoint
 
 from llama.cli import main
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model whose every answer is words until it is stopped or cut."""
+    return endless_checkpoint(tmp_path_factory.mktemp("checkpoints") / "endless")
 
 
 @pytest.fixture

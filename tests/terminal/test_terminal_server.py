@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from http_service import LIMIT, Served, bundled, serving
+from http_service import LIMIT, Served, serving
 from scripted_backend import ScriptedReader
-from tiny_program import TINY
 
+from llama import Llama
 from llama.terminal.answers import Answers
 from llama.terminal.backend import Sampling
 from llama.terminal.chat import ChatProgram
@@ -24,14 +24,22 @@ from llama.terminal.remote import connect
 
 KEY = "a-key-of-tests"
 GREEDY = ["--temperature", "0", "--max-gen-len", "24"]
-# As `http_service.bundled` builds it.
-LOCAL = [str(TINY), "--device", "cpu", "--dtype", "float32", "--max-seq-len", "512"]
+OPTIONS = ["--device", "cpu", "--dtype", "float32", "--max-seq-len", "512"]
 TEXT = "def add(a, b):\n    <FILL>\n\nprint(add(1, 2))\n"
 
 
+@contextlib.contextmanager
+def serving_endless(folder: Path, max_seq_len: int, max_batch_size: int) -> Iterator[Served]:
+    with (
+        Llama.build(folder, None, max_seq_len, max_batch_size, device="cpu", dtype="float32") as llama,
+        serving(llama, api_keys=(KEY,)) as served,
+    ):
+        yield served
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with bundled() as llama, serving(llama, api_keys=(KEY,)) as served:
+def server(endless: Path) -> Iterator[Served]:
+    with serving_endless(endless, 512, 8) as served:
         yield served
 
 
@@ -54,9 +62,9 @@ def key(tmp_path: Path) -> list[str]:
     ids=str,
 )
 def test_a_server_answers_as_the_model_in_this_process(
-    command: Any, server: Served, key: list[str], verb: str, options: list[str], given: str
+    command: Any, server: Served, endless: Path, key: list[str], verb: str, options: list[str], given: str
 ) -> None:
-    here = command(verb, *LOCAL, *GREEDY, *options, given=given)
+    here = command(verb, endless, *OPTIONS, *GREEDY, *options, given=given)
     there = command(verb, server.url, *key, *GREEDY, *options, given=given)
     assert here.code == there.code == 0, there.err
     assert here.out == there.out
@@ -90,7 +98,7 @@ def test_a_batch_posts_to_a_server(command: Any, server: Served, key: list[str],
     assert "2 requests answered, 1 refused" in done.err
     responses = [json.loads(line)["response"] for line in target.read_text().splitlines()]
     assert [response["status_code"] for response in responses] == [200, 200, 400]
-    assert responses[0]["body"]["usage"]["completion_tokens"] == 4
+    assert [each["body"]["usage"]["completion_tokens"] for each in responses[:2]] == [4, 8]
 
 
 @pytest.mark.parametrize(
@@ -118,10 +126,9 @@ def test_a_wrong_key_is_told(command: Any, server: Served, tmp_path: Path) -> No
         assert KEY not in done.err
 
 
-def test_a_stopped_answer_is_cancelled_in_the_server(server: Served) -> None:
-    """So that the model does not write what nobody reads. Greedy, this text goes on until the context is full."""
+def test_a_stopped_answer_is_cancelled_in_the_server(endless: Path) -> None:
+    """So that the model does not write what nobody reads. This text would go on for minutes."""
     out = io.StringIO()
-    engine = server.service.engine
 
     class StopsAtOnce(ScriptedReader):
         @contextlib.contextmanager
@@ -135,17 +142,19 @@ def test_a_stopped_answer_is_cancelled_in_the_server(server: Served) -> None:
             yield
             task.cancel()
 
-    async def main() -> int:
-        async with connect(server.url, KEY, None) as backend:
+    async def main(url: str) -> int:
+        async with connect(url, KEY, None) as backend:
             reader = StopsAtOnce(["x = 1\n" * 10], interactive=True, stop=False)
-            sampling = Sampling(temperature=0.0, max_gen_len=400)
+            sampling = Sampling(temperature=0.0, max_gen_len=90_000)
             chat = ChatProgram(backend, reader, Answers(out), Conversation(), "completion", sampling)
             return await chat.run()
 
-    before = engine.snapshot
-    assert asyncio.run(asyncio.wait_for(main(), LIMIT)) == 0
-    end = time.monotonic() + LIMIT
-    while engine.snapshot.cancelled == before.cancelled:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    assert engine.snapshot.finished == before.finished
+    with serving_endless(endless, 100_000, 1) as server:
+        engine = server.service.engine
+        before = engine.snapshot
+        assert asyncio.run(asyncio.wait_for(main(server.url), LIMIT)) == 0
+        end = time.monotonic() + LIMIT
+        while engine.snapshot.cancelled == before.cancelled:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert engine.snapshot.finished == before.finished

@@ -1,4 +1,4 @@
-"""Laws of the verbs on the bundled model: their text is the library's, and a conversation's cache is kept."""
+"""Laws of the verbs on an endless model: their text is the library's, and a conversation's cache is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_program import MODEL, TINY
+from tiny_program import MODEL
 
 from llama import Llama
 from llama.errors import RankError
@@ -20,40 +20,46 @@ GREEDY = ["--temperature", "0", "--max-gen-len", "24"]
 PREFIX, SUFFIX = "def add(a, b):\n    ", "\n\nprint(add(1, 2))\n"
 
 
+@pytest.fixture
+def model(endless: Path) -> list[str]:
+    """The words of a command line that name it."""
+    return [str(endless), *MODEL[1:]]
+
+
 @pytest.fixture(scope="module")
-def llama() -> Iterator[Llama]:
-    with Llama.build(TINY, None, 256, 1, device="cpu", dtype="float32") as built:
+def llama(endless: Path) -> Iterator[Llama]:
+    with Llama.build(endless, None, 256, 1, device="cpu", dtype="float32") as built:
         yield built
 
 
-def test_complete_writes_what_the_library_does(command: Any, llama: Llama) -> None:
+def test_complete_writes_what_the_library_does(command: Any, model: list[str], llama: Llama) -> None:
     (expected,) = llama.text_completion([PREFIX], temperature=0, max_gen_len=24)
-    done = command("complete", *MODEL, *GREEDY, given=PREFIX)
+    done = command("complete", *model, *GREEDY, given=PREFIX)
     assert (done.code, done.out) == (0, expected["generation"])
     assert "cut at 24 tokens" in done.err
-    full = command("complete", *MODEL, *GREEDY, "--full", given=PREFIX)
+    full = command("complete", *model, *GREEDY, "--full", given=PREFIX)
     assert full.out == PREFIX + expected["generation"]
 
 
 def test_infill_writes_what_the_library_does_wherever_the_place_comes_from(
-    command: Any, llama: Llama, tmp_path: Path
+    command: Any, model: list[str], llama: Llama, tmp_path: Path
 ) -> None:
     (expected,) = llama.text_infilling([PREFIX], [SUFFIX], temperature=0, max_gen_len=24)
     middle = expected["generation"]
     assert middle
-    assert command("infill", *MODEL, *GREEDY, given=f"{PREFIX}<FILL>{SUFFIX}").out == middle
+    assert command("infill", *model, *GREEDY, given=f"{PREFIX}<FILL>{SUFFIX}").out == middle
     file = tmp_path / "add.py"
     file.write_text(PREFIX + SUFFIX)
     place = ["--line", 2, "--column", 5]
-    assert command("infill", *MODEL, file, *GREEDY, *place, "--full").out == expected["full_text"]
-    done = command("infill", *MODEL, file, *GREEDY, *place, "--in-place")
+    assert command("infill", *model, file, *GREEDY, *place, "--full").out == expected["full_text"]
+    done = command("infill", *model, file, *GREEDY, *place, "--in-place")
     assert (done.code, done.out) == (0, "")
     assert file.read_text() == expected["full_text"]
 
 
-def test_a_seed_draws_the_same_and_no_seed_does_not(command: Any) -> None:
+def test_a_seed_draws_the_same_and_no_seed_does_not(command: Any, model: list[str]) -> None:
     def drawn(*more: object) -> str:
-        done = command("complete", *MODEL, "--temperature", 1, "--max-gen-len", 24, *more, given=PREFIX)
+        done = command("complete", *model, "--temperature", 1, "--max-gen-len", 24, *more, given=PREFIX)
         assert done.code == 0
         return str(done.out)
 
@@ -62,7 +68,7 @@ def test_a_seed_draws_the_same_and_no_seed_does_not(command: Any) -> None:
 
 
 def test_a_conversation_answers_as_the_library_and_computes_only_what_is_new(
-    command: Any, llama: Llama
+    command: Any, model: list[str], llama: Llama
 ) -> None:
     questions = ["What is a list?", "And a tuple?", "Why?"]
     dialog: list[Any] = [{"role": "system", "content": "Be brief."}]
@@ -74,7 +80,7 @@ def test_a_conversation_answers_as_the_library_and_computes_only_what_is_new(
         answers.append(found["generation"]["content"])
     given = "".join(f"{question}\n!!\n" for question in questions)
     options = ["--sys-instruct", "Be brief.", "--temperature", 0, "--max-gen-len", 8, "--stats"]
-    done = command("chat", *MODEL, *options, given=given)
+    done = command("chat", *model, *options, given=given)
     assert done.code == 0
     assert done.out == "".join(f"{answer}\n" for answer in answers)
     counts = [
@@ -87,20 +93,20 @@ def test_a_conversation_answers_as_the_library_and_computes_only_what_is_new(
         assert reused >= before // 16 * 16
 
 
-def test_the_other_capabilities_ask_as_they_say(command: Any, llama: Llama) -> None:
+def test_the_other_capabilities_ask_as_they_say(command: Any, model: list[str], llama: Llama) -> None:
     (text,) = llama.text_completion([PREFIX], temperature=0, max_gen_len=24)
     (middle,) = llama.text_infilling([PREFIX], [SUFFIX], temperature=0, max_gen_len=24)
     # Two of them, since each stands alone.
-    done = command("chat", *MODEL, *GREEDY, "--cap", "completion", given=f"{PREFIX}\n!!\n{PREFIX}\n!!\n")
+    done = command("chat", *model, *GREEDY, "--cap", "completion", given=f"{PREFIX}\n!!\n{PREFIX}\n!!\n")
     answer = text["generation"]
     assert done.out == (answer if answer.endswith("\n") else f"{answer}\n") * 2
-    done = command("chat", *MODEL, *GREEDY, "--cap", "infilling", given=f"{PREFIX}<FILL>{SUFFIX}\n!!\n")
+    done = command("chat", *model, *GREEDY, "--cap", "infilling", given=f"{PREFIX}<FILL>{SUFFIX}\n!!\n")
     assert done.out.rstrip("\n") == middle["generation"].rstrip("\n")
 
 
-def test_a_long_conversation_forgets_its_oldest_turns_and_goes_on(command: Any) -> None:
+def test_a_long_conversation_forgets_its_oldest_turns_and_goes_on(command: Any, model: list[str]) -> None:
     given = "".join(f"question {i}: what is a list of lists of words?\n!!\n" for i in range(12))
-    done = command("chat", *MODEL, "--temperature", 0, "--max-gen-len", 16, given=given)
+    done = command("chat", *model, "--temperature", 0, "--max-gen-len", 16, given=given)
     assert done.code == 0
     assert "the context is full (256 tokens)" in done.err
     assert "forgotten" in done.err
@@ -170,7 +176,7 @@ def test_a_missing_extra_is_named(command: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_engine_that_is_closed_meanwhile_gives_no_answer(
-    command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Any, model: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Half an answer is not written into a file."""
     file = tmp_path / "add.py"
@@ -183,7 +189,7 @@ def test_an_engine_that_is_closed_meanwhile_gives_no_answer(
             await engine.close()
 
     monkeypatch.setattr(AsyncEngine, "stream", closing)
-    done = command("complete", *MODEL, file, *GREEDY, "--in-place")
+    done = command("complete", *model, file, *GREEDY, "--in-place")
     assert done.code == 1
     assert "closed before the answer had ended" in done.err
     assert file.read_text() == PREFIX
@@ -193,7 +199,7 @@ BODY = {"prompt": PREFIX, "temperature": 0, "max_tokens": 24}
 
 
 def test_a_batch_has_the_servers_answers_and_the_librarys_text(
-    command: Any, llama: Llama, tmp_path: Path
+    command: Any, model: list[str], llama: Llama, tmp_path: Path
 ) -> None:
     (text,) = llama.text_completion([PREFIX], temperature=0, max_gen_len=24)
     (middle,) = llama.text_infilling([PREFIX], [SUFFIX], temperature=0, max_gen_len=24)
@@ -213,7 +219,7 @@ def test_a_batch_has_the_servers_answers_and_the_librarys_text(
     ]
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"custom_id": "bad"}]))
-    done = command("batch", *MODEL, source, target, "--max-batch-size", 4)
+    done = command("batch", *model, source, target, "--max-batch-size", 4)
     assert (done.code, done.out) == (0, "")
     assert "3 requests answered, 4 refused" in done.err
     records = [json.loads(line) for line in target.read_text().splitlines()]
@@ -231,14 +237,14 @@ def test_a_batch_has_the_servers_answers_and_the_librarys_text(
     assert all(record["response"]["request_id"] for record in records[:6])
     # Once more: nothing is left to do, and nothing changes.
     before = target.read_bytes()
-    done = command("batch", *MODEL, source, target)
+    done = command("batch", *model, source, target)
     assert "7 of 7 requests are done already" in done.err
     assert "Loaded" not in done.err
     assert target.read_bytes() == before
 
 
 def test_a_batch_whose_engine_ends_has_no_answers_that_are_none(
-    command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    command: Any, model: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The engine fails under the second request, as if a rank had died: the first answer stays."""
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -261,10 +267,10 @@ def test_a_batch_whose_engine_ends_has_no_answers_that_are_none(
 
     with monkeypatch.context() as patch:
         patch.setattr(AsyncEngine, "batches", failing)
-        done = command("batch", *MODEL, source, target, "--in-flight", 1)
+        done = command("batch", *model, source, target, "--in-flight", 1)
     assert done.code == 1
     assert "error: rank 1 is gone" in done.err
     assert "1 of 3 requests are done" in done.err
     assert len(target.read_text().splitlines()) == 1
-    assert command("batch", *MODEL, source, target).code == 0
+    assert command("batch", *model, source, target).code == 0
     assert len(target.read_text().splitlines()) == 3

@@ -16,6 +16,7 @@ from tiny_data import ROW, Position, TokenFiles
 from tiny_model import TinyConfig
 from tiny_plan import Plan
 from tiny_run import Run, Settings
+from torch.nn import functional
 
 CONFIG = TinyConfig(dim=32, n_layers=1)
 
@@ -38,10 +39,10 @@ def stop_after(run: Run, steps: int, then: Callable[[], None]) -> None:
     """Call `then` within a step; the run's own loop has to notice."""
     advance, start = run.advance, run.step
 
-    def counted() -> tuple[float, float]:
+    def counted(loops: tuple[torch.Tensor, torch.Tensor] | None = None) -> tuple[float, float]:
         if run.step == start + steps - 1:
             then()
-        return advance()
+        return advance(loops)
 
     run.advance = counted  # type: ignore[method-assign]
 
@@ -177,3 +178,27 @@ def test_half_rows_hold_the_same_targets(data: Path) -> None:
     halves, _ = run.batch("short")
     assert halves.shape == (2, ROW // 2 + 1)
     assert torch.equal(halves[:, 1:].flatten(), whole[0, 1:])
+
+
+def test_only_prompts_of_holes_say_nothing_of_eot(data: Path) -> None:
+    """Suffix first, the end of a middle looks like each line end of the prefix before it."""
+    run = new_run(data)
+    tokenizer = run.files.tokenizer
+    hole = [*tokenizer.spm("a = 1\n", "\nb = 2"), 100, 101, tokenizer.eot]
+    text = [tokenizer.bos, 100, 101]
+    ids = torch.tensor([text + hole + text + hole])
+    marks = torch.tensor([([0] * len(text) + [0] * (len(hole) - 3) + [1] * 3) * 2])
+    prompt = [False] * len(text) + [False] + [True] * (len(hole) - 4) + [False] * 3
+    without = run._without_eot(ids, marks)[0]
+    assert without.tolist() == [tokenizer.eot if inside else -1 for inside in prompt * 2]
+
+
+def test_a_middle_and_its_eot_count_more_in_the_loss(data: Path) -> None:
+    """Against cross-entropy, a token at a time."""
+    run = new_run(data, middle_weight=3.0, eot_weight=7.0)
+    eot = run.files.tokenizer.eot
+    ids = torch.tensor([[1, 50, 51, 52, eot, 53]])
+    marks = torch.tensor([[0, 0, 0, 1, 1, 0]])
+    counts = torch.tensor([1.0, 1.0, 3.0, 7.0, 1.0])
+    each = functional.cross_entropy(run.model(ids[:, :-1])[0], ids[0, 1:], reduction="none")
+    torch.testing.assert_close(run.loss(ids, marks), (each * counts).sum() / counts.sum())

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tiny_corpus import Document
+from tiny_corpus import Document, functions
 from tiny_data import ROW
-from tiny_samples import SHARES, RowMaker, hole, middle_span
+from tiny_samples import SHARES, RowMaker, hole, instruction, middle_span
 from tiny_tokenizer import TinyTokenizer
 
-from llama.prompts import infilling_prompt
+from llama.prompts import chat_prompt, infilling_prompt
 from llama.tokenizer import Tokenizer
 
 TEXT = "def double(x):\n    y = 2 * x\n    return y\n\n\ndef half(x):\n    return x / 2\n"
@@ -44,6 +44,30 @@ def test_a_hole_is_the_prompt_that_the_runtime_makes_and_then_the_marked_middle(
         assert marks == [0] * length + [1] * (len(ids) - length)
         seen[suffix_first] += 1
     assert 0.5 < seen[True] / 200 < 0.7
+
+
+def test_a_turn_is_the_prompt_that_the_runtime_makes_and_then_the_answer(
+    documents: list[Document], tokenizer: TinyTokenizer, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(tokenizer.proto)
+    runtime = Tokenizer(str(tmp_path / "tokenizer.model"))
+    described = RowMaker(documents, [f for d in documents for f in functions(d)], tokenizer, ROW, 0).untagged
+    systems = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        function = rng.choice(described)
+        ids = instruction(function, tokenizer, rng)
+        user, answer = tokenizer.decode(ids[1:-1]).removeprefix("[INST] ").split(" [/INST]", 1)
+        dialog = [{"role": "user", "content": user}]
+        if user.startswith("<<SYS>>\n"):
+            system, user = user.removeprefix("<<SYS>>\n").split("\n<</SYS>>\n\n", 1)
+            dialog = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+            systems += 1
+        prompt = chat_prompt(runtime, dialog).tokens  # type: ignore[arg-type]  # plain dictionaries are messages too
+        assert tuple(ids[: len(prompt)]) == prompt
+        assert answer.strip() in (function.source.strip(), function.docstring.strip())
+        assert ids[-1] == tokenizer.eos
+    assert 0.2 < systems / 200 < 0.45
 
 
 def test_holes_are_of_the_kinds_that_the_card_names() -> None:

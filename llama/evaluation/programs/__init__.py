@@ -6,9 +6,9 @@ The programs run in a sandbox and nowhere else.
 
 from __future__ import annotations
 
-from .judging import judge
 from .language import Language, Need
 from .languages import LANGUAGES, missing
 from .trial import sandbox_for, try_language
+from .verdict import judge
 
 __all__ = ["LANGUAGES", "Language", "Need", "judge", "missing", "sandbox_for", "try_language"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .cpp import CPP
 from .csharp import CSHARP
 from .java import JAVA
-from .language import Language
+from .language import Language, Need
 from .node import JAVASCRIPT, TYPESCRIPT
 from .php import PHP
 from .python import PYTHON
@@ -28,20 +29,29 @@ LANGUAGES: dict[str, Language] = {
 
 
 def find(name: str, *, javatuples: Path | None = None) -> tuple[dict[str, Path], str]:
-    """Where a language's needs are, by name; and those that are missing, in words, "" if none is."""
+    """Where a language's needs are, by name; and what `missing` says of the others."""
     found: dict[str, Path] = {}
-    lacking = []
+    lacking: list[Need] = []
     for need in LANGUAGES[name].needs:
         place = javatuples if need.option and javatuples is not None else need.find()
         if place is None or not place.is_file():
-            lacking.append(str(need))
+            lacking.append(need)
         else:
             found[need.name] = place
-    return found, " and ".join(lacking)
+    return found, _clause(lacking)
+
+
+def _clause(lacking: Sequence[Need]) -> str:
+    if not lacking:
+        return ""
+    *others, last = map(str, lacking)
+    return f"{', '.join(others)} and {last} are missing" if others else f"{last} is missing"
 
 
 def missing(name: str, *, javatuples: Path | None = None) -> str:
-    """What this machine lacks to run programs of a language, with Debian's package of it; "" if nothing.
+    """What this machine lacks to run programs of a language, as a clause: "php (Debian's package php-cli) is missing".
+
+    "" if nothing.
 
     Args:
         name: a key of `LANGUAGES`.

@@ -7,8 +7,8 @@ from pathlib import Path
 from ...errors import EvaluationError
 from ..problem import Program, Status
 from ..sandbox import Sandbox, open_sandbox
-from .judging import judge
 from .languages import LANGUAGES
+from .verdict import judge
 
 __all__ = ["sandbox_for", "try_language"]
 

@@ -81,8 +81,11 @@ def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
     The descriptor that `work` is given tells it to end, by hanging up.
     """
     reader, writer = os.pipe()
+    hang_up = os.fdopen(writer, "wb", buffering=0)  # a file, since closing it twice does no harm
     outcomes: list[Outcome] = []
     failures: list[BaseException] = []
+    # Waited for, since a join that Ctrl-C interrupts takes the thread for ended (CPython 3.11).
+    done = threading.Event()
 
     def call() -> None:
         try:
@@ -93,8 +96,6 @@ def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
             os.close(reader)
             done.set()
 
-    # `done`, since a join that Ctrl-C interrupts takes the thread for ended (CPython 3.11).
-    done = threading.Event()
     thread = threading.Thread(target=call, name="sandbox job", daemon=True)
     interrupt: BaseException | None = None
     try:
@@ -102,11 +103,16 @@ def _uninterrupted(work: Callable[[int], Outcome]) -> Outcome:
         done.wait()
     except BaseException as error:
         interrupt = error
-    os.close(writer)
-    patience = time.monotonic() + _LAST_SECONDS
-    while not done.is_set() and time.monotonic() < patience:
-        with contextlib.suppress(KeyboardInterrupt):  # again: what is left is ended all the same
-            done.wait(1.0)
+        waiting = True
+        while waiting:
+            # Whatever comes now, even between two of these lines, what is left is ended all the same.
+            try:
+                hang_up.close()
+                done.wait(_LAST_SECONDS)
+                waiting = False
+            except BaseException as another:
+                interrupt = another
+    hang_up.close()
     if interrupt is not None:
         raise interrupt
     if failures:

@@ -138,9 +138,10 @@ def seccomp_filter(machine: str) -> bytes:
         _step(_AT_LEAST, FIRST_UNKNOWN, 0, 1),
         _step(_RETURN, _ERRNO | errno.ENOSYS),
     ]
-    for number in [numbers[column] for numbers in DENIED.values()] + [*DENIED_ON_X86.values()] * (
-        column == 0
-    ):
+    denied = [numbers[column] for numbers in DENIED.values()]
+    if machine == "x86_64":
+        denied += DENIED_ON_X86.values()
+    for number in denied:
         code += _refuse(number, errno.EPERM)
     code += _refuse(_CLONE3[column], errno.ENOSYS)
     for numbers in IGNORED.values():

@@ -10,7 +10,7 @@ from ..problem import DataFile, Problem, Program
 from .python_answers import fitted_to_prompt, function_question
 from .records import Record, Shape, described, read_records
 
-__all__ = ["KEYS", "HumanEval", "checked", "problem_of"]
+__all__ = ["KEYS", "HumanEval", "problem_of", "with_tests"]
 
 KEYS: dict[str, type] = dict.fromkeys(("task_id", "prompt", "canonical_solution", "test", "entry_point"), str)
 """Of a record, which the files of human-eval-infilling have too."""
@@ -36,7 +36,7 @@ def problem_of(record: Record) -> Problem:
     )
 
 
-def checked(problem: Problem, source: str) -> Program:
+def with_tests(problem: Problem, source: str) -> Program:
     """A source text with the problem's tests after it, and their call."""
     return Program("python", f"{source}\n{problem.test}\ncheck({problem.entry_point})\n")
 
@@ -62,7 +62,7 @@ class HumanEval:
 
     def program(self, problem: Problem, answer: str) -> Program:
         """Prompt, answer, tests, and the call of the tests."""
-        return checked(problem, problem.prompt + answer)
+        return with_tests(problem, problem.prompt + answer)
 
     def answer_of_chat(self, problem: Problem, message: str) -> str:
         """The body, or the whole function as a second definition after the prompt's."""

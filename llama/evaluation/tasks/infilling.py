@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..problem import DataFile, Problem, Program
-from .humaneval import KEYS, checked, problem_of
-from .records import Shape, read_records, wanted
+from .humaneval import KEYS, problem_of, with_tests
+from .records import Shape, read_records
 
 __all__ = ["INFILLING", "Infilling", "exact_match"]
 
@@ -41,12 +41,12 @@ class Infilling:
         shape = Shape(
             {**KEYS, "suffix": str}, name="task_id", mark="task_id", pattern=rf"{self.kind}/HumanEval/.+"
         )
-        records = read_records(wanted(path, self.title, self.data), self.title, self.data, shape)
+        records = read_records(path, self.title, self.data, shape)
         return [replace(problem_of(record), suffix=record["suffix"]) for record in records]
 
     def program(self, problem: Problem, answer: str) -> Program:
         """The text around the hole with the answer in it, tests, and their call."""
-        return checked(problem, f"{problem.prompt}{answer}{problem.suffix}")
+        return with_tests(problem, f"{problem.prompt}{answer}{problem.suffix}")
 
     def answer_of_chat(self, problem: Problem, message: str) -> str:
         """The message: these tasks have no question (`Problem.question` is empty), so nobody chats about them."""

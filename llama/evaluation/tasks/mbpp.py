@@ -8,7 +8,7 @@ from pathlib import Path
 from ...errors import EvaluationError
 from ..problem import DataFile, Problem, Program
 from .python_answers import defining_any, task_question
-from .records import Record, Shape, described, read_records, wanted
+from .records import Record, Shape, described, read_records
 
 __all__ = ["MBPP"]
 
@@ -38,7 +38,6 @@ class MBPP:
 
     def problems(self, path: Path | None) -> list[Problem]:
         """See `Task.problems`."""
-        path = wanted(path, self.title, self.data)
         records = read_records(path, self.title, self.data, _SHAPE)
         by_id = {record["task_id"]: _unix_lines(record) for record in records}
         chosen = [record for record in by_id.values() if record["task_id"] in _TEST_SPLIT]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..problem import DataFile, Problem, Program
 from .braced_answers import STYLES, braced_question, fitted_to_braces
-from .records import Shape, read_records, wanted
+from .records import Shape, read_records
 
 __all__ = ["MULTIPL_E", "MultiPLE"]
 
@@ -28,7 +28,7 @@ class MultiPLE:
     def problems(self, path: Path | None) -> list[Problem]:
         """See `Task.problems`."""
         shape = Shape(_KEYS, name="name", mark="language", pattern=self.language)
-        records = read_records(wanted(path, self.title, self.data), self.title, self.data, shape)
+        records = read_records(path, self.title, self.data, shape)
         return [
             Problem(
                 task_id=record["name"],

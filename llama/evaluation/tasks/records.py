@@ -15,7 +15,7 @@ from ...errors import EvaluationError
 from ...printable import reason, shown
 from ..problem import DataFile
 
-__all__ = ["Record", "Shape", "described", "read_records", "wanted"]
+__all__ = ["Record", "Shape", "described", "read_records"]
 
 Record = dict[str, Any]
 
@@ -44,25 +44,17 @@ def described(data: DataFile) -> str:
     return f"{data.file} of {data.project} ({data.licence})"
 
 
-def wanted(path: Path | None, title: str, data: DataFile) -> Path:
-    """`path`, where there is one.
+def read_records(path: Path | None, title: str, data: DataFile, shape: Shape) -> list[Record]:
+    """The records of a task's file, in its order.
 
     Raises:
-        EvaluationError: None; the message says which file --data takes, and where it is from.
+        EvaluationError: there is no path, and the message says which file --data takes and where it is from; or the
+            file cannot be read, a line is broken, two records have one id, or it is another task's file.
     """
     if path is None:
         raise EvaluationError(
             f"{title} needs its problems: get {described(data)} and name the file by --data FILE"
         )
-    return path
-
-
-def read_records(path: Path, title: str, data: DataFile, shape: Shape) -> list[Record]:
-    """The records of a task's file, in its order.
-
-    Raises:
-        EvaluationError: it cannot be read, a line is broken, two records have one id, or it is another task's file.
-    """
     records: list[Record] = []
     places: dict[object, str] = {}
     for place, value in _values(path):

@@ -69,17 +69,16 @@ def test_the_bundled_model_says_the_same_in_transformers(tmp_path: Path) -> None
     to("hf", ROOT / "CodeLlama-tiny", tmp_path / "hf", dtype=torch.float32)
     with Llama.build(ROOT / "CodeLlama-tiny", None, 128, 1, 1, device="cpu", dtype="float32") as llama:
         prompt = llama.tokenizer.encode("def read_json(path", bos=True, eos=False)
-        ours, _ = llama.generate([prompt], 24, temperature=0)
-        expected = llama.text_completion(["def read_json(path"], temperature=0, max_gen_len=24)
+        ours, _ = llama.generate([prompt], 24, temperature=0, min_tokens=24)
+        expected = llama.text_completion(["def read_json(path"], temperature=0, max_gen_len=24, min_tokens=24)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     given_ids = torch.tensor([prompt])
-    out = model.generate(
-        given_ids, attention_mask=torch.ones_like(given_ids), max_new_tokens=24, do_sample=False
-    )[0].tolist()
-    assert out[len(prompt) :][: len(ours[0])] == ours[0]
-    assert len(ours[0]) > 10
-    whole = tokenizer.decode(out[: len(prompt) + len(ours[0])], skip_special_tokens=True)
+    length = {"min_new_tokens": 24, "max_new_tokens": 24}  # neither may end before
+    out = model.generate(given_ids, attention_mask=torch.ones_like(given_ids), do_sample=False, **length)[0]
+    assert out[len(prompt) :].tolist() == ours[0]
+    assert len(ours[0]) == 24
+    whole = tokenizer.decode(out.tolist(), skip_special_tokens=True)
     assert whole == "def read_json(path" + expected[0]["generation"]
 
 

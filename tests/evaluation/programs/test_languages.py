@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from judging import Hurried
 from language_programs import PROGRAMS
+from program_verdicts import Hurried
 
 from llama.errors import EvaluationError
 from llama.evaluation.problem import Program, Status, Verdict
@@ -116,14 +116,23 @@ def test_how_a_compiler_ended_is_told_apart_from_how_the_program_did(sandbox, ve
 def test_what_is_missing_is_named_with_its_package_and_nothing_is_run(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     sandbox = Recording()
-    assert missing("cs") == "mcs (Debian's package mono-mcs) and mono (Debian's package mono-runtime)"
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    assert missing("sh") == "bash (Debian's package bash) is missing"
+    assert (
+        missing("cs")
+        == "mcs (Debian's package mono-mcs) and mono (Debian's package mono-runtime) are missing"
+    )
+    assert missing("java") == (
+        "javac (Debian's package default-jdk-headless), java (Debian's package default-jre-headless) and javatuples.jar"
+        " (Debian's package libjavatuples-java, or give its place by --javatuples JAR) are missing"
+    )
     for name in LANGUAGES:
         verdict = judge(sandbox, Program(name, ""))
         if name == "python":
             assert sandbox.jobs.pop()
             continue
         assert verdict.status is Status.NOT_RUN
-        assert verdict.detail == f"{missing(name)} is missing"
+        assert verdict.detail == missing(name)
         assert not sandbox.jobs
 
 
@@ -151,7 +160,7 @@ def test_the_jar_of_java_is_the_one_that_is_given(monkeypatch, tmp_path: Path):
     monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/true")
     jar = tmp_path / "tuples.jar"
     assert missing("java", javatuples=jar) == (
-        "javatuples.jar (Debian's package libjavatuples-java, or give its place by --javatuples JAR)"
+        "javatuples.jar (Debian's package libjavatuples-java, or give its place by --javatuples JAR) is missing"
     )
     assert judge(Recording(), Program("java", ""), javatuples=jar).status is Status.NOT_RUN
     jar.touch()

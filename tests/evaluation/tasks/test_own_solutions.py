@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from eval_data import public_problems_path
-from judging import failures, verdicts
+from program_verdicts import failures, verdicts
 
 from llama.evaluation.problem import Problem, Status
 from llama.evaluation.sandbox import Sandbox

@@ -7,17 +7,12 @@ import time
 from typing import Any
 
 import pytest
+from chosen_prompts import completed, ends, infilled, inside
 from http_service import LIMIT, Served, bundled, serving
 from test_llamacpp_limits import indented
-from tiny_llama import tiny_llama
 
-from llama.errors import UnsupportedError
 from llama.serving.http.llamacpp.answers import AnswersEncoder
-from llama.serving.http.llamacpp.completion import ROUTES
 from llama.serving.http.problems import Problem
-from llama.serving.http.routes import Call
-from llama.serving.http.service import Service
-from llama.serving.http.settings import Settings
 
 PREFIX = "class Reader:\n    def read(self, size):\n"
 LINE = "        self."
@@ -67,7 +62,11 @@ HOLE = {
     name: VIM[name]
     for name in ("input_prefix", "input_suffix", "input_extra", "prompt", "n_predict", "samplers")
 }
-GREEDY = {"temperature": 0, "n_predict": 24}
+EOS = 2
+# A text of 24 tokens, whatever model: its end is forbidden.
+GREEDY: dict[str, Any] = {"temperature": 0, "n_predict": 24, "logit_bias": [[EOS, False]]}
+# The library's name for it.
+ENDLESS = {EOS: -100.0}
 TEXT = "def fib(n):\n    if"
 
 
@@ -79,7 +78,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def middle(llama) -> str:
-    """What the library's call fills into the hole. It has several lines, some with less indentation."""
+    """What the library's call fills into the hole."""
     (filled,) = llama.text_infilling([EXTRA + PREFIX + LINE], [SUFFIX], temperature=0, max_gen_len=32)
     return filled["generation"]
 
@@ -87,12 +86,38 @@ def middle(llama) -> str:
 @pytest.fixture(scope="module")
 def continued(llama) -> str:
     """What the library's call writes behind TEXT."""
-    (written,) = llama.text_completion([TEXT], temperature=0, max_gen_len=24)
+    (written,) = llama.text_completion([TEXT], temperature=0, max_gen_len=24, logit_bias=ENDLESS)
     return written["generation"]
 
 
 @pytest.fixture(scope="module")
-def server(llama, middle, continued):
+def ended(llama) -> tuple[str, Any]:
+    """A text that the model ends before 24 tokens, and what the library's call writes behind it."""
+    return completed(llama, ends)
+
+
+@pytest.fixture(scope="module")
+def lines(llama) -> tuple[dict[str, Any], int, str]:
+    """A hole that the model goes on to fill, an indentation, and the middle's first 64 tokens.
+
+    Some of its lines have less indentation, and before them, one has not.
+    """
+
+    def cuts(text: str) -> list[int]:
+        return [n for n in range(1, 13) if text != indented(text, n) and indented(text, n).count("\n") > 1]
+
+    def has(answer: Any) -> bool:
+        return answer["generation"].count("\n") > 2 and bool(cuts(answer["generation"]))
+
+    ids = (EOS, llama.tokenizer.eot_id)
+    (before, after), filled = infilled(llama, has, 64, logit_bias=dict.fromkeys(ids, -100.0))
+    hole = {"input_prefix": before, "input_suffix": after, "n_predict": 400, "samplers": HOLE["samplers"]}
+    text = filled["generation"]
+    return {**hole, "logit_bias": [[each, False] for each in ids]}, cuts(text)[-1], text
+
+
+@pytest.fixture(scope="module")
+def server(llama, middle, continued, ended, lines):
     with serving(llama) as served:
         yield served
 
@@ -116,7 +141,7 @@ def test_llama_vim_gets_one_line_of_compact_json_with_its_fields(server: Served,
     whole = indented(middle, 4)
     assert told["content"] == whole or (whole.startswith(told["content"]) and told["content"].endswith("\n"))
     assert told["truncated"] is False
-    assert told["tokens_cached"] > told["timings/predicted_n"] > 0
+    assert told["tokens_cached"] > told["timings/predicted_n"] >= len(told["content"].split("\n")) - 1
 
 
 def test_infill_is_the_librarys_infilling_with_extra_and_line_in_the_prefix(
@@ -144,7 +169,7 @@ def test_a_warm_up_answers_nothing_and_fills_the_cache(server: Served, path: str
     assert told["timings"]["cache_n"] > len(server.service.tokenizer.encode(text, True, False)) - 32
     assert told["timings"]["cache_n"] + told["timings"]["prompt_n"] == told["tokens_evaluated"]
     # Without response_fields, as llama.vscode warms up, it is a full answer without text.
-    again = ok(server, path, quiet)
+    again = ok(server, path, {**quiet, "ignore_eos": True})
     assert (again["content"], again["tokens_predicted"], again["stop_type"]) == ("", 0, "limit")
 
 
@@ -174,12 +199,12 @@ def test_a_warm_up_streamed_has_no_text_either(server: Served) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_less_indentation_ends_the_text_and_the_request(server: Served, middle: str, stream: bool) -> None:
-    whole = indented(middle, 8)
-    assert whole != middle, "the model's text must have a line to cut"
+def test_less_indentation_ends_the_text_and_the_request(server: Served, lines: Any, stream: bool) -> None:
+    hole, n_indent, middle = lines
+    whole = indented(middle, n_indent)
     engine = server.service.engine
     cancelled = engine.snapshot.cancelled
-    body = {**HOLE, "n_predict": 400, "n_indent": 8, "return_tokens": True, "stream": stream}
+    body = {**hole, "n_indent": n_indent, "return_tokens": True, "stream": stream}
     if stream:
         *parts, last = [json.loads(each) for each in server.events("/infill", body)]
         text = "".join(each["content"] for each in parts)
@@ -198,9 +223,9 @@ def test_less_indentation_ends_the_text_and_the_request(server: Served, middle: 
         time.sleep(0.002)
 
 
-def test_after_the_time_the_text_ends_with_a_line(server: Served, middle: str) -> None:
-    assert middle.count("\n") > 2
-    told = ok(server, "/infill", {**HOLE, "t_max_predict_ms": 0.001})
+def test_after_the_time_the_text_ends_with_a_line(server: Served, lines: Any) -> None:
+    hole, _, middle = lines
+    told = ok(server, "/infill", {**hole, "t_max_predict_ms": 0.001})
     assert middle.startswith(told["content"])
     assert told["content"].endswith("\n")
     assert len(told["content"]) < len(middle)
@@ -242,6 +267,17 @@ def test_to_the_end_means_to_a_stop_or_the_end_of_the_context(server: Served) ->
     assert told["truncated"] == (told["stop_type"] == "limit")
 
 
+def test_an_answer_that_ends_by_itself_is_the_librarys_and_says_so(server: Served, ended: Any) -> None:
+    prompt, written = ended
+    body = {"prompt": prompt, "temperature": 0, "n_predict": 24}
+    told = ok(server, "/completion", body)
+    assert (told["content"], told["stop_type"]) == (written["generation"], "eos")
+    assert told["tokens_predicted"] == len(written["tokens"]) < 24
+    *parts, last = [json.loads(each) for each in server.events("/completion", {**body, "stream": True})]
+    assert "".join(each["content"] for each in parts) == written["generation"]
+    assert (last["stop"], last["content"], last["stop_type"]) == (True, "", "eos")
+
+
 def test_a_stream_joined_is_the_whole_answer_and_has_no_done(server: Served, continued: str) -> None:
     body = {**GREEDY, "prompt": TEXT, "stop": "zzz", "return_tokens": True}
     whole = ok(server, "/completion", body)
@@ -254,14 +290,15 @@ def test_a_stream_joined_is_the_whole_answer_and_has_no_done(server: Served, con
 
 
 def test_a_stop_word_is_named(server: Served, continued: str) -> None:
-    word = continued[5:9]
+    word, cut = inside(continued)
     told = ok(server, "/completion", {**GREEDY, "prompt": TEXT, "stop": ["zzz", word, ""]})
     assert (told["stop_type"], told["stopping_word"]) == ("word", word)
-    assert told["content"] == continued[: continued.index(word)]
+    assert told["content"] == continued[:cut]
 
 
 def test_probabilities_belong_to_the_ids(server: Served) -> None:
-    body = {**GREEDY, "prompt": TEXT, "n_probs": 3, "return_tokens": True}
+    # Without a bias, which is not in the probabilities.
+    body = {**GREEDY, "prompt": TEXT, "n_probs": 3, "return_tokens": True, "logit_bias": []}
     told = ok(server, "/completion", body)
     found = told["completion_probabilities"]
     assert [each["id"] for each in found] == told["tokens"]
@@ -326,59 +363,6 @@ def test_a_stream_that_fails_ends_with_an_event_that_every_client_can_read() -> 
     assert event == {"content": "", "stop": True, "error": error}
 
 
-# ---- what is refused ---------------------------------------------------------------------------------------
-
-BAD = [
-    ("/completion", b"{", None),
-    ("/completion", b"[]", None),
-    ("/completion", b"\xff", None),
-    ("/completion", b'{"prompt": "\\ud800"}', None),
-    ("/completion", b'{"prompt": "a", "temperature": NaN}', None),
-    ("/completion", {}, "prompt"),
-    ("/completion", {"prompt": "a", "n_predict": "8"}, "n_predict"),
-    ("/completion", {"prompt": "a", "n_cmpl": 0}, "n_cmpl"),
-    ("/completion", {"prompt": "a", "unknown": 1}, "unknown"),
-    ("/completion", {"prompt": "a", "grammar": "root ::= x"}, "grammar"),
-    ("/completion", {"prompt": "a", "json_schema": {}}, "json_schema"),
-    ("/completion", {"prompt": "a", "mirostat": 2}, "mirostat"),
-    ("/completion", {"prompt": "a", "typical_p": 0.5}, "typical_p"),
-    ("/completion", {"prompt": "a", "lora": [{"id": 0}]}, "lora"),
-    ("/completion", {"prompt": "a", "top_p": 2}, None),
-    ("/completion", {"prompt": "a", "stop": ["x"] * 100}, None),
-    ("/completion", {"prompt": "a", "logit_bias": [["a", "b"]]}, "logit_bias.0"),
-    ("/completion", {"prompt": [1, 99999]}, "prompt.1"),
-    ("/infill", {"input_prefix": 1}, "input_prefix"),
-    ("/infill", {"prompt": ["a"]}, "prompt"),
-    ("/infill", {"input_extra": "x"}, "input_extra"),
-    ("/infill", {"input_extra": [{"filename": "x"}]}, "input_extra.0.text"),
-    ("/infill", {"n_indent": -1}, "n_indent"),
-]
-
-
-@pytest.mark.parametrize(("path", "body", "param"), BAD)
-def test_bad_bodies_are_400_with_the_field_and_nothing_is_queued(
-    server: Served, path: str, body: object, param: str | None
-) -> None:
-    engine = server.service.engine.engine
-    queued = engine._next_id
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = server.client.post(path, content=data)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["code"], error["type"]) == (400, 400, "invalid_request_error")
-    assert error["message"]
-    if param is not None:
-        assert error["param"] == param
-    assert engine._next_id == queued
-
-
-def test_a_prompt_without_room_is_refused_with_the_numbers(server: Served) -> None:
-    n_ctx = server.service.max_model_len
-    for prompt, length in (([5] * n_ctx, n_ctx), ("x y " * n_ctx, None), ("x" * 100 * n_ctx, None)):
-        error = server.post("/completion", {"prompt": prompt}).json()["error"]
-        assert (error["code"], error["type"], error["n_ctx"]) == (400, "exceed_context_size_error", n_ctx)
-        assert error["n_prompt_tokens"] == length or (length is None and error["n_prompt_tokens"] > n_ctx)
-
-
 def test_fields_that_ask_for_nothing_pass(server: Served, continued: str) -> None:
     body = {
         **GREEDY,
@@ -388,10 +372,3 @@ def test_fields_that_ask_for_nothing_pass(server: Served, continued: str) -> Non
         **{"penalty_last_n": 64, "repeat_last_n": 64, "n_keep": 0, "id_slot": -1, "stop": None},
     }
     assert ok(server, "/completion", body)["content"] == continued
-
-
-def test_a_model_that_cannot_infill_says_why_without_an_engine() -> None:
-    service = Service(tiny_llama(kind="plain"), None, Settings("plain"))
-    (infill,) = [route for route in ROUTES if "/infill" in route.paths]
-    with pytest.raises(UnsupportedError, match="cannot fill in the middle"):
-        infill.handler(Call(service, None, dict(VIM)))

@@ -7,25 +7,29 @@ from typing import Any
 
 import pytest
 from bad_bodies import broken_bodies, untouched
+from chosen_prompts import completed, ends, has_word, infilled, inside
 from http_service import bundled, serving
 
 PATH = "/v1/fim/completions"
 BEFORE, AFTER, CODE = "def f(x):\n    return ", "\n\nprint(f(1))\n", "def fib("
 FIM = {"model": "codestral-latest", "prompt": BEFORE, "suffix": AFTER, "max_tokens": 24}
+PENALTIES = {"frequency_penalty": 1.9, "presence_penalty": 1.5}
 
 
 @pytest.fixture(scope="module")
 def library() -> dict[str, Any]:
     with bundled() as llama:
         greedy: dict[str, Any] = {"temperature": 0, "max_gen_len": 24}
+        forced: dict[str, Any] = {**greedy, "max_gen_len": 48, "min_tokens": 48}
         drawn: dict[str, Any] = {"temperature": 0.8, "top_p": 0.7, "max_gen_len": 24, "seed": 11}
         return {
             "filled": llama.text_infilling([BEFORE], [AFTER], **greedy)[0]["generation"],
+            "counted": len(llama.text_infilling([BEFORE], [AFTER], **greedy, logprobs=True)[0]["tokens"]),
+            "with a word": infilled(llama, has_word),
             "open end": llama.text_infilling([BEFORE], [""], **greedy)[0]["generation"],
-            "completed": llama.text_completion([CODE], 0, 1, 200)[0],
-            "penalized": llama.text_infilling(
-                [BEFORE], [AFTER], **greedy, frequency_penalty=0.9, presence_penalty=0.5
-            )[0]["generation"],
+            "ended": completed(llama, ends, 64),
+            "forced": llama.text_infilling([BEFORE], [AFTER], **forced)[0]["generation"],
+            "penalized": llama.text_infilling([BEFORE], [AFTER], **forced, **PENALTIES)[0]["generation"],
             "drawn": llama.text_infilling([BEFORE], [AFTER], **drawn)[0]["generation"],
         }
 
@@ -67,15 +71,15 @@ def test_the_middle_is_the_librarys(server, library, fields, name) -> None:
 def test_without_a_suffix_the_prompt_is_continued(server, library) -> None:
     """To the model's own end, where no limit is given."""
     for suffix in ({"suffix": None}, {}):
-        body = {"prompt": CODE, **suffix}
-        (choice,) = server.post(PATH, body).json()["choices"]
-        assert choice["message"]["content"] == library["completed"]["generation"]
-        assert choice["finish_reason"] == library["completed"]["finish_reason"] == "stop"
+        prompt, ended = library["ended"]
+        (choice,) = server.post(PATH, {"prompt": prompt, **suffix}).json()["choices"]
+        assert choice["message"]["content"] == ended["generation"]
+        assert choice["finish_reason"] == ended["finish_reason"] == "stop"
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"stop": ["eturn a", "zz"]}, {"stop": "\n"}, {"prompt": CODE, "suffix": None, "max_tokens": 200}],
+    [{}, {"stop": ["e", "zz"]}, {"stop": "\n"}, {"prompt": CODE, "suffix": None, "max_tokens": 64}],
 )
 def test_a_stream_joined_is_the_whole_answer(server, fields) -> None:
     answer, found = whole(server, **fields), chunks(server, **fields)
@@ -93,10 +97,11 @@ def test_a_stream_joined_is_the_whole_answer(server, fields) -> None:
 
 
 def test_stops_cut_the_text(server, library) -> None:
-    cut = library["filled"].index("eturn a")
-    for stop in ("eturn a", ["zz", "eturn a"]):
-        answer = whole(server, stop=stop)
-        assert answer["choices"][0]["message"]["content"] == library["filled"][:cut]
+    (before, after), filled = library["with a word"]
+    word, cut = inside(filled["generation"])
+    for stop in (word, ["\0", word]):
+        answer = whole(server, prompt=before, suffix=after, stop=stop)
+        assert answer["choices"][0]["message"]["content"] == filled["generation"][:cut]
         assert answer["choices"][0]["finish_reason"] == "stop"
 
 
@@ -105,8 +110,9 @@ def test_seeds_repeat_by_either_name(server, library) -> None:
         assert text(server, temperature=0.8, top_p=0.7, **{name: 11}) == library["drawn"]
 
 
-def test_the_usage_counts_ids(server) -> None:
-    usage = whole(server)["usage"]
+def test_the_usage_counts_ids(server, library) -> None:
+    assert whole(server)["usage"]["completion_tokens"] == library["counted"]
+    usage = whole(server, min_tokens=24)["usage"]
     assert usage["completion_tokens"] == 24
     tokenizer = server.service.tokenizer
     ids = server.service.infilling_prompt(BEFORE, AFTER).tokens
@@ -116,16 +122,17 @@ def test_the_usage_counts_ids(server) -> None:
 
 
 def test_min_tokens_keeps_the_model_from_ending(server, library) -> None:
-    body = {"prompt": CODE, "suffix": None, "max_tokens": 100}
-    short = whole(server, **body)["usage"]["completion_tokens"]
-    assert short < 100
+    prompt, ended = library["ended"]
+    short = len(ended["tokens"])
+    body = {"prompt": prompt, "suffix": None, "max_tokens": 80}
+    assert whole(server, **body)["usage"]["completion_tokens"] == short
     assert whole(server, **body, min_tokens=short + 5)["usage"]["completion_tokens"] >= short + 5
 
 
 def test_penalties_are_the_librarys(server, library) -> None:
-    assert (
-        text(server, frequency_penalty=0.9, presence_penalty=0.5) == library["penalized"] != library["filled"]
-    )
+    forced = {"max_tokens": 48, "min_tokens": 48}
+    assert text(server, **forced) == library["forced"]
+    assert text(server, **forced, **PENALTIES) == library["penalized"] != library["forced"]
 
 
 BAD = {

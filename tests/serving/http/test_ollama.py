@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 from bad_bodies import broken_bodies, untouched
+from chosen_prompts import completed, ends, goes_on, has_word, inside
 from http_service import Served, bundled, serving
 from tiny_llama import tiny_llama
 
 BEFORE, AFTER, CODE = "def f(x):\n    return ", "\n\nprint(f(1))\n", "def fib("
 DIALOG = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Reverse a list."}]
 GREEDY = {"temperature": 0, "num_predict": 24}
+# By Ollama's name: the library's, and a value.
+PENALTIES: dict[str, tuple[str, float]] = {
+    "repeat_penalty": ("repetition_penalty", 1.8),
+    "presence_penalty": ("presence_penalty", 2),
+    "frequency_penalty": ("frequency_penalty", 2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +29,20 @@ def library() -> dict[str, Any]:
         greedy: dict[str, Any] = {"temperature": 0, "max_gen_len": 24}
         drawn = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "seed": 7, "max_gen_len": 24}
         (chat,) = llama.chat_completion([DIALOG], **greedy)
+        long = completed(llama, goes_on, 48)
         (turn,) = llama.chat_completion([DIALOG[1:]], **greedy)
         return {
             "filled": llama.text_infilling([BEFORE], [AFTER], **greedy)[0]["generation"],
             "reversed": llama.text_infilling([BEFORE], [AFTER], suffix_first=True, **greedy)[0]["generation"],
             "completed": llama.text_completion([CODE], **greedy, logprobs=2)[0],
-            "to its end": llama.text_completion([CODE], temperature=0)[0]["generation"],
+            "ended": completed(llama, ends, 64),
+            "long": long,
+            "with a word": completed(llama, has_word),
+            "penalized": {
+                ours: llama.text_completion([long[0]], 0, 1, 48, **{ours: value})[0]["generation"]
+                for ours, value in PENALTIES.values()
+            },
+            "no prefix": llama.text_infilling([""], [AFTER], **greedy)[0],
             "drawn": llama.text_completion([CODE], **drawn)[0]["generation"],
             "chat": chat["generation"]["content"],
             "turn": turn["generation"]["content"],
@@ -106,7 +121,7 @@ def test_messages_are_a_dialog(server, library) -> None:
     [
         ("/api/generate", {"prompt": BEFORE, "suffix": AFTER}),
         ("/api/generate", {"prompt": CODE, "raw": True, "options": {"temperature": 0}}),
-        ("/api/generate", {"prompt": CODE, "raw": True, "options": {**GREEDY, "stop": ["turn", "zz"]}}),
+        ("/api/generate", {"prompt": CODE, "raw": True, "options": {**GREEDY, "stop": ["e", "zz"]}}),
         ("/api/generate", {"prompt": CODE, "raw": True, "logprobs": True, "top_logprobs": 2}),
         ("/api/chat", {"messages": DIALOG}),
     ],
@@ -126,13 +141,16 @@ def test_lines_joined_are_the_whole_answer(server, path, body) -> None:
     assert [each["token"] for each in logprobs] == [each["token"] for each in answer.get("logprobs", [])]
 
 
-def test_the_last_line_counts_and_measures(server) -> None:
-    *_, last = lines(server, prompt=CODE, raw=True)
-    assert last["done"] is True
-    assert last["done_reason"] == "length"
-    assert last["response"] == ""
-    assert last["eval_count"] == 24
-    assert last["prompt_eval_count"] == len(server.service.text_prompt(CODE).tokens)
+def test_the_last_line_counts_and_measures(server, library) -> None:
+    for name, reason, most in (("long", "length", 48), ("ended", "stop", 64)):
+        prompt, answer = library[name]
+        options = {"temperature": 0, "num_predict": most}
+        *_, last = lines(server, prompt=prompt, raw=True, options=options)
+        assert last["done"] is True
+        assert last["done_reason"] == reason
+        assert last["response"] == ""
+        assert last["eval_count"] == len(answer["tokens"])
+        assert last["prompt_eval_count"] == len(server.service.text_prompt(prompt).tokens)
     durations = [last[f"{name}_duration"] for name in ("load", "prompt_eval", "eval")]
     assert all(type(each) is int and each >= 1 for each in durations)
     assert sum(durations) - 3 <= last["total_duration"] < 120 * 10**9
@@ -142,8 +160,9 @@ def test_the_last_line_counts_and_measures(server) -> None:
 
 def test_an_answer_that_ends_by_itself_says_stop(server, library) -> None:
     for limit in ({}, {"num_predict": 0}, {"num_predict": -2}):
-        answer = whole(server, prompt=CODE, raw=True, options={"temperature": 0, **limit})
-        assert answer["response"] == library["to its end"]
+        prompt, ended = library["ended"]
+        answer = whole(server, prompt=prompt, raw=True, options={"temperature": 0, **limit})
+        assert answer["response"] == ended["generation"]
         assert answer["done_reason"] == "stop"
 
 
@@ -157,14 +176,15 @@ def test_the_defaults_are_ollamas(server, library) -> None:
     assert drawn["response"] != library["filled"]
 
 
-@pytest.mark.parametrize(
-    "options", [{"repeat_penalty": 1.8}, {"presence_penalty": 2}, {"frequency_penalty": 2}]
-)
-def test_penalties_change_the_text(server, library, options) -> None:
-    answer = whole(server, prompt=CODE, raw=True, options={**GREEDY, **options})
-    assert answer["response"] != library["completed"]["generation"]
-    off = whole(server, prompt=CODE, raw=True, options={**GREEDY, **options, "repeat_last_n": 0})
-    assert off["response"] == library["completed"]["generation"]
+@pytest.mark.parametrize("name", PENALTIES)
+def test_penalties_are_the_librarys(server, library, name) -> None:
+    prompt, long = library["long"]
+    ours, value = PENALTIES[name]
+    options = {"temperature": 0, "num_predict": 48, name: value}
+    answer = whole(server, prompt=prompt, raw=True, options=options)
+    assert answer["response"] == library["penalized"][ours] != long["generation"]
+    off = whole(server, prompt=prompt, raw=True, options={**options, "repeat_last_n": 0})
+    assert off["response"] == long["generation"]
 
 
 def test_a_seed_of_minus_one_is_none(server) -> None:
@@ -184,16 +204,16 @@ def test_another_negative_seed_is_one(server) -> None:
 
 def test_stops_count_in_both_places(server, library) -> None:
     """jupyterlab-cellsense sends them beside the options."""
-    text = library["completed"]["generation"]
-    cut = text[: text.index("turn")]
+    prompt, written = library["with a word"]
+    word, cut = inside(written["generation"])
     for body in (
-        {"stop": ["turn"]},
-        {"stop": "turn"},
-        {"options": {**GREEDY, "stop": "turn"}},
-        {"options": {**GREEDY, "stop": ["zz"]}, "stop": ["turn"]},
+        {"stop": [word]},
+        {"stop": word},
+        {"options": {**GREEDY, "stop": word}},
+        {"options": {**GREEDY, "stop": ["\0"]}, "stop": [word]},
     ):
-        answer = whole(server, prompt=CODE, raw=True, **body)
-        assert answer["response"] == cut
+        answer = whole(server, prompt=prompt, raw=True, **body)
+        assert answer["response"] == written["generation"][:cut]
         assert answer["done_reason"] == "stop"
 
 
@@ -223,8 +243,9 @@ def test_without_a_prompt_the_model_is_loaded(server, stream) -> None:
             assert answer["done_reason"] == "load"
 
 
-def test_a_file_may_begin_with_the_hole(server) -> None:
-    assert whole(server, prompt="", suffix=AFTER)["done_reason"] == "length"
+def test_a_file_may_begin_with_the_hole(server, library) -> None:
+    answer, filled = whole(server, prompt="", suffix=AFTER), library["no prefix"]
+    assert (answer["response"], answer["done_reason"]) == (filled["generation"], filled["finish_reason"])
 
 
 def test_what_clients_always_send_is_accepted(server, library) -> None:

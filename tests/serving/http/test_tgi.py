@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from bad_bodies import broken_bodies, untouched
+from chosen_prompts import across, completed, crosses, ends, goes_on, infilled
 from http_service import Served, bundled, serving
 
 CODE = "def fib("
 HOLE = "def f(x):\n    return <FILL_ME>\n\nprint(f(1))\n"
-MOST = {CODE: 60, HOLE: 20}  # "def fib(" ends by itself before that
+MOST = {CODE: 60, HOLE: 20}
+PENALTIES = {"presence_penalty": 1.5, "frequency_penalty": 1.9}
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,15 @@ def library() -> dict[str, Any]:
         (whole,) = llama.text_completion([CODE], **greedy, max_gen_len=MOST[CODE])
         (filled,) = llama.text_infilling([HOLE], **greedy, max_gen_len=MOST[HOLE])
         (scored,) = llama.text_completion([CODE], temperature=0, max_gen_len=0, logprobs=True, echo=True)
-        (penalized,) = llama.text_completion([CODE], 0, 1, 20, presence_penalty=0.5, frequency_penalty=0.9)
+        long = completed(llama, goes_on, 48)
+        (before, after), middle = infilled(llama, crosses, 24)
+        (penalized,) = llama.text_completion([long[0]], 0, 1, 48, **PENALTIES)
         (drawn,) = llama.text_completion([CODE], 0.9, 0.8, 20, seed=5, top_k=30, repetition_penalty=1.2)
-        return {"whole": whole, "filled": filled, "scored": scored, "drawn": drawn, "penalized": penalized}
+        return {
+            **{"whole": whole, "filled": filled, "scored": scored, "drawn": drawn, "penalized": penalized},
+            **{"long": long, "ended": completed(llama, ends, 64)},
+            "long hole": (f"{before}<FILL_ME>{after}", middle),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +59,11 @@ def streamed(server: Served, **more: Any) -> list[dict[str, Any]]:
     return [json.loads(each) for each in server.events("/generate_stream", ask(**more))]
 
 
+def texts(answer: dict[str, Any]) -> list[str]:
+    """Of its tokens."""
+    return [each["text"] for each in answer["details"]["tokens"]]
+
+
 def pieces(server: Served, tokens: list[dict[str, Any]]) -> list[str]:
     """Of the tokens that are not special, as the library names them."""
     return [server.service.tokenizer.token_piece(each["id"]) for each in tokens if not each["special"]]
@@ -74,11 +87,17 @@ def test_text_and_tokens_are_those_of_the_library(server, library, inputs, name)
         )
 
 
-@pytest.mark.parametrize("stop", [(), ("Return the",), ("he fa",), ("zzz", "\n    ")])
-@pytest.mark.parametrize("inputs", [CODE, HOLE])
-def test_a_stream_tells_what_the_whole_answer_tells(server, inputs, stop) -> None:
-    """Whatever stop strings hold back: no text and no token is lost, and the texts joined are the answer."""
-    more = {"inputs": inputs, "stop": list(stop), "top_n_tokens": 1}
+@pytest.mark.parametrize("stop", [(), ("*",), ("zzz", "*"), ("zzz", "\n    ")])
+@pytest.mark.parametrize("name", ["long", "long hole"])
+def test_a_stream_tells_what_the_whole_answer_tells(server, library, name, stop) -> None:
+    """Whatever stop strings hold back: no text and no token is lost, and the texts joined are the answer.
+
+    "*" is a stop string that begins within a token and ends within the next.
+    """
+    asked: dict[str, Any] = {"inputs": library[name][0], "max_new_tokens": 24}
+    plain = whole(server, **asked)
+    given = [across(texts(plain))[1] if each == "*" else each for each in stop]
+    more = {**asked, "stop": given, "top_n_tokens": 1}
     answer, events = whole(server, **more), streamed(server, **more)
     details, tokens = answer["details"], [each["token"] for each in events]
     assert (
@@ -96,13 +115,17 @@ def test_a_stream_tells_what_the_whole_answer_tells(server, inputs, stop) -> Non
     assert last.pop("input_length") > 0
     assert last == {name: details[name] for name in ("finish_reason", "generated_tokens", "seed")}
     assert last["generated_tokens"] == len(tokens)
-    if any(text in whole(server, inputs=inputs)["generated_text"] for text in stop):
-        assert last["finish_reason"] == "stop_sequence"
+    found = any(each in plain["generated_text"] for each in given)
+    assert (last["finish_reason"] == "stop_sequence") == found
+    assert "*" not in stop or found
 
 
-def test_the_end_token_is_told_without_text(server) -> None:
+def test_the_end_token_is_told_without_text(server, library) -> None:
     """Clients print the text of every token, and `</s>` is not part of the answer."""
-    last = streamed(server)[-1]
+    prompt, ended = library["ended"]
+    *others, last = streamed(server, inputs=prompt, max_new_tokens=64)
+    assert len(others) == len(ended["tokens"])
+    assert last["generated_text"] == ended["generation"]
     assert last["details"]["finish_reason"] == "eos_token"
     token = last["token"]
     assert (token["id"], token["text"], token["special"]) == (server.service.tokenizer.eos_id, "", True)
@@ -111,19 +134,27 @@ def test_the_end_token_is_told_without_text(server) -> None:
 
 def test_the_tokens_of_a_stop_string_end_the_list(server, library) -> None:
     """A stop string that begins within a token: what stands before it in the token is told."""
-    text = library["whole"]["generation"]
-    cut = text.index("turn")  # within "Return"
-    answer = whole(server, stop=["turn the"])
-    assert answer["generated_text"] == text[:cut]
+    prompt, long = library["long"]
+    asked: dict[str, Any] = {"inputs": prompt, "max_new_tokens": 48}
+    told = texts(whole(server, **asked))
+    index, stop = across(told)
+    answer = whole(server, **asked, stop=[stop])
+    assert answer["generated_text"] == "".join(told[:index]) + told[index][:1]
     *kept, first, second = answer["details"]["tokens"]
-    assert (first["text"], second["text"]) == ("Re", "")
-    assert pieces(server, [*kept, first, second]) == library["whole"]["tokens"][: len(kept) + 2]
+    assert [each["text"] for each in kept] == told[:index]
+    assert (first["text"], second["text"]) == (told[index][:1], "")
+    assert pieces(server, [*kept, first, second]) == long["tokens"][: index + 2]
 
 
-def test_stops_have_two_names(server) -> None:
+def test_stops_have_two_names(server, library) -> None:
     """llm-ls sends stop_tokens."""
+    prompt, _ = library["long"]
+    asked: dict[str, Any] = {"inputs": prompt, "max_new_tokens": 48}
+    told = texts(whole(server, **asked))
+    index, stop = across(told)
     for name in ("stop", "stop_tokens"):
-        assert whole(server, **{name: ["turn the"]})["generated_text"].endswith("Re")
+        text = whole(server, **asked, **{name: [stop]})["generated_text"]
+        assert text == "".join(told[:index]) + told[index][:1]
 
 
 def test_the_root_answers_with_a_list_or_streams(server) -> None:
@@ -179,9 +210,9 @@ def test_do_sample_or_a_warper_samples(server, parameters) -> None:
 
 
 def test_penalties_are_the_librarys(server, library) -> None:
-    answer = whole(server, presence_penalty=0.5, frequency_penalty=0.9, max_new_tokens=20)
-    assert answer["generated_text"] == library["penalized"]["generation"]
-    assert not library["whole"]["generation"].startswith(answer["generated_text"])
+    prompt, long = library["long"]
+    answer = whole(server, inputs=prompt, **PENALTIES, max_new_tokens=48)
+    assert answer["generated_text"] == library["penalized"]["generation"] != long["generation"]
 
 
 def test_the_best_of_several_is_the_most_probable(server) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import httpx
 
-from llama.evaluation.asking import Ask, Settings, seed_of
+from llama.evaluation.generator import SampleRequest, seed_of
 from llama.evaluation.problem import Answer, Order, Problem
 from llama.evaluation.remote import RemoteGenerator
+from llama.evaluation.settings import Settings
 
 PLAIN = [Problem(f"plain/{i}", text) for i, text in enumerate(("def f(", "class A:\n    ", "é ü 漢\r\n", ""))]
 HOLES = [
@@ -21,10 +22,10 @@ QUESTIONS = [Problem("chat/0", "", question="What is a list?")]
 LENGTH = 24
 
 
-def asks(
+def sample_requests(
     problems: Sequence[Problem], order: Order, count: int = 1, first: int = 0, seed: int = 0
-) -> list[Ask]:
-    return [Ask(each, order, seed_of(seed, each.task_id, order), first, count) for each in problems]
+) -> list[SampleRequest]:
+    return [SampleRequest(each, order, seed_of(seed, each.task_id, order), first, count) for each in problems]
 
 
 def settings(**changes: Any) -> Settings:
@@ -75,5 +76,5 @@ class Scripted:
             **options,
         )
 
-    def generate(self, given: Sequence[Ask], **changes: Any) -> list[Answer]:
+    def generate(self, given: Sequence[SampleRequest], **changes: Any) -> list[Answer]:
         return list(self.generator.generate(given, settings(**changes)))

@@ -1,4 +1,4 @@
-"""Runs a program and judges it: it passes only if it exits with 0 after its last test."""
+"""The verdict on one program: it passes only if it exits with 0 after its last test."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...printable import printable
 from ..problem import Program, Status, Verdict
-from ..sandbox import Ended, Job, Limits, Outcome, Sandbox
+from ..sandbox import BYTES_OF_A_FILE, Ended, Job, Limits, Outcome, Sandbox
 from .language import MIB, Language
 from .languages import LANGUAGES, find
 
@@ -39,7 +39,7 @@ def judge(sandbox: Sandbox, program: Program, *, javatuples: Path | None = None)
     language = LANGUAGES[program.language]
     tools, lacking = find(program.language, javatuples=javatuples)
     if lacking:
-        return Verdict(Status.NOT_RUN, _line(f"{lacking} is missing"))
+        return Verdict(Status.NOT_RUN, _line(lacking))
     try:
         source = program.source.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -69,11 +69,12 @@ def _verdict(language: Language, job: Job, outcome: Outcome, token: str) -> Verd
 
 
 def _excess(ended: Ended, limits: Limits) -> str:
+    files = limits.file_bytes // BYTES_OF_A_FILE
     return {
         Ended.CPU: f"used up {limits.cpu_seconds} s of processor time",
         Ended.WALL: f"had not ended after {limits.wall_seconds:g} s",
         Ended.MEMORY: f"used more than {limits.memory_bytes // MIB:,} MiB of memory",
-        Ended.FILES: f"made more than {limits.file_bytes // MIB:,} MiB or {limits.file_bytes // 4096:,} of files",
+        Ended.FILES: f"made more than {limits.file_bytes // MIB:,} MiB or {files:,} of files",
         Ended.PROCESSES: f"had more than {limits.processes} processes and threads",
     }[ended]
 

@@ -1,4 +1,4 @@
-"""Threads that judge answers while a model writes the next ones.
+"""Threads that run programs while a model writes the next ones.
 
 Never imports torch. Knows nothing of files and sandboxes.
 """
@@ -14,52 +14,52 @@ from typing import Generic, TypeVar
 
 from .problem import Sample
 
-__all__ = ["Judges"]
+__all__ = ["WorkerPool"]
 
-# When so many answers wait to be judged, the model waits. A kill loses no more than these and what is running.
+# When so many answers wait to be graded, the model waits. A kill loses no more than these and what is running.
 _MOST_WAITING = 2048
 # How long programs that run may take to end after the run failed, in seconds. Later they end with this process.
 _LAST_SECONDS = 3.0
 _Item = TypeVar("_Item")
 
 
-class Judges(Generic[_Item]):
-    """Threads that judge answers, until the end of a `with`. What still waits then is dropped.
+class WorkerPool(Generic[_Item]):
+    """Threads that grade answers, until the end of a `with`. What still waits then is dropped.
 
     Not an executor: Python joins its threads at exit, so that Ctrl-C would wait for a program's 30 seconds.
 
     Args:
         workers: threads.
-        judge: makes the sample of an answer (or of a sample that is judged again); several at a time.
-        keep: is given each sample, one at a time, by the thread that judged it.
+        grade: makes the sample of an answer (or of a sample that is graded again); several at a time.
+        keep: is given each sample, one at a time, by the thread that graded it.
     """
 
     def __init__(
-        self, workers: int, judge: Callable[[_Item], Sample], keep: Callable[[Sample], None]
+        self, workers: int, grade: Callable[[_Item], Sample], keep: Callable[[Sample], None]
     ) -> None:
-        self._judge, self._keep = judge, keep
+        self._grade, self._keep = grade, keep
         self._waiting: deque[_Item] = deque()
         self._running = 0
         self._failure: BaseException | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [
-            threading.Thread(target=self._work, name=f"judge {number}", daemon=True)
+            threading.Thread(target=self._work, name=f"worker {number}", daemon=True)
             for number in range(workers)
         ]
 
     def put(self, answer: _Item) -> None:
-        """Have an answer judged. Waits while too many are waiting. Raises as `finish`."""
+        """Have an answer graded. Waits while too many are waiting. Raises as `finish`."""
         with self._changed:
             self._wait_until(lambda: len(self._waiting) < _MOST_WAITING)
             self._waiting.append(answer)
             self._changed.notify_all()
 
     def finish(self) -> None:
-        """Wait until every answer is judged and kept.
+        """Wait until every answer is graded and kept.
 
         Raises:
-            What `judge` or `keep` raised first.
+            What `grade` or `keep` raised first.
         """
         with self._changed:
             self._wait_until(lambda: not self._waiting and not self._running)
@@ -82,7 +82,7 @@ class Judges(Generic[_Item]):
             sample: Sample | None = None
             failure: BaseException | None = None
             try:
-                sample = self._judge(answer)
+                sample = self._grade(answer)
             except BaseException as error:
                 failure = error
             with self._changed:
@@ -95,7 +95,7 @@ class Judges(Generic[_Item]):
                 self._failure = self._failure or failure
                 self._changed.notify_all()
 
-    def __enter__(self) -> Judges[_Item]:
+    def __enter__(self) -> WorkerPool[_Item]:
         for thread in self._threads:
             thread.start()
         return self

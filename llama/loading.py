@@ -18,7 +18,7 @@ from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
 from .errors import ConfigError
-from .kernels import linear, native
+from .kernels import compiled, linear, native
 from .model import Transformer
 from .printable import shown
 from .sizing.args import ModelArgs, check_size
@@ -83,7 +83,7 @@ def build(
     except BaseException as error:
         leave(parallel, error)
         raise
-    missing = native.why_missing() if target.type == "cpu" else None
+    missing = compiled.why_missing() if target.type == "cpu" else None
     if missing is not None:
         _log_missing_kernels(missing)
     log(
@@ -121,7 +121,7 @@ def _load(
 @cache  # once per process
 def _log_missing_kernels(why: str) -> None:
     log(
-        "The compiled kernels for this CPU (bfloat16, AVX512-BF16) are missing, so generation is slower than"
+        "The compiled kernels for this CPU are missing, so generation is slower than"
         f" it could be: {why}. Install the package again with a C compiler; `pip install -v` shows its output"
     )
 

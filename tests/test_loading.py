@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from cpu_levels import has_compiler, runs
 
 from llama.distributed import world
 from llama.errors import ConfigError, ParallelismError, RankError
@@ -66,11 +68,13 @@ def test_auto_asks_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         assert chosen == [torch.bfloat16, torch.float16]
 
 
-def test_auto_keeps_bfloat16_on_a_cpu_that_has_it() -> None:
+def test_auto_keeps_bfloat16_on_a_cpu_that_has_kernels() -> None:
     """Unpatched, and judged by the system's own list of the CPU's instructions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.is_file() or "avx512_bf16" not in cpuinfo.read_text():
-        pytest.skip("this CPU has no AVX512-BF16, or the system does not say")
+    least = "armv8-a" if platform.machine() in ("aarch64", "arm64") else "x86-64-v3"
+    if not runs(least):
+        pytest.skip(f"this CPU does not run {least}")
+    if not has_compiler():
+        pytest.skip("no C compiler")
     assert choose_dtype("auto", torch.bfloat16, CPU) == (torch.bfloat16, "")
 
 

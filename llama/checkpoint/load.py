@@ -50,7 +50,7 @@ def load_weights(
     largest = max((parameters[name].numel() for name in staged), default=0)
     staging = torch.empty(largest, dtype=dtype, device=device)
     arena, packed = _arena(
-        {name: native.packed_shape(*parameters[name].shape) for name in blocked}, dtype, device
+        {name: native.packed_shape(parameters[name].shape, dtype) for name in blocked}, dtype, device
     )
     for name, parameter in parameters.items():
         rows, columns = checkpoint.slice_of(name, rank, size)
@@ -105,7 +105,7 @@ def _pack(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, packed
                 native.pack_block(window, packed, row + first, column)
         return
     step = max(1, _BLOCK // (width * packed.itemsize) // native.LANES) * native.LANES
-    buffer = torch.empty(min(step, height), width, dtype=packed.dtype)
+    buffer = torch.empty(min(step, height), width, dtype=packed.dtype, device=packed.device)
     for first in range(0, height, step):
         last = min(first + step, height)
         block = buffer[: last - first]

@@ -1,8 +1,7 @@
 """Causal attention of the newest tokens of one sequence over its cached keys and values.
 
-`attend` is the operator: it stores the new keys and values and chooses the kernel. One query, or a chunk of
-them, runs in csrc/attention.c on CPUs with AVX512-BF16; `causal_attention` is PyTorch's way for every other
-device and dtype.
+`attend` is the operator: it stores the new keys and values and chooses the kernel: csrc/attention.c on CPUs;
+`causal_attention` is PyTorch's way for every other device and dtype.
 
 Shapes: T new tokens, S cached positions (the T new ones are the last of them), H query heads, K key/value
 heads (H = K * G), D head dimension. Key heads are never repeated in memory and no T x S score matrix outlives
@@ -38,11 +37,9 @@ def attend(
     Args:
         keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
     """
-    if native.takes_decode(q_THD):
-        return native.decode_attention(q_THD, k_TKD, v_TKD, keys, values, start)
+    if native.takes_attention(q_THD):
+        return native.attention(q_THD, k_TKD, v_TKD, keys, values, start)
     k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
-    if native.takes_chunk(q_THD):
-        return native.chunk_attention(q_THD, keys, values, start)
     return causal_attention(q_THD, k_KSD, v_KSD)
 
 

@@ -1,4 +1,4 @@
-"""The second way through the layers: up to 128 bfloat16 rows pass all of them in one native call.
+"""The second way through the layers: up to 128 rows pass all of them in one native call.
 
 Decoding a token is some ten small operations a layer; started one by one from Python, they cost about as much
 as reading a small model's weights. On several ranks there are two calls a layer, with the sum over the ranks
@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from . import native
-from .fused_call import Addresses, FusedCall, LayerShape
+from .fused_call import Addresses, FusedCall, Layers, LayerShape
 from .hooks import hooked
 from .norms import rotary_pairs
 
@@ -23,8 +22,9 @@ __all__ = ["FusedLayers", "LayerShape"]
 
 # More rows go to the matrix kernels for chunks, and to attention that shares what it reads among queries.
 _MAX_ROWS = 128
-# Modules with a weight in a layer, in the order of layer_t in csrc/bf16.c.
+# Modules with a weight in a layer, and which of them are norms; see `_modules`.
 _WEIGHTS = 9
+_NORMS = (0, 5)
 
 
 class FusedLayers:
@@ -53,16 +53,16 @@ class FusedLayers:
         self._call = FusedCall(shape)
         weights, around = _modules(layers)
         self._kinds = [type(module) for module in (*weights, *around)]
-        self._sizes = _packed_sizes(shape) * (len(weights) // _WEIGHTS)
+        self._sizes = _plain_sizes(shape)
         # The weights behind the addresses are held, so that no other weight can come to lie at one of them.
         self._held: list[torch.Tensor] = []
         self._found: list[int] = []
-        self._addresses = np.zeros((0, _WEIGHTS), dtype=np.int64)
-        self._possible = False
+        self._layers: Layers | None = None
+        self._dtype: torch.dtype | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled model has its weights at other addresses.
-        return self.__dict__ | {"_held": [], "_found": []}
+        return self.__dict__ | {"_held": [], "_found": [], "_layers": None}
 
     def takes(self, x_TC: torch.Tensor, layers: Iterable[nn.Module]) -> bool:
         """Whether `run` takes these rows through the layers that the model has now."""
@@ -80,7 +80,7 @@ class FusedLayers:
             return False  # no such module, or no weight with memory of its own
         if found != self._found:
             self._look_up([module.weight.detach() for module in weights], found)
-        return self._possible
+        return self._layers is not None and self._dtype == x_TC.dtype
 
     def _unchanged(self, weights: list[Any], around: list[Any]) -> bool:
         """Whether these modules are, and do, what the model's did when it was made."""
@@ -94,13 +94,19 @@ class FusedLayers:
         )
 
     def _look_up(self, weights: list[torch.Tensor], found: list[int]) -> None:
-        """Take over the addresses of these weights, and note whether the kernel can run them."""
-        self._possible = (
-            all(w.dtype == torch.bfloat16 and w.is_cpu and w.is_contiguous() for w in weights)
-            and [w.shape for w in weights] == self._sizes
-            and self._shape.head_dim % 32 == self._shape.hidden % 16 == 0
+        """Take over the addresses of these weights, if the kernel can run them."""
+        layers = [weights[i : i + _WEIGHTS] for i in range(0, len(weights), _WEIGHTS)]
+        dtypes = {layer[i].dtype for layer in layers for i in _NORMS}
+        fits = (
+            all(w.is_cpu and w.is_contiguous() for w in weights)
+            and all(
+                _is_stored(w, size) for layer in layers for w, size in zip(layer, self._sizes, strict=True)
+            )
+            and len(dtypes) == 1
+            and self._shape.head_dim % 32 == self._shape.hidden % 2 == 0
         )
-        self._addresses = np.array(found, dtype=np.int64).reshape(-1, _WEIGHTS)
+        self._layers = Layers(layers, self._sizes) if fits else None
+        self._dtype = dtypes.pop() if fits else None
         # Last: from here on another thread takes the addresses for these weights.
         self._held, self._found = weights, found
 
@@ -122,8 +128,9 @@ class FusedLayers:
         """
         x_TC = x_TC.contiguous()
         table = rotary_pairs(position_T, self._shape.head_dim, theta)
-        run = self._call.prepare(x_TC, self._addresses, caches, capacity_T, position_T, table)
-        layers = len(self._addresses)
+        assert self._layers is not None
+        run = self._call.prepare(x_TC, self._layers, caches, capacity_T, position_T, table)
+        layers = len(self._layers)
         if self._all_reduce is None:
             return run(0, layers, 0)
         for layer in range(layers):
@@ -133,7 +140,7 @@ class FusedLayers:
 
 
 def _modules(layers: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
-    """(modules with weights, in the order of layer_t; blocks, attentions and feed-forwards around them)."""
+    """(modules with weights, in their order in a layer; blocks, attentions and feed-forwards around them)."""
     weights: list[Any] = []
     around: list[Any] = []
     for layer in layers:
@@ -147,10 +154,16 @@ def _modules(layers: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:
     return weights, around
 
 
-def _packed_sizes(shape: LayerShape) -> list[torch.Size]:
-    """Sizes of a layer's weights in the order of layer_t: norms plain, matrices packed by native.py."""
-    width, packed = shape.width, native.packed_shape
+def _plain_sizes(shape: LayerShape) -> list[tuple[int, ...]]:
+    """Sizes of a layer's weights in the order of `_modules`, as if none was packed."""
+    width, hidden = shape.width, shape.hidden
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    attention = ((width,), packed(query, width), *[packed(key, width)] * 2, packed(width, query))
-    feed_forward = ((width,), *[packed(shape.hidden, width)] * 2, packed(width, shape.hidden))
-    return [torch.Size(each) for each in (*attention, *feed_forward)]
+    attention = ((width,), (query, width), (key, width), (key, width), (width, query))
+    return [*attention, (width,), (hidden, width), (hidden, width), (width, hidden)]
+
+
+def _is_stored(weight: torch.Tensor, size: tuple[int, ...]) -> bool:
+    """Whether this is a norm's weight of that size, or a matrix of that size that native.py has packed."""
+    if weight.dtype not in native.DTYPES:
+        return False
+    return weight.shape == (size if len(size) == 1 else native.packed_shape(size, weight.dtype))

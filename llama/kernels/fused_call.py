@@ -1,4 +1,4 @@
-"""The native call behind fused.py: `llama_bf16_layers` of csrc/bf16.c, its arguments and its work space."""
+"""The native call behind fused.py: `llama_layers` of csrc/layers.c, its arguments and its work space."""
 
 from __future__ import annotations
 
@@ -11,31 +11,66 @@ from typing import Any
 import numpy as np
 import torch
 
-from .native import kernels
+from . import native
 
-__all__ = ["Addresses", "FusedCall", "LayerShape"]
+__all__ = ["Addresses", "FusedCall", "LayerShape", "Layers"]
 
-# Up to so many rows, every thread computes the norm of all of them for itself; FEW in csrc/bf16.c.
-_FEW = 8
 # Score buffers grow by 1,024 positions.
 _SCORE_STEP = 1024
 Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Step(ctypes.Structure):
-    """step_t of csrc/bf16.c."""
+    """step_t of csrc/layers.c."""
 
     _fields_ = (
         *(
             (name, ctypes.c_long)
-            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "threads")
+            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "dtype", "threads")
         ),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("table", "capacity", "position")),
         ("room", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("normed", "q", "k", "v", "attended", "gated", "out", "score")),
+        *((name, ctypes.c_void_p) for name in ("x", "out", "space")),
     )
+
+
+_MATRICES = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
+
+
+class _Layer(ctypes.Structure):
+    """layer_t of csrc/layers.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attention_norm", "ffn_norm")),
+        *((name, native.Matrix) for name in _MATRICES),
+    )
+
+
+class Layers:
+    """Where the weights of all layers are. It does not keep them.
+
+    Args:
+        weights: of each layer: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2; matrices packed.
+        sizes: of each of these, as if none was packed.
+    """
+
+    def __init__(self, weights: list[list[torch.Tensor]], sizes: list[tuple[int, ...]]) -> None:
+        self._layers = (_Layer * len(weights))()
+        for layer, tensors in zip(self._layers, weights, strict=True):
+            norms = [w for w, size in zip(tensors, sizes, strict=True) if len(size) == 1]
+            layer.attention_norm, layer.ffn_norm = (w.data_ptr() for w in norms)
+            matrices = [(w, size) for w, size in zip(tensors, sizes, strict=True) if len(size) == 2]
+            for name, (w, size) in zip(_MATRICES, matrices, strict=True):
+                setattr(layer, name, native.matrix(w, *size))
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def at(self, layer: int) -> int:
+        """The address of one of them."""
+        return ctypes.addressof(self._layers) + layer * ctypes.sizeof(_Layer)
 
 
 @dataclass(frozen=True)
@@ -65,7 +100,7 @@ class FusedCall:
     def prepare(
         self,
         x_TC: torch.Tensor,
-        weights: Addresses,
+        layers: Layers,
         caches: Addresses,
         capacity_T: Addresses,
         position_T: Addresses,
@@ -74,7 +109,6 @@ class FusedCall:
         """Set the arguments for rows x, contiguous -> run(first, last, part).
 
         Args:
-            weights: addresses (layers, 9), in the order of layer_t in csrc/bf16.c.
             caches: addresses (layers, T, 2) of each row's keys and values (kv_heads, capacity, head_dim).
             position_T: of each row in its sequence; its key and value are stored there.
             table: (T, head_dim): cos and sin of each pair at the row's position.
@@ -83,69 +117,59 @@ class FusedCall:
         what the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it; the
         next call overwrites that.
         """
-        library = kernels()
+        library = native.kernels()
         assert library is not None
-        rows = x_TC.shape[0]
-        space = self._space(rows, torch.get_num_threads(), int(position_T.max()) + 1)
+        space = self._space(library, x_TC, torch.get_num_threads(), int(position_T.max()) + 1)
         step, out = space.step, space.out
         step.table, step.capacity, step.position = (
             each.ctypes.data for each in (table, capacity_T, position_T)
         )
-        kept = (table, capacity_T, position_T, weights, caches)  # as long as `run` is
-        (at_weights, at_caches, x) = (weights.ctypes.data, caches.ctypes.data, x_TC.data_ptr())
-        weights_step, caches_step = weights.strides[0], caches.strides[0]
+        step.x = x_TC.data_ptr()
+        kept = (table, capacity_T, position_T, caches)  # as long as `run` is
+        at_caches, caches_step = caches.ctypes.data, caches.strides[0]
 
         def run(first: int, last: int, part: int) -> torch.Tensor:
             assert kept
-            library.llama_bf16_layers(
-                ctypes.byref(step),
-                at_weights + first * weights_step,
-                at_caches + first * caches_step,
-                x,
-                last - first,
-                part,
-            )
+            at = at_caches + first * caches_step
+            library.llama_layers(ctypes.byref(step), layers.at(first), at, last - first, part)
             return out if part else x_TC
 
         return run
 
-    def _space(self, rows: int, threads: int, positions: int) -> _Space:
+    def _space(self, library: ctypes.CDLL, x_TC: torch.Tensor, threads: int, positions: int) -> _Space:
         """This thread's work space for so many rows, with scores of at least so many positions."""
         space: _Space | None = getattr(self._local, "space", None)
-        if space is None or space.sized_for != (rows, threads) or positions > space.room:
+        wanted = (library, len(x_TC), x_TC.dtype, threads)
+        if space is None or space.sized_for != wanted or positions > space.room:
             room = -(-positions // _SCORE_STEP) * _SCORE_STEP
-            self._local.space = space = _allocate(self._shape, rows, threads, room)
+            step = _step(self._shape, len(x_TC), x_TC.dtype, threads, room)
+            size = library.llama_layers_space(ctypes.byref(step))
+            memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+            out = torch.empty(len(x_TC), self._shape.width, dtype=x_TC.dtype, device="cpu")
+            step.space, step.out = memory.data_ptr(), out.data_ptr()
+            self._local.space = space = _Space(wanted, room, step, out, memory)
         return space
 
 
 @dataclass(frozen=True)
 class _Space:
-    """Buffers of a step, and the structure that points to them.
+    """The memory of a step, and the structure that points to it.
 
     Args:
-        sized_for: (rows, threads).
+        sized_for: (library, rows, dtype, threads).
         room: positions that the scores have room for.
     """
 
-    sized_for: tuple[int, int]
+    sized_for: tuple[ctypes.CDLL, int, torch.dtype, int]
     room: int
     step: _Step
     out: torch.Tensor
-    buffers: list[torch.Tensor]
+    memory: torch.Tensor
 
 
-def _allocate(shape: LayerShape, rows: int, threads: int, room: int) -> _Space:
-    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    normed = rows * shape.width * (threads if rows <= _FEW else 1)
-    sizes = [normed, *(rows * n for n in (query, key, key, query, shape.hidden))]
-    parts = [torch.empty(size, dtype=torch.bfloat16, device="cpu") for size in sizes]
-    out = torch.empty(rows, shape.width, dtype=torch.bfloat16, device="cpu")
-    score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
-    step = _Step(
-        *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, threads),
-        *(shape.eps, shape.head_dim**-0.5),
+def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, room: int) -> _Step:
+    return _Step(
+        *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden),
+        *(native.DTYPES[dtype], threads, shape.eps, shape.head_dim**-0.5),
         *(None, None, None, room),
-        *(part.data_ptr() for part in parts),
-        *(out.data_ptr(), score.data_ptr()),
     )
-    return _Space((rows, threads), room, step, out, [*parts, score])

@@ -4,8 +4,8 @@ A weight on a GPU, or of a dtype not named below, stays plain and goes through `
 are packed once, at load. The packed weight replaces the plain one, so that weights are in memory once;
 `unpack` gives it back bit for bit. The table of formats:
 
-* `BLOCKED`, bfloat16 on a CPU that has native.py's kernels: their own layout, a tensor of four dimensions.
-* `ONEDNN`, bfloat16 on other CPUs, and float32: oneDNN's blocked layout, a tensor whose `is_mkldnn` is true.
+* `BLOCKED`, on a CPU that has native.py's kernels: their own layout, a tensor of four dimensions.
+* `ONEDNN`, bfloat16 and float32 on other CPUs: oneDNN's blocked layout, a tensor whose `is_mkldnn` is true.
 
 Both were faster than `F.linear` at every number of rows measured, from one token to a long prompt: for
 bfloat16 it rearranges the weight in every call, for float32 its library is slow for few rows.
@@ -55,15 +55,17 @@ class WeightFormat(NamedTuple):
     """A packed form of a weight (out, in), and its kernel. The kernels check nothing; `linear` does.
 
     Attributes:
-        dtypes: of packed weights that the kernel multiplies.
-        inputs: of the weight in one step along dimension 1 of the packed tensor.
+        dtypes: of weights that can be packed.
+        multiplies: whether the kernel takes a packed weight as it is now.
+        columns: of a packed tensor's weight.
         pack: plain weight -> packed weight, which shares no memory with it.
         unpack: (packed, out) -> the plain weight, contiguous.
         multiply: (x (..., in), packed, out) -> (..., out), without a derivative.
     """
 
     dtypes: tuple[torch.dtype, ...]
-    inputs: int
+    multiplies: Callable[[torch.Tensor], bool]
+    columns: Callable[[torch.Tensor], int]
     pack: Callable[[torch.Tensor], torch.Tensor]
     unpack: Callable[[torch.Tensor, int], torch.Tensor]
     multiply: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
@@ -104,8 +106,25 @@ def _onednn_rows(rows: int) -> int:
     return max(_FEWEST_ROWS, -(-rows // apart) * apart)
 
 
-BLOCKED = WeightFormat((torch.bfloat16,), 2, native.pack, native.unpack, native.linear)
-ONEDNN = WeightFormat((torch.bfloat16, torch.float32), 1, _onednn_pack, _onednn_unpack, _onednn_linear)
+def _blocked_columns(packed: torch.Tensor) -> int:
+    return packed.shape[1] * packed.shape[3]
+
+
+def _onednn_columns(packed: torch.Tensor) -> int:
+    return packed.shape[1]
+
+
+def _onednn_multiplies(packed: torch.Tensor) -> bool:
+    return packed.dtype in _ONEDNN_DTYPES
+
+
+_ONEDNN_DTYPES = (torch.bfloat16, torch.float32)
+BLOCKED = WeightFormat(
+    *(tuple(native.DTYPES), native.is_packed, _blocked_columns, native.pack, native.unpack, native.linear)
+)
+ONEDNN = WeightFormat(
+    *(_ONEDNN_DTYPES, _onednn_multiplies, _onednn_columns, _onednn_pack, _onednn_unpack, _onednn_linear)
+)
 
 
 def format_of(weight: torch.Tensor) -> WeightFormat | None:
@@ -125,8 +144,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, out_features: int) -> torch.Te
         return F.linear(x, weight)
     if (
         x.dtype != weight.dtype
-        or weight.dtype not in stored.dtypes  # it was cast since
-        or x.shape[-1] != stored.inputs * weight.shape[1]
+        or not stored.multiplies(weight)  # it was cast since
+        or x.shape[-1] != stored.columns(weight)
         or not x.is_cpu
         or (x.requires_grad and torch.is_grad_enabled())
     ):
@@ -171,7 +190,8 @@ def _best_format(weight: torch.Tensor) -> WeightFormat | None:
 
 def packs_blocks(shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether a CPU weight of this kind becomes `BLOCKED`, which native.py can fill block by block."""
-    return dtype in BLOCKED.dtypes and len(shape) == 2 and shape[1] % 2 == 0 and native.available()
+    even = len(shape) == 2 and (dtype != torch.bfloat16 or shape[1] % 2 == 0)
+    return dtype in BLOCKED.dtypes and even and native.available()
 
 
 @cache

@@ -1,118 +1,55 @@
-"""The compiled kernels of csrc/: loads them, says which tensors each takes, and calls them.
+"""The compiled kernels of csrc/: says which tensors each of them takes, and calls them.
 
-`pip install` compiles them where it finds a C compiler. Nothing depends on it: each caller (linear.py,
-attention.py, norms.py, sampling.py, fused.py) also has a way without them.
+compiled.py opens the library. Nothing depends on it: each caller (linear.py, attention.py, norms.py,
+sampling.py, fused.py) also has a way without it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from .compiled import kernels
+
 __all__ = [
+    "DTYPES",
     "LANES",
+    "Matrix",
+    "attention",
     "available",
     "can_pack_block",
-    "chunk_attention",
-    "decode_attention",
     "draw",
+    "is_packed",
     "kernels",
     "linear",
     "log_probabilities",
+    "matrix",
     "pack",
     "pack_block",
     "packed_shape",
-    "ranks_library",
     "rms_norm",
     "rotate_",
-    "takes_chunk",
-    "takes_decode",
+    "takes_attention",
     "takes_layers",
     "takes_logits",
     "takes_norm",
     "takes_rotation",
     "unpack",
-    "why_missing",
 ]
 
-# As `llama_abi` in csrc/bf16.c. Raise both with every change of a symbol, a signature or a layout.
-_ABI = 8
-# setup.py writes the compiler's error here.
-_NOTE = Path(__file__).with_name("_cpu.failed.txt")
-# Floats of a 512-bit vector, and outputs of one group of a packed weight.
+# As in csrc/numbers.h. These are the activations' dtypes, and the formats of plain weights.
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+# Outputs of one group of a packed weight, on every level.
 LANES = 16
-# Largest head that the kernel for many queries takes; DEEP in csrc/attention.h.
+# Inputs of one step of a packed weight: bfloat16 lies in pairs.
+_STEP = {torch.float32: 1, torch.float16: 1, torch.bfloat16: 2}
+# Largest head that many queries may have; DEEP in csrc/attention.c.
 _MAX_HEAD_DIM = 256
-_TYPES = {
-    "p": ctypes.c_void_p,
-    "n": ctypes.c_long,
-    "u": ctypes.c_uint64,
-    "f": ctypes.c_float,
-    "i": ctypes.c_int,
-}
-_RANKS_SIGNATURES = {"bytes": "nn", "enter": "pn", "sum": "pnnnuuuupnni", "gather": "pnnnuuuuppni"}
-_ROWS_SIGNATURES = {"space": "n", "draw": "ppppnni", "logs": "ppppnni"}
-_BF16_SIGNATURES = {
-    "pack": "ppnnnni",
-    "linear": "pppnnni",
-    "rms_norm": "pppnnfi",
-    "rotate": "ppnnni",
-    "decode": "pppppppnnnnnnfi",
-    "layers": "ppppnn",
-    "attend": "ppppnnnnnnfi",
-}
-
-
-# ---- the compiled file ----
-
-
-@cache
-def _loaded() -> ctypes.CDLL | None:
-    """The compiled file, or None. Its OpenMP calls resolve to the runtime that torch has loaded."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_cpu" + suffix)
-        if not path.is_file():
-            continue
-        try:
-            library = ctypes.CDLL(str(path))
-        except OSError:  # built against a torch whose OpenMP has other symbols
-            return None
-        if not hasattr(library, "llama_abi") or library.llama_abi() != _ABI:
-            return None  # built from another version of the source; install again
-        for prefix, signatures, result in (
-            ("bf16", _BF16_SIGNATURES, None),
-            ("rows", _ROWS_SIGNATURES, ctypes.c_long),
-            ("ranks", _RANKS_SIGNATURES, ctypes.c_long),
-        ):
-            for name, signature in signatures.items():
-                function = getattr(library, f"llama_{prefix}_{name}")
-                function.argtypes = [_TYPES[letter] for letter in signature]
-                function.restype = result
-        for name in ("sum", "gather"):
-            getattr(library, f"llama_ranks_{name}").restype = ctypes.c_int
-        for name in ("draw", "logs"):
-            getattr(library, f"llama_rows_{name}").restype = None
-        return library
-    return None
-
-
-def ranks_library() -> ctypes.CDLL | None:
-    """The functions of csrc/ranks.c, which run on any CPU. For distributed/shared_memory.py."""
-    return _loaded()
-
-
-@cache
-def kernels() -> ctypes.CDLL | None:
-    """The functions of csrc/bf16.c, attention.c and rows.c; None if not built, or not for this CPU."""
-    library = _loaded()
-    return library if library is not None and library.llama_supported() else None
 
 
 def available() -> bool:
@@ -120,44 +57,52 @@ def available() -> bool:
     return kernels() is not None
 
 
-def why_missing() -> str | None:
-    """Why this CPU, which could run the kernels, does without; None where it runs them, or cannot."""
-    if _loaded() is not None or not _could_run():
-        return None
-    if any(_NOTE.with_name("_cpu" + suffix).is_file() for suffix in EXTENSION_SUFFIXES):
-        return "what was compiled is for another version of the source, or of torch"
-    try:
-        return _NOTE.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return "nothing was compiled when the package was installed"
-
-
-def _could_run() -> bool:
-    """Whether Linux says that this CPU has the instructions. `llama_supported` may not have been built."""
-    try:
-        return " avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-
-
 def _runs(x: torch.Tensor, multiple: int) -> bool:
-    """bfloat16 on a CPU that has the kernels, with a last dimension that the vectors divide."""
-    return x.dtype == torch.bfloat16 and x.is_cpu and x.shape[-1] % multiple == 0 and kernels() is not None
+    """Whether kernels take these numbers: of a dtype and last dimension that they know, and without a derivative."""
+    return (
+        x.dtype in DTYPES
+        and x.is_cpu
+        and x.shape[-1] % multiple == 0
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and kernels() is not None
+    )
 
 
 # ---- matrix products ----
 
 
-def packed_shape(rows: int, columns: int) -> tuple[int, int, int, int]:
-    """The shape in which a weight (rows, columns) is packed."""
-    return -(-rows // LANES), columns // 2, LANES, 2
+class Matrix(ctypes.Structure):
+    """matrix_t of csrc/matrix.h: a packed weight. It does not keep the memory that it points to."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("format", "out", "columns")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros", "order")),
+    )
+
+
+def matrix(packed: torch.Tensor, out_features: int, columns: int) -> Matrix:
+    """A weight (out_features, columns) that lies packed here."""
+    return Matrix(DTYPES[packed.dtype], out_features, columns, packed.data_ptr())
+
+
+def packed_shape(size: Sequence[int], dtype: torch.dtype) -> tuple[int, int, int, int]:
+    """The shape in which a weight (rows, columns) is packed: groups of 16 outputs, steps of inputs."""
+    rows, columns = size
+    step = _STEP[dtype]
+    return -(-rows // LANES), -(-columns // step), LANES, step
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether `linear` takes this packed weight. One that was cast since may lie otherwise than its dtype does."""
+    return weight.dtype in DTYPES and weight.shape[2:] == (LANES, _STEP[weight.dtype])
 
 
 def can_pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int, rows: int) -> bool:
     """Whether `pack_block` takes this block of a weight of `rows` rows."""
     whole = weight.shape[0] % LANES == 0 or row + weight.shape[0] == rows
     return (
-        weight.dtype == packed.dtype == torch.bfloat16
+        weight.dtype == packed.dtype
+        and weight.dtype in DTYPES
         and weight.is_cpu
         and weight.stride(1) == 1
         and row % LANES == column % 2 == weight.shape[1] % 2 == 0
@@ -167,37 +112,53 @@ def can_pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column:
 
 def pack_block(weight: torch.Tensor, packed: torch.Tensor, row: int, column: int) -> None:
     """Write a block of a weight, whose first entry is (row, column) of the whole, into its packed form."""
+    groups, steps, _, step = packed.shape
+    _pack(weight, matrix(packed, groups * LANES, steps * step), row, column)
+
+
+def _pack(block: torch.Tensor, whole: Matrix, row: int, column: int) -> None:
     library = kernels()
     assert library is not None
-    columns = 2 * packed.shape[1]
-    at = packed.data_ptr() + 2 * (row * columns + column * LANES)
-    library.llama_bf16_pack(
-        weight.data_ptr(), at, weight.stride(0), columns, *weight.shape, torch.get_num_threads()
+    library.llama_pack(
+        ctypes.byref(whole),
+        block.data_ptr(),
+        block.stride(0),
+        row,
+        column,
+        *block.shape,
+        torch.get_num_threads(),
     )
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
-    """A bfloat16 CPU weight (out, in), `in` even -> groups of 16 outputs, (ceil(out / 16), in / 2, 16, 2)."""
-    packed = torch.empty(packed_shape(*weight.shape), dtype=weight.dtype, device="cpu")
-    pack_block(weight.contiguous(), packed, 0, 0)
+    """A CPU weight (out, in) -> `packed_shape`: groups of 16 outputs, the last one filled up with zeros."""
+    packed = torch.empty(packed_shape(weight.shape, weight.dtype), dtype=weight.dtype, device="cpu")
+    _pack(weight.contiguous(), matrix(packed, *weight.shape), 0, 0)
     return packed
 
 
-def unpack(packed: torch.Tensor, out_features: int) -> torch.Tensor:
-    """The weight (out, in) that `pack` was given."""
-    return packed.transpose(1, 2).reshape(-1, 2 * packed.shape[1])[:out_features].contiguous()
+def unpack(packed: torch.Tensor, out_features: int, columns: int | None = None) -> torch.Tensor:
+    """The weight (out, in) that `pack` was given; `columns` only where it was odd."""
+    groups, steps, lanes, step = packed.shape
+    whole = packed.transpose(1, 2).reshape(groups * lanes, steps * step)
+    return whole[:out_features, :columns].contiguous()
 
 
 def linear(x: torch.Tensor, packed: torch.Tensor, out_features: int) -> torch.Tensor:
-    """x (..., in) in bfloat16 times the transpose of a packed weight -> (..., out_features)."""
+    """x (..., in) times the transpose of a packed weight, of any dtype -> (..., out_features), of x's dtype."""
     library = kernels()
     assert library is not None
     x = x.contiguous()
-    columns = x.shape[-1]
+    columns, dtype = x.shape[-1], DTYPES[x.dtype]
     y = torch.empty(*x.shape[:-1], out_features, dtype=x.dtype, device="cpu")
     rows = x.numel() // columns
-    library.llama_bf16_linear(
-        x.data_ptr(), packed.data_ptr(), y.data_ptr(), rows, columns, out_features, torch.get_num_threads()
+    weight = matrix(packed, out_features, columns)
+    size = library.llama_linear_space(ctypes.byref(weight), rows, dtype)
+    space = torch.empty(size, dtype=torch.uint8, device="cpu") if size else None
+    library.llama_linear(
+        ctypes.byref(weight),
+        *(x.data_ptr(), y.data_ptr(), None if space is None else space.data_ptr()),
+        *(rows, dtype, torch.get_num_threads()),
     )
     return y
 
@@ -218,8 +179,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     n = x.shape[-1]
     y = torch.empty_like(x)
     rows = x.numel() // n
-    library.llama_bf16_rms_norm(
-        x.data_ptr(), weight.data_ptr(), y.data_ptr(), rows, n, eps, torch.get_num_threads()
+    library.llama_rms_norm(
+        *(x.data_ptr(), weight.data_ptr(), y.data_ptr()),
+        *(rows, n, eps, DTYPES[x.dtype], torch.get_num_threads()),
     )
     return y
 
@@ -234,7 +196,9 @@ def rotate_(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     library = kernels()
     assert library is not None
     assert x_THD.is_contiguous()
-    library.llama_bf16_rotate(x_THD.data_ptr(), table.data_ptr(), *x_THD.shape, torch.get_num_threads())
+    library.llama_rotate(
+        x_THD.data_ptr(), table.data_ptr(), *x_THD.shape, DTYPES[x_THD.dtype], torch.get_num_threads()
+    )
     return x_THD
 
 
@@ -246,64 +210,38 @@ def takes_layers(x_TC: torch.Tensor) -> bool:
 # ---- attention ----
 
 
-def takes_decode(q_THD: torch.Tensor) -> bool:
-    """Whether `decode_attention` takes these queries: a single token's."""
-    return q_THD.shape[0] == 1 and _runs(q_THD, 2 * LANES)
+def takes_attention(q_THD: torch.Tensor) -> bool:
+    """Whether `attention` takes these queries."""
+    return (q_THD.shape[0] == 1 or q_THD.shape[2] <= _MAX_HEAD_DIM) and _runs(q_THD, 2 * LANES)
 
 
-def decode_attention(
-    q_1HD: torch.Tensor,
-    k_1KD: torch.Tensor,
-    v_1KD: torch.Tensor,
+def attention(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    position: int,
+    start: int,
 ) -> torch.Tensor:
-    """Store a token at `position` of a cache (K, capacity, D) and attend to 0..position -> (1, H, D).
+    """Store tokens at positions start.. of a cache (K, capacity, D) and attend to 0..their own -> (T, H, D).
 
-    All tensors are contiguous; D is a multiple of 32.
+    All tensors are of one dtype; the caches are contiguous, D is a multiple of 32, at most 256 for T > 1.
     """
     library = kernels()
     assert library is not None
-    assert position < keys.shape[1]
-    out_1HD = torch.empty_like(q_1HD)
-    assert all(x.is_contiguous() for x in (q_1HD, k_1KD, v_1KD, keys, values, out_1HD))
-    _, heads, dim = q_1HD.shape
-    room = -(-(position + 1) // LANES) * LANES
-    score = torch.empty(heads * room, dtype=torch.float32, device="cpu")
-    library.llama_bf16_decode(
-        *(x.data_ptr() for x in (q_1HD, k_1KD, v_1KD, keys, values, out_1HD, score)),
-        *(heads, keys.shape[0], dim, keys.shape[1], position, room),
-        dim**-0.5,
-        torch.get_num_threads(),
-    )
-    return out_1HD
-
-
-def takes_chunk(q_THD: torch.Tensor) -> bool:
-    """Whether `chunk_attention` takes these queries."""
-    return q_THD.shape[2] <= _MAX_HEAD_DIM and _runs(q_THD, 2 * LANES)
-
-
-def chunk_attention(
-    q_THD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
-) -> torch.Tensor:
-    """Attend from tokens at positions start.. of a cache (K, capacity, D) to 0..their own -> (T, H, D).
-
-    Their keys and values are stored already. All tensors are contiguous; D is a multiple of 32, at most 256.
-    """
-    library = kernels()
-    assert library is not None
-    rows, heads, dim = q_THD.shape
-    assert start + rows <= keys.shape[1]
-    assert dim <= _MAX_HEAD_DIM
+    count, heads, dim = q_THD.shape
+    assert start + count <= keys.shape[1]
+    assert keys.is_contiguous()
+    assert values.is_contiguous()
+    q_THD, k_TKD, v_TKD = q_THD.contiguous(), k_TKD.contiguous(), v_TKD.contiguous()
     out_THD = torch.empty_like(q_THD)
-    assert all(x.is_contiguous() for x in (q_THD, keys, values, out_THD))
-    library.llama_bf16_attend(
-        *(x.data_ptr() for x in (q_THD, keys, values, out_THD)),
-        *(rows, heads, keys.shape[0], dim, keys.shape[1], start),
-        dim**-0.5,
-        torch.get_num_threads(),
+    room = library.llama_attend_room(count, start, heads, keys.shape[0], dim)
+    threads = torch.get_num_threads()
+    score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
+    library.llama_attend(
+        *(x.data_ptr() for x in (q_THD, k_TKD, v_TKD, keys, values, out_THD, score)),
+        *(room, count, heads, keys.shape[0], dim, keys.shape[1], start),
+        *(dim**-0.5, DTYPES[q_THD.dtype], threads),
     )
     return out_THD
 

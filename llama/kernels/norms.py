@@ -1,4 +1,4 @@
-"""RMSNorm and rotary positions: the compiled kernels on CPUs with AVX512-BF16, PyTorch elsewhere.
+"""RMSNorm and rotary positions: the compiled kernels on CPUs, PyTorch elsewhere.
 
 Shapes: T tokens, H heads, D head dimension.
 """

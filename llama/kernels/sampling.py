@@ -1,6 +1,6 @@
 """From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, log-probabilities.
 
-Three implementations: csrc/rows.c on CPUs with AVX512-BF16, numpy on other CPUs, PyTorch on other devices.
+Three implementations: csrc/rows.c on CPUs with kernels, numpy on other CPUs, PyTorch on other devices.
 `sample` and `log_probabilities` choose. Bias and penalties (`adjust`) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result

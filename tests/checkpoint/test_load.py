@@ -136,6 +136,7 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
     shutil.rmtree(folder)
     assert done.returncode == 0, done.stderr
     held, grown = map(int, done.stdout.split())
-    assert held == expected
+    # The last group of 16 outputs of a packed weight is filled up.
+    assert expected <= held < expected + 16 * dim * 4
     assert expected > 300e6
     assert grown <= 1.15 * held + 200e6, f"{grown / 1e6:.0f} MB for {held / 1e6:.0f} MB of weights"

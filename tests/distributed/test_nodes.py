@@ -14,7 +14,7 @@ from ranks import launched_nodes
 from same_texts import same_texts
 
 from llama.distributed import world
-from llama.kernels import native
+from llama.kernels import compiled
 
 # One thread per rank: other tests use the cores too.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
@@ -38,7 +38,7 @@ def test_two_nodes_give_the_text_of_one_rank(folder: Path, one: dict[str, Any]) 
         same_texts(found["half"]["texts"], one)
         # Only the ranks of one launcher share memory.
         assert found["whole"]["shared"] is False
-        assert found["half"]["shared"] is (native.ranks_library() is not None)
+        assert found["half"]["shared"] is (compiled.base() is not None)
 
 
 @pytest.mark.parametrize(

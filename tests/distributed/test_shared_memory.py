@@ -20,9 +20,9 @@ from llama.distributed import shared_memory as shared
 from llama.distributed.agreement import Health, Step
 from llama.distributed.shared_memory import SharedMemory, share_memory
 from llama.errors import RankError
-from llama.kernels import native
+from llama.kernels import compiled
 
-pytestmark = pytest.mark.skipif(native.ranks_library() is None, reason="needs the compiled file")
+pytestmark = pytest.mark.skipif(compiled.base() is None, reason="needs the compiled file")
 
 SLOT = shared._SLOT
 # A guard against a hang: each wait ends within milliseconds, but the cores may be busy.
@@ -44,7 +44,7 @@ def _no_test_hangs():
 @pytest.fixture
 def path(tmp_path):
     made = tmp_path / "memory"
-    made.write_bytes(bytes(native.ranks_library().llama_ranks_bytes(3, SLOT)))
+    made.write_bytes(bytes(compiled.base().llama_ranks_bytes(3, SLOT)))
     return str(made)
 
 
@@ -243,4 +243,4 @@ def test_the_header_is_that_of_the_compiled_file(path):
     raw = Path(path).read_bytes()
     number, pid, gave_up = shared._RANK.unpack_from(raw, shared._HEADER)
     assert (number, pid, gave_up) == (0, os.getpid(), False)
-    assert native.ranks_library().llama_ranks_bytes(3, 0) == 3 * shared._HEADER
+    assert compiled.base().llama_ranks_bytes(3, 0) == 3 * shared._HEADER

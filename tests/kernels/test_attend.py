@@ -12,8 +12,15 @@ from llama.kernels.attention import attend
 HEADS = [(4, 4, 32), (8, 2, 64), (6, 2, 128), (2, 1, 256), (2, 1, 288), (4, 2, 24)]
 
 
-def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).bfloat16()
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+# Of the result and of a weight, relative to the values.
+PRECISION = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 2**-16}
+
+
+def random(
+    *shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
 
 
 def oracle(
@@ -29,21 +36,30 @@ def oracle(
     return torch.einsum("hts,shd->thd", weights, v), torch.einsum("hts,shd->thd", weights, v.abs())
 
 
-def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str = "compiled") -> None:
+def check(
+    before: int,
+    count: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    way: str = "level",
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
     length = before + count
-    k, v = random(length, kv_heads, dim, seed=1, scale=2), random(length, kv_heads, dim, seed=2)
-    query = random(count, heads, dim, seed=3, scale=2)
+    k = random(length, kv_heads, dim, seed=1, scale=2, dtype=dtype)
+    v = random(length, kv_heads, dim, seed=2, dtype=dtype)
+    query = random(count, heads, dim, seed=3, scale=2, dtype=dtype)
     # Behind the complete positions there may be anything, and so there may behind the new ones.
-    stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=torch.bfloat16) for _ in range(2)]
+    stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=dtype) for _ in range(2)]
     for store, x in zip(stores, (k, v), strict=True):
         store[:, :before] = x[:before].transpose(0, 1)
     out = attend(query, k[before:], v[before:], *stores, before)
 
     exact, size = oracle(query, k, v)
     assert out.shape == query.shape
-    # PyTorch's way for a chunk joins two results by a share, all three rounded to bfloat16.
+    # PyTorch's way for a chunk joins two results by a share, all three rounded to the dtype.
     joined = way == "plain" or dim not in (32, 64, 128, 256)
-    tolerance = 2**-7 * size + (2**-7 * v.abs().max().double() if joined else 1e-6)
+    tolerance = PRECISION[dtype] * (size + v.abs().max().double() * joined) + 1e-6
     assert ((out.double() - exact).abs() <= tolerance).all()
     for store, x in zip(stores, (k, v), strict=True):
         assert torch.equal(store[:, :length], x.transpose(0, 1))
@@ -52,45 +68,45 @@ def check(before: int, count: int, heads: int, kv_heads: int, dim: int, way: str
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 33, 500])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
-def test_one_token(way: str, length: int, heads: int, kv_heads: int, dim: int) -> None:
-    check(length - 1, 1, heads, kv_heads, dim, way)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_token(way: str, length: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    check(length - 1, 1, heads, kv_heads, dim, way, dtype)
 
 
 @pytest.mark.parametrize(
     ("before", "count"), [(0, 2), (0, 70), (1, 3), (61, 5), (64, 16), (130, 17), (500, 40), (3, 300)]
 )
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_chunk_behind_a_prefix(
-    way: str, before: int, count: int, heads: int, kv_heads: int, dim: int
+    way: str, before: int, count: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype
 ) -> None:
-    check(before, count, heads, kv_heads, dim, way)
+    check(before, count, heads, kv_heads, dim, way, dtype)
 
 
-@pytest.mark.usefixtures("compiled")
-def test_the_compiled_kernels_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One query, several, and none of them where the heads are too large or of no whole vector."""
+@pytest.mark.usefixtures("level")
+def test_the_compiled_kernel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For one query and several; not where several heads are too large, nor where they are of no whole vector."""
     taken: list[str] = []
-    for name in ("decode_attention", "chunk_attention"):
-        kernel = getattr(native, name)
-        monkeypatch.setattr(
-            native, name, lambda *args, name=name, kernel=kernel: (taken.append(name), kernel(*args))[1]
-        )
+    kernel = native.attention
+    monkeypatch.setattr(native, "attention", lambda *args: (taken.append("taken"), kernel(*args))[1])
     for count, dim in ((1, 32), (2, 32), (1, 288), (2, 256), (2, 288), (1, 24), (2, 24)):
         check(3, count, 2, 1, dim)
         taken.append("|")
-    assert "".join(taken) == "decode_attention|chunk_attention|decode_attention|chunk_attention||||"
+    assert "".join(taken) == "taken|taken|taken|taken||||"
 
 
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("level")
 def test_a_chunk_does_not_depend_on_the_number_of_threads() -> None:
     """Which decides how many queries share a pass."""
     keys, values, query = random(2, 250, 64, seed=1), random(2, 250, 64, seed=2), random(150, 4, 64, seed=3)
+    k, v = random(150, 2, 64, seed=4), random(150, 2, 64, seed=5)
     found = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            found.append(native.chunk_attention(query, keys, values, 100))
+            found.append(native.attention(query, k, v, keys, values, 100))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(each, found[0]) for each in found)
@@ -109,10 +125,11 @@ def test_scores_of_any_size(place: int, count: int) -> None:
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value"])
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.usefixtures("level")
 def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
     {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
-    out = native.chunk_attention(q.bfloat16(), keys.bfloat16(), values.bfloat16(), 30)
+    new = torch.randn(4, 2, 32).bfloat16()
+    out = native.attention(q.bfloat16(), new, new, keys.bfloat16(), values.bfloat16(), 30)
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected

@@ -10,97 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from fused_models import PARAMS, VOCAB, caches, give, made, rms, steps
 from tiny_models import random_weights
 
 from llama.distributed.parallel import Parallel
 from llama.kernels import fused
-from llama.kv_cache import BatchCache, KVCache
+from llama.kv_cache import BatchCache
 from llama.model import FeedForward, ModelArgs, Transformer
 
-pytestmark = pytest.mark.usefixtures("compiled")
-PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
-MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 48}
-VOCAB = 99
-
-
-def made(params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Transformer:
-    args = ModelArgs(**params, vocab_size=VOCAB, rope_theta=1e6, max_seq_len=256, max_batch_size=64)
-    with torch.device("meta"):
-        model = Transformer(args)
-    give(model, random_weights(params, VOCAB, seed), dtype)
-    return model.eval()
-
-
-def give(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
-    """Weights rounded to bfloat16, in a dtype."""
-    for name, weight in weights.items():
-        module: Any = model.get_submodule(name.rpartition(".")[0])
-        module.assign(weight.to(torch.bfloat16).to(dtype))
-
-
-def caches(model: Transformer, lengths: list[int]) -> list[KVCache]:
-    """Filled to these lengths, by the modules."""
-    found = []
-    for i, length in enumerate(lengths):
-        cache = model.new_cache()
-        if length:
-            ids = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(i))
-            model.hidden(ids, BatchCache([cache], [length]))
-        found.append(cache)
-    return found
-
-
-def steps(model: Transformer, lengths: list[int], counts: list[int]) -> list[torch.Tensor]:
-    """Hidden states of a step, and of one token each after it, which reads what the first stored."""
-    filled = caches(model, lengths)
-    ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(99))
-    first = model.hidden(ids, BatchCache(filled, counts))
-    return [first, model.hidden(ids[: len(counts)], BatchCache(filled, [1] * len(counts)))]
-
-
-def rms(x: torch.Tensor) -> float:
-    return float(x.float().pow(2).mean().sqrt())
-
-
-def as_good(fast: list[torch.Tensor], plain: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
-    """No further from float32 than the modules are in bfloat16; these are held to an oracle elsewhere."""
-    for a, b, c in zip(fast, plain, exact, strict=True):
-        assert a.shape == b.shape == c.shape
-        assert rms(a - c) < 1.3 * rms(b - c) + 0.002
-        assert rms(b - c) < 0.1 * rms(c)
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("params", [PARAMS, MHA], ids=["grouped", "plain"])
-@pytest.mark.parametrize(
-    ("lengths", "counts"),
-    [
-        ([0], [1]),
-        ([40], [5]),
-        ([0, 3, 33, 100], [1, 1, 1, 1]),
-        ([5, 0, 17], [3, 4, 1]),
-        (list(range(12)), [1] * 12),
-        ([9, 2], [16, 16]),
-        ([0, 30, 5], [100, 1, 27]),
-    ],
-)
-def test_fused_layers_are_the_modules(
-    params: dict[str, Any],
-    lengths: list[int],
-    counts: list[int],
-    threads: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        fast = steps(made(params), lengths, counts)
-        monkeypatch.setattr(fused, "_MAX_ROWS", 0)
-        plain = steps(made(params), lengths, counts)
-        exact = steps(made(params, dtype=torch.float32), lengths, counts)
-    finally:
-        torch.set_num_threads(before)
-    as_good(fast, plain, exact)
+pytestmark = pytest.mark.usefixtures("level")
 
 
 def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +85,7 @@ def test_a_model_that_was_cast_there_and_back_still_runs() -> None:
     assert rms(again - first) < 0.02
 
 
-def test_weights_of_another_dtype_take_the_modules() -> None:
+def test_weights_of_another_dtype_count() -> None:
     model = made(PARAMS)
     ids = torch.tensor([5])
     model.hidden(ids, BatchCache([model.new_cache()], [1]))

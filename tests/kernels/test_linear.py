@@ -22,7 +22,11 @@ def _settings_are_left_alone():
     assert settings() == before
 
 
-pytestmark = pytest.mark.usefixtures("way")  # csrc/bf16.c, and what other CPUs have for bfloat16: oneDNN
+at_each_level = pytest.mark.usefixtures(
+    "way"
+)  # csrc/linear.c at each level, and what there is without: oneDNN
+
+without_kernels = pytest.mark.parametrize("way", ["plain"], indirect=True)
 
 
 def make(*shape, dtype):
@@ -37,6 +41,7 @@ def check(y, x, weight):
     assert bool(((y.double() - exact).abs() <= TOLERANCE[x.dtype] * scale + 1e-30).all())
 
 
+@at_each_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_float64(dtype, shape):
@@ -50,7 +55,8 @@ def test_against_float64(dtype, shape):
         check(lin.linear(x, prepared, weight.shape[0]), x, weight)
 
 
-def test_onednn_is_given_few_numbers_of_rows(monkeypatch):
+@without_kernels
+def test_onednn_is_given_few_numbers_of_rows(way, monkeypatch):
     """It keeps a kernel for each of them for good."""
     weight = lin.prepare(make(16, 32, dtype=torch.float32))
     seen, multiply = [], lin._onednn_multiply
@@ -67,6 +73,7 @@ def test_onednn_is_given_few_numbers_of_rows(monkeypatch):
     assert lin._onednn_rows(0) == 0
 
 
+@at_each_level
 def test_one_row_does_not_see_the_rows_beside_it():
     # Neither the padding nor a neighbour that overflows may leak into a row.
     prepared = lin.prepare(make(64, 96, dtype=torch.bfloat16))
@@ -77,6 +84,7 @@ def test_one_row_does_not_see_the_rows_beside_it():
     torch.testing.assert_close(together, alone)
 
 
+@at_each_level
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_inputs_that_are_not_contiguous(dtype):
     weight = make(40, 64, dtype=dtype)
@@ -92,6 +100,7 @@ def test_inputs_that_are_not_contiguous(dtype):
         check(lin.linear(x, prepared, weight.shape[0]), x, weight)
 
 
+@at_each_level
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_unpack_gives_the_weight_back(dtype, shape):
@@ -103,6 +112,7 @@ def test_unpack_gives_the_weight_back(dtype, shape):
     assert lin.unpack(lin.prepare(weight), shape[0]).is_contiguous()
 
 
+@at_each_level
 def test_packing_keeps_no_hold_on_the_plain_weight():
     weight = make(64, 64, dtype=torch.float32)
     prepared, kept = lin.prepare(weight), weight.clone()
@@ -115,24 +125,28 @@ def test_packing_keeps_no_hold_on_the_plain_weight():
 
 def test_the_format_of_each_dtype(way):
     formats = {dtype: lin.format_of(lin.prepare(make(32, 32, dtype=dtype))) for dtype in DTYPES}
+    if way != "plain":
+        assert set(formats.values()) == {lin.BLOCKED}
+        return
     assert formats[torch.float16] is None
-    if way == "compiled":
-        assert formats[torch.bfloat16] is lin.BLOCKED
     if torch.backends.cpu.get_cpu_capability().startswith("AVX512"):  # others may rightly decline
-        assert formats[torch.float32] is lin.ONEDNN
-        assert way == "compiled" or formats[torch.bfloat16] is lin.ONEDNN
+        assert formats[torch.float32] is formats[torch.bfloat16] is lin.ONEDNN
 
 
-def test_a_packed_weight_that_was_cast_is_still_multiplied():
-    """`model.float()` casts what is packed; no kernel takes it then."""
-    weight = make(33, 64, dtype=torch.bfloat16)
+@at_each_level
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cast", DTYPES)
+def test_a_packed_weight_that_was_cast_is_still_multiplied(dtype, cast):
+    """`model.float()` casts what is packed; a kernel takes it only if it lies as that dtype does."""
+    weight = make(33, 64, dtype=dtype)
     prepared = lin.prepare(weight)
     if lin.format_of(prepared) is lin.BLOCKED:
-        x = make(3, 64, dtype=torch.float32)
-        check(lin.linear(x, prepared.float(), 33), x, weight.float())
+        x = make(3, 64, dtype=cast)
+        check(lin.linear(x, prepared.to(cast), 33), x, weight.to(cast))
 
 
-def test_leaves_alone_what_it_cannot_pack():
+@without_kernels
+def test_leaves_alone_what_it_cannot_pack(way):
     for weight in (
         make(8, 8, dtype=torch.float16),
         make(8, 8, dtype=torch.float64),
@@ -144,7 +158,8 @@ def test_leaves_alone_what_it_cannot_pack():
         assert lin.prepare(weight) is weight
 
 
-def test_the_hosts_switch_is_respected():
+@without_kernels
+def test_the_hosts_switch_is_respected(way):
     weight = make(12, 20, dtype=torch.float32)
     torch._C._set_mkldnn_enabled(False)
     try:
@@ -153,7 +168,8 @@ def test_the_hosts_switch_is_respected():
         torch._C._set_mkldnn_enabled(True)
 
 
-def test_a_build_whose_operator_fails_is_recognised(monkeypatch):
+@without_kernels
+def test_a_build_whose_operator_fails_is_recognised(way, monkeypatch):
     def refuse(*_):
         raise RuntimeError("not on this CPU")
 
@@ -165,6 +181,7 @@ def test_a_build_whose_operator_fails_is_recognised(monkeypatch):
     assert torch.equal(lin.linear(x, weight, weight.shape[0]), F.linear(x, weight))
 
 
+@at_each_level
 def test_wrong_inputs_fail_as_F_linear_fails():
     prepared = lin.prepare(make(12, 20, dtype=torch.float32))
     for x in (make(3, 19, dtype=torch.float32), make(3, 20, dtype=torch.bfloat16)):
@@ -172,6 +189,7 @@ def test_wrong_inputs_fail_as_F_linear_fails():
             lin.linear(x, prepared, 12)
 
 
+@at_each_level
 def test_gradient_of_the_input_survives_packing():
     weight = make(12, 20, dtype=torch.float32)
     x = make(3, 20, dtype=torch.float32).requires_grad_()

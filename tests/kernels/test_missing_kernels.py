@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cpu_levels import has_compiler, runs
 
-from llama import Llama, loading
-from llama.kernels import native
+from llama import ConfigError, Llama, loading
+from llama.kernels import compiled
+from llama.kernels.levels import BASE, here
 
 ROOT = Path(__file__).parents[2]
-NOTE = "_cpu.failed.txt"
+NOTES = [f"{name}.failed.txt" for name in (BASE, *(level.library for level in here()))]
 where_they_are_compiled = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() not in ("x86_64", "AMD64"),
-    reason="kernels are compiled for Linux on x86-64 only",
+    not here(), reason="kernels are compiled for x86-64 and aarch64 only"
 )
+with_a_compiler = pytest.mark.skipif(not here() or not has_compiler(), reason="no C compiler")
 
 
-@where_they_are_compiled
+@with_a_compiler
 def test_what_this_machine_could_compile_is_there() -> None:
-    """csrc/ranks.c runs on any CPU; the fixture `compiled` asks for the kernels."""
-    assert native.ranks_library() is not None, native.why_missing()
+    """csrc/ranks.c runs on any CPU, and every level that was compiled opens."""
+    assert compiled.base() is not None, compiled.why_missing()
+    for level in compiled.runnable():
+        assert compiled.open_level(level) is not None, level.name
+
+
+@with_a_compiler
+def test_the_levels_that_run_are_those_of_this_cpu() -> None:
+    assert [level.name for level in compiled.runnable()] == [
+        level.name for level in here() if runs(level.name)
+    ]
 
 
 @where_they_are_compiled
 def test_a_compiler_that_fails_leaves_its_reason(tmp_path: Path) -> None:
     shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copytree(ROOT / "llama" / "kernels" / "csrc", tmp_path / "llama" / "kernels" / "csrc")
+    shutil.copy(ROOT / "llama" / "kernels" / "levels.py", tmp_path / "llama" / "kernels")
     for package in ("llama", "llama/kernels"):
         (tmp_path / package / "__init__.py").touch()
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-lib", "lib"]
@@ -47,30 +58,74 @@ def test_a_compiler_that_fails_leaves_its_reason(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     # Beside the source for an install in place, and where a wheel is packed from.
     for folder in ("llama/kernels", "lib/llama/kernels"):
-        assert "no-such-compiler" in (tmp_path / folder / NOTE).read_text()
+        for note in NOTES:
+            assert "no-such-compiler" in (tmp_path / folder / note).read_text()
     assert not list(tmp_path.rglob("*.so"))
 
 
+@where_they_are_compiled
 def test_the_reason_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    note = tmp_path / NOTE
-    monkeypatch.setattr(native, "_NOTE", note)
-    monkeypatch.setattr(native, "_could_run", lambda: True)
-    monkeypatch.setattr(native, "_loaded", lambda: object())
-    assert native.why_missing() is None
-    monkeypatch.setattr(native, "_loaded", lambda: None)
-    assert native.why_missing() == "nothing was compiled when the package was installed"
-    note.write_text("command 'cc' failed: No such file or directory\n")
-    assert native.why_missing() == "command 'cc' failed: No such file or directory"
-    (tmp_path / f"_cpu{native.EXTENSION_SUFFIXES[0]}").touch()
-    assert native.why_missing() == "what was compiled is for another version of the source, or of torch"
-    monkeypatch.setattr(native, "_could_run", lambda: False)
-    assert native.why_missing() is None
+    """Of the library for any CPU, else of the best level that this CPU runs."""
+    one, two = here()[:2]
+    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    monkeypatch.setattr(compiled, "base", lambda: None)
+    assert compiled.why_missing() == "nothing was compiled when the package was installed"
+    (tmp_path / f"{BASE}.failed.txt").write_text("command 'cc' failed: No such file or directory\n")
+    assert compiled.why_missing() == "command 'cc' failed: No such file or directory"
+    (tmp_path / f"{BASE}{compiled.EXTENSION_SUFFIXES[0]}").touch()
+    assert compiled.why_missing() == "what was compiled is for another version of the source"
+
+    monkeypatch.setattr(compiled, "base", lambda: object())
+    monkeypatch.setattr(compiled, "runnable", lambda: [one, two])
+    monkeypatch.setattr(compiled, "best", lambda: one)
+    assert compiled.why_missing() is None
+    monkeypatch.setattr(compiled, "best", lambda: two)
+    (tmp_path / f"{one.library}.failed.txt").write_text("unknown option\n")
+    assert compiled.why_missing() == "unknown option"
+    monkeypatch.setattr(compiled, "runnable", lambda: [])
+    monkeypatch.setattr(compiled, "best", lambda: None)
+    assert compiled.why_missing() is None
+
+
+@with_a_compiler
+def test_a_library_of_another_version_or_a_broken_one_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    level = compiled.runnable()[0]
+    found = compiled._file(level.library)
+    assert found is not None
+    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    monkeypatch.setattr(compiled, "ABI", compiled.ABI + 1)
+    shutil.copy(found, tmp_path)
+    assert compiled._open(level.library, compiled._KERNELS) is None
+    (tmp_path / found.name).unlink()  # it is mapped: another file, not other bytes in this one
+    (tmp_path / found.name).write_bytes(found.read_bytes()[:1000])
+    assert compiled._open(level.library, compiled._KERNELS) is None
+
+
+@with_a_compiler
+def test_a_variable_names_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for wanted in compiled.runnable():
+            monkeypatch.setenv(compiled.VARIABLE, wanted.name)
+            compiled.best.cache_clear()
+            assert compiled.best() == wanted
+        monkeypatch.setenv(compiled.VARIABLE, "none")
+        compiled.best.cache_clear()
+        assert compiled.kernels() is compiled.best() is compiled.why_missing() is None
+        monkeypatch.setenv(compiled.VARIABLE, "x86-64-v9")
+        compiled.best.cache_clear()
+        with pytest.raises(ConfigError, match=r"LLAMA_KERNELS is 'x86-64-v9'; .* can be: .*none$"):
+            compiled.best()
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
 
 
 def test_it_is_said_once(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(native, "why_missing", lambda: "the compiler's reason")
+    monkeypatch.setattr(compiled, "why_missing", lambda: "the compiler's reason")
     loading._log_missing_kernels.cache_clear()
     for _ in range(2):
         Llama.build(tiny_checkpoint, None, 64, 1, device="cpu")

@@ -20,16 +20,21 @@ def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
 
 
+# The greatest relative error of two roundings.
+PRECISION = {torch.bfloat16: 2**-7, torch.float16: 2**-10, torch.float32: 2**-20}
+
+
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
 @pytest.mark.parametrize("n", [16, 20, 48, 256])
+@pytest.mark.parametrize("dtype", PRECISION)
 @pytest.mark.usefixtures("way")
-def test_rms_norm_in_bfloat16(rows: int, n: int) -> None:
-    x, weight = random(rows, n, scale=5).bfloat16(), random(n, seed=1).bfloat16()
+def test_rms_norm(rows: int, n: int, dtype: torch.dtype) -> None:
+    x, weight = random(rows, n, scale=5).to(dtype), random(n, seed=1).to(dtype)
     exact = normed(x, weight, 1e-5)
     got = rms_norm(x, weight, 1e-5)
-    assert got.dtype == torch.bfloat16
-    # Two roundings to bfloat16: of the normalised value and of the product.
-    assert ((got.double() - exact).abs() <= 2**-7 * exact.abs() + 1e-6).all()
+    assert got.dtype == dtype
+    # Two roundings: of the normalised value and of the product.
+    assert ((got.double() - exact).abs() <= PRECISION[dtype] * exact.abs() + 1e-6).all()
 
 
 def test_rms_norm_is_computed_in_float32() -> None:
@@ -39,6 +44,15 @@ def test_rms_norm_is_computed_in_float32() -> None:
     got = rms_norm(x.half(), weight.half(), 0.5)  # 300 squared overflows float16
     assert got.dtype == torch.float16
     torch.testing.assert_close(got.double(), wanted, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.usefixtures("way")
+def test_a_derivative_goes_through_norm_and_rotation() -> None:
+    """The kernels have none: they leave what needs one to PyTorch."""
+    x, weight = random(3, 32).requires_grad_(), random(32, seed=1)
+    rotate(rms_norm(x, weight, 1e-5)[:, None], rotary_table(torch.arange(3), 32, 1e4)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
 
 
 @pytest.mark.usefixtures("way")
@@ -60,14 +74,15 @@ def exactly_turned(x_THD: torch.Tensor, positions: torch.Tensor, theta: float) -
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 33])
 @pytest.mark.parametrize("dim", [4, 16, 64, 128])
+@pytest.mark.parametrize("dtype", PRECISION)
 @pytest.mark.usefixtures("way")
-def test_rotate_in_bfloat16(rows: int, dim: int) -> None:
-    x, positions = random(rows, 3, dim).bfloat16(), torch.arange(rows) * 97
+def test_rotate(rows: int, dim: int, dtype: torch.dtype) -> None:
+    x, positions = random(rows, 3, dim).to(dtype), torch.arange(rows) * 97
     table = rotary_table(positions, dim, 1e6)
     exact = exactly_turned(x, positions, 1e6)
     got = rotate(x.clone(), table)
-    assert got.dtype == torch.bfloat16
-    assert ((got.double() - exact).abs() <= 2**-8 * exact.abs() + 2e-3).all()
+    assert got.dtype == dtype
+    assert ((got.double() - exact).abs() <= PRECISION[dtype] * exact.abs() + 2e-3).all()
     apart = rotate(x.repeat(1, 2, 1)[:, ::2].clone(memory_format=torch.preserve_format), table)
     assert torch.equal(apart[:, 0], got[:, 0])
 
@@ -95,8 +110,8 @@ def test_rotated_scores_depend_on_the_distance_only(a: int, b: int, shift: int) 
     q, k = random(2, 1, 1, 16)
 
     def score(at: int, to: int) -> torch.Tensor:
-        return (rotate(q, rotary_table(torch.tensor([at]), 16, 1e6)).flatten()).dot(
-            rotate(k, rotary_table(torch.tensor([to]), 16, 1e6)).flatten()
+        return (rotate(q.clone(), rotary_table(torch.tensor([at]), 16, 1e6)).flatten()).dot(
+            rotate(k.clone(), rotary_table(torch.tensor([to]), 16, 1e6)).flatten()
         )
 
     assert abs(float(score(a, b) - score(a + shift, b + shift))) < 2e-2

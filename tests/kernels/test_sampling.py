@@ -7,23 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from compiled_levels import LEVELS, use
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from llama.errors import NumericsError
-from llama.kernels import native, sampling
+from llama.kernels import sampling
 from llama.kernels.sampling import count_not_finite, log_probabilities, not_finite, penalize, sample
 from llama.sampling import GREEDY, SamplingParams
 
 
-@pytest.fixture(autouse=True, params=["compiled", "numpy", "torch"], scope="module")
+@pytest.fixture(autouse=True, params=[*LEVELS, "numpy", "torch"], scope="module")
 def way(request):
-    """Every law holds for csrc/rows.c, for numpy on other CPUs, and for PyTorch on other devices."""
-    if request.param == "compiled":
-        request.getfixturevalue("compiled")
+    """Every law holds for csrc/rows.c at each level, for numpy on other CPUs, and for PyTorch on other devices."""
     with pytest.MonkeyPatch.context() as patch:
-        if request.param != "compiled":
-            patch.setattr(native, "kernels", lambda: None)
+        use("plain" if request.param in ("numpy", "torch") else request.param, patch)
         if request.param == "torch":
             patch.setattr(sampling, "_draw_on_cpu", sampling._draw)
         yield request.param
@@ -337,7 +335,7 @@ def test_finite_logits_whose_sum_is_not_are_fine():
 # ---- the three implementations -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["compiled", "numpy"], indirect=True)
+@pytest.mark.parametrize("way", [*LEVELS, "numpy"], indirect=True)
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     st.integers(0, 10**6),

@@ -13,30 +13,25 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cpu_levels import NEEDS, has_compiler, runs
 
 __all__ = ["LACKING", "Skips", "allowed"]
 
 
 def _no_compiled_kernels() -> bool:
-    """setup.py compiles on Linux on x86-64 only, and needs a C compiler."""
-    compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
-    return not _linux_on_x86() or shutil.which(compiler.split()[0]) is None
+    """setup.py compiles on Linux and macOS, for two kinds of CPU, and needs a C compiler."""
+    return not _has_levels() or not has_compiler()
 
 
-def _no_bfloat16_kernels() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return _no_compiled_kernels() or "avx512_bf16" not in cpuinfo.read_text()
-
-
-def _linux_on_x86() -> bool:
-    return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64")
+def _has_levels() -> bool:
+    known = ("x86_64", "AMD64", "aarch64", "arm64")
+    return sys.platform in ("linux", "darwin") and platform.machine() in known
 
 
 def _no_cuda() -> bool:
@@ -91,9 +86,9 @@ def _only_the_test_can_tell() -> bool:
 LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
-    r".*(no AVX512-BF16|no compiled kernels|kernels were not built).*": _no_bfloat16_kernels,
-    r"needs the compiled file": _no_compiled_kernels,
-    r"kernels are compiled for Linux on x86-64 only": lambda: not _linux_on_x86(),
+    **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
+    r"no C compiler|needs the compiled file": _no_compiled_kernels,
+    r"kernels are compiled for x86-64 and aarch64 only": lambda: not _has_levels(),
     r"this build or CPU may rightly decline": _no_mkldnn_packing,
     r"this torch has no flash kernel for the CPU": _no_flash_attention_on_cpu,
     r"needs Linux's /proc": lambda: not Path("/proc/self/status").exists(),
@@ -125,7 +120,17 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"this user may not mount a tmpfs.*": _only_the_test_can_tell,
     r"this user may not make the namespaces of a sandbox": _no_sandbox_namespaces,
     r"bubblewrap 0\.7 or newer is not on this machine": _no_bubblewrap,
-    r"cc is not on this machine": _absent("cc"),
+    **{
+        f"{program} is not on this machine": _absent(program)
+        for program in (
+            "cc",
+            "gcc",
+            "objdump",
+            "aarch64-linux-gnu-gcc",
+            "aarch64-linux-gnu-objdump",
+            "qemu-aarch64",
+        )
+    },
     r"this machine has no such header of the kernel": _only_the_test_can_tell,
     r"this file system has no such names": _only_the_test_can_tell,
     r"this system does not exchange names": _only_the_test_can_tell,

@@ -1,18 +1,30 @@
-/* Attention, for the fused layers in bf16.c. attention.c documents arguments and results. */
+/* Attention of one sequence, also for the fused layers. attention.c and lanes.c document the functions. */
 
 #ifndef LLAMA_ATTENTION_H
 #define LLAMA_ATTENTION_H
 
-#include <stdint.h>
+/* Heads of a layer. */
+typedef struct {
+    long heads, kv_heads, dim;
+    float scale; /* of scores */
+    int dtype;
+} heads_t;
 
-/* DEEP: the largest head dimension of a tile. LANES_PAY: from so many queries on, one pass with one query in
- * each lane takes less time than one pass for each query. */
-enum { DEEP = 256, LANES_PAY = 3 };
+/* The tokens of one sequence in a step: q and y (count, heads, dim), which begin at position `start`; keys and
+ * values (kv_heads, capacity, dim) hold these tokens already. */
+typedef struct {
+    const void *q, *keys, *values;
+    void *y;
+    long count, start, capacity;
+} run_t;
 
-void llama_attend_query(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, float *score,
-                        long length, long dim, float scale);
-long llama_tile_size(long all, long kv_heads, long threads);
-void llama_attend_tile(const uint16_t *q, const uint16_t *keys, const uint16_t *values, uint16_t *y, long first,
-                       long count, long group, long row, long dim, long start, float scale);
+/* DEEP: the largest head of queries in lanes. MAX_SETS: sets of 16 lanes in the largest tile. */
+enum { DEEP = 256, MAX_SETS = 4 };
+
+void attend_tile(const heads_t *h, const run_t *run, long head, long first, long count);
+long attention_items(const heads_t *h, long count, long threads);
+void attend_item(const heads_t *h, const run_t *run, long item, long threads, float *score);
+void store_token(const heads_t *h, const void *key, const void *value, void *keys, void *values, long position,
+                 long capacity, long head);
 
 #endif

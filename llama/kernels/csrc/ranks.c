@@ -10,6 +10,8 @@
  * engine. Ranks whose words differ would add things that do not belong together, so all of them fail instead.
  */
 
+#include "abi.h"
+
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -19,8 +21,9 @@
 #include <unistd.h>
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-#define RELAX() _mm_pause()
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
 #else
 #define RELAX() ((void)0)
 #endif
@@ -44,9 +47,9 @@ static char *slot_at(char *base, long size, long slot, long rank, uint64_t numbe
 }
 
 /* Bytes that `size` ranks need for slots of `slot` bytes. */
-long llama_ranks_bytes(long size, long slot) { return size * (HEADER + 2 * slot); }
+EXPORT long llama_ranks_bytes(long size, long slot) { return size * (HEADER + 2 * slot); }
 
-void llama_ranks_enter(char *base, long rank) { rank_at(base, rank)->pid = (int64_t)getpid(); }
+EXPORT void llama_ranks_enter(char *base, long rank) { rank_at(base, rank)->pid = (int64_t)getpid(); }
 
 static double now(void) {
     struct timespec t;
@@ -107,8 +110,8 @@ static uint16_t narrow(float x) {
 
 /* x becomes the sum over the ranks; kind 0: float32, 1: bfloat16. what, step, extent: this rank's words.
  * write: whether this is the first try of this number. */
-int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
-                    uint64_t extent, void *x, long count, long kind, int write) {
+EXPORT int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number, uint64_t what,
+                           uint64_t step, uint64_t extent, void *x, long count, long kind, int write) {
     const long bytes = count * (kind ? 2 : 4);
     const uint64_t words[WORDS] = {what, step, extent};
     if (write) enter(base, rank, size, slot, number, words, x, bytes);
@@ -134,8 +137,8 @@ int llama_ranks_sum(char *base, long rank, long size, long slot, uint64_t number
 }
 
 /* out (size, bytes) gets the `bytes` of every rank. */
-int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, uint64_t what, uint64_t step,
-                       uint64_t extent, const void *x, void *out, long bytes, int write) {
+EXPORT int llama_ranks_gather(char *base, long rank, long size, long slot, uint64_t number, uint64_t what,
+                              uint64_t step, uint64_t extent, const void *x, void *out, long bytes, int write) {
     const uint64_t words[WORDS] = {what, step, extent};
     if (write) enter(base, rank, size, slot, number, words, x, bytes);
     const int code = wait_for(base, rank, size, number);

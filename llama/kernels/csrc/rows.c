@@ -1,15 +1,12 @@
-/* Rows of logits on CPUs with AVX-512: log-probabilities, and the draw of an id. sampling.py has the same in
- * numpy, and explains it. Blocks are summed in float and added up in double, as there. */
+/* Rows of logits: log-probabilities, and the draw of an id. sampling.py has the same in numpy, and explains it.
+ * Blocks are summed in float and added up in double, as there. */
 
 #include <float.h>
 #include <limits.h>
 #include <math.h>
-#include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "vectors.h"
+#include "matrix.h"
 
 /* BLOCK: weights summed in float. OCTAVE_BITS: weights are sorted into buckets by the leading bits of the
  * float, all but these: 64 buckets between two powers of two. Bucket 0 is that of 1, the greatest weight.
@@ -30,7 +27,7 @@ typedef struct {
 typedef struct {
     double *sums;         /* of each block of weights */
     float *weights;       /* e^((x - greatest x) / temperature) */
-    candidate_t *found;   /* ids that may be kept, ascending; LANES more than there can be */
+    candidate_t *found;   /* ids that may be kept, ascending; one more than there can be */
     candidate_t *sorted;
     double *masses;       /* of each bucket, and how many are in it */
     int32_t *counts;
@@ -39,8 +36,8 @@ typedef struct {
 INLINE long blocks_of(long n) { return (n + BLOCK - 1) / BLOCK; }
 
 /* Bytes of a thread's work space, for a vocabulary of n. */
-long llama_rows_space(long n) {
-    const long bytes = blocks_of(n) * (8 + BLOCK * 4) + (2 * n + LANES) * sizeof(candidate_t) + BUCKETS * (8 + 4);
+EXPORT long llama_rows_space(long n) {
+    const long bytes = blocks_of(n) * (8 + BLOCK * 4) + (2 * n + 1) * sizeof(candidate_t) + BUCKETS * (8 + 4);
     return (bytes + 63) / 64 * 64;
 }
 
@@ -48,38 +45,33 @@ static space_t laid_out(char *at, long n) {
     space_t s;
     s.sums = (double *)at, at += blocks_of(n) * 8;
     s.masses = (double *)at, at += BUCKETS * 8;
-    s.found = (candidate_t *)at, at += (n + LANES) * sizeof(candidate_t);
+    s.found = (candidate_t *)at, at += (n + 1) * sizeof(candidate_t);
     s.sorted = (candidate_t *)at, at += n * sizeof(candidate_t);
     s.weights = (float *)at, at += blocks_of(n) * BLOCK * 4;
     s.counts = (int32_t *)at;
     return s;
 }
 
-INLINE __mmask16 first(long count) { return count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0; }
-
-TARGET static float greatest(const float *x, long n) {
-    __m512 top = _mm512_set1_ps(-INFINITY);
-    for (long i = 0; i < n; i += LANES)
-        top = _mm512_mask_max_ps(top, first(n - i), top, _mm512_maskz_loadu_ps(first(n - i), x + i));
-    return _mm512_reduce_max_ps(top);
+static float greatest(const float *x, long n) {
+    vf top = broadcast(-INFINITY);
+    for (long i = 0; i < n; i += LANES) top = larger(top, get_some(F32, x, i, n - i, -INFINITY));
+    return largest_of(top);
 }
 
 /* Compute the weights e^((x - top) scale), padded with zeros to a multiple of BLOCK -> their sum. */
-TARGET static double weigh(const float *x, long n, float top, float scale, float *weights, double *sums) {
-    /* Below e^-87 floats are subnormal, and take a hundred times as long. */
-    const __m512 lowest = _mm512_set1_ps(-87), tops = _mm512_set1_ps(top), scales = _mm512_set1_ps(scale);
+static double weigh(const float *x, long n, float top, float scale, float *weights, double *sums) {
     double total = 0;
     for (long block = 0; block < n; block += BLOCK) {
-        __m512 sum = _mm512_setzero_ps();
-        for (long i = block; i < block + BLOCK; i += LANES) {
-            const __mmask16 there = first(n - i);
-            const __m512 power = _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(there, x + i), tops), scales);
-            const __mmask16 some = _mm512_mask_cmp_ps_mask(there, power, lowest, _CMP_GT_OQ);
-            const __m512 weight = _mm512_maskz_mov_ps(some, exponential(power));
-            _mm512_storeu_ps(weights + i, weight);
-            sum = _mm512_add_ps(sum, weight);
-        }
-        sums[block / BLOCK] = _mm512_reduce_add_ps(sum);
+        vf sum[VECTORS] = {0};
+        for (long i = block; i < block + BLOCK; i += GROUP)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const long first = i + v * LANES, left = n - first;
+                const vf logit = left > 0 ? get_some(F32, x, first, left, -INFINITY) : broadcast(-INFINITY);
+                const vf weight = exponential((logit - top) * scale);
+                store(weights + first, weight);
+                sum[v] += weight;
+            }
+        sums[block / BLOCK] = total_of(sum);
         total += sums[block / BLOCK];
     }
     return total;
@@ -103,21 +95,19 @@ static long inverted(const space_t *s, long n, double total, double uniform) {
     return last;
 }
 
-/* Collect the ids whose weight is at least `least` into `found`, in ascending order -> how many. */
-TARGET static long collect(const float *weights, long n, float least, candidate_t *found) {
+/* Collect the ids whose weight is at least `least` into `found`, in ascending order -> how many. Weights are padded
+ * to a multiple of BLOCK. */
+static long collect(const float *weights, long n, float least, candidate_t *found) {
     long count = 0;
-    const __m512i step = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    for (long i = 0; i < n; i += LANES) {
-        const __m512 weight = _mm512_maskz_loadu_ps(first(n - i), weights + i);
-        const __mmask16 kept = _mm512_mask_cmp_ps_mask(first(n - i), weight, _mm512_set1_ps(least), _CMP_GE_OQ);
-        if (!kept) continue;
-        const __m512i a = _mm512_maskz_compress_epi32(kept, _mm512_castps_si512(weight));
-        const __m512i b = _mm512_maskz_compress_epi32(kept, _mm512_add_epi32(step, _mm512_set1_epi32((int)i)));
-        _mm512_storeu_si512(found + count, _mm512_permutex2var_epi32(a, low, b));
-        _mm512_storeu_si512(found + count + 8, _mm512_permutex2var_epi32(a, high, b));
-        count += __builtin_popcount(kept);
+    for (long block = 0; block < n; block += BLOCK) {
+        vf top = load(weights + block);
+        for (long i = block + LANES; i < block + BLOCK; i += LANES) top = larger(top, load(weights + i));
+        if (largest_of(top) < least) continue;
+        const long end = block + BLOCK < n ? block + BLOCK : n;
+        for (long i = block; i < end; i++) {
+            found[count] = (candidate_t){weights[i], (int32_t)i}; /* the next one overwrites what is not kept */
+            count += weights[i] >= least;
+        }
     }
     return count;
 }
@@ -214,33 +204,57 @@ static long limited(const space_t *s, long n, double total, const draw_t *p) {
     return id;
 }
 
-/* An id for each row of logits (rows, n), finite or -inf, at least one finite in each. space: threads x llama_rows_space(n) bytes. */
-void llama_rows_draw(const float *logits, const draw_t *params, int64_t *ids, char *space, long rows, long n,
-                     int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (rows > 1)
-    for (long r = 0; r < rows; r++) {
-        const float *x = logits + r * n, top = greatest(x, n);
-        const draw_t *p = params + r;
-        const space_t s = laid_out(space + omp_get_thread_num() * llama_rows_space(n), n);
+/* ---- the operators ---- */
+
+typedef struct {
+    const float *logits;
+    const draw_t *params;
+    const int64_t *of;
+    int64_t *ids;
+    float *logs;
+    char *space;
+    long n;
+    long rows;
+} logits_t;
+
+static void draw_share(void *what, team_t *team, long thread) {
+    const logits_t *l = what;
+    const space_t s = laid_out(l->space + thread * llama_rows_space(l->n), l->n);
+    for (long r; (r = next_piece(team)) < l->rows;) {
+        const float *x = l->logits + r * l->n, top = greatest(x, l->n);
+        const draw_t *p = l->params + r;
         if (p->temperature == 0) {
             long id = 0;
-            while (id < n - 1 && x[id] != top) id++;
-            ids[r] = id;
+            while (id < l->n - 1 && x[id] != top) id++;
+            l->ids[r] = id;
             continue;
         }
-        const double total = weigh(x, n, top, (float)fmin(1 / p->temperature, FLT_MAX), s.weights, s.sums);
-        const int any = p->top_k >= n && p->top_p == 1 && p->min_p == 0;
-        ids[r] = any ? inverted(&s, n, total, p->uniform) : limited(&s, n, total, p);
+        const double total = weigh(x, l->n, top, (float)fmin(1 / p->temperature, FLT_MAX), s.weights, s.sums);
+        const int any = p->top_k >= l->n && p->top_p == 1 && p->min_p == 0;
+        l->ids[r] = any ? inverted(&s, l->n, total, p->uniform) : limited(&s, l->n, total, p);
+    }
+}
+
+/* An id for each row of logits (rows, n), finite or -inf, at least one finite in each. space: threads x
+ * llama_rows_space(n) bytes. */
+EXPORT void llama_rows_draw(const float *logits, const draw_t *params, int64_t *ids, char *space, long rows, long n,
+                            long threads) {
+    logits_t l = {logits, params, 0, ids, 0, space, n, rows};
+    run_team(draw_share, &l, threads < rows ? threads : rows);
+}
+
+static void logs_share(void *what, team_t *team, long thread) {
+    const logits_t *l = what;
+    const space_t s = laid_out(l->space + thread * llama_rows_space(l->n), l->n);
+    for (long r; (r = next_piece(team)) < l->rows;) {
+        const float *x = l->logits + r * l->n, top = greatest(x, l->n);
+        l->logs[r] = (float)((double)(x[l->of[r]] - top) - log(weigh(x, l->n, top, 1, s.weights, s.sums)));
     }
 }
 
 /* log softmax of each row of logits (rows, n) at its id. */
-void llama_rows_logs(const float *logits, const int64_t *ids, float *logs, char *space, long rows, long n,
-                     int threads) {
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (rows > 1)
-    for (long r = 0; r < rows; r++) {
-        const float *x = logits + r * n, top = greatest(x, n);
-        const space_t s = laid_out(space + omp_get_thread_num() * llama_rows_space(n), n);
-        logs[r] = (float)((double)(x[ids[r]] - top) - log(weigh(x, n, top, 1, s.weights, s.sums)));
-    }
+EXPORT void llama_rows_logs(const float *logits, const int64_t *ids, float *logs, char *space, long rows, long n,
+                            long threads) {
+    logits_t l = {logits, 0, ids, 0, logs, space, n, rows};
+    run_team(logs_share, &l, threads < rows ? threads : rows);
 }

@@ -1,0 +1,3 @@
+#include "abi.h"
+
+EXPORT int llama_abi(void) { return ABI; }

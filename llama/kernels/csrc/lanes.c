@@ -1,0 +1,226 @@
+/* Attention of a few queries behind a long prefix: a chunk of a prompt, a draft, the heads of a group. Each is in a
+ * lane, so nothing is summed across lanes, and keys and values are read once for all of them. */
+
+#include "attention.h"
+#include "matrix.h"
+
+/* BLOCK: positions of a block, which stays in the first-level cache while all queries of a tile pass over it.
+ * KEYS: independent sums, so that no instruction waits for the one before. QUERIES: queries whose values are
+ * weighed at once. */
+enum { BLOCK = 64, KEYS = VECTORS == 1 ? 8 : 6, QUERIES = VECTORS == 1 ? 8 : 4 };
+
+/* Up to 16 queries of one key head. Query i sees positions below limits[i]. The softmax is computed online, block by
+ * block (Milakov and Gimelshein 2018).
+ *
+ * Queries and keys, weights and values are multiplied as floats, or as pairs of bfloat16 where there are DOTS. */
+typedef struct {
+    uint32_t query[DEEP * GROUP];    /* of each float or pair of dim, 16 lanes */
+    uint32_t weights[BLOCK * GROUP]; /* of each position or pair of positions, 16 lanes */
+    float sums[GROUP * DEEP];        /* of values, by weight; see `accumulate` for their order */
+    float top[GROUP], total[GROUP];  /* greatest score and sum of weights so far */
+    float fading[GROUP];             /* what the last block left of the weights before it */
+    int32_t limits[GROUP];
+    long count, last; /* queries, and the greatest limit */
+} lanes_t;
+
+INLINE vf multiplied(int pairs, vf sum, vu a, vu b) {
+    return pairs ? dot_pairs(sum, a, b) : fma_of((vf)a, (vf)b, sum);
+}
+
+/* Scores of 16 lanes x `length` positions. keys: floats or pairs, `row` bytes apart. */
+INLINE void score_block(const lanes_t *l, int pairs, const char *keys, long row, long block, long length, long dim,
+                        float scale, float *scores) {
+    for (long s = 0; s < length; s += KEYS) {
+        vf sum[KEYS][VECTORS];
+        const char *key[KEYS];
+        UNROLL for (int j = 0; j < KEYS; j++) {
+            key[j] = keys + (s + j < length ? s + j : length - 1) * row;
+            UNROLL for (int v = 0; v < VECTORS; v++) sum[j][v] = (vf){};
+        }
+        for (long i = 0; i < (pairs ? dim / 2 : dim); i++) {
+            vu query[VECTORS];
+            UNROLL for (int v = 0; v < VECTORS; v++) query[v] = load_bits(l->query + i * GROUP + v * LANES);
+            UNROLL for (int j = 0; j < KEYS; j++) {
+                const vu each = broadcast_bits(key[j] + 4 * i);
+                UNROLL for (int v = 0; v < VECTORS; v++) sum[j][v] = multiplied(pairs, sum[j][v], query[v], each);
+            }
+        }
+        UNROLL for (int j = 0; j < KEYS; j++)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const vi limit = (vi)load(l->limits + v * LANES);
+                const vf score = choose(limit > (int32_t)(block + s + j), sum[j][v] * scale, broadcast(-1e30f));
+                store(scores + (s + j) * GROUP + v * LANES, score);
+            }
+    }
+}
+
+/* Scores -> weights relative to the greatest score so far, and what is left of the weights before. */
+INLINE void weigh_block(lanes_t *l, int pairs, const float *scores, long block, long length) {
+    UNROLL for (int v = 0; v < VECTORS; v++) {
+        const vf before = load(l->top + v * LANES);
+        const vi limit = (vi)load(l->limits + v * LANES);
+        vf best = before;
+        for (long s = 0; s < length; s++) best = larger(best, load(scores + s * GROUP + v * LANES));
+        const vf fade = exponential(before - best);
+        vf total = load(l->total + v * LANES) * fade;
+        for (long s = 0; s < length; s++) {
+            const vf difference = load(scores + s * GROUP + v * LANES) - best;
+            vf weight = choose(limit > (int32_t)(block + s), exponential(difference), (vf){});
+            uint32_t *to = l->weights + (pairs ? s / 2 : s) * GROUP + v * LANES;
+            if (pairs) {
+                /* The values are multiplied by rounded weights: sum these, so that the shares add up to 1. */
+                const vu bits = upper_bf16(weight);
+                weight = (vf)bits;
+                store(to, (vf)(s % 2 ? bits | load_bits(to) : bits >> 16));
+            } else
+                store(to, weight);
+            total += weight;
+        }
+        store(l->top + v * LANES, best);
+        store(l->total + v * LANES, total);
+        store(l->fading + v * LANES, fade);
+    }
+}
+
+/* sums (queries, dim) = sums * fading + weights x values, for QUERIES queries and two vectors of sums. Of pairs, two
+ * positions at a time: the first vector is of the even elements of a row, the second of the odd ones. */
+INLINE void accumulate(int pairs, float *sums, const float *fading, const uint32_t *weights, const char *values,
+                       long row, long length, long dim) {
+    vf low[QUERIES], high[QUERIES];
+    UNROLL for (int j = 0; j < QUERIES; j++) {
+        low[j] = load(sums + j * dim) * fading[j];
+        high[j] = load(sums + j * dim + LANES) * fading[j];
+    }
+    for (long s = 0; s < length; s += pairs ? 2 : 1) {
+        vu first = load_bits(values + s * row), second;
+        if (pairs) {
+            /* Memory behind the last position may hold a NaN, and 0 x NaN is NaN: read the last one twice. */
+            const vu next = load_bits(values + (s + 1 < length ? s + 1 : s) * row);
+            second = first >> 16 | (next & 0xffff0000u);
+            first = (first & 0xffff) | next << 16;
+        } else
+            second = load_bits(values + s * row + 4 * LANES);
+        UNROLL for (int j = 0; j < QUERIES; j++) {
+            const vu weight = broadcast_bits(weights + (pairs ? s / 2 : s) * GROUP + j);
+            low[j] = multiplied(pairs, low[j], weight, first);
+            high[j] = multiplied(pairs, high[j], weight, second);
+        }
+    }
+    UNROLL for (int j = 0; j < QUERIES; j++) {
+        store(sums + j * dim, low[j]);
+        store(sums + j * dim + LANES, high[j]);
+    }
+}
+
+/* Positions block to block + length for one set of lanes: keys, values, and the distance of their rows, in the form
+ * that is multiplied. */
+INLINE void score_set(lanes_t *l, int pairs, const char *keys, long row, long block, long length, long dim,
+                      float scale) {
+    float scores[(BLOCK + KEYS) * GROUP];
+    score_block(l, pairs, keys, row, block, length, dim, scale, scores);
+    weigh_block(l, pairs, scores, block, length);
+}
+
+INLINE void accumulate_set(lanes_t *l, int pairs, const char *values, long row, long length, long dim) {
+    for (long lane = 0; lane < l->count; lane += QUERIES)
+        for (long i = 0; i < dim; i += 2 * LANES)
+            accumulate(pairs, l->sums + lane * dim + i, l->fading + lane, l->weights + lane,
+                       values + i * (pairs ? 2 : 4), row, length, dim);
+}
+
+/* A query's floats or pairs -> its lane. */
+INLINE void fill_lane(int dtype, lanes_t *l, long lane, const void *query, long dim) {
+    if (DOTS && dtype == BF16) {
+        for (long i = 0; i < dim / 2; i++) memcpy(l->query + i * GROUP + lane, (const char *)query + 4 * i, 4);
+        return;
+    }
+    for (long i = 0; i < dim; i += LANES) {
+        const vu some = (vu)get(dtype, query, i);
+        for (int j = 0; j < LANES; j++) l->query[(i + j) * GROUP + lane] = some[j];
+    }
+}
+
+/* Queries `first` to first + count of a key head into lanes. Query i is head i % group of token i / group. */
+INLINE void fill_lanes(int dtype, lanes_t *l, const heads_t *h, const run_t *run, const void *q, long first,
+                       long count) {
+    const long group = h->heads / h->kv_heads;
+    memset(l->query, 0, h->dim * GROUP * sizeof(*l->query));
+    memset(l->sums, 0, h->dim * GROUP * sizeof(*l->sums));
+    memset(l->limits, 0, sizeof(l->limits));
+    for (long lane = 0; lane < count; lane++) {
+        const long token = (first + lane) / group;
+        fill_lane(dtype, l, lane, at(q, (token * h->heads + (first + lane) % group) * h->dim, dtype), h->dim);
+        l->limits[lane] = (int32_t)(run->start + token + 1);
+    }
+    for (int lane = 0; lane < GROUP; lane++) l->top[lane] = -1e30f, l->total[lane] = 0;
+    l->count = count, l->last = l->limits[count - 1];
+}
+
+/* The sums of a query over its total -> y. */
+INLINE void store_sums(int dtype, const float *sums, float share, void *y, long dim) {
+    for (long i = 0; i < dim; i += 2 * LANES) {
+        const vf low = load(sums + i) * share, high = load(sums + i + LANES) * share;
+        if (DOTS && dtype == BF16)
+            store(at(y, i, BF16), (vf)(upper_bf16(low) >> 16 | upper_bf16(high)));
+        else {
+            put(dtype, y, i, low);
+            put(dtype, y, i + LANES, high);
+        }
+    }
+}
+
+/* Where `length` rows of a cache can be read as floats or pairs: in place, or widened into `to`. */
+INLINE const char *readable(int dtype, const void *rows, long length, long dim, float *to) {
+    if (dtype == F32 || (DOTS && dtype == BF16)) return rows;
+    for (long i = 0; i < length * dim; i += LANES) store(to + i, get(dtype, rows, i));
+    return (const char *)to;
+}
+
+/* Of `length` positions from `block` on, how many a set of lanes sees; not positive: none. */
+INLINE long seen(const lanes_t *l, long block, long length) {
+    return l->last - block < length ? l->last - block : length;
+}
+
+/* All positions up to `last` of one head's keys and values, for all sets. */
+INLINE void pass(int dtype, lanes_t *sets, long used, const heads_t *h, const void *keys, const void *values,
+                 long last) {
+    const int pairs = DOTS && dtype == BF16;
+    const long row = h->dim * (pairs ? 2 : 4);
+    float wide[BLOCK * DEEP];
+    for (long block = 0; block < last; block += BLOCK) {
+        const long length = last - block < BLOCK ? last - block : BLOCK;
+        const char *k = readable(dtype, at(keys, block * h->dim, dtype), length, h->dim, wide);
+        for (long set = 0; set < used; set++) {
+            const long mine = seen(sets + set, block, length);
+            if (mine > 0) score_set(sets + set, pairs, k, row, block, mine, h->dim, h->scale);
+        }
+        const char *v = readable(dtype, at(values, block * h->dim, dtype), length, h->dim, wide);
+        for (long set = 0; set < used; set++) {
+            const long mine = seen(sets + set, block, length);
+            if (mine > 0) accumulate_set(sets + set, pairs, v, row, mine, h->dim);
+        }
+    }
+}
+
+INLINE void tile(int dtype, const heads_t *h, const run_t *run, long head, long first, long count) {
+    lanes_t sets[MAX_SETS];
+    const long group = h->heads / h->kv_heads, used = (count + GROUP - 1) / GROUP;
+    const long cache = head * run->capacity * h->dim, last = run->start + (first + count - 1) / group + 1;
+    const void *q = at(run->q, head * group * h->dim, dtype);
+    for (long set = 0; set < used; set++) {
+        const long left = count - set * GROUP;
+        fill_lanes(dtype, sets + set, h, run, q, first + set * GROUP, left < GROUP ? left : GROUP);
+    }
+    pass(dtype, sets, used, h, at(run->keys, cache, dtype), at(run->values, cache, dtype), last);
+    for (long i = 0; i < count; i++) {
+        const lanes_t *l = sets + i / GROUP;
+        const long query = first + i;
+        void *y = at(run->y, (query / group * h->heads + head * group + query % group) * h->dim, dtype);
+        store_sums(dtype, l->sums + i % GROUP * h->dim, 1 / l->total[i % GROUP], y, h->dim);
+    }
+}
+
+/* Queries `first` to first + count of a key head, at most MAX_SETS x 16. dim is a multiple of 32, at most DEEP. */
+void attend_tile(const heads_t *h, const run_t *run, long head, long first, long count) {
+    FOR_DTYPE(h->dtype, tile, h, run, head, first, count);
+}

@@ -1,0 +1,238 @@
+/* The Transformer's layers for a step of few rows, all in one call; fused_call.py calls it. Products, norms, rotary
+ * positions and attention are those of the other files, and round where the modules of model.py do. Matrices may be
+ * in different formats. */
+
+#include "layers.h"
+
+#include "attention.h"
+#include "norms.h"
+
+/* FEW: up to so many rows, every thread computes their norm, and the form that the tiles take, for itself, which is
+ * cheaper than a barrier. */
+enum { FEW = 8 };
+
+/* A step under way. Rows are of its dtype; `formed` is what the tiles read of them. */
+typedef struct {
+    const step_t *s;
+    const layer_t *layers;
+    const cache_t *caches;
+    long count, part;
+    heads_t heads;
+    char *normed, *q, *k, *v, *attended, *gated, *formed;
+    float *score;
+} work_layers_t;
+
+/* ---- work space ---- */
+
+INLINE long copies(const step_t *s) { return s->rows <= FEW ? s->threads : 1; }
+
+/* Bytes of a thread's rows in any form, at the widest. */
+static long formed_bytes(const step_t *s) {
+    const long query = s->heads * s->dim, other = s->width > s->hidden ? s->width : s->hidden;
+    return s->rows * form_row(FLOATS, query > other ? query : other);
+}
+
+static char *take(char **at, long bytes) {
+    char *from = *at;
+    *at += (bytes + 63) / 64 * 64;
+    return from;
+}
+
+/* Lay out the work space from `at` on -> its end. */
+static char *lay_out(work_layers_t *w, char *at) {
+    const step_t *s = w->s;
+    const long row = s->rows * size_of((int)s->dtype);
+    w->normed = take(&at, copies(s) * row * s->width);
+    w->q = take(&at, row * s->heads * s->dim);
+    w->k = take(&at, row * s->kv_heads * s->dim);
+    w->v = take(&at, row * s->kv_heads * s->dim);
+    w->attended = take(&at, row * s->heads * s->dim);
+    w->gated = take(&at, row * s->hidden);
+    w->formed = take(&at, copies(s) * formed_bytes(s));
+    w->score = (float *)take(&at, s->threads * s->room * 4);
+    return at;
+}
+
+/* Bytes of work space for steps of this shape. */
+EXPORT long llama_layers_space(const step_t *s) {
+    work_layers_t w = {.s = s};
+    return (long)(uintptr_t)lay_out(&w, 0);
+}
+
+/* ---- inputs of products ---- */
+
+/* Rows in the forms that the matrices beside them take. */
+typedef struct {
+    rows_t form[FORMS];
+} input_t;
+
+/* The input of products with `in` columns: x as it is, and in the other form if one of `n` matrices takes it. */
+static input_t input_of(const work_layers_t *w, const char *x, const matrix_t *const *m, int n, long thread,
+                        team_t *team) {
+    const step_t *s = w->s;
+    const int dtype = (int)s->dtype;
+    const long in = m[0]->in;
+    input_t input;
+    int missing = -1;
+    for (int form = 0; form < FORMS; form++) input.form[form] = (rows_t){x, in * size_of(dtype)};
+    for (int i = 0; i < n; i++)
+        if (!is_form(form_of(m[i], dtype), dtype, in)) missing = form_of(m[i], dtype);
+    if (missing < 0) return input;
+    const int few = s->rows <= FEW;
+    char *to = w->formed + (few ? thread * formed_bytes(s) : 0);
+    const long first = few ? 0 : share(s->rows, thread, team->threads);
+    const long last = few ? s->rows : share(s->rows, thread + 1, team->threads);
+    to_form(missing, dtype, x, in, first, last, to);
+    if (!few) wait_all(team);
+    input.form[missing] = (rows_t){to, form_row(missing, in)};
+    return input;
+}
+
+/* The norm of all rows of x -> where this thread reads it. */
+static const char *normed(const work_layers_t *w, const void *weight, long thread, team_t *team) {
+    const step_t *s = w->s;
+    const int dtype = (int)s->dtype, few = s->rows <= FEW;
+    char *to = w->normed + (few ? thread * s->rows * s->width * size_of(dtype) : 0);
+    const long first = few ? 0 : share(s->rows, thread, team->threads);
+    const long last = few ? s->rows : share(s->rows, thread + 1, team->threads);
+    for (long r = first; r < last; r++)
+        norm_row(dtype, at(s->x, r * s->width, dtype), weight, at(to, r * s->width, dtype), s->width, s->eps);
+    if (!few) wait_all(team);
+    return to;
+}
+
+static void sums_of(const work_layers_t *w, const input_t *input, const matrix_t *m, long panel, float *sums) {
+    const int form = form_of(m, (int)w->s->dtype);
+    panel_sums(m, input->form[form], w->s->rows, form, panel, sums);
+}
+
+/* ---- what becomes of a panel's sums ---- */
+
+INLINE void add_panel(int dtype, const float *sums, char *x, long rows, long out, long width) {
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < width; i += LANES) {
+            const vf before = get_some(dtype, x, r * out + i, width - i, 0);
+            put_some(dtype, x, r * out + i, before + rounded(dtype, load(sums + r * PANEL + i)), width - i);
+        }
+}
+
+/* silu(gate) up: g / (1 + e^-g) is written with e^-|g|, since `exponential` takes x <= 0. */
+INLINE void gate_panel(int dtype, const float *gates, const float *ups, char *y, long rows, long out, long width) {
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < width; i += LANES) {
+            const vf g = rounded(dtype, load(gates + r * PANEL + i)), up = rounded(dtype, load(ups + r * PANEL + i));
+            const vf e = exponential(choose(g < 0, g, -g)), one = broadcast(1);
+            const vf silu = g * choose(g < 0, e, one) / (one + e);
+            put_some(dtype, y, r * out + i, rounded(dtype, silu) * up, width - i);
+        }
+}
+
+/* x W^T -> added to the rows of the step, or stored in out. */
+static void finish(const work_layers_t *w, const char *x, const matrix_t *m, long thread, team_t *team, float *sums) {
+    const step_t *s = w->s;
+    const int dtype = (int)s->dtype;
+    const input_t input = input_of(w, x, &m, 1, thread, team);
+    for (long panel; (panel = next_piece(team)) < panels_of(m);) {
+        sums_of(w, &input, m, panel, sums);
+        char *y = at(w->part ? s->out : s->x, panel * PANEL, dtype);
+        if (w->part)
+            FOR_DTYPE(dtype, put_panel, sums, y, s->rows, m->out, width_of(m, panel));
+        else
+            FOR_DTYPE(dtype, add_panel, sums, y, s->rows, m->out, width_of(m, panel));
+    }
+}
+
+/* ---- a layer ---- */
+
+/* Turn queries and keys, and store keys and values. */
+static void turn_and_store(const work_layers_t *w, const cache_t *caches, team_t *team) {
+    const step_t *s = w->s;
+    const heads_t *h = &w->heads;
+    const long group = h->heads / h->kv_heads, query = h->heads * h->dim, key = h->kv_heads * h->dim;
+    for (long i; (i = next_piece(team)) < s->rows * h->kv_heads;) {
+        const long r = i / h->kv_heads, head = i % h->kv_heads;
+        const float *table = s->table + r * h->dim;
+        char *k = at(w->k, r * key, h->dtype), *v = at(w->v, r * key, h->dtype);
+        rotate_row(h->dtype, at(w->q, r * query + head * group * h->dim, h->dtype), table, group, h->dim);
+        rotate_row(h->dtype, at(k, head * h->dim, h->dtype), table, 1, h->dim);
+        store_token(h, k, v, caches[r].keys, caches[r].values, s->position[r], s->capacity[r], head);
+    }
+}
+
+/* Attention of each row to its sequence. Rows of one sequence stand together and are cut into items together. */
+static void attend_rows(const work_layers_t *w, const cache_t *caches, long thread, team_t *team) {
+    const step_t *s = w->s;
+    const heads_t *h = &w->heads;
+    long before = 0, mine = next_piece(team);
+    for (long first = 0, rows; first < s->rows; first += rows) {
+        for (rows = 1; first + rows < s->rows && caches[first + rows].keys == caches[first].keys;) rows++;
+        const long from = first * h->heads * h->dim, items = attention_items(h, rows, team->threads);
+        const run_t run = {at(w->q, from, h->dtype), caches[first].keys, caches[first].values,
+                           at(w->attended, from, h->dtype), rows, s->position[first], s->capacity[first]};
+        for (; mine < before + items; mine = next_piece(team))
+            attend_item(h, &run, mine - before, team->threads, w->score + thread * s->room);
+        before += items;
+    }
+}
+
+static void attention(const work_layers_t *w, const layer_t *l, const cache_t *caches, long thread, team_t *team,
+                      float *sums) {
+    const step_t *s = w->s;
+    const int dtype = (int)s->dtype;
+    const matrix_t *m[] = {&l->wq, &l->wk, &l->wv};
+    char *to[] = {w->q, w->k, w->v};
+    const input_t input = input_of(w, normed(w, l->attention_norm, thread, team), m, 3, thread, team);
+    const long all = panels_of(m[0]) + panels_of(m[1]) + panels_of(m[2]);
+    for (long i; (i = next_piece(team)) < all;) {
+        int which = 0;
+        long panel = i;
+        while (panel >= panels_of(m[which])) panel -= panels_of(m[which++]);
+        sums_of(w, &input, m[which], panel, sums);
+        char *y = at(to[which], panel * PANEL, dtype);
+        FOR_DTYPE(dtype, put_panel, sums, y, s->rows, m[which]->out, width_of(m[which], panel));
+    }
+    wait_all(team);
+    turn_and_store(w, caches, team);
+    /* Rows of one sequence see each other's keys, so all are stored before any is read. */
+    wait_all(team);
+    attend_rows(w, caches, thread, team);
+    wait_all(team);
+    finish(w, w->attended, &l->wo, thread, team, sums);
+}
+
+static void feed_forward(const work_layers_t *w, const layer_t *l, long thread, team_t *team, float *sums) {
+    const step_t *s = w->s;
+    const int dtype = (int)s->dtype;
+    const matrix_t *m[] = {&l->w1, &l->w3};
+    float *ups = sums + CHUNK * PANEL;
+    const input_t input = input_of(w, normed(w, l->ffn_norm, thread, team), m, 2, thread, team);
+    for (long panel; (panel = next_piece(team)) < panels_of(m[0]);) {
+        sums_of(w, &input, m[0], panel, sums);
+        sums_of(w, &input, m[1], panel, ups);
+        char *y = at(w->gated, panel * PANEL, dtype);
+        FOR_DTYPE(dtype, gate_panel, sums, ups, y, s->rows, s->hidden, width_of(m[0], panel));
+    }
+    wait_all(team);
+    finish(w, w->gated, &l->w2, thread, team, sums);
+}
+
+static void layers_share(void *what, team_t *team, long thread) {
+    const work_layers_t *w = what;
+    float sums[2 * CHUNK * PANEL];
+    for (long i = 0; i < w->count; i++) {
+        if (w->part != 2) attention(w, w->layers + i, w->caches + i * w->s->rows, thread, team, sums);
+        if (w->part == 0) wait_all(team);
+        if (w->part != 1) feed_forward(w, w->layers + i, thread, team, sums);
+        if (w->part == 0) wait_all(team);
+    }
+}
+
+/* Take s->x, up to CHUNK rows, through `count` layers. part 0: whole layers, in place. 1, 2: the attention or the
+ * feed-forward of one layer without its residual, into s->out, for ranks to sum. caches: (count, rows). Rows of one
+ * sequence stand together. The width is a multiple of 16, hidden even, dim a multiple of 32. */
+EXPORT void llama_layers(const step_t *s, const layer_t *layers, const cache_t *caches, long count, long part) {
+    work_layers_t w = {.s = s, .layers = layers, .caches = caches, .count = count, .part = part};
+    w.heads = (heads_t){s->heads, s->kv_heads, s->dim, s->scale, (int)s->dtype};
+    lay_out(&w, s->space);
+    run_team(layers_share, &w, s->threads);
+}

@@ -1,0 +1,77 @@
+/* Threads of the OpenMP runtime that torch has loaded, so that there is one pool of threads in the process. Its
+ * two functions are called by name, as the compiler would for `#pragma omp parallel`: GNU's and LLVM's runtime
+ * both have them, and this file needs neither a compiler with OpenMP nor its header. Without a runtime there is
+ * one thread. */
+
+#define _GNU_SOURCE /* RTLD_DEFAULT */
+#include "team.h"
+
+#include <dlfcn.h>
+#include <sched.h>
+
+#if defined(__x86_64__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield")
+#else
+#define RELAX() ((void)0)
+#endif
+
+/* About 100 microseconds. */
+enum { SPINS = 20000 };
+
+typedef void (*parallel_t)(void (*)(void *), void *, unsigned, unsigned);
+typedef int (*number_t)(void);
+
+typedef struct {
+    work_t work;
+    void *what;
+    team_t team;
+} run_t;
+
+static parallel_t parallel;
+static number_t number, count;
+
+/* When this library is opened: torch is there by then. */
+__attribute__((constructor)) static void find_runtime(void) {
+    parallel = (parallel_t)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+    number = (number_t)dlsym(RTLD_DEFAULT, "omp_get_thread_num");
+    count = (number_t)dlsym(RTLD_DEFAULT, "omp_get_num_threads");
+}
+
+static void one_thread(void *argument) {
+    run_t *run = argument;
+    /* All write the same number, before they read it. */
+    __atomic_store_n(&run->team.threads, count(), __ATOMIC_RELAXED);
+    run->work(run->what, &run->team, number());
+}
+
+void run_team(work_t work, void *what, long threads) {
+    run_t run = {work, what, {0, 0, 1, 0}};
+    if (threads > 1 && parallel && number && count)
+        parallel(one_thread, &run, (unsigned)threads, 0);
+    else
+        work(what, &run.team, 0);
+}
+
+/* For waits of a few microseconds, cheaper than OpenMP's, which soon sleeps. A thread that waits for a peer
+ * which lost its core yields its own core instead of spinning on. */
+void wait_all(team_t *team) {
+    const int threads = __atomic_load_n(&team->threads, __ATOMIC_RELAXED);
+    if (threads == 1) {
+        team->next = 0;
+        return;
+    }
+    const int round = __atomic_load_n(&team->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
+        __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&team->next, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&team->round, round + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (long spins = 0; __atomic_load_n(&team->round, __ATOMIC_ACQUIRE) == round; spins++)
+        if (spins < SPINS)
+            RELAX();
+        else
+            sched_yield();
+}

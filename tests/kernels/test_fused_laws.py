@@ -1,0 +1,96 @@
+"""Fused layers give what the modules give, in every dtype, whatever else is in the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fused_models import DTYPES, MHA, PARAMS, VOCAB, caches, made, rms, steps
+from tiny_models import random_weights
+
+from llama.kernels import fused
+from llama.kv_cache import BatchCache
+
+pytestmark = pytest.mark.usefixtures("level")
+
+
+def as_good(fast: list[torch.Tensor], plain: list[torch.Tensor], exact: list[torch.Tensor]) -> None:
+    """No further from float64 than the modules are in their dtype; these are held to an oracle elsewhere."""
+    for a, b, c in zip(fast, plain, exact, strict=True):
+        assert a.shape == b.shape == c.shape
+        assert rms(a - c) < 1.3 * rms(b - c) + 0.002 * (a.dtype != torch.float32)
+        assert rms(b - c) < (1e-5 if a.dtype == torch.float32 else 0.1) * rms(c)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("params", [PARAMS, MHA], ids=["grouped", "plain"])
+@pytest.mark.parametrize(
+    ("lengths", "counts"),
+    [
+        ([0], [1]),
+        ([40], [5]),
+        ([0, 3, 33, 100], [1, 1, 1, 1]),
+        ([5, 0, 17], [3, 4, 1]),
+        (list(range(12)), [1] * 12),
+        ([9, 2], [16, 16]),
+        ([0, 30, 5], [100, 1, 27]),
+    ],
+)
+def test_fused_layers_are_the_modules(
+    params: dict[str, Any],
+    dtype: torch.dtype,
+    lengths: list[int],
+    counts: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        fast = steps(made(params, dtype=dtype), lengths, counts)
+        monkeypatch.setattr(fused, "_MAX_ROWS", 0)
+        plain = steps(made(params, dtype=dtype), lengths, counts)
+        exact = steps(made(params, dtype=torch.float64), lengths, counts)
+    finally:
+        torch.set_num_threads(before)
+    as_good(fast, plain, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_sequence_is_the_same_alone_and_among_others(dtype: torch.dtype) -> None:
+    """Bit for bit, on any number of threads."""
+    model, lengths = made(PARAMS, dtype=dtype), [0, 40, 7, 100]
+    counts = [1, 5, 2, 20]  # few of them go one by one through attention, many in lanes
+    ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(9))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(model.hidden(ids, BatchCache(caches(model, lengths), counts)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    alone = [
+        model.hidden(part, BatchCache([cache], [len(part)]))
+        for part, cache in zip(ids.split(counts), caches(model, lengths), strict=True)
+    ]
+    assert torch.equal(torch.cat(alone), found[0])
+
+
+@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_matrices_of_several_dtypes_in_one_step(dtype: torch.dtype, count: int) -> None:
+    """As of a checkpoint that keeps some weights in more bits than others."""
+    ids = torch.randint(0, VOCAB, (count,), generator=torch.Generator().manual_seed(3))
+    found = []
+    for mixed in (False, True):
+        model = made(PARAMS, dtype=dtype)
+        weights = random_weights(PARAMS, VOCAB, 0)
+        # All have bfloat16's values, so that only the way they lie differs.
+        names = [name for name in weights if name.startswith("layers.") and weights[name].dim() == 2]
+        for i, name in enumerate(names if mixed else ()):
+            module: Any = model.get_submodule(name.rpartition(".")[0])
+            module.assign(weights[name].bfloat16().to(DTYPES[i % 3]))
+        found.append(model.hidden(ids, BatchCache([model.new_cache()], [count])))
+    assert rms(found[1] - found[0]) < (1e-5 if dtype == torch.float32 else 0.03) * rms(found[0])

@@ -1,0 +1,46 @@
+"""Which levels of the kernels this CPU runs, by what Linux says of it: without the package under test."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sysconfig
+from pathlib import Path
+
+__all__ = ["NEEDS", "compiler", "has_compiler", "runs"]
+
+_V3 = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
+_V4 = _V3 | {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")}
+# Flags of /proc/cpuinfo.
+NEEDS = {
+    "x86-64-v3": _V3,
+    "x86-64-v3-vnni": _V3 | {"avx_vnni"},
+    "x86-64-v4": _V4,
+    "x86-64-v4-vnni": _V4 | {"avx512_vnni"},
+    "x86-64-v4-bf16": _V4 | {"avx512_vnni", "avx512_bf16"},
+    "armv8-a": {"asimd"},
+    "armv8-dotprod": {"asimd", "asimddp"},
+    "armv8-bf16": {"asimd", "asimddp", "bf16", "i8mm"},
+}
+
+
+def runs(level: str) -> bool:
+    """Whether this CPU has what a level needs. Elsewhere than on Linux, only what every such machine has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return level == "armv8-a" and platform.machine() == "arm64"
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    lines = (line.partition(":") for line in text.splitlines())
+    flags = next((value for name, _, value in lines if name.strip() in ("flags", "Features")), "")
+    return NEEDS[level] <= set(flags.split())
+
+
+def compiler() -> str:
+    """The C compiler that setup.py uses."""
+    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+
+
+def has_compiler() -> bool:
+    """Whether kernels can be compiled here; those that were not are then a failure."""
+    return shutil.which(compiler()) is not None

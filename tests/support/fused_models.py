@@ -1,0 +1,57 @@
+"""Tiny models whose steps of few rows can be fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tiny_models import random_weights
+
+from llama.kv_cache import BatchCache, KVCache
+from llama.model import ModelArgs, Transformer
+
+__all__ = ["DTYPES", "MHA", "PARAMS", "VOCAB", "caches", "give", "made", "rms", "steps"]
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
+MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 48}
+VOCAB = 99
+
+
+def made(params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Transformer:
+    args = ModelArgs(**params, vocab_size=VOCAB, rope_theta=1e6, max_seq_len=256, max_batch_size=64)
+    with torch.device("meta"):
+        model = Transformer(args)
+    give(model, random_weights(params, VOCAB, seed), dtype)
+    return model.eval()
+
+
+def give(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> None:
+    """Weights rounded to bfloat16, in a dtype."""
+    for name, weight in weights.items():
+        module: Any = model.get_submodule(name.rpartition(".")[0])
+        module.assign(weight.to(torch.bfloat16).to(dtype))
+
+
+def caches(model: Transformer, lengths: list[int]) -> list[KVCache]:
+    """Filled to these lengths, by the modules."""
+    found = []
+    for i, length in enumerate(lengths):
+        cache = model.new_cache()
+        if length:
+            ids = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(i))
+            model.hidden(ids, BatchCache([cache], [length]))
+        found.append(cache)
+    return found
+
+
+def steps(model: Transformer, lengths: list[int], counts: list[int]) -> list[torch.Tensor]:
+    """Hidden states of a step, and of one token each after it, which reads what the first stored."""
+    filled = caches(model, lengths)
+    ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(99))
+    first = model.hidden(ids, BatchCache(filled, counts))
+    return [first, model.hidden(ids[: len(counts)], BatchCache(filled, [1] * len(counts)))]
+
+
+def rms(x: torch.Tensor) -> float:
+    return float(x.float().pow(2).mean().sqrt())

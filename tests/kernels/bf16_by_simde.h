@@ -1,5 +1,5 @@
 /* The branches of csrc/ for AVX512-BF16 on a CPU without it: SIMDe's functions stand for the instructions. Included
- * before a source by the compiler's -include, with -DLANES=16. What SIMDe lacks is added. */
+ * before a source, by the compiler's option, with -DLANES=16. What SIMDe lacks is added. */
 
 #ifndef BF16_BY_SIMDE_H
 #define BF16_BY_SIMDE_H

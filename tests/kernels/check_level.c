@@ -210,7 +210,7 @@ int main(void) {
         check_attention(dtype, 4, 2, 64, 1, 70);
         check_attention(dtype, 2, 2, 96, 2, 33);
         check_attention(dtype, 4, 1, 32, 1, 130);
-        check_attention(dtype, 6, 2, 64, 23, 61);
+        check_attention(dtype, 3, 1, 64, 19, 61);
         check_layers(dtype, 0, 1, 1);
         check_layers(dtype, 0, 2, 5);
         check_layers(dtype, 0, 9, 4);

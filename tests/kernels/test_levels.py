@@ -26,7 +26,15 @@ X86, ARM = ("qemu-x86_64", "-cpu"), ("qemu-aarch64", "-L", "/usr/aarch64-linux-g
 EMULATED = {"armv8-a": "cortex-a72", "armv8-dotprod": "neoverse-n1", "armv8-bf16": "max"}
 # 16 lanes, as on AVX-512, that the compiler splits for AVX2; and with AVX512-BF16's instructions out of SIMDe.
 WIDE, SIMDE = "16 lanes", "16 lanes with pairs"
-SPLIT = {WIDE: ("-DLANES=16",), SIMDE: ("-DLANES=16", "-include", str(HERE / "bf16_by_simde.h"))}
+SPLIT = {WIDE: ("-DLANES=16",), SIMDE: ("-DLANES=16", "-DBY_SIMDE")}
+COMMON = ("-O1", "-Wno-psabi", "-D_GNU_SOURCE=")
+COMMON = (*COMMON, *(flag for flag in COMMON_FLAGS if flag not in ("-O3", "-fvisibility=hidden")))
+
+
+def run(*command: str | Path) -> list[str]:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.split()
 
 
 def build(program: str, to: Path, command: str, *flags: str) -> Path:
@@ -37,25 +45,19 @@ def build(program: str, to: Path, command: str, *flags: str) -> Path:
         "check_features": for_any,
         "check_level": set(CSRC.glob("*.c")) - for_any,
     }
-    common = [flag for flag in COMMON_FLAGS if flag not in ("-O3", "-fvisibility=hidden")]
-    done = subprocess.run(
-        [
-            *(command, "-O1", *common, *flags, "-Wno-psabi", f"-I{CSRC}", str(HERE / f"{program}.c")),
-            *(*map(str, sorted(sources[program])), "-o", str(to), "-lm", "-ldl"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,  # a guard against a hang
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    files = (HERE / f"{program}.c", *sorted(sources[program]))
+    run(command, *COMMON, *flags, f"-I{CSRC}", *files, "-o", to, "-lm", "-ldl")
     return to
 
 
-def run(*command: str | Path) -> list[str]:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.split()
+def headers(folder: Path, command: str, *flags: str) -> tuple[str, ...]:
+    """Compile the headers once for all files of a check: reading them takes half of the time -> flags to use them."""
+    folder.mkdir()
+    header = folder / "first.h"
+    simde = f'#ifdef BY_SIMDE\n#include "{HERE}/bf16_by_simde.h"\n#endif\n'
+    header.write_text(f'{simde}#include "vectors.h"\n#include <math.h>\n#include <stdlib.h>\n')
+    run(command, *COMMON, *flags, f"-I{CSRC}", "-x", "c-header", header, "-o", f"{header}.gch")
+    return ("-include", str(header))
 
 
 def needs(*programs: str) -> None:
@@ -113,6 +115,7 @@ def found(name: str, folder: Path) -> tuple[str, ...]:
     else:
         command, flags = compiler(), (*FLAGS["x86-64-v3"], *SPLIT[name])
         machine = () if runs("x86-64-v3") else (*X86, "Haswell")
+    flags = (*flags, *headers(folder / f"{name} headers", command, *flags))
     run(*machine, build("check_vectors", folder / f"{name} vectors", command, *flags))
     return tuple(run(*machine, build("check_level", folder / name, command, *flags)))
 

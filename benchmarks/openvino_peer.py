@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import avx2_only
 from transformers_peer import make_transformers
 
 from llama.model import Transformer
@@ -37,9 +38,11 @@ class OpenVino:
         make_transformers(model).model.save_pretrained(self._folder.name)
         command = [python, "-I", str(_HERE / "openvino_worker.py"), self._folder.name]
         self._log = Path(self._folder.name) / "log.txt"
+        # Held to AVX2, its oneDNN has no products in 16 bits, though OpenVINO still tries them.
+        precision = "f32" if avx2_only() else _PRECISIONS[model.dtype]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, _PRECISIONS[model.dtype], str(threads)],
+                [*command, precision, str(threads)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -46,7 +46,7 @@ def main(
     level: str = "",
     layers: int = 0,
 ) -> None:
-    """Print a table for each shape and dtype.
+    """Measure batches of eight beside the peers; print a table for each shape and dtype.
 
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.

@@ -160,7 +160,7 @@ def main(
     threads: int = 2,
     at: str | None = None,
 ) -> None:
-    """Print a table for each level.
+    """Measure the compiled kernels at each level against a plain read and multiply-adds, and print its table.
 
     Args:
         levels: as `LLAMA_KERNELS` has them, with commas; all that this CPU runs, if empty.

@@ -80,7 +80,7 @@ def main(
     layers: int = 0,
     peak_of: str | None = None,
 ) -> None:
-    """Print a table for each shape and dtype.
+    """Measure decode and prefill of one stream beside the peers; print a table for each shape and dtype.
 
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.

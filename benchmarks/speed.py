@@ -44,7 +44,7 @@ def main(
     level: str = "",
     layers: int = 0,
 ) -> None:
-    """Print a table for each shape and dtype.
+    """Measure decode, batches and prefill beside the peers on a CPU; print a table for each shape and dtype.
 
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.

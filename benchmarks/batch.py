@@ -54,7 +54,8 @@ def main(
         rounds: measured rounds, after one that is dropped.
         device: cpu or cuda.
         threads: CPU threads.
-        peers: of llama.cpp, ctranslate2, openvino (these on a CPU only), transformers, with commas.
+        peers: of llama.cpp, ctranslate2, openvino (these on a CPU only), transformers, transformers-float32, with
+            commas.
         level: of our kernels, as LLAMA_KERNELS; x86-64-v3 holds the peers to AVX2 too.
         layers: instead of the shape's own number, for a quick try.
     """

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from machine import avx2_only
+from transformers_peer import plain_weights
 
 from llama.model import Transformer
 
@@ -62,7 +63,7 @@ def export(model: Transformer, path: Path) -> None:
     writer.add_token_list([f"<{i}>".encode() for i in range(args.vocab_size)])
     writer.add_token_scores([0.0] * args.vocab_size)
     writer.add_token_types([gguf.TokenType.NORMAL] * args.vocab_size)
-    for name, value in model.state_dict().items():
+    for name, value in plain_weights(model):
         _, part = name.removesuffix(".weight"), name.removesuffix(".weight").split(".")
         mine = f"blk.{part[1]}.{_NAMES['.'.join(part[2:])]}" if part[0] == "layers" else _WHOLE[part[0]]
         if value.dim() == 1:

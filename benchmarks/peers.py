@@ -27,7 +27,7 @@ from llama.model import ModelArgs, Transformer
 from llama.sizing.shapes import expected_shapes
 from llama.tokenizer import Tokenizer
 
-PEERS = ("llama.cpp", "ctranslate2", "openvino", "transformers")
+PEERS = ("llama.cpp", "ctranslate2", "openvino", "transformers", "transformers-float32")
 # Threads of a peer's OpenMP may spin so long after their work (Intel's: 0.2 s) and slow the next peer.
 _SPIN = 0.25
 TOKENIZER = Path(__file__).parent.parent / "CodeLlama-tiny" / "tokenizer.model"
@@ -183,13 +183,18 @@ def make_peers(
     """This runtime and the peers named, with the same weights; in float32 held to the same tokens.
 
     Args:
-        names: of PEERS; all but transformers run on a CPU only.
+        names: of PEERS; all but transformers run on a CPU only. transformers-float32 is the faster one where the
+            CPU has no products in 16 bits.
         context, sequences: tokens of a sequence, and sequences, that llama.cpp reserves memory for.
     """
     if unknown := sorted(set(names) - {*PEERS, ""}):
         raise SystemExit(f"--peers {','.join(unknown)} is unknown; known are {','.join(PEERS)}")
     model = ours.llama.model
     peers: list[Peer] = [ours]
+    if "openvino" in names:  # first: while it converts, it holds the weights several times
+        from openvino_peer import OpenVino
+
+        peers.append(OpenVino(model, threads=threads))
     if "llama.cpp" in names:
         from llama_cpp_peer import LlamaCpp
 
@@ -198,14 +203,14 @@ def make_peers(
         from ctranslate2_peer import CTranslate2
 
         peers.append(CTranslate2(model, threads=threads))
-    if "openvino" in names:
-        from openvino_peer import OpenVino
-
-        peers.append(OpenVino(model, threads=threads))
     if "transformers" in names:
         from transformers_peer import make_transformers
 
         peers.append(make_transformers(model))
+    if "transformers-float32" in names:
+        from transformers_peer import make_transformers
+
+        peers.append(make_transformers(model, torch.float32))
     _warm(peers, same=model.dtype == torch.float32)
     return peers
 

@@ -17,7 +17,7 @@ import torch
 from batch import RAGGED, ragged
 from latency import NEW, decode, prefill
 from machine import at_level, describe
-from peers import PEERS, Peer, close, header, in_turns, make_ours, make_peers, parts, report, shape
+from peers import Peer, close, header, in_turns, make_ours, make_peers, parts, report, shape
 
 WORKS = "decode,batch,ragged,prefill"
 
@@ -33,11 +33,17 @@ def works_of(name: str) -> dict[str, tuple[str, Callable[[Peer], float]]]:
     }
 
 
+def _named(peer: Peer, names: list[str]) -> bool:
+    """Whether a peer is among those; its own name may say its precision besides."""
+    return peer.name.partition(",")[0] in names
+
+
 def main(
     shapes: str = "110m",
     dtypes: str = "float32,bfloat16",
-    peers: str = ",".join(PEERS),
+    peers: str = "llama.cpp,ctranslate2,openvino,transformers",
     works: str = WORKS,
+    ragged_peers: str = "llama.cpp",
     rounds: int = 3,
     warm: int = 1,
     threads: int = 2,
@@ -49,8 +55,10 @@ def main(
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.
         dtypes: of bfloat16, float16, float32, with commas.
-        peers: of llama.cpp, ctranslate2, openvino, transformers, with commas.
-        works: of decode, batch, ragged (not of ctranslate2, which takes such prompts token by token), prefill.
+        peers: of llama.cpp, ctranslate2, openvino, transformers, transformers-float32, with commas.
+        works: of decode, batch, ragged, prefill.
+        ragged_peers: those of them that run the ragged batch. OpenVINO and transformers pad such prompts, and
+            ctranslate2 takes them token by token, so that they need several times as long.
         rounds: measured rounds.
         warm: rounds before them, which are dropped.
         threads: CPU threads.
@@ -70,7 +78,11 @@ def main(
             header(f"{name}, {dtype}", columns)
             for work in parts(works):
                 label, measure = works_of(name)[work]
-                chosen = [peer for peer in beside if work != "ragged" or "ctranslate2" not in peer.name]
+                chosen = [
+                    peer
+                    for peer in beside
+                    if work != "ragged" or _named(peer, ["ours", *parts(ragged_peers)])
+                ]
                 report(label, "tokens/s", in_turns(chosen, measure, rounds, warm), columns)
             close(beside)
             del ours, beside, chosen

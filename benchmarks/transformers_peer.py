@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,13 @@ class Transformers:
             ids, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0
         )
         return [row[width:].tolist() for row in out]
+
+
+def plain_weights(model: Transformer) -> Iterator[tuple[str, torch.Tensor]]:
+    """The state dict, one weight at a time: packed ones are copied to become plain."""
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            yield from module.state_dict(prefix=f"{name}.").items()
 
 
 def make_transformers(model: Transformer, dtype: torch.dtype | None = None) -> Transformers:
@@ -59,15 +66,12 @@ def make_transformers(model: Transformer, dtype: torch.dtype | None = None) -> T
     peer.to_empty(device=model.device)
     # The rotary table is a buffer, which to_empty did not fill.
     peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(model.device)
-    ours = model.state_dict()
-    state = {}
-    for name, plain in ours.items():
+    parameters = dict(peer.named_parameters())
+    for name, plain in plain_weights(model):
         value = plain
         if rotary_heads(name, args.n_heads, args.kv_heads):
             # Interleaved rotary pairs -> halves.
             value = value.view(-1, args.head_dim // 2, 2, args.dim).transpose(1, 2).reshape(value.shape)
-        state[hf_name(name)] = value
-    with torch.no_grad():
-        for name, parameter in peer.named_parameters():
-            parameter.copy_(state[name])
-    return Transformers(peer.eval())
+        with torch.no_grad():
+            parameters[hf_name(name)].copy_(value)
+    return Transformers(peer.eval(), "transformers" if dtype is None else f"transformers, {str(dtype)[6:]}")

@@ -1,7 +1,7 @@
 """From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, log-probabilities.
 
-Three implementations: csrc/rows.c on CPUs with kernels, numpy on other CPUs, PyTorch on other devices.
-`sample` and `log_probabilities` choose. Bias and penalties (`adjust`) change a row before it is drawn from.
+Three implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), numpy on other CPUs, PyTorch on other
+devices. operators.py chooses. Bias and penalties (`adjust`) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
 depends only on its logits, its parameters and that number. The draw inverts the cumulative distribution in
@@ -19,7 +19,7 @@ import torch
 
 from ..errors import NumericsError
 from ..sampling import SamplingParams
-from . import native
+from .native import Kernels
 
 __all__ = [
     "adjust",
@@ -30,6 +30,7 @@ __all__ = [
     "not_finite",
     "penalize",
     "sample",
+    "sample_compiled",
 ]
 
 # The best ids are searched first, since sorting a whole vocabulary takes longer than a layer.
@@ -109,8 +110,6 @@ def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
 
 def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
     """log softmax of each row at its id, (R,) float32, before temperature and limits."""
-    if native.takes_logits(logits_RV):
-        return native.log_probabilities(logits_RV, ids_R)
     # The whole log-softmax: on a CPU it takes a third of the time of logsumexp.
     return torch.log_softmax(logits_RV, dim=-1).gather(1, ids_R[:, None])[:, 0]
 
@@ -125,8 +124,6 @@ def sample(
     rows = [i for i, param in enumerate(params) if not param.greedy]
     if not rows:
         return most_probable(logits_RV)
-    if native.takes_logits(logits_RV):
-        return _draw_compiled(logits_RV, params, uniforms)
     draw = _draw_on_cpu if logits_RV.device.type == "cpu" else _draw
     if len(rows) == len(params):
         return draw(logits_RV, params, uniforms)
@@ -136,10 +133,13 @@ def sample(
     return ids_R
 
 
-def _draw_compiled(
-    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+def sample_compiled(
+    kernels: Kernels,
+    logits_RV: torch.Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
 ) -> torch.Tensor:
-    """csrc/rows.c: as `_draw_on_cpu`, greedy rows included, on all threads."""
+    """As `sample`, of contiguous float32 rows: csrc/rows.c, on all threads."""
     vocab = logits_RV.shape[1]
     rows = [
         (
@@ -151,7 +151,7 @@ def _draw_compiled(
         )
         for param, uniform in zip(params, uniforms, strict=True)
     ]
-    return native.draw(logits_RV, np.array(rows, dtype=np.float64))
+    return kernels.draw(logits_RV, np.array(rows, dtype=np.float64))
 
 
 def _draw_on_cpu(

@@ -68,16 +68,17 @@ def compiler() -> str:
     return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
 
 
-def has_compiler() -> bool:
-    """Whether kernels can be compiled here; those that were not are then a failure."""
-    return shutil.which(compiler()) is not None
-
-
+@cache
 def _compiles(command: str, *options: str) -> bool:
     """Whether a compiler is there and takes these options, for an empty file."""
     whole = [command, *options, "-fsyntax-only", "-x", "c", os.devnull]
     there = shutil.which(command) is not None
     return there and subprocess.run(whole, capture_output=True, check=False).returncode == 0
+
+
+def has_compiler() -> bool:
+    """Whether kernels can be compiled here; those that were not are then a failure."""
+    return _compiles(compiler(), "-include", "string.h", "-include", "dlfcn.h")
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,29 @@ def test_the_levels_that_run_are_those_of_this_cpu() -> None:
     assert [level.name for level in compiled.runnable()] == [
         level.name for level in here() if runs(level.name)
     ]
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "best"),
+    [
+        ("linux", "x86_64", "x86-64-v4-bf16"),
+        ("darwin", "x86_64", "x86-64-v4-bf16"),
+        ("linux", "aarch64", "armv8-bf16"),
+        ("darwin", "arm64", "armv8-bf16"),
+        ("linux", "riscv64", None),
+        ("win32", "AMD64", None),
+    ],
+)
+def test_where_kernels_are_compiled(
+    system: str, machine: str, best: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the package installs without, and misses nothing."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert next((level.name for level in here()), None) == best
+    if best is None:
+        assert compiled.why_missing() is None
+        assert compiled.runnable() == []
 
 
 @where_they_are_compiled

@@ -73,7 +73,15 @@ INLINE vu broadcast_bits(const void *p) {
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
 /* The second where one of them is a NaN. */
-INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__) && LANES == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__) && LANES == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
 
 /* Store past the caches, for what is read much later; p is aligned to the vector. */
 INLINE void stream(void *p, vu v) {

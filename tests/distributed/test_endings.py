@@ -60,7 +60,8 @@ def test_an_error_of_one_rank_ends_the_other(forked: Any, scenario: str, own: st
 def test_a_launch_that_is_stopped_ends_soon_and_whole(own_folder: Path, way: str) -> None:
     """Ctrl-C in the middle of a generation, or a rank that the system kills."""
     pids, ended = ([own_folder / f"{name}.{rank}" for rank in range(2)] for name in ("pid", "ended"))
-    with launched("rank_script.py", own_folder, "endless", ranks=2) as launch:
+    forked = way == "killed"  # Ctrl-C goes to the launcher itself
+    with launched("rank_script.py", own_folder, "endless", ranks=2, forked=forked) as launch:
         launch.wait_for(lambda: all(path.exists() for path in pids))
         stopped = time.monotonic()
         if way == "ctrl-c":

@@ -144,7 +144,8 @@ def test_a_service_that_is_cancelled_leaves_no_rank_in_it(folder):
 def test_under_torchrun(folder, way, tmp_path):
     """The service ends by itself. torchrun kills a rank that takes 30 s, and a rank that is killed is never `over`."""
     (tmp_path / "s2").symlink_to(folder / "s2")
-    with launched("service_script.py", tmp_path, "endless", ranks=2, environment=ONE_THREAD) as launch:
+    given = {"ranks": 2, "environment": ONE_THREAD, "forked": True}
+    with launched("service_script.py", tmp_path, "endless", **given) as launch:
         launch.wait_for((tmp_path / "ready").exists)
         if way == "sigterm":
             launch.process.terminate()

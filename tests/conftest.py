@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import gc_later  # noqa: F401 - first, for the imports below
 import pytest
 import torch
 from hypothesis import settings
@@ -61,6 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays, so the garbage collector need not look at it again: an eighth of the time."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

@@ -248,6 +248,7 @@ def run_forked(report: Path, *jobs: Sequence[object]) -> list[dict[str, Any]]:
     """Run jobs, each (ranks, script, argument...), as rank_forks.py says -> a report on each."""
     named = json.dumps([[job[0], *map(str, job[1:])] for job in jobs])
     # One thread: where others use the cores too, OpenMP's threads wait for one another by spinning.
-    run_ranks("rank_forks.py", report, named, ranks=None, environment={"OMP_NUM_THREADS": "1"}).ok()
+    environment = {"OMP_NUM_THREADS": "1"}
+    run_ranks("rank_forks.py", report, named, ranks=None, environment=environment, forked=True).ok()
     found: list[dict[str, Any]] = json.loads(report.read_text())
     return found

@@ -29,8 +29,8 @@ def own_folder(folder: Path, tmp_path: Path) -> Path:
 
 def test_an_error_of_all_ranks_ends_the_launch(own_folder: Path) -> None:
     """And a number of threads that the user set is kept."""
-    environment = {"OMP_NUM_THREADS": "2"}
-    finished = run_ranks("rank_script.py", own_folder, "threads", "refused", ranks=2, environment=environment)
+    given = {"ranks": 2, "environment": {"OMP_NUM_THREADS": "2"}, "forked": True}
+    finished = run_ranks("rank_script.py", own_folder, "threads", "refused", **given)
     assert finished.code != 0
     assert "sizes that work: 1, 2, 4" in finished.stderr
     assert finished.stdout == ""

@@ -27,7 +27,7 @@ SERVER.set_forkserver_preload(
         "llama.checkpoint",
         "llama.checkpoint.convert",
         "llama.evaluation.harness",
-        "llama.serving",
+        "llama.serving.http.server",
         "torch.distributed.run",
     ]
 )

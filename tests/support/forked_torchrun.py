@@ -31,7 +31,8 @@ class ForkedTorchrun:
 
     Args:
         outputs: paths that its stdout and stderr are written to, and those of its ranks.
-        words: torchrun's options, the script, and its arguments. Without options the script runs by itself.
+        words: torchrun's options, the script, and its arguments. Without options the script, or `-m MODULE`, runs by
+            itself.
     """
 
     def __init__(
@@ -78,15 +79,16 @@ def _torchrun(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if machine is not None:
         machine.join()
-    if not words[0].startswith("-"):
+    if not words[0].startswith("--"):
         _set_threads()
-        _rank(words[0], list(words[1:]))
+        _rank(*words)
         return
     arguments = parse_args(list(words))
     config, *_ = config_from_args(arguments)
     config.start_method = "fork"
     _set_threads()
-    elastic_launch(config, _rank)(arguments.training_script, arguments.training_script_args)
+    module = ["-m"] if arguments.module else []
+    elastic_launch(config, _rank)(*module, arguments.training_script, *arguments.training_script_args)
 
 
 def _set_threads() -> None:
@@ -97,17 +99,21 @@ def _set_threads() -> None:
         torch.set_num_threads(int(threads))
 
 
-def _rank(script: str, arguments: list[str]) -> None:
-    """Run the script, and end as an interpreter of its own would."""
+def _rank(script: str, *arguments: str) -> None:
+    """Run the script, or with -m the module that the first argument names; end as an interpreter of its own would."""
     # torch's own forks are told when their parent ends, torchrun's ranks are not; nor have they its handlers.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    sys.argv = [script, *arguments]
     code = 0
     try:
-        runpy.run_path(script, run_name="__main__")
+        if script == "-m":
+            sys.argv = [*arguments]
+            runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [script, *arguments]
+            runpy.run_path(script, run_name="__main__")
     except SystemExit as ending:
         if isinstance(ending.code, str):
             print(ending.code, file=sys.stderr)

@@ -170,7 +170,7 @@ class ForkedLaunch(Launch):
 
 _TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 # What --standalone stands for.
-_ALONE = ("--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0")
+ALONE = ("--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0")
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def launched(
         ranks: None for plain python, no torchrun.
         forked: torchrun and its ranks are forks, each two seconds of processor time cheaper: `ForkedLaunch`.
     """
-    kind, launcher = (ForkedLaunch, _ALONE) if forked else (Launch, _TORCHRUN)
+    kind, launcher = (ForkedLaunch, ALONE) if forked else (Launch, _TORCHRUN)
     options = () if ranks is None else (*launcher, "--nproc_per_node", ranks)
     launch = kind(SUPPORT / script, arguments, options, environment or {})
     try:

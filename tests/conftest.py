@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Rooms whose every test is slow: they launch ranks, servers and programs. In the order in which they run: the
 # longest files first, so that no worker is left with one when the others have ended.
-SLOW_ROOMS = ("distributed", "serving", "download", "project")
+SLOW_ROOMS = ("distributed", "project", "serving", "download")
 
 
 def pytest_configure(config: pytest.Config) -> None:

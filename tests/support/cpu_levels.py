@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sysconfig
+from functools import cache
 from pathlib import Path
 
-__all__ = ["NEEDS", "compiler", "has_compiler", "runs"]
+__all__ = ["NEEDS", "compiler", "has_compiler", "knows", "runs"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
 _V4 = _V3 | {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")}
@@ -22,6 +24,17 @@ NEEDS = {
     "armv8-a": {"asimd"},
     "armv8-dotprod": {"asimd", "asimddp"},
     "armv8-bf16": {"asimd", "asimddp", "bf16", "i8mm"},
+}
+# The option of each level that compilers learned last.
+_NEWEST = {
+    "x86-64-v3": "-mavx2",
+    "x86-64-v3-vnni": "-mavxvnni",
+    "x86-64-v4": "-mavx512vl",
+    "x86-64-v4-vnni": "-mavx512vnni",
+    "x86-64-v4-bf16": "-mavx512bf16",
+    "armv8-a": "-march=armv8-a",
+    "armv8-dotprod": "-march=armv8.2-a+dotprod",
+    "armv8-bf16": "-march=armv8.2-a+dotprod+bf16+i8mm",
 }
 
 
@@ -44,3 +57,10 @@ def compiler() -> str:
 def has_compiler() -> bool:
     """Whether kernels can be compiled here; those that were not are then a failure."""
     return shutil.which(compiler()) is not None
+
+
+@cache
+def knows(level: str) -> bool:
+    """Whether the compiler knows the instructions of a level: GCC before 10 none of bfloat16, before 11 no AVX-VNNI."""
+    command = [compiler(), _NEWEST[level], "-fsyntax-only", "-x", "c", os.devnull]
+    return has_compiler() and subprocess.run(command, capture_output=True, check=False).returncode == 0

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cpu_levels import NEEDS, has_compiler, runs
+from cpu_levels import NEEDS, has_compiler, knows, runs
 
 __all__ = ["LACKING", "Skips", "allowed"]
 
@@ -87,6 +87,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
     **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
+    **{f"the C compiler does not know {level}": lambda level=level: not knows(level) for level in NEEDS},
     r"no C compiler|needs the compiled file": _no_compiled_kernels,
     r"kernels are compiled for x86-64 and aarch64 only": lambda: not _has_levels(),
     r"this build or CPU may rightly decline": _no_mkldnn_packing,

@@ -1,7 +1,7 @@
 """Laws of several ranks: the number of ranks, shards and replicas changes nothing but the speed.
 
-A launch takes seconds, so there are two, on 2 and 4 ranks, which run all scenarios of rank_script.py; the larger
-one is of forks.
+A launch takes seconds, so there are two, on 2 and 4 ranks, which run all scenarios of rank_script.py. They are
+forks; test_endings.py, and the line of the README that test_readme.py runs, are commands.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class World:
         path = folder / f"world-{size}"
 
         def run() -> dict[str, Any]:
-            return asdict(run_ranks("rank_script.py", folder, *SCENARIOS, ranks=size, forked=size > 2))
+            return asdict(run_ranks("rank_script.py", folder, *SCENARIOS, ranks=size, forked=True))
 
         self.finished = Finished(**once(path, run))
 

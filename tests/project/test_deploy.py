@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from quick_compiler import quick_compiler
 
 from llama.cli import make_parser
 
@@ -120,23 +121,10 @@ def test_weights_keys_and_other_builds_stay_out_of_the_image(path: str) -> None:
     assert not reaches_the_build(path)
 
 
-# A compiler whose object files are empty. To compile the kernels for all levels takes 20 s of processor time.
-READS_ONLY = """#!/bin/sh
-set -e
-case " $* " in
-*" -c "*)
-    for word; do [ "$before" = -o ] && object=$word; before=$word; done
-    cc "$@" -E
-    cc -fPIC -x c -c /dev/null -o "$object" ;;
-*) cc "$@" ;;
-esac
-"""
-
-
 def test_the_build_stage_makes_a_wheel_of_the_whole_package(tmp_path: Path) -> None:
     """Its own command, on its own files, with this environment's setuptools in place of the network's.
 
-    Its compiler only reads the sources, and makes libraries of nothing: test_distributions.py runs those of a wheel.
+    Its compiler only reads the sources, and makes libraries of nothing: test_distributions.py runs what a wheel holds.
     """
     for source in sources(0):
         whole = ROOT / source
@@ -150,14 +138,11 @@ def test_the_build_stage_makes_a_wheel_of_the_whole_package(tmp_path: Path) -> N
     command = command.replace("/wheels", str(tmp_path / "wheels"))
     command = re.sub(r"^pip ", f"{shlex.quote(sys.executable)} -m pip --disable-pip-version-check ", command)
     command = command.replace("wheel --no", "wheel --no-build-isolation --no-index --no", 1)
-    compiler = tmp_path / "cc"
-    compiler.write_text(READS_ONLY)
-    compiler.chmod(0o755)
     done = subprocess.run(
         command,
         shell=True,
         cwd=tmp_path / "src",
-        env={**os.environ, "CC": str(compiler)},
+        env={**os.environ, "CC": quick_compiler(tmp_path / "cc")},
         capture_output=True,
         text=True,
         timeout=LIMIT,

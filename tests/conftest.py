@@ -6,6 +6,7 @@ Models are made once: they hold no state between calls.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Rooms whose every test is slow: they launch ranks, servers and programs. In the order in which they run: the
 # longest files first, so that no worker is left with one when the others have ended.
 SLOW_ROOMS = ("distributed", "project", "serving", "download")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a tenth of the suite is waiting, for silence, for limits of time, for servers."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return len(cores) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:

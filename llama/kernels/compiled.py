@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .levels import ABI, BASE, Feature, Level, here
 
-__all__ = ["VARIABLE", "base", "best", "features", "kernels", "open_level", "runnable", "why_missing"]
+__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing"]
 
 VARIABLE = "LLAMA_KERNELS"
 _FOLDER = Path(__file__).parent
@@ -120,12 +120,6 @@ def best() -> Level | None:
             return level
     names = ", ".join([level.name for level in there] + ["none"])
     raise ConfigError(f"{VARIABLE} is {wanted!r}; on this machine it can be: {names}")
-
-
-def kernels() -> ctypes.CDLL | None:
-    """The kernels that are used; None where there are none."""
-    level = best()
-    return None if level is None else open_level(level)
 
 
 def why_missing() -> str | None:

@@ -107,7 +107,7 @@ def _not_whole(size: int, vector: int, what: str) -> str | None:
 
 
 def _not_attention(case: Case) -> str | None:
-    if case.head_dim > 1 << 20:
+    if case.head_dim > _MAX_HEAD_DIM:
         return f"heads of {case.head_dim} numbers, which is more than {_MAX_HEAD_DIM}"
     return _not_whole(case.head_dim, 2 * LANES, "heads")
 

@@ -1,7 +1,8 @@
-"""Batches beside transformers: eight prompts of one length, and of mixed lengths, with the same weights.
+"""Batches beside the peers: eight prompts of one length, and of mixed lengths, with the same weights.
 
 python benchmarks/batch.py
 python benchmarks/batch.py --shapes 110m --dtypes bfloat16 --rounds 5
+python benchmarks/batch.py --peers llama.cpp,openvino --level x86-64-v3
 python benchmarks/batch.py --device cuda --shapes 7b --dtypes bfloat16
 """
 
@@ -9,9 +10,11 @@ from __future__ import annotations
 
 import fire
 import torch
+from latency import decode
+from machine import at_level, describe
 from peers import (
-    SHAPES,
     Peer,
+    close,
     header,
     in_turns,
     make_ours,
@@ -20,21 +23,17 @@ from peers import (
     random_prompts,
     report,
     seconds,
+    shape,
 )
 
-_NEW = 64
-_RAGGED = (16, 64, 96, 160, 224, 320, 416, 512)
+_LENGTHS = (16, 64, 96, 160, 224, 320, 416, 512)
+RAGGED = f"ragged batch of 8, prompts of {_LENGTHS[0]} to {_LENGTHS[-1]}, 64 tokens each"
 
 
-def _decode(peer: Peer, new: int) -> float:
-    prompts = random_prompts([32] * 8)
-    first = seconds(lambda: peer.run(prompts, 1))
-    return 8 * new / (seconds(lambda: peer.run(prompts, 1 + new)) - first)
-
-
-def _ragged(peer: Peer) -> float:
-    prompts = random_prompts(_RAGGED)
-    return 8 * _NEW / seconds(lambda: peer.run(prompts, _NEW))
+def ragged(peer: Peer) -> float:
+    """New tokens/s of eight prompts of mixed lengths, from start to end."""
+    prompts = random_prompts(_LENGTHS)
+    return 8 * 64 / seconds(lambda: peer.run(prompts, 64))
 
 
 def main(
@@ -44,8 +43,10 @@ def main(
     device: str = "cpu",
     threads: int = 2,
     peers: str = "transformers",
+    level: str = "",
+    layers: int = 0,
 ) -> None:
-    """Print a table for each shape and dtype.
+    """Measure batches of eight beside the peers; print a table for each shape and dtype.
 
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.
@@ -53,21 +54,23 @@ def main(
         rounds: measured rounds, after one that is dropped.
         device: cpu or cuda.
         threads: CPU threads.
-        peers: of transformers, llama.cpp (CPU only), with commas.
+        peers: of llama.cpp, ctranslate2, openvino (these on a CPU only), transformers, transformers-float32, with
+            commas.
+        level: of our kernels, as LLAMA_KERNELS; x86-64-v3 holds the peers to AVX2 too.
+        layers: instead of the shape's own number, for a quick try.
     """
+    at_level(level)
     torch.set_num_threads(threads)
+    describe(threads)
     for name in parts(shapes):
         for dtype in parts(dtypes):
-            ours = make_ours(SHAPES[name], getattr(torch, dtype), torch.device(device))
+            ours = make_ours(shape(name, layers), getattr(torch, dtype), torch.device(device))
             beside = make_peers(parts(peers), ours, threads=threads)
             header(f"{name}, {dtype}, {device}", [peer.name for peer in beside])
-            taken = in_turns(beside, lambda peer: _decode(peer, 16), rounds)
+            taken = in_turns(beside, lambda peer: decode(peer, 16, batch=8), rounds)
             report("batch 8, decode 16 tokens each", "tokens/s", taken)
-            report(
-                f"ragged batch of 8, prompts of {_RAGGED[0]} to {_RAGGED[-1]}, {_NEW} tokens each",
-                "tokens/s",
-                in_turns(beside, _ragged, rounds),
-            )
+            report(RAGGED, "tokens/s", in_turns(beside, ragged, rounds))
+            close(beside)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,13 @@
 The same weights, exported with the gguf package: matrices in the model's dtype, norms in float32. GGUF keeps
 the rotary rows of this architecture in Meta's order, so nothing is permuted. The vocabulary is a dummy,
 because prompts are ids.
+
+pip compiles llama.cpp for the CPU at hand. To compare with it on AVX2 (`--level x86-64-v3`) where the CPU has more,
+compile another one, and name the folder of its libraries:
+
+    CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON -DGGML_FMA=ON \\
+        -DGGML_F16C=ON" pip install --no-deps --no-binary llama-cpp-python --target DIR llama-cpp-python==0.3.36
+    export LLAMA_CPP_LIB_PATH=DIR/llama_cpp/lib
 """
 
 from __future__ import annotations
@@ -17,6 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import avx2_only
+from transformers_peer import plain_weights
 
 from llama.model import Transformer
 
@@ -54,7 +63,7 @@ def export(model: Transformer, path: Path) -> None:
     writer.add_token_list([f"<{i}>".encode() for i in range(args.vocab_size)])
     writer.add_token_scores([0.0] * args.vocab_size)
     writer.add_token_types([gguf.TokenType.NORMAL] * args.vocab_size)
-    for name, value in model.state_dict().items():
+    for name, value in plain_weights(model):
         _, part = name.removesuffix(".weight"), name.removesuffix(".weight").split(".")
         mine = f"blk.{part[1]}.{_NAMES['.'.join(part[2:])]}" if part[0] == "layers" else _WHOLE[part[0]]
         if value.dim() == 1:
@@ -83,6 +92,9 @@ class LlamaCpp:
         self._keep = quiet
         lc.llama_log_set(quiet, ctypes.c_void_p(0))
         lc.llama_backend_init()
+        has = lc.llama_print_system_info().decode()
+        if avx2_only() and "AVX512 = 1" in has:
+            raise SystemExit(f"this llama.cpp was compiled with more than AVX2: {has}\n\n{__doc__}")
         file = tempfile.NamedTemporaryFile(suffix=".gguf", delete=False)  # noqa: SIM115 - outlives a with
         file.close()
         export(model, Path(file.name))
@@ -116,6 +128,12 @@ class LlamaCpp:
             for each, token in zip(out, last, strict=True):
                 each.append(token)
         return out
+
+    def close(self) -> None:
+        """Free the model and its context."""
+        self._lc.llama_batch_free(self._batch)
+        self._lc.llama_free(self._context)
+        self._lc.llama_model_free(self._model)
 
     def serve(self, prompts: Sequence[Sequence[int]], gap: float, new: int) -> tuple[list[float], float]:
         """Requests that arrive `gap` seconds apart, decoded together, prompts beside them in what is left of

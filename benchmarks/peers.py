@@ -1,8 +1,8 @@
 """What the benchmarks share: shapes, the peers with one set of random weights, taking turns, medians.
 
 Machines are noisy, so a figure alone says little. Every figure is measured in turn with its peer's, in one
-run, and the result is the median of the rounds' ratios. Peers: Hugging Face transformers, and llama.cpp
-(llama_cpp_peer.py).
+run, and the result is the median of the rounds' ratios. The peers are in files of their own: transformers_peer.py,
+llama_cpp_peer.py, ctranslate2_peer.py, openvino_peer.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +22,14 @@ import torch
 
 from llama.checkpoint import load_weights, open_checkpoint
 from llama.checkpoint.layouts.hf_config import params_of
-from llama.checkpoint.layouts.hugging_face import hf_name, rotary_heads
 from llama.generation import Llama
 from llama.model import ModelArgs, Transformer
 from llama.sizing.shapes import expected_shapes
 from llama.tokenizer import Tokenizer
 
+PEERS = ("llama.cpp", "ctranslate2", "openvino", "transformers", "transformers-float32")
+# Threads of a peer's OpenMP may spin so long after their work (Intel's: 0.2 s) and slow the next peer.
+_SPIN = 0.25
 TOKENIZER = Path(__file__).parent.parent / "CodeLlama-tiny" / "tokenizer.model"
 VOCAB = 32016
 _COMMON = {"vocab_size": VOCAB, "rope_theta": 1e6, "max_seq_len": 4096, "max_batch_size": 8}
@@ -36,6 +38,13 @@ SHAPES = {
     "1.1b": ModelArgs(dim=2048, n_layers=22, n_heads=32, n_kv_heads=4, **_COMMON),
     "7b": ModelArgs(dim=4096, n_layers=32, n_heads=32, **_COMMON),
 }
+
+
+def shape(name: str, layers: int = 0) -> ModelArgs:
+    """A shape of SHAPES, with another number of layers where it is given."""
+    if name not in SHAPES:
+        raise SystemExit(f"--shapes {name} is unknown; known are {', '.join(SHAPES)}")
+    return replace(SHAPES[name], n_layers=layers or SHAPES[name].n_layers)
 
 
 class WideTokenizer(Tokenizer):
@@ -66,25 +75,6 @@ class Ours:
         # weights repeats itself, so drafts would be right more often than for any real text.
         tokens, _ = self.llama.generate(prompts, new, temperature=0.0, stop_token=VOCAB, speculate=False)
         return tokens
-
-
-@dataclass
-class Transformers:
-    """transformers' `generate`, left-padded where prompts differ in length."""
-
-    model: Any
-    name: str = "transformers"
-
-    @torch.inference_mode()
-    def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
-        width = max(map(len, prompts))
-        device = self.model.device
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        out = self.model.generate(
-            ids, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0
-        )
-        return [row[width:].tolist() for row in out]
 
 
 def make_ours(args: ModelArgs, dtype: torch.dtype, device: torch.device) -> Ours:
@@ -122,44 +112,6 @@ def settle() -> None:
             thread.join()
 
 
-def make_transformers(model: Transformer) -> Transformers:
-    """The same weights in transformers' LlamaForCausalLM."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    args = model.params
-    config = LlamaConfig(
-        vocab_size=args.vocab_size,
-        hidden_size=args.dim,
-        intermediate_size=args.ffn_dim,
-        num_hidden_layers=args.n_layers,
-        num_attention_heads=args.n_heads,
-        num_key_value_heads=args.kv_heads,
-        rms_norm_eps=args.norm_eps,
-        rope_theta=args.rope_theta,
-        max_position_embeddings=16384,
-        tie_word_embeddings=False,
-        eos_token_id=None,
-    )
-    with torch.device("meta"):
-        peer = LlamaForCausalLM(config)
-    peer.to_empty(device=model.device)
-    peer.to(model.dtype)
-    # The rotary table is a buffer, which to_empty did not fill.
-    peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(model.device)
-    ours = model.state_dict()
-    state = {}
-    for name, plain in ours.items():
-        value = plain
-        if rotary_heads(name, args.n_heads, args.kv_heads):
-            # Interleaved rotary pairs -> halves.
-            value = value.view(-1, args.head_dim // 2, 2, args.dim).transpose(1, 2).reshape(value.shape)
-        state[hf_name(name)] = value
-    with torch.no_grad():
-        for name, parameter in peer.named_parameters():
-            parameter.copy_(state[name])
-    return Transformers(peer.eval())
-
-
 def random_prompts(lengths: Sequence[int], seed: int = 0, high: int = 32000) -> list[list[int]]:
     """Prompts of random ids from 3 to `high` - 1."""
     generator = torch.Generator().manual_seed(seed)
@@ -175,13 +127,16 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def in_turns(peers: Sequence[Peer], measure: Callable[[Peer], float], rounds: int) -> dict[str, list[float]]:
-    """measure(peer) for each peer, `rounds` times. A first round is dropped, and the order alternates."""
+def in_turns(
+    peers: Sequence[Peer], measure: Callable[[Peer], float], rounds: int, warm: int = 1
+) -> dict[str, list[float]]:
+    """measure(peer) for each peer, `rounds` times, in alternating order. The first `warm` rounds are dropped."""
     taken: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    for i in range(rounds + 1):
+    for i in range(warm + rounds):
         for peer in peers if i % 2 else list(reversed(peers)):
+            time.sleep(_SPIN)
             value = measure(peer)
-            if i:
+            if i >= warm:
                 taken[peer.name].append(value)
     return taken
 
@@ -192,15 +147,22 @@ def spread(ratios: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.median(ratios):.{digits}f} x ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def report(label: str, unit: str, taken: dict[str, list[float]]) -> None:
-    """Print a row: medians, and the ratios of the first peer to each of the others."""
-    (_, ours), *others = taken.items()
-    cells = [label, f"{statistics.median(ours):.1f}"]
-    cells += [f"{statistics.median(theirs):.1f}" for _, theirs in others]
-    cells.append(unit)
-    for _, theirs in others:
-        cells.append(spread([a / b for a, b in zip(ours, theirs, strict=True)]))
-    print("| " + " | ".join(cells) + " |", flush=True)
+def report(label: str, unit: str, taken: dict[str, list[float]], peers: Sequence[str] = ()) -> None:
+    """Print a row: medians, and the ratios of the first peer to each of the others.
+
+    Args:
+        taken: of each peer the figure of each round.
+        peers: all columns of the table, where some peers were left out of this row.
+    """
+    (first, ours), *_ = taken.items()
+    columns = list(peers or taken)
+    medians = [f"{statistics.median(taken[name]):.1f}" if name in taken else "" for name in columns]
+    ratios = [
+        spread([a / b for a, b in zip(ours, taken[name], strict=True)]) if name in taken else ""
+        for name in columns
+        if name != first
+    ]
+    print("| " + " | ".join([label, *medians, unit, *ratios]) + " |", flush=True)
 
 
 def header(title: str, peers: Sequence[str] = ("ours", "transformers")) -> None:
@@ -218,17 +180,57 @@ def parts(value: str | Sequence[str]) -> list[str]:
 def make_peers(
     names: Sequence[str], ours: Ours, *, threads: int, context: int = 2304, sequences: int = 8
 ) -> list[Peer]:
-    """This runtime and the peers named, with the same weights.
+    """This runtime and the peers named, with the same weights; in float32 held to the same tokens.
 
     Args:
-        names: of transformers, llama.cpp.
+        names: of PEERS; all but transformers run on a CPU only. transformers-float32 is the faster one where the
+            CPU has no products in 16 bits.
         context, sequences: tokens of a sequence, and sequences, that llama.cpp reserves memory for.
     """
+    if unknown := sorted(set(names) - {*PEERS, ""}):
+        raise SystemExit(f"--peers {','.join(unknown)} is unknown; known are {','.join(PEERS)}")
+    model = ours.llama.model
     peers: list[Peer] = [ours]
-    if "transformers" in names:
-        peers.append(make_transformers(ours.llama.model))
+    if "openvino" in names:  # first: while it converts, it holds the weights several times
+        from openvino_peer import OpenVino
+
+        peers.append(OpenVino(model, threads=threads))
     if "llama.cpp" in names:
         from llama_cpp_peer import LlamaCpp
 
-        peers.append(LlamaCpp(ours.llama.model, threads=threads, context=context, sequences=sequences))
+        peers.append(LlamaCpp(model, threads=threads, context=context, sequences=sequences))
+    if "ctranslate2" in names:
+        from ctranslate2_peer import CTranslate2
+
+        peers.append(CTranslate2(model, threads=threads))
+    if "transformers" in names:
+        from transformers_peer import make_transformers
+
+        peers.append(make_transformers(model))
+    if "transformers-float32" in names:
+        from transformers_peer import make_transformers
+
+        peers.append(make_transformers(model, torch.float32))
+    _warm(peers, same=model.dtype == torch.float32)
     return peers
+
+
+def _warm(peers: Sequence[Peer], same: bool) -> None:
+    """Run each once. `same`: they must all say the same, so that what is measured is the same work.
+
+    In 16 bits the best of 32,000 ids is often a near-tie, which each peer rounds in its own way.
+    """
+    prompts = random_prompts([24, 24], seed=1)
+    said = [peer.run(prompts, 6) for peer in peers]
+    for peer, tokens in zip(peers, said, strict=True):
+        if [len(each) for each in tokens] != [6, 6] or (same and tokens != said[0]):
+            raise SystemExit(
+                f"{peer.name} continues {prompts} with {tokens}, and {peers[0].name} with {said[0]}"
+            )
+
+
+def close(peers: Sequence[Peer]) -> None:
+    """Give back the memory, the files and the processes of peers that hold any outside Python."""
+    for peer in peers:
+        end: Callable[[], None] = getattr(peer, "close", lambda: None)
+        end()

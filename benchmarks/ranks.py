@@ -1,6 +1,7 @@
 """Decode speed of 2 ranks of one thread against 1 rank of two, and the share of the collectives in it.
 
 python benchmarks/ranks.py --rounds 3
+python benchmarks/ranks.py --shape 1.1b --dtype float32 --level x86-64-v3
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fire
 import torch
 from engine_runs import make_request, run
-from peers import SHAPES, TOKENIZER, WideTokenizer, random_prompts, settle, spread
+from machine import at_level, describe
+from peers import TOKENIZER, WideTokenizer, random_prompts, settle, spread
+from peers import shape as shape_of
 
 from llama.checkpoint import load_weights
 from llama.checkpoint.base import Checkpoint, Part
@@ -37,6 +41,10 @@ class RandomCheckpoint(Checkpoint):
     def __init__(self, args: ModelArgs, dtype: torch.dtype) -> None:
         self.args, self.dtype, self.mapped = args, dtype, []
 
+    @classmethod
+    def recognizes(cls, folder: Path) -> bool:
+        return False
+
     def stored(self) -> Any:
         return iter(())
 
@@ -52,10 +60,10 @@ class RandomCheckpoint(Checkpoint):
             yield Part(source, slice(0, source.shape[0]), slice(0, source.shape[1]))
 
 
-def worker(shape: str, dtype: str, threads: int) -> None:
+def worker(shape: str, layers: int, dtype: str, threads: int) -> None:
     """On each rank, under torchrun or alone: decode, and what the collectives of a step cost alone."""
     torch.set_num_threads(threads)
-    args, kind = SHAPES[shape], getattr(torch, dtype)
+    args, kind = shape_of(shape, layers), getattr(torch, dtype)
     parallel = join(int(os.environ.get("WORLD_SIZE", "1")), torch.device("cpu"))
     with torch.device("meta"):
         model = Transformer(args, parallel=parallel)
@@ -80,25 +88,31 @@ def _all_reduce_seconds(parallel: Parallel, x: torch.Tensor) -> float:
     return (time.perf_counter() - started) / 200
 
 
-def _measured(ranks: int, shape: str, dtype: str) -> dict[str, Any]:
+def _measured(ranks: int, shape: str, layers: int, dtype: str) -> dict[str, Any]:
     """The figures of a run on 1 or 2 ranks, which have two threads together."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    flags = [f"--shape={shape}", f"--dtype={dtype}", f"--threads={3 - ranks}"]
+    flags = [f"--shape={shape}", f"--layers={layers}", f"--dtype={dtype}", f"--threads={3 - ranks}"]
     command = [sys.executable, *(launcher if ranks > 1 else []), __file__, "worker", *flags]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     figures: dict[str, Any] = json.loads(out.partition("RESULT")[2].splitlines()[0])
     return figures
 
 
-def main(shape: str = "110m", dtype: str = "bfloat16", rounds: int = 3) -> None:
-    """Print a table: decode speed on 1 rank and on 2.
+def main(
+    shape: str = "110m", dtype: str = "bfloat16", rounds: int = 3, level: str = "", layers: int = 0
+) -> None:
+    """Measure decode on 1 rank of two threads and on 2 ranks of one, and print a table.
 
     Args:
         shape: 110m or 1.1b.
-        dtype: bfloat16 or float32.
+        dtype: bfloat16, float16 or float32.
         rounds: turns of each measurement.
+        level: of the kernels, as LLAMA_KERNELS.
+        layers: instead of the shape's own number, for a quick try.
     """
-    pairs = [(_measured(1, shape, dtype), _measured(2, shape, dtype)) for _ in range(rounds)]
+    at_level(level)
+    describe(2)
+    pairs = [(_measured(1, shape, layers, dtype), _measured(2, shape, layers, dtype)) for _ in range(rounds)]
     one, two = ([each[i]["speed"] for each in pairs] for i in (0, 1))
     ratios = [b / a for a, b in zip(one, two, strict=True)]
     reduce = statistics.median(pair[1]["reduce"] for pair in pairs)

@@ -1,18 +1,20 @@
 """From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, log-probabilities.
 
-Three implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), numpy on other CPUs, PyTorch on other
-devices. operators.py chooses. Bias and penalties (`adjust`) change a row before it is drawn from.
+Two implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), PyTorch everywhere else, which is also the
+reference. operators.py chooses. Bias and penalties (`adjust`) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
 depends only on its logits, its parameters and that number. The draw inverts the cumulative distribution in
 the order of the ids: rounding that differs with the number of ranks then moves a boundary by the same tiny
 amount, and never swaps two candidates.
+
+Both implementations take weights e^((logit - greatest logit) / temperature) in float32, add them up in blocks
+of 64, and the blocks in float64, so that rounding does not grow with the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -33,12 +35,10 @@ __all__ = [
     "sample_compiled",
 ]
 
-# The best ids are searched first, since sorting a whole vocabulary takes longer than a layer.
-_BEST = 512
-# On a CPU, weights are summed in blocks of so many.
-_SUMMED = 64
-# Top-k looks first at ids with at least this share of the best one's weight, at rarer ones if it must.
-_RARE = 1e-3
+# Weights that are added up in float32.
+_BLOCK = 64
+# Draws rows of one kind: (logits (R, V), parameters, uniforms) -> ids (R,).
+_Draw = Callable[[torch.Tensor, Sequence[SamplingParams], Sequence[float]], torch.Tensor]
 
 
 def all_finite(logits_RV: torch.Tensor) -> bool:
@@ -121,16 +121,22 @@ def sample(
 
     A logit may be -inf, which is never drawn, as long as another one of its row is finite.
     """
-    rows = [i for i, param in enumerate(params) if not param.greedy]
-    if not rows:
-        return most_probable(logits_RV)
-    draw = _draw_on_cpu if logits_RV.device.type == "cpu" else _draw
-    if len(rows) == len(params):
-        return draw(logits_RV, params, uniforms)
-    ids_R = most_probable(logits_RV)
-    chosen = draw(logits_RV[rows], [params[i] for i in rows], [uniforms[i] for i in rows])
-    ids_R[torch.tensor(rows, device=ids_R.device)] = chosen
-    return ids_R
+    device = logits_RV.device
+    if device.type == "mps":  # which has no float64
+        logits_RV = logits_RV.cpu()
+    kinds: dict[_Draw, list[int]] = {}
+    for row, param in enumerate(params):
+        limited = param.top_k or param.top_p < 1 or param.min_p
+        kind = _draw_greatest if param.greedy else _draw_limited if limited else _draw_from_all
+        kinds.setdefault(kind, []).append(row)
+    ids_R = torch.empty(len(params), dtype=torch.long, device=logits_RV.device)
+    for draw, rows in kinds.items():
+        if len(kinds) == 1:
+            ids_R = draw(logits_RV, params, uniforms)
+        else:
+            at = torch.tensor(rows, device=logits_RV.device)
+            ids_R[at] = draw(logits_RV[at], [params[row] for row in rows], [uniforms[row] for row in rows])
+    return ids_R.to(device)
 
 
 def sample_compiled(
@@ -154,122 +160,90 @@ def sample_compiled(
     return kernels.draw(logits_RV, np.array(rows, dtype=np.float64))
 
 
-def _draw_on_cpu(
+def _draw_greatest(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
-    """numpy: as `_draw`, in a tenth of the time: no sort of the whole vocabulary, no rows in float64.
-
-    Blocks are summed in float32 and added up in float64, so that rounding does not grow with the vocabulary.
-    """
-    logits = logits_RV.numpy()
-    rows, vocab = logits.shape
-    # All rows use the same few hundred kilobytes, one after the other.
-    padded = np.zeros(-(-vocab // _SUMMED) * _SUMMED, dtype=np.float32)
-    weights, ones = padded[:vocab], np.ones(_SUMMED, dtype=np.float32)
-    ids = np.empty(rows, dtype=np.int64)
-    for row, (param, uniform) in enumerate(zip(params, uniforms, strict=True)):
-        with np.errstate(over="ignore", under="ignore"):
-            np.subtract(logits[row], logits[row].max(), out=weights)
-            if param.temperature != 1:
-                # float64 is six times slower, but in float32 the tiniest temperatures are zero, and the
-                # greatest infinite, by which -inf cannot be divided.
-                kind = np.float32 if 1e-30 < param.temperature < 1e30 else np.float64
-                np.divide(weights, kind(param.temperature), out=weights, casting="same_kind")
-            np.exp(weights, out=weights)
-        sums = padded.reshape(-1, _SUMMED) @ ones
-        ends = sums.cumsum(dtype=np.float64)
-        if param.top_k or param.top_p < 1 or param.min_p:
-            kept = _kept_on_cpu(weights, float(ends[-1]), param)
-            ids[row] = kept[_invert(weights[kept], uniform)]
-        else:
-            block = min(int(ends.searchsorted(uniform * ends[-1], side="right")), len(sums) - 1)
-            while not sums[block]:  # by rounding: go back to the last block with any probability
-                block -= 1
-            start = block * _SUMMED
-            inside = (uniform * ends[-1] - (ends[block - 1] if block else 0.0)) / float(sums[block])
-            ids[row] = start + _invert(padded[start : start + _SUMMED], inside)
-    return torch.from_numpy(ids)
+    """Of greedy rows."""
+    return most_probable(logits_RV)
 
 
-def _invert(weights: np.ndarray[Any, Any], share: float) -> int:
-    """The first index up to which weights add up to more than this share, else the last with any weight."""
-    ends = weights.cumsum(dtype=np.float64)
-    return int(min(ends.searchsorted(share * ends[-1], side="right"), ends.searchsorted(ends[-1])))
-
-
-def _kept_on_cpu(weights: np.ndarray[Any, Any], total: float, param: SamplingParams) -> np.ndarray[Any, Any]:
-    """The ids within top-k, top-p and min-p, ascending; the greatest weight is 1."""
-    vocab = len(weights)
-    # All weights below this add up to at most the mass that top-p leaves out, so none of them is kept.
-    least = max((1 - param.top_p) * total / vocab * 0.999, param.min_p * 0.999)
-    if param.top_k and param.top_p == 1:
-        least = max(least, _RARE)
-    found = np.flatnonzero(weights >= least)
-    if param.top_k and len(found) < min(param.top_k, vocab) and least > 0:
-        least = max((1 - param.top_p) * total / vocab * 0.999, param.min_p * 0.999)
-        found = np.flatnonzero(weights >= least)
-    order = found[np.argsort(-weights[found], kind="stable")]
-    best = weights[order].astype(np.float64)
-    before = best.cumsum() - best
-    keep = (before <= param.top_p * total) & (best >= param.min_p)
-    count = max(1, int(keep.sum()))
-    if param.top_k:
-        count = min(count, param.top_k)
-    kept: np.ndarray[Any, Any] = np.sort(order[:count])
-    return kept
-
-
-def _draw(
+def _draw_from_all(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
-    """PyTorch, on any device: softmax in float64, limits, and a search in the cumulative sums."""
-    device = logits_RV.device
-    if device.type == "mps":  # which has no float64
-        logits_RV = logits_RV.cpu()
+    """Of rows without limits: first a block of ids, then an id in it."""
+    blocks_RBN, ends_RB = _weights(logits_RV, params)
+    target_R1 = _column(uniforms, logits_RV) * ends_RB[:, -1:]
+    block_R1 = _first_above(ends_RB, target_R1)
+    before_R1 = torch.where(block_R1 > 0, ends_RB.gather(1, (block_R1 - 1).clamp_(min=0)), 0.0)
+    weights_RN = blocks_RBN.take_along_dim(block_R1[:, :, None], dim=1)[:, 0]
+    inside_R1 = _first_above(weights_RN.cumsum(dim=-1, dtype=torch.float64), target_R1 - before_R1)
+    return (block_R1 * _BLOCK + inside_R1)[:, 0]
 
-    def column(values: Sequence[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits_RV.device)[:, None]
 
-    # The maximum is subtracted first, so that even the smallest temperature does not overflow.
-    shifted = (logits_RV - logits_RV.amax(dim=-1, keepdim=True)).double()
-    probs_RV = torch.softmax(shifted / column([param.temperature for param in params]), dim=-1)
+def _draw_limited(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> torch.Tensor:
+    """Of rows with top-k, top-p or min-p; each limits the whole distribution."""
+    blocks_RBN, ends_RB = _weights(logits_RV, params)
+    weights_RV, total_R1 = blocks_RBN.flatten(1), ends_RB[:, -1:]
     vocab = logits_RV.shape[1]
-    if any(param.top_k or param.top_p < 1 or param.min_p for param in params):
-        keep_R1 = _kept(
-            probs_RV,
-            column([min(param.top_k or vocab, vocab) for param in params], torch.long),
-            column([param.top_p for param in params]),
-            column([param.min_p for param in params]),
-        )
-        probs_RV = probs_RV * _best(probs_RV, keep_R1)
-    cumulative_RV = probs_RV.cumsum(dim=-1)
-    target_R1 = column(list(uniforms)) * cumulative_RV[:, -1:]
-    ids_R1 = torch.searchsorted(cumulative_RV, target_R1, right=True)
-    # Rounding may push the target to the very end: the last id with any probability then.
-    last_R1 = torch.searchsorted(cumulative_RV, cumulative_RV[:, -1:].contiguous())
-    return torch.minimum(ids_R1, last_R1)[:, 0].to(device)
+    top_k = [min(param.top_k or vocab, vocab) for param in params]
+    top_k_R1 = _column(top_k, logits_RV, torch.long)
+    top_p_R1 = _column([param.top_p for param in params], logits_RV)
+    min_p_R1 = _column([param.min_p for param in params], logits_RV)
+    # All weights below this add up to at most the mass that top-p leaves out, so none of them is kept.
+    least_R1 = torch.maximum((1 - top_p_R1) * total_R1 / vocab, min_p_R1) * 0.999
+    most = max((count for count in top_k if count < vocab), default=0)
+    if most:
+        best_RK = weights_RV.topk(most, dim=-1).values
+        last_R1 = torch.where(top_k_R1 <= most, best_RK.gather(1, top_k_R1.clamp(max=most) - 1), 0.0)
+        least_R1 = torch.maximum(least_R1, last_R1)
+    found_RW, ids_RW = _at_least(weights_RV, least_R1)
+    # Sorted by weight, and by id among equal ones. The greatest weight is 1, so it passes all limits.
+    best_RW, order_RW = found_RW.sort(dim=-1, descending=True, stable=True)
+    before_RW = best_RW.cumsum(dim=-1, dtype=torch.float64) - best_RW
+    rank_W = torch.arange(best_RW.shape[1], device=best_RW.device)
+    keep_RW = (rank_W < top_k_R1) & (before_RW <= top_p_R1 * total_R1) & (best_RW >= min_p_R1)
+    kept_RW = torch.zeros_like(found_RW).scatter_(1, order_RW, torch.where(keep_RW, best_RW, 0.0))
+    ends_RW = kept_RW.cumsum(dim=-1, dtype=torch.float64)
+    at_R1 = _first_above(ends_RW, _column(uniforms, logits_RV) * ends_RW[:, -1:])
+    return ids_RW.gather(1, at_R1)[:, 0]
 
 
-def _kept(
-    probs_RV: torch.Tensor, top_k_R1: torch.Tensor, top_p_R1: torch.Tensor, min_p_R1: torch.Tensor
-) -> torch.Tensor:
-    """How many of its most probable ids each row keeps, (R, 1), at least one."""
-    vocab = probs_RV.shape[1]
-    for width in (min(_BEST, vocab), vocab):
-        best_RW = probs_RV.topk(width, dim=-1).values
-        before_RW = best_RW.cumsum(dim=-1) - best_RW
-        rank = torch.arange(width, device=probs_RV.device)
-        keep_RW = (rank < top_k_R1) & (before_RW <= top_p_R1) & (best_RW >= min_p_R1 * best_RW[:, :1])
-        # A condition that fails at one rank fails at all later ones: a row that ends within `width` is done.
-        if width == vocab or not bool(keep_RW[:, -1].any()):
-            break
-    return keep_RW.sum(dim=-1, keepdim=True).clamp_(min=1)
+def _column(values: Sequence[float], like: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """A number for each row, (R, 1)."""
+    return torch.tensor(values, dtype=dtype, device=like.device)[:, None]
 
 
-def _best(probs_RV: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
-    """Mask of the `count` most probable ids of each row; among equal ones the lower ids come first."""
-    best_RW = probs_RV.topk(int(count_R1.max()), dim=-1).values
-    least_R1 = best_RW.gather(1, count_R1 - 1)
-    above_RV, equal_RV = probs_RV > least_R1, probs_RV == least_R1
-    room_R1 = count_R1 - above_RV.sum(dim=-1, keepdim=True)
-    return above_RV | (equal_RV & (equal_RV.cumsum(dim=-1) <= room_R1))
+def _weights(logits_RV: torch.Tensor, params: Sequence[SamplingParams]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights in blocks, (R, B, 64), filled up with zeros, and the sums up to each block's end, (R, B) float64."""
+    rows, vocab = logits_RV.shape
+    # A scale of 0 would make NaN of -inf, and an infinite one of 0.
+    tiny = torch.finfo(torch.float32).tiny
+    scales = [max(1 / max(param.temperature, tiny), tiny) for param in params]
+    weights_RV = torch.zeros(rows, -(-vocab // _BLOCK) * _BLOCK, dtype=torch.float32, device=logits_RV.device)
+    used_RV = weights_RV[:, :vocab]
+    torch.sub(logits_RV, logits_RV.amax(dim=-1, keepdim=True), out=used_RV)
+    used_RV.mul_(_column(scales, logits_RV, torch.float32)).exp_()
+    blocks_RBN = weights_RV.view(rows, -1, _BLOCK)
+    return blocks_RBN, blocks_RBN.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+
+
+def _first_above(ends_RN: torch.Tensor, target_R1: torch.Tensor) -> torch.Tensor:
+    """Where cumulative sums first exceed the target, (R, 1)."""
+    # Rounding may push the target to the very end: the last one with any weight then.
+    last_R1 = torch.searchsorted(ends_RN, ends_RN[:, -1:].contiguous())
+    return torch.minimum(torch.searchsorted(ends_RN, target_R1, right=True), last_R1)
+
+
+def _at_least(weights_RV: torch.Tensor, least_R1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of at least so much and more than 0, and their ids, ascending: (R, W), filled up with zeros."""
+    least_R1 = least_R1.clamp(min=torch.finfo(torch.float32).tiny).float()
+    row_N, id_N = (weights_RV >= least_R1).nonzero(as_tuple=True)
+    count_R = torch.bincount(row_N, minlength=len(weights_RV))
+    slot_N = torch.arange(len(row_N), device=row_N.device) - (count_R.cumsum(0) - count_R)[row_N]
+    ids_RW = row_N.new_zeros(len(weights_RV), int(count_R.max()))
+    ids_RW[row_N, slot_N] = id_N
+    found_RW = weights_RV.new_zeros(ids_RW.shape)
+    found_RW[row_N, slot_N] = weights_RV[row_N, id_N]
+    return found_RW, ids_RW

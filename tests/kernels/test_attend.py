@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import NamedTuple
+
 import pytest
 import torch
 
@@ -21,6 +24,24 @@ def random(
     *shape: int, seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.bfloat16
 ) -> torch.Tensor:
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+class Case(NamedTuple):
+    """What attention reads, and what it should give; the same for every level, so made once."""
+
+    query: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    exact: torch.Tensor
+    size: torch.Tensor
+
+
+@cache
+def case(length: int, count: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> Case:
+    k = random(length, kv_heads, dim, seed=1, scale=2, dtype=dtype)
+    v = random(length, kv_heads, dim, seed=2, dtype=dtype)
+    query = random(count, heads, dim, seed=3, scale=2, dtype=dtype)
+    return Case(query, k, v, *oracle(query, k, v))
 
 
 def attend(
@@ -65,16 +86,13 @@ def check(
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     length = before + count
-    k = random(length, kv_heads, dim, seed=1, scale=2, dtype=dtype)
-    v = random(length, kv_heads, dim, seed=2, dtype=dtype)
-    query = random(count, heads, dim, seed=3, scale=2, dtype=dtype)
+    query, k, v, exact, size = case(length, count, heads, kv_heads, dim, dtype)
     # Behind the complete positions there may be anything, and so there may behind the new ones.
     stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=dtype) for _ in range(2)]
     for store, x in zip(stores, (k, v), strict=True):
         store[:, :before] = x[:before].transpose(0, 1)
     out = attend(query, k[before:], v[before:], *stores, before)
 
-    exact, size = oracle(query, k, v)
     assert out.shape == query.shape
     # PyTorch's way for a chunk joins two results by a share, all three rounded to the dtype.
     joined = way == "plain" or dim not in (32, 64, 128, 256)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import subprocess
@@ -11,47 +10,54 @@ from pathlib import Path
 
 import pytest
 from compiled_levels import LEVELS
-from cpu_levels import compiler, runs
+from cpu_levels import compiler, has_compiler, has_simde, knows, runs
 
 from llama.kernels import compiled
-from llama.kernels.levels import COMMON_FLAGS, Level
+from llama.kernels.levels import BASE, COMMON_FLAGS, Feature
 from llama.kernels.levels import LEVELS as ALL
 
 HERE = Path(__file__).parent
 CSRC = Path(compiled.__file__).with_name("csrc")
-EVERY = {level.name: level for level in ALL}
-CROSS, EMULATOR, ARM_LIBRARIES = "aarch64-linux-gnu-gcc", "qemu-aarch64", "/usr/aarch64-linux-gnu"
-# A CPU for each level of aarch64, as qemu names them; the last has everything.
+FLAGS = {level.name: level.flags for level in ALL}
+CROSS = "aarch64-linux-gnu-gcc"
+# Commands that run a program on a CPU as qemu names it.
+X86, ARM = ("qemu-x86_64", "-cpu"), ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", "-cpu")
+# A CPU for each level of aarch64; the last has everything.
 EMULATED = {"armv8-a": "cortex-a72", "armv8-dotprod": "neoverse-n1", "armv8-bf16": "max"}
-WIDE = "x86-64-v3, 16 lanes"
+# 16 lanes, as on AVX-512, that the compiler splits for AVX2; and with AVX512-BF16's instructions out of SIMDe.
+WIDE, SIMDE = "16 lanes", "16 lanes with pairs"
+SPLIT = {WIDE: ("-DLANES=16",), SIMDE: ("-DLANES=16", "-DBY_SIMDE")}
+COMMON = ("-O1", "-Wno-psabi", "-D_GNU_SOURCE=")
+COMMON = (*COMMON, *(flag for flag in COMMON_FLAGS if flag not in ("-O3", "-fvisibility=hidden")))
 
 
-def build(program: str, to: Path, level: Level, command: str, *more: str) -> Path:
-    """Compile a check, with all sources that are compiled for levels where it calls them."""
-    sources = (
-        []
-        if program == "check_vectors"
-        else [p for p in CSRC.glob("*.c") if p.name not in ("features.c", "ranks.c")]
-    )
-    flags = [flag for flag in COMMON_FLAGS if flag not in ("-O3", "-fvisibility=hidden")]
-    done = subprocess.run(
-        [
-            *(command, "-O1", *flags, *level.flags, *more, "-Wno-psabi"),
-            *(f"-I{CSRC}", str(HERE / f"{program}.c"), *map(str, sources), "-o", str(to), "-lm", "-ldl"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,  # a guard against a hang
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return to
-
-
-def run(*command: str) -> list[str]:
+def run(*command: str | Path) -> list[str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.split()
+
+
+def build(program: str, to: Path, command: str, *flags: str) -> Path:
+    """Compile a check, with those of csrc/ that it calls."""
+    for_any = {CSRC / "features.c", CSRC / "ranks.c"}
+    sources: dict[str, set[Path]] = {
+        "check_vectors": set(),
+        "check_features": for_any,
+        "check_level": set(CSRC.glob("*.c")) - for_any,
+    }
+    files = (HERE / f"{program}.c", *sorted(sources[program]))
+    run(command, *COMMON, *flags, f"-I{CSRC}", *files, "-o", to, "-lm", "-ldl")
+    return to
+
+
+def headers(folder: Path, command: str, *flags: str) -> tuple[str, ...]:
+    """Compile the headers once for all files of a check: reading them takes half of the time -> flags to use them."""
+    folder.mkdir()
+    header = folder / "first.h"
+    simde = f'#ifdef BY_SIMDE\n#include "{HERE}/bf16_by_simde.h"\n#endif\n'
+    header.write_text(f'{simde}#include "vectors.h"\n#include <math.h>\n#include <stdlib.h>\n')
+    run(command, *COMMON, *flags, f"-I{CSRC}", "-x", "c-header", header, "-o", f"{header}.gch")
+    return ("-include", str(header))
 
 
 def needs(*programs: str) -> None:
@@ -60,27 +66,11 @@ def needs(*programs: str) -> None:
             pytest.skip(f"{program} is not on this machine")
 
 
-@pytest.mark.parametrize("name", LEVELS)
-def test_vectors_compute_what_plain_c_does(name: str, tmp_path: Path) -> None:
-    """Conversions, fma, e^x, sums, and products of pairs, which are held to the two fma of the fallback."""
-    if not runs(name):
-        pytest.skip(f"this CPU does not run {name}")
-    needs(compiler())
-    run(str(build("check_vectors", tmp_path / "check", LEVELS[name], compiler())))
-
-
-@cache
-def emulated(name: str, folder: Path) -> tuple[str, ...]:
-    """What the check of a level of aarch64 prints, or that of vectors twice as wide as this CPU's."""
-    if name == WIDE:
-        return tuple(
-            run(str(build("check_level", folder / "wide", EVERY["x86-64-v3"], compiler(), "-DLANES=16")))
-        )
-    program = build("check_level", folder / name, EVERY[name], CROSS)
-    vectors = build("check_vectors", folder / f"{name}-vectors", EVERY[name], CROSS)
-    machine = (EMULATOR, "-cpu", EMULATED[name], "-L", ARM_LIBRARIES)
-    run(*machine, str(vectors))
-    return tuple(run(*machine, str(program)))
+def needs_compiler(level: str) -> None:
+    if not has_compiler():
+        pytest.skip("no C compiler")
+    if not knows(level):
+        pytest.skip(f"the C compiler does not know {level}")
 
 
 @pytest.fixture(scope="module")
@@ -88,56 +78,153 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("levels")
 
 
-def the_wide_one(folder: Path) -> tuple[str, ...]:
-    if platform.machine() not in ("x86_64", "AMD64") or not runs("x86-64-v3"):
-        pytest.skip("this CPU does not run x86-64-v3")
-    needs(compiler())
-    return emulated(WIDE, folder)
+# ---- what the vectors compute ----------------------------------------------------------------------------
 
 
-def test_vectors_wider_than_the_cpu_keep_the_laws(folder: Path) -> None:
-    """16 lanes, as on AVX-512, split by the compiler for AVX2."""
-    assert len(the_wide_one(folder)) == 3
+@pytest.mark.parametrize("name", LEVELS)
+def test_vectors_compute_what_plain_c_does(name: str, tmp_path: Path) -> None:
+    """Conversions, fma, e^x, sums, and products of pairs, which are held to the two fma of the fallback."""
+    if not runs(name):
+        pytest.skip(f"this CPU does not run {name}")
+    needs_compiler(name)
+    run(build("check_vectors", tmp_path / "check", compiler(), *FLAGS[name]))
 
 
-@pytest.mark.parametrize("name", EMULATED)
-def test_aarch64_keeps_the_laws(name: str, folder: Path) -> None:
-    """And gives the same bits as other levels, but for bfloat16 where there are instructions for pairs."""
-    needs(CROSS, EMULATOR)
-    found, wide = emulated(name, folder), the_wide_one(folder)
-    assert found[:2] == wide[:2]
-    assert (found[2] == wide[2]) == (name != "armv8-bf16")
+# ---- whole levels ----------------------------------------------------------------------------------------
+
+
+def why_not(name: str) -> str | None:
+    """Why this machine cannot run a level of EMULATED or SPLIT: a reason to skip."""
+    if name in EMULATED:
+        absent = [each for each in (CROSS, ARM[0]) if shutil.which(each) is None]
+        return f"{absent[0]} is not on this machine" if absent else None
+    if "x86-64-v3" not in LEVELS:
+        return "kernels are compiled for x86-64 and aarch64 only" if not LEVELS else "this CPU is no x86-64"
+    if not runs("x86-64-v3") and shutil.which(X86[0]) is None:
+        return "this CPU does not run x86-64-v3"
+    if not has_compiler():
+        return "no C compiler"
+    return "SIMDe is not on this machine" if name == SIMDE and not has_simde() else None
+
+
+@cache
+def found(name: str, folder: Path) -> tuple[str, ...]:
+    """A number for the results of each dtype, from the check of a level, which fails where a law does not hold."""
+    if name in EMULATED:
+        command, flags, machine = CROSS, FLAGS[name], (*ARM, EMULATED[name])
+    else:
+        command, flags = compiler(), (*FLAGS["x86-64-v3"], *SPLIT[name])
+        machine = () if runs("x86-64-v3") else (*X86, "Haswell")
+    flags = (*flags, *headers(folder / f"{name} headers", command, *flags))
+    run(*machine, build("check_vectors", folder / f"{name} vectors", command, *flags))
+    return tuple(run(*machine, build("check_level", folder / name, command, *flags)))
+
+
+@pytest.mark.parametrize("name", [*SPLIT, *EMULATED])
+def test_a_level_that_no_cpu_here_has_keeps_the_laws(name: str, folder: Path) -> None:
+    if reason := why_not(name):
+        pytest.skip(reason)
+    assert len(found(name, folder)) == 3
+
+
+@pytest.mark.parametrize("name", [*SPLIT, *EMULATED])
+def test_levels_give_the_same_bits(name: str, folder: Path) -> None:
+    """But for bfloat16 where there are instructions for pairs."""
+    first = next((each for each in (*SPLIT, *EMULATED) if why_not(each) is None), name)
+    if reason := why_not(name):
+        pytest.skip(reason)
+    one, other = found(first, folder), found(name, folder)
+    assert one[:2] == other[:2]
+    assert (one[2] == other[2]) == (name not in (SIMDE, "armv8-bf16"))
+
+
+# ---- instructions ----------------------------------------------------------------------------------------
+
+
+def listing(command: str, path: Path) -> str:
+    done = subprocess.run([command, "-d", str(path)], capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 # Of each level: instructions that its library must contain, and must not.
 INSTRUCTIONS = {
     "x86-64-v3": (r"vfmadd\w+ps .*%ymm", r"%zmm"),
-    "x86-64-v4": (r"vfmadd\w+ps .*%zmm", r"vdpbf16ps"),
-    "x86-64-v4-bf16": (r"vdpbf16ps .*%zmm", r"vpdpwssd"),
+    "x86-64-v3-vnni": (r"vfmadd\w+ps .*%ymm", r"%zmm"),
+    "x86-64-v4": (r"vfmadd\w+ps .*%zmm", r"vdpbf16ps|vpdpbusd"),
+    "x86-64-v4-vnni": (r"vfmadd\w+ps .*%zmm", r"vdpbf16ps"),
+    "x86-64-v4-bf16": (r"vdpbf16ps .*%zmm", r"tdpbf16ps"),
+    "armv8-a": (r"fmla\s", r"bfdot"),
+    "armv8-dotprod": (r"fmla\s", r"bfdot"),
+    "armv8-bf16": (r"bfdot\s", r"\bz\d+\.[hs]"),
 }
 
 
-@pytest.mark.parametrize("name", INSTRUCTIONS)
+@pytest.mark.parametrize("name", LEVELS)
 def test_a_library_has_the_instructions_of_its_level(name: str) -> None:
+    """Also one that this CPU does not run."""
     needs("objdump")
-    if name not in LEVELS or not runs(name):
-        pytest.skip(f"this CPU does not run {name}")
-    needs(compiler())
+    needs_compiler(name)
     path = compiled._file(LEVELS[name].library)
-    assert path is not None
-    listing = subprocess.run(["objdump", "-d", str(path)], capture_output=True, text=True, check=True).stdout
+    assert path is not None, f"the kernels of {name} were not built"
     wanted, unwanted = INSTRUCTIONS[name]
-    assert re.search(wanted, listing)
-    assert not re.search(unwanted, listing)
+    code = listing("objdump", path)
+    assert re.search(wanted, code)
+    assert not re.search(unwanted, code)
 
 
-def test_aarch64_has_the_instruction_for_pairs(folder: Path) -> None:
-    needs(CROSS, EMULATOR, "aarch64-linux-gnu-objdump")
-    emulated("armv8-bf16", folder)
-    listing = subprocess.run(
-        ["aarch64-linux-gnu-objdump", "-d", str(folder / "armv8-bf16")],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "bfdot" in listing
+@pytest.mark.parametrize("name", EMULATED)
+def test_a_cross_compiled_level_has_its_instructions(name: str, folder: Path) -> None:
+    needs(CROSS, ARM[0], "aarch64-linux-gnu-objdump")
+    found(name, folder)
+    wanted, unwanted = INSTRUCTIONS[name]
+    code = listing("aarch64-linux-gnu-objdump", folder / name)
+    assert re.search(wanted, code)
+    assert not re.search(unwanted, code)
+
+
+def test_the_library_that_tells_cpus_apart_runs_on_any(folder: Path) -> None:
+    """On x86-64 it uses no register that came later, so that an old CPU gets an answer and not an end."""
+    needs("objdump")
+    if not LEVELS:
+        pytest.skip("kernels are compiled for x86-64 and aarch64 only")
+    if not has_compiler():
+        pytest.skip("no C compiler")
+    path = compiled._file(BASE)
+    assert path is not None
+    assert not re.search(r"%[yz]mm|\sv\w+ps\s", listing("objdump", path))
+
+
+_DOTS = Feature.NEON | Feature.DOTPROD
+
+
+@pytest.mark.parametrize(
+    ("cpu", "features"),
+    [
+        ("Nehalem", Feature(0)),
+        ("SandyBridge", Feature(0)),  # AVX, no AVX2
+        ("Haswell", Feature.AVX2),
+        ("cortex-a53", Feature.NEON),
+        ("cortex-a72", Feature.NEON),
+        ("neoverse-n1", _DOTS),
+        ("max", _DOTS | Feature.BF16_I8MM),
+    ],
+)
+def test_cpus_are_told_apart(cpu: str, features: Feature, folder: Path) -> None:
+    """By what they have; qemu knows no AVX-512."""
+    if cpu[0].isupper():
+        command, machine = compiler(), X86
+        if "x86-64-v3" not in LEVELS:
+            pytest.skip(
+                "this CPU is no x86-64" if LEVELS else "kernels are compiled for x86-64 and aarch64 only"
+            )
+        if not has_compiler():
+            pytest.skip("no C compiler")
+    else:
+        command, machine = CROSS, ARM
+        needs(CROSS)
+    needs(machine[0])
+    program = folder / f"features of {machine[0]}"
+    if not program.exists():
+        build("check_features", program, command)
+    (bits,) = run(*machine, cpu, program)
+    assert Feature(int(bits)) == features

@@ -4,44 +4,26 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from compiled_levels import LEVELS, use
-from hypothesis import assume, given, settings
+from draws import GRID, WAYS, by_way, frequencies, plain
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama.errors import NumericsError
-from llama.kernels import sampling
 from llama.kernels.operators import log_probabilities, sample
 from llama.kernels.sampling import count_not_finite, not_finite, penalize
 from llama.sampling import GREEDY, SamplingParams
 
 
-@pytest.fixture(autouse=True, params=[*LEVELS, "numpy", "torch"], scope="module")
+@pytest.fixture(autouse=True, params=WAYS, scope="module")
 def way(request):
-    """Every law holds for csrc/rows.c at each level, for numpy on other CPUs, and for PyTorch on other devices."""
-    with pytest.MonkeyPatch.context() as patch:
-        use("plain" if request.param in ("numpy", "torch") else request.param, patch)
-        if request.param == "torch":
-            patch.setattr(sampling, "_draw_on_cpu", sampling._draw)
-        yield request.param
+    """Every law holds for each sampler."""
+    yield from by_way(request.param)
 
 
-GRID = 4000
 # Not in order, so that an id is never its own rank.
 P = [0.15, 0.5, 0.1, 0.25]
-
-
-def plain(**limits):
-    return SamplingParams(**({"temperature": 1.0, "top_p": 1.0} | limits))
-
-
-def frequencies(logits, params, grid=GRID):
-    """The share of a fine grid of uniforms that each id gets: its probability, within 1 / grid."""
-    rows = torch.tensor(logits, dtype=torch.float32).expand(grid, -1)
-    ids = sample(rows, [params] * grid, [(i + 0.5) / grid for i in range(grid)])
-    return (torch.bincount(ids, minlength=len(logits)) / grid).tolist()
 
 
 def logs(probabilities):
@@ -177,82 +159,6 @@ def test_huge_temperatures_are_uniform():
     near(frequencies([30.0, -math.inf, 0.0, -math.inf], plain(temperature=1e39, top_k=3)), [0.5, 0, 0.5, 0])
 
 
-# ---- against a naive oracle ----------------------------------------------------------------------
-
-
-def naive(logits, params):
-    """Probabilities in float64, one id after the other, or None where a border is within rounding."""
-    x = np.asarray(logits, np.float64) / params.temperature
-    p = np.exp(x - x.max())
-    p /= p.sum()
-    kept, before = [], 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: (-p[i], i))):
-        borders = [abs(before - params.top_p), abs(p[i] - params.min_p * p.max())]
-        if rank and min(borders) < 1e-9:
-            return None
-        if rank and ((params.top_k and rank >= params.top_k) or before > params.top_p):
-            break
-        if p[i] < params.min_p * p.max():
-            break
-        kept.append(i)
-        before += p[i]
-    out = np.zeros(len(p))
-    out[kept] = p[kept] / p[kept].sum()
-    return out
-
-
-limits = st.builds(
-    SamplingParams,
-    temperature=st.floats(0.2, 3),
-    top_p=st.floats(0.01, 0.999) | st.just(1.0),
-    top_k=st.integers(0, 12),
-    min_p=st.floats(0.01, 0.9) | st.just(0.0),
-)
-
-
-@pytest.mark.slow
-@settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.lists(st.integers(-6, 6), min_size=1, max_size=12), limits)
-def test_probabilities_are_those_of_a_naive_loop(halves, params):
-    """Logits in halves, so that ties are common."""
-    logits = [x / 2 for x in halves]
-    wanted = naive(logits, params)
-    assume(wanted is not None)
-    got = np.array(frequencies(logits, params, grid=1000))
-    assert np.abs(got - wanted).max() <= 1.5 / 1000
-    assert not got[wanted == 0].any()
-
-
-@pytest.mark.parametrize(
-    "params", [plain(top_p=0.9), plain(top_k=700), plain(min_p=0.35), plain(top_p=0.99, top_k=1200)]
-)
-def test_sets_larger_than_the_first_search(params):
-    """A flat distribution keeps more ids than the 512 that are looked at first."""
-    logits = torch.randn(3000, generator=torch.Generator().manual_seed(2)) * 0.3
-    wanted = naive(logits.tolist(), params)
-    assert np.count_nonzero(wanted) > 600
-    # One uniform in the middle of each kept id's share draws exactly that id.
-    ends = wanted.cumsum()
-    middles = (ends - wanted / 2)[wanted > 0][::5].tolist()
-    got = sample(logits.expand(len(middles), -1), [params] * len(middles), middles)
-    assert got.tolist() == np.flatnonzero(wanted)[::5].tolist()
-
-
-@pytest.mark.parametrize("params", [plain(), plain(temperature=0.7, top_p=0.9), plain(top_k=5, min_p=0.05)])
-def test_chi_square_of_random_draws(params):
-    rounds = 20000
-    logits = (2 * torch.randn(30, generator=torch.Generator().manual_seed(3))).tolist()
-    uniforms = np.random.Generator(np.random.Philox(4)).random(rounds).tolist()
-    ids = sample(torch.tensor(logits).expand(rounds, -1), [params] * rounds, uniforms)
-    counts = np.bincount(ids.numpy(), minlength=30)
-    expected = naive(logits, params) * rounds
-    assert not counts[expected == 0].any()
-    some = expected > 5
-    statistic = ((counts - expected)[some] ** 2 / expected[some]).sum()
-    freedom = some.sum() - 1
-    assert statistic < freedom + 4 * math.sqrt(2 * freedom)
-
-
 # ---- rows ----------------------------------------------------------------------------------------
 
 mixed = [
@@ -331,51 +237,3 @@ def test_check_finite_names_the_row(bad):
 def test_finite_logits_whose_sum_is_not_are_fine():
     check_finite(torch.full((2, 50), 3e38), ["a", "b"], torch.float32)
     assert sample(torch.full((1, 50), 3e38), [plain()], [0.5]).tolist() == [25]
-
-
-# ---- the three implementations -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("way", [*LEVELS, "numpy"], indirect=True)
-@settings(deadline=None, derandomize=True, max_examples=150)
-@given(
-    st.integers(0, 10**6),
-    st.sampled_from([1, 5, 63, 64, 65, 700]),
-    st.floats(0.05, 5),
-    st.sampled_from([0.1, 0.5, 0.9, 1.0]),
-    st.sampled_from([0, 1, 3, 40, 10_000]),
-    st.sampled_from([0.0, 0.01, 0.3]),
-    st.sampled_from([0.5, 3.0, 12.0]),
-)
-def test_a_cpu_draws_what_other_devices_draw(way, seed, vocab, temperature, top_p, top_k, min_p, spread):
-    """csrc/rows.c or numpy on a CPU, PyTorch elsewhere: the same ids, except where a uniform is on a boundary."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = spread * torch.randn(16, vocab, generator=generator)
-    uniforms = torch.rand(16, generator=generator, dtype=torch.float64).tolist()
-    params = [SamplingParams(temperature, top_p, top_k, min_p)] * 16
-    one, other = sample(logits, params, uniforms), sampling._draw(logits, params, uniforms)
-    for row in torch.nonzero(one != other)[:, 0].tolist():
-        near = [
-            sampling._draw(logits[row : row + 1], params[:1], [min(max(uniforms[row] + e, 0), 1 - 1e-9)])
-            for e in (-1e-5, 1e-5)
-        ]
-        assert one[row] in near
-
-
-@pytest.mark.parametrize("vocab", [1, 15, 16, 17, 64, 1000])
-def test_nothing_beside_the_rows_is_read_or_written(vocab):
-    """Rows stand in the middle of NaNs, and are drawn from by more threads than there are rows."""
-    wide = torch.full((5, vocab), math.nan)
-    wide[1:4] = 3 * torch.randn(3, vocab, generator=torch.Generator().manual_seed(9))
-    rows = wide[1:4]
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
-        for params in (plain(), plain(top_p=0.9), plain(top_k=3, min_p=0.01)):
-            got = sample(rows, [params] * 3, [0.1, 0.5, 0.999])
-            assert got.tolist() == sampling._draw(rows, [params] * 3, [0.1, 0.5, 0.999]).tolist()
-        logs = log_probabilities(rows, rows.argmax(dim=-1))
-        assert torch.allclose(logs, torch.log_softmax(rows, dim=-1).amax(dim=-1), atol=1e-5)
-    finally:
-        torch.set_num_threads(before)
-    assert wide[[0, 4]].isnan().all()

@@ -61,10 +61,10 @@ MUTANTS = [
         tests=(f"{_API}/test_results.py::test_which_control_ids_end_what",),
     ),
     Mutant(
-        name="off the CPU all ties at the border of top-k are kept",
+        name="in PyTorch all ties at the border of top-k are kept",
         file="llama/kernels/sampling.py",
-        old="return above_RV | (equal_RV & (equal_RV.cumsum(dim=-1) <= room_R1))",
-        new="return above_RV | (equal_RV & (room_R1 > 0))",
+        old="keep_RW = (rank_W < top_k_R1) & (before",
+        new="keep_RW = (before",
         tests=("tests/kernels/test_sampling.py::test_of_equals_the_lower_ids_are_kept",),
     ),
     Mutant(

@@ -22,6 +22,10 @@ def test_a_benchmark_can_be_imported_and_knows_its_flags(path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up there
     spec.loader.exec_module(module)
+    classes = [
+        each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == spec.name
+    ]
+    assert [each for each in classes if inspect.isabstract(each)] == []  # its base has got a new method
     if hasattr(module, "main"):
         kinds = [each.kind for each in inspect.signature(module.main).parameters.values()]
         assert inspect.Parameter.VAR_KEYWORD not in kinds

@@ -6,7 +6,6 @@ No network: the build uses this environment's setuptools, and the new environmen
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -21,9 +20,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from cpu_levels import has_compiler, knows
 from packaging.requirements import Requirement
 
 import llama
+from llama.kernels.levels import BASE, here
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "CodeLlama-tiny"
@@ -43,7 +44,9 @@ LEFT_OUT = shutil.ignore_patterns(
     ),
     *("*.failed.txt", "CodeLlama-*"),
 )
-COMPILES = sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") and shutil.which("cc")
+# The library for any CPU, and every level of this kind of machine, also those that this CPU does not run.
+LIBRARIES = [BASE, *(level.library for level in here())]
+COMPILED = {BASE, *(level.library for level in here() if knows(level.name))} if has_compiler() else set()
 pytestmark = pytest.mark.slow
 
 RUN = f"""
@@ -167,9 +170,9 @@ def check_wheel(built: Built) -> None:
     with zipfile.ZipFile(built.wheel) as archive:
         held = set(archive.namelist())
     package = {name for name in held if ".dist-info/" not in name}
-    compiled = {name for name in package if name.endswith(tuple(EXTENSION_SUFFIXES))}
-    assert package - compiled == {*modules(built.source), *data(built.source)}
-    assert len(compiled) == (1 if COMPILES else 0)
+    compiled = {f"llama/kernels/{name}{EXTENSION_SUFFIXES[0]}" for name in COMPILED}
+    reasons = {f"llama/kernels/{name}.failed.txt" for name in LIBRARIES if name not in COMPILED}
+    assert package == {*modules(built.source), *data(built.source), *compiled, *reasons}
     info = f"codellama_runtime-{llama.__version__}.dist-info"
     for name in ("LICENSE", "NOTICE"):
         assert f"{info}/licenses/{name}" in held
@@ -210,7 +213,7 @@ def test_a_wheel_from_the_checkout_without_a_compiler_holds_the_modules_and_the_
     wheel = built_wheel(source, tmp_path / "wheel", CC="no-such-compiler")
     with zipfile.ZipFile(wheel) as archive:
         package = {name for name in archive.namelist() if ".dist-info/" not in name}
-        notes = [name for name in package if name.endswith(".failed.txt")]
-        assert package - set(notes) == {*modules(source), *data(source)}
-        if COMPILES:
-            assert "no-such-compiler" in archive.read(*notes).decode()
+        reasons = {f"llama/kernels/{name}.failed.txt" for name in LIBRARIES}
+        assert package == {*modules(source), *data(source), *reasons}
+        for each in reasons:
+            assert "no-such-compiler" in archive.read(each).decode()

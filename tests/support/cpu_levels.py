@@ -1,14 +1,19 @@
-"""Which levels of the kernels this CPU runs, by what Linux says of it: without the package under test."""
+"""Which levels of the kernels this CPU runs, by what Linux says of it: without the package under test.
+
+Run as a program, it prints them: for the log of a test run.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import subprocess
 import sysconfig
+from functools import cache
 from pathlib import Path
 
-__all__ = ["NEEDS", "compiler", "has_compiler", "runs"]
+__all__ = ["NEEDS", "compiler", "has_compiler", "has_simde", "knows", "machine_of", "runs"]
 
 _V3 = {"avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe"}
 _V4 = _V3 | {f"avx512{part}" for part in ("f", "bw", "cd", "dq", "vl")}
@@ -22,6 +27,17 @@ NEEDS = {
     "armv8-a": {"asimd"},
     "armv8-dotprod": {"asimd", "asimddp"},
     "armv8-bf16": {"asimd", "asimddp", "bf16", "i8mm"},
+}
+# The option of each level that compilers learned last.
+_NEWEST = {
+    "x86-64-v3": "-mavx2",
+    "x86-64-v3-vnni": "-mavxvnni",
+    "x86-64-v4": "-mavx512vl",
+    "x86-64-v4-vnni": "-mavx512vnni",
+    "x86-64-v4-bf16": "-mavx512bf16",
+    "armv8-a": "-march=armv8-a",
+    "armv8-dotprod": "-march=armv8.2-a+dotprod",
+    "armv8-bf16": "-march=armv8.2-a+dotprod+bf16+i8mm",
 }
 
 
@@ -44,3 +60,43 @@ def compiler() -> str:
 def has_compiler() -> bool:
     """Whether kernels can be compiled here; those that were not are then a failure."""
     return shutil.which(compiler()) is not None
+
+
+def _compiles(*options: str) -> bool:
+    """Whether the compiler takes these options, for an empty file."""
+    command = [compiler(), *options, "-fsyntax-only", "-x", "c", os.devnull]
+    return has_compiler() and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@cache
+def has_simde() -> bool:
+    """Whether the compiler finds SIMDe, and one that has the instruction for pairs of bfloat16."""
+    return _compiles("-include", "simde/x86/avx512/dpbf16.h")
+
+
+@cache
+def knows(level: str) -> bool:
+    """Whether the compiler knows the instructions of a level: GCC before 10 none of bfloat16, before 11 no AVX-VNNI."""
+    return _compiles(_NEWEST[level])
+
+
+def machine_of(level: str) -> str:
+    """As `platform.machine()` calls it on Linux."""
+    return "x86_64" if level.startswith("x86") else "aarch64"
+
+
+def _main() -> None:
+    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    names = [level for level in NEEDS if machine_of(level) == here]
+    others = ", ".join(level for level in names if not runs(level)) or "none"
+    print(f"levels of the kernels that this CPU runs: {', '.join(filter(runs, names)) or 'none'}")
+    print(f"levels of {here} that it does not run, so that no test ran them: {others}")
+    emulated = has_compiler() and all(map(shutil.which, ("aarch64-linux-gnu-gcc", "qemu-aarch64")))
+    if here != "aarch64":
+        print(
+            f"levels of aarch64: {'emulated by qemu' if emulated else 'not run: no cross compiler, or no qemu'}"
+        )
+
+
+if __name__ == "__main__":
+    _main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +23,13 @@ def made(params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloa
     args = ModelArgs(**params, vocab_size=VOCAB, rope_theta=1e6, max_seq_len=256, max_batch_size=64)
     with torch.device("meta"):
         model = Transformer(args)
-    give(model, random_weights(params, VOCAB, seed), dtype)
+    give(model, _weights(tuple(params.items()), seed), dtype)
     return model.eval()
+
+
+@cache
+def _weights(params: tuple[tuple[str, Any], ...], seed: int) -> dict[str, torch.Tensor]:
+    return random_weights(dict(params), VOCAB, seed)
 
 
 def give(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cpu_levels import NEEDS, has_compiler, runs
+from cpu_levels import NEEDS, has_compiler, has_simde, knows, runs
 
 __all__ = ["LACKING", "Skips", "allowed"]
 
@@ -87,6 +87,9 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
     **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
+    **{f"the C compiler does not know {level}": lambda level=level: not knows(level) for level in NEEDS},
+    r"SIMDe is not on this machine": lambda: not has_simde(),
+    r"this CPU is no x86-64": lambda: platform.machine() not in ("x86_64", "AMD64"),
     r"no C compiler|needs the compiled file": _no_compiled_kernels,
     r"kernels are compiled for x86-64 and aarch64 only": lambda: not _has_levels(),
     r"this build or CPU may rightly decline": _no_mkldnn_packing,
@@ -123,12 +126,11 @@ LACKING: dict[str, Callable[[], bool]] = {
     **{
         f"{program} is not on this machine": _absent(program)
         for program in (
-            "cc",
-            "gcc",
             "objdump",
             "aarch64-linux-gnu-gcc",
             "aarch64-linux-gnu-objdump",
             "qemu-aarch64",
+            "qemu-x86_64",
         )
     },
     r"this machine has no such header of the kernel": _only_the_test_can_tell,

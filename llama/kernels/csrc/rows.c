@@ -1,5 +1,5 @@
-/* Rows of logits: log-probabilities, and the draw of an id. sampling.py has the same in numpy, and explains it.
- * Blocks are summed in float and added up in double, as there. */
+/* Rows of logits: log-probabilities, and the draw of an id. sampling.py has the same in PyTorch, and explains
+ * it. Blocks are summed in float and added up in double, as there. */
 
 #include <float.h>
 #include <limits.h>

@@ -1,0 +1,37 @@
+"""Draws over a grid of uniforms, which shows each probability exactly, by every sampler that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from compiled_levels import LEVELS, use
+
+from llama.kernels.operators import sample
+from llama.sampling import SamplingParams
+
+__all__ = ["GRID", "WAYS", "by_way", "frequencies", "plain"]
+
+GRID = 4000
+# csrc/rows.c at each level, and PyTorch, which every other device uses.
+WAYS = [*LEVELS, "torch"]
+
+
+def by_way(name: str) -> Iterator[str]:
+    """Body of a fixture: what is sampled meanwhile goes this way."""
+    with pytest.MonkeyPatch.context() as patch:
+        use("plain" if name == "torch" else name, patch)
+        yield name
+
+
+def plain(**limits: float) -> SamplingParams:
+    """Without any limit but these."""
+    return SamplingParams(**({"temperature": 1.0, "top_p": 1.0} | limits))  # type: ignore[arg-type]
+
+
+def frequencies(logits: Sequence[float], params: SamplingParams, grid: int = GRID) -> list[float]:
+    """The share of a fine grid of uniforms that each id gets: its probability, within 1 / grid."""
+    rows = torch.tensor(logits, dtype=torch.float32).expand(grid, -1)
+    ids = sample(rows, [params] * grid, [(i + 0.5) / grid for i in range(grid)])
+    return [count / grid for count in torch.bincount(ids, minlength=len(logits)).tolist()]

@@ -13,6 +13,7 @@ from cpu_levels import has_compiler, runs
 
 from llama.distributed import world
 from llama.errors import ConfigError, ParallelismError, RankError
+from llama.kernels import compiled
 from llama.loading import build, choose_dtype
 
 CPU = torch.device("cpu")
@@ -68,15 +69,21 @@ def test_auto_asks_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         assert chosen == [torch.bfloat16, torch.float16]
 
 
-def test_auto_keeps_16_bit_on_a_cpu_that_has_kernels() -> None:
-    """Unpatched, and judged by the system's own list of the CPU's instructions."""
+def test_auto_keeps_16_bit_on_a_cpu_that_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever they are, judged by the system's own list of the CPU's instructions."""
     least = "armv8-a" if platform.machine() in ("aarch64", "arm64") else "x86-64-v3"
     if not runs(least):
         pytest.skip(f"this CPU does not run {least}")
     if not has_compiler():
         pytest.skip("no C compiler")
-    for stored in (torch.bfloat16, torch.float16):
-        assert choose_dtype("auto", stored, CPU) == (stored, "")
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    compiled.best.cache_clear()
+    try:
+        for stored in (torch.bfloat16, torch.float16):
+            assert choose_dtype("auto", stored, CPU) == (stored, "")
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
 
 
 def test_auto_without_kernels_takes_the_fast_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def load_weights(
         name for name in parameters if form is not PLAIN and isinstance(modules[name], ParallelLinear)
     ]
     blocks: dict[str, PackedWeight] = {}
-    arena = torch.empty(0)
+    arena: torch.Tensor | None = None
     if isinstance(form, Blocked):
         arena, blocks = _arena(form, {name: modules[name].shape for name in products}, dtype)
     # Weights that are packed as a whole share one staging buffer: allocating and freeing a plain copy of each in
@@ -68,7 +68,7 @@ def load_weights(
             checkpoint.read(name, value, rows, columns)
             modules[name].assign(value)
         progress(parameter.numel() * dtype.itemsize)
-    if arena.numel():
+    if arena is not None:
         huge_pages.make_huge(arena)
 
 

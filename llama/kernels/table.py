@@ -103,12 +103,12 @@ def _not_onednn(case: Case) -> str | None:
 
 
 def _not_whole(size: int, vector: int, what: str) -> str | None:
-    return f"{what} of {size} numbers are not a multiple of {vector}" if size % vector else None
+    return f"{what} of {size} numbers, which is not a multiple of {vector}" if size % vector else None
 
 
 def _not_attention(case: Case) -> str | None:
     if case.head_dim > _MAX_HEAD_DIM:
-        return f"heads of {case.head_dim} numbers are larger than {_MAX_HEAD_DIM}"
+        return f"heads of {case.head_dim} numbers, which is more than {_MAX_HEAD_DIM}"
     return _not_whole(case.head_dim, 2 * LANES, "heads")
 
 

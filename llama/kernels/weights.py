@@ -156,7 +156,7 @@ class PackedWeight:
 
     format: WeightFormat
     shape: Shape
-    codes: torch.Tensor
+    codes: torch.Tensor = field(repr=False)
     scales: torch.Tensor | None = None
     zeros: torch.Tensor | None = None
     order: torch.Tensor | None = None

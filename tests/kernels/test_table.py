@@ -5,16 +5,20 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import pytest
 import torch
-from compiled_levels import LEVELS, opened
+from compiled_levels import LEVELS, implemented, opened, rows_of
 from cpu_levels import runs
 from ranks import ROOT
 
 from llama.kernels import native, report
 from llama.kernels.native import DTYPES, Kernels
-from llama.kernels.table import ROWS, Case, choose, implementation, is_native
+from llama.kernels.norms import rotary_table
+from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
+from llama.kernels.weights import PackedWeight
+from llama.sampling import SamplingParams
 
 KERNELS: list[Kernels | None] = [None, *(opened(name) for name in LEVELS if runs(name))]
 SIZES = [{}, {"width": 20}, {"head_dim": 24}, {"head_dim": 288}, {"hidden": 33}]
@@ -53,6 +57,64 @@ def test_csrc_is_taken_wherever_it_can_be(operator: str) -> None:
                 good._replace(kernels=None),
             ):
                 assert choose(operator, other).name != "csrc"
+
+
+def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -> list[tuple[Any, Any]]:
+    """(result, reference's result) of an operator, on the same random numbers."""
+
+    def make(*shape: int, seed: int = 0) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+    found = []
+    for rows in (1, 3, 40):
+        if operator == "linear":
+            weight, x = make(37, 45, seed=1), make(rows, 45)
+            both = (
+                PackedWeight(form, (37, 45), form.pack(weight)).linear(x) for form in (implemented, reference)
+            )
+        elif operator == "attention":
+            each = (make(rows, 4, 64), make(rows, 2, 64, seed=1), make(rows, 2, 64, seed=2))
+            both = (
+                row(*each, make(2, 60, 64, seed=3), make(2, 60, 64, seed=4), 17)
+                for row in (implemented, reference)
+            )
+        elif operator == "norm":
+            both = (row(make(rows, 48), make(48, seed=1), 1e-5) for row in (implemented, reference))
+        elif operator == "rotation":
+            table = rotary_table(torch.arange(rows) * 31, 32, 1e4)
+            both = (row(make(rows, 2, 32), table) for row in (implemented, reference))
+        elif operator == "embedding":
+            both = (row(torch.arange(rows), make(50, 8)) for row in (implemented, reference))
+        elif operator == "draw":
+            params = [
+                SamplingParams(0.7, top_p) for _, top_p in zip(range(rows), itertools.cycle((0.0, 0.9, 1.0)))
+            ]
+            both = (row(make(rows, 99), params, [0.37] * rows) for row in (implemented, reference))
+        else:
+            assert operator == "scores"
+            both = (row(make(rows, 99), torch.arange(rows)) for row in (implemented, reference))
+        found.append(tuple(both))
+    return found
+
+
+EACH = [
+    pytest.param(operator, *each.values, id=f"{operator}-{each.id}")
+    for operator in sorted(ROWS.keys() - {"layers"})  # fused.py's: test_fused_laws.py
+    for each in rows_of(operator, [torch.float32] if operator in ("draw", "scores") else list(DTYPES))
+]
+
+
+@pytest.mark.parametrize(("operator", "row", "level", "dtype"), EACH)
+def test_every_row_computes_what_the_reference_does(
+    operator: str, row: Row, level: str, dtype: torch.dtype
+) -> None:
+    """Up to rounding; each operator's own tests say more. A new row is in this test at once."""
+    case = Case(dtype, "cpu", None)
+    reference = ROWS[operator][-1].implement(case)
+    for got, wanted in given(operator, dtype, implemented(row, level, case), reference):
+        assert got.dtype == wanted.dtype
+        tolerance = 1e-4 if dtype == torch.float32 else 0.06
+        torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
 
 
 # What a size of a case keeps from csrc/; all others stay.

@@ -172,6 +172,13 @@ MUTANTS = [
         tests=("tests/distributed/test_packed_layers.py",),
     ),
     Mutant(
+        name="a copied cache keeps the original's addresses",
+        file="llama/kv_cache.py",
+        old='{"_addresses": None, "_attention": None}',
+        new='{"_attention": None}',
+        tests=("tests/kernels/test_fused.py::test_a_copied_model_goes_on_with_its_own_caches",),
+    ),
+    Mutant(
         name="attention takes heads that are larger than its threads' stacks",
         file="llama/kernels/table.py",
         old="    if case.head_dim > _MAX_HEAD_DIM:\n",

@@ -51,7 +51,7 @@ def build(program: str, to: Path, command: str, *flags: str) -> Path:
 
 def headers(folder: Path, command: str, *flags: str) -> tuple[str, ...]:
     """Compile the headers once for all files of a check: reading them takes half of the time -> flags to use them."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     header = folder / "first.h"
     simde = f'#ifdef BY_SIMDE\n#include "{HERE}/bf16_by_simde.h"\n#endif\n'
     header.write_text(f'{simde}#include "vectors.h"\n#include <math.h>\n#include <stdlib.h>\n')

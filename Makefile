@@ -12,12 +12,12 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # The lock files are complete and hold the hash of every file: see constraints.txt.
 LOCKED = $(INSTALL) --no-deps --no-build-isolation --require-hashes
 
-# The C sources, as in setup.py.
-KERNELS := llama/kernels/csrc
+# What setup.py compiles, and with which options.
+KERNELS := $(wildcard llama/kernels/csrc/*) llama/kernels/levels.py
 
 # Stamps: an environment is made once, and again when what it is made from changes.
 .venv/core: pyproject.toml setup.py requirements.txt constraints.txt requirements-build.lock requirements.lock \
-		$(wildcard $(KERNELS)/*)
+		$(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(LOCKED) --requirement requirements-build.lock
 	$(LOCKED) --requirement requirements.lock

@@ -11,7 +11,7 @@ from draws import WAYS, by_way, frequencies, plain
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llama.kernels.sampling import log_probabilities, sample
+from llama.kernels.operators import log_probabilities, sample
 from llama.sampling import SamplingParams
 
 

@@ -2,6 +2,9 @@
  * lane, so nothing is summed across lanes, and keys and values are read once for all of them. */
 
 #include "attention.h"
+
+#include <math.h>
+
 #include "matrix.h"
 
 /* BLOCK: positions of a block, which stays in the first-level cache while all queries of a tile pass over it.
@@ -27,7 +30,8 @@ INLINE vf multiplied(int pairs, vf sum, vu a, vu b) {
     return pairs ? dot_pairs(sum, a, b) : fma_of((vf)a, (vf)b, sum);
 }
 
-/* Scores of 16 lanes x `length` positions. keys: floats or pairs, `row` bytes apart. */
+/* Scores of 16 lanes x `length` positions, minus infinity where a query does not see one. keys: floats or pairs,
+ * `row` bytes apart. */
 INLINE void score_block(const lanes_t *l, int pairs, const char *keys, long row, long block, long length, long dim,
                         float scale, float *scores) {
     for (long s = 0; s < length; s += KEYS) {
@@ -48,30 +52,32 @@ INLINE void score_block(const lanes_t *l, int pairs, const char *keys, long row,
         UNROLL for (int j = 0; j < KEYS; j++)
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const vi limit = (vi)load(l->limits + v * LANES);
-                const vf score = choose(limit > (int32_t)(block + s + j), sum[j][v] * scale, broadcast(-1e30f));
+                const vf score = choose(limit > (int32_t)(block + s + j), sum[j][v] * scale, broadcast(-INFINITY));
                 store(scores + (s + j) * GROUP + v * LANES, score);
             }
     }
 }
 
 /* Scores -> weights relative to the greatest score so far, and what is left of the weights before. */
-INLINE void weigh_block(lanes_t *l, int pairs, const float *scores, long block, long length) {
+INLINE void weigh_block(lanes_t *l, int pairs, const float *scores, long length) {
     UNROLL for (int v = 0; v < VECTORS; v++) {
+        const float *score = scores + v * LANES;
         const vf before = load(l->top + v * LANES);
-        const vi limit = (vi)load(l->limits + v * LANES);
         vf best = before;
-        for (long s = 0; s < length; s++) best = larger(best, load(scores + s * GROUP + v * LANES));
+        for (long s = 0; s < length; s++) best = larger(best, load(score + s * GROUP));
         const vf fade = exponential(before - best);
         vf total = load(l->total + v * LANES) * fade;
-        for (long s = 0; s < length; s++) {
-            const vf difference = load(scores + s * GROUP + v * LANES) - best;
-            vf weight = choose(limit > (int32_t)(block + s), exponential(difference), (vf){});
+        for (long s = 0; s < length; s += pairs ? 2 : 1) {
             uint32_t *to = l->weights + (pairs ? s / 2 : s) * GROUP + v * LANES;
+            vf weight = exponential(load(score + s * GROUP) - best);
             if (pairs) {
-                /* The values are multiplied by rounded weights: sum these, so that the shares add up to 1. */
-                const vu bits = upper_bf16(weight);
-                weight = (vf)bits;
-                store(to, (vf)(s % 2 ? bits | load_bits(to) : bits >> 16));
+                /* The values are multiplied by rounded weights: sum these, so that the shares add up to 1. What is
+                 * behind the last position is not seen. */
+                weight = rounded_bf16(weight);
+                const vf next = rounded_bf16(exponential(load(score + (s + 1) * GROUP) - best));
+                store(to, (vf)((vu)weight >> 16 | (vu)next));
+                total += weight;
+                weight = next;
             } else
                 store(to, weight);
             total += weight;
@@ -118,7 +124,7 @@ INLINE void score_set(lanes_t *l, int pairs, const char *keys, long row, long bl
                       float scale) {
     float scores[(BLOCK + KEYS) * GROUP];
     score_block(l, pairs, keys, row, block, length, dim, scale, scores);
-    weigh_block(l, pairs, scores, block, length);
+    weigh_block(l, pairs, scores, length);
 }
 
 INLINE void accumulate_set(lanes_t *l, int pairs, const char *values, long row, long length, long dim) {

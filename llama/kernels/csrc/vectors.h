@@ -73,7 +73,15 @@ INLINE vu broadcast_bits(const void *p) {
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
 
 /* The second where one of them is a NaN. */
-INLINE vf larger(vf a, vf b) { return choose(a > b, a, b); }
+INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__) && LANES == 16
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__) && LANES == 8
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
 
 /* Store past the caches, for what is read much later; p is aligned to the vector. */
 INLINE void stream(void *p, vu v) {
@@ -100,11 +108,12 @@ INLINE void end_stream(void) {
 #define FOR_LANES_(n, f) LANES_##n(f, 0)
 #define FOR_LANES(n, f) FOR_LANES_(n, f)
 #if defined(__clang__)
-#define SHUFFLE(v, f) __builtin_shufflevector(v, v, FOR_LANES(LANES, f))
+#define SHUFFLE_TWO(a, b, f) __builtin_shufflevector(a, b, FOR_LANES(LANES, f))
 #else
-#define SHUFFLE(v, f) __builtin_shuffle(v, (vi){FOR_LANES(LANES, f)})
+#define SHUFFLE_TWO(a, b, f) __builtin_shuffle(a, b, (vi){FOR_LANES(LANES, f)})
 #endif
-/* Of each lane, the lane that it gets. */
+#define SHUFFLE(v, f) SHUFFLE_TWO(v, v, f)
+/* Of each lane, the lane that it gets; those of b begin at LANES. */
 #define SWAPPED(i) ((i) ^ 1)
 #define EVEN(i) ((i) & ~1)
 #define ODD(i) ((i) | 1)
@@ -113,8 +122,22 @@ INLINE void end_stream(void) {
 #define BY_4(i) (((i) + 4) % LANES)
 #define BY_2(i) (((i) + 2) % LANES)
 #define BY_1(i) (((i) + 1) % LANES)
+#define LOWER(i) ((i) / 2 + (i) % 2 * LANES)
+#define UPPER(i) (LOWER(i) + LANES / 2)
 
 INLINE vi lane_numbers(void) { return (vi){FOR_LANES(LANES, ITSELF)}; }
+
+/* Rows become columns. Each pass interleaves rows that are half of all apart. */
+INLINE void transpose(vu v[LANES]) {
+    UNROLL for (int pass = 1; pass < LANES; pass *= 2) {
+        vu next[LANES];
+        UNROLL for (int i = 0; i < LANES / 2; i++) {
+            next[2 * i] = SHUFFLE_TWO(v[i], v[i + LANES / 2], LOWER);
+            next[2 * i + 1] = SHUFFLE_TWO(v[i], v[i + LANES / 2], UPPER);
+        }
+        memcpy(v, next, sizeof(next));
+    }
+}
 
 /* The sum of 16 parts: i and i + 8 first, then 4, 2 and 1 apart, on every level. */
 INLINE float total_of(const vf part[VECTORS]) {
@@ -219,6 +242,14 @@ INLINE vf widen_f16(const void *p) {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p));
 #elif defined(__aarch64__) && LANES == 4
     return (vf)vcvt_f32_f16(vld1_f16(p));
+#elif defined(__F16C__)
+    /* Not the fallback: GCC before 12 and clang before 15 have no _Float16 here. */
+    vf v;
+    for (int i = 0; i < LANES / 8; i++) {
+        const __m256 part = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + i));
+        memcpy((char *)&v + sizeof(part) * i, &part, sizeof(part));
+    }
+    return v;
 #else
     vf v;
     for (int i = 0; i < LANES; i++) {
@@ -237,6 +268,12 @@ INLINE void narrow_f16(void *p, vf v) {
     _mm_storeu_si128(p, _mm256_cvtps_ph((__m256)v, 0));
 #elif defined(__aarch64__) && LANES == 4
     vst1_f16(p, vcvt_f16_f32((float32x4_t)v));
+#elif defined(__F16C__)
+    for (int i = 0; i < LANES / 8; i++) {
+        __m256 part;
+        memcpy(&part, (const char *)&v + sizeof(part) * i, sizeof(part));
+        _mm_storeu_si128((__m128i *)p + i, _mm256_cvtps_ph(part, 0));
+    }
 #else
     for (int i = 0; i < LANES; i++) {
         const _Float16 h = (_Float16)v[i];

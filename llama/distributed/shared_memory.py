@@ -74,10 +74,15 @@ class SharedMemory:
     @staticmethod
     def takes(x: torch.Tensor) -> bool:
         """Whether `sum` can reduce x."""
-        return x.is_cpu and x.dtype in _KINDS and x.is_contiguous()
+        return x.is_cpu and (x.dtype in _KINDS or x.dtype == torch.float16) and x.is_contiguous()
 
     def sum(self, x: torch.Tensor) -> None:
         """All-reduce x in place: summed in float32, in rank order, rounded once."""
+        if x.dtype == torch.float16:  # csrc/ranks.c, which is for any CPU, converts none
+            wide = x.float()
+            self.sum(wide)
+            x.copy_(wide)
+            return
         item, kind = x.element_size(), _KINDS[x.dtype]
         what = _code(kind, x)
         for first in range(0, x.numel(), _SLOT // item):

@@ -55,7 +55,7 @@ def on_ranks(path, size, work):
         return list(pool.map(work, memories, range(size)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_sum_of_any_length_is_that_of_all_ranks(path, size, dtype):
     generator = torch.Generator().manual_seed(size)

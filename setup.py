@@ -4,6 +4,7 @@ import copy
 import os
 import platform
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,8 +78,22 @@ class BuildKernels(build_ext):
         except Exception as error:
             for note in notes:
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(f"{error}\n", encoding="utf-8")
+                note.write_text(f"{_reason(error)}\n", encoding="utf-8")
             raise  # setuptools goes on: the extension is optional
+
+
+def _reason(error: BaseException) -> str:
+    """One short line: setuptools quotes the whole command, of some 600 letters."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, subprocess.CalledProcessError):
+            files = [str(part) for part in cause.cmd if str(part).endswith(".c")]
+            failed = f"{cause.cmd[0]} failed with exit status {cause.returncode}"
+            return f"{failed} on {files[0]}" if files else failed
+        if isinstance(cause, OSError) and cause.filename:
+            return f"{cause.filename}: {cause.strerror}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
 
 
 setup(

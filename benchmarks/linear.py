@@ -1,4 +1,4 @@
-"""Speed of the CPU kernels that llama/kernels/linear.py chooses between, per dtype, shape and number of rows.
+"""Speed of the CPU kernels for products that llama/kernels/table.py chooses from, per dtype, shape and rows.
 
 Every kernel computes y = x @ W^T. The kernels take turns in each round and the median of the rounds is
 printed, so a slow spell of the machine slows all of them: compare within a line, not across lines. One turn
@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from llama.kernels import linear as chosen
+from llama.kernels.operators import pack
+from llama.kernels.weights import PackedWeight
 
 DTYPES = {"bf16": torch.bfloat16, "f32": torch.float32, "f16": torch.float16}
 # The matrices of a 1.1B model (dim 2048, ffn 5632) and of a 110M one (dim 768, ffn 2048).
@@ -77,12 +78,8 @@ def pointwise(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return y
 
 
-def keep_rows(weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-    return chosen.prepare(weight), weight.shape[0]
-
-
-def run_chosen(x: torch.Tensor, stored: tuple[torch.Tensor, int]) -> torch.Tensor:
-    return chosen.linear(x, *stored)
+def run_chosen(x: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    return weight.linear(x)
 
 
 def kernels() -> list[Kernel]:
@@ -92,7 +89,7 @@ def kernels() -> list[Kernel]:
         Kernel("mv per row", plain, mv_rows, max_rows=4),
         Kernel("pointwise", plain, pointwise, ("bf16", "f32")),
         Kernel("packed", reorder, pointwise, ("bf16", "f32")),
-        Kernel("chosen", keep_rows, run_chosen),
+        Kernel("chosen", pack, run_chosen),
     ]
 
 

@@ -28,7 +28,8 @@ from llama.sizing.shapes import expected_shapes
 from llama.tokenizer import Tokenizer
 
 PEERS = ("llama.cpp", "ctranslate2", "openvino", "transformers", "transformers-float32")
-# Threads of a peer's OpenMP may spin so long after their work (Intel's: 0.2 s) and slow the next peer.
+# A pause before each measurement: after their work, threads of OpenMP spin for a while (GCC's some milliseconds,
+# Intel's 0.2 s), and would take a core from the next peer.
 _SPIN = 0.25
 TOKENIZER = Path(__file__).parent.parent / "CodeLlama-tiny" / "tokenizer.model"
 VOCAB = 32016
@@ -211,11 +212,11 @@ def make_peers(
         from transformers_peer import make_transformers
 
         peers.append(make_transformers(model, torch.float32))
-    _warm(peers, same=model.dtype == torch.float32)
+    warm(peers, same=model.dtype == torch.float32)
     return peers
 
 
-def _warm(peers: Sequence[Peer], same: bool) -> None:
+def warm(peers: Sequence[Peer], same: bool) -> None:
     """Run each once. `same`: they must all say the same, so that what is measured is the same work.
 
     In 16 bits the best of 32,000 ids is often a near-tie, which each peer rounds in its own way.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .kernels.attention import attend
+from .kernels.operators import attend, attention_for
 
 __all__ = ["BatchCache", "KVCache"]
 
@@ -51,6 +51,16 @@ class KVCache:
         self._keys = [empty] * n_layers
         self._values = [empty] * n_layers
         self._addresses: _Integers | None = None
+        self._attention = attention_for(dtype, device, head_dim)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied or pickled cache lies elsewhere, perhaps on another machine.
+        return self.__dict__ | {"_addresses": None, "_attention": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        keys = self._keys[0]
+        self._attention = attention_for(keys.dtype, keys.device, keys.shape[2])
 
     @property
     def capacity(self) -> int:
@@ -91,11 +101,8 @@ class KVCache:
 
     def fork(self) -> KVCache:
         """An independent copy."""
-        other = object.__new__(KVCache)
-        other.limit = self.limit
-        other.length = self.length
+        other = copy.copy(self)
         # With the capacity of the original: an exact copy would be copied again for its first token.
-        other._addresses = None
         other._keys = [_copied(x, self.length) for x in self._keys]
         other._values = [_copied(x, self.length) for x in self._values]
         return other
@@ -136,7 +143,8 @@ class KVCache:
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
     ) -> torch.Tensor:
         """Store T tokens behind the complete ones and attend from each to all up to itself -> (T, H, D)."""
-        return attend(q_THD, k_TKD, v_TKD, self._keys[layer], self._values[layer], self.length)
+        keys, values = self._keys[layer], self._values[layer]
+        return attend(self._attention, q_THD, k_TKD, v_TKD, keys, values, self.length)
 
 
 def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:

@@ -18,7 +18,8 @@ from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
 from .errors import ConfigError
-from .kernels import compiled, linear, native
+from .kernels.operators import computes_well
+from .kernels.report import why_missing
 from .model import Transformer
 from .printable import shown
 from .sizing.args import ModelArgs, check_size
@@ -83,7 +84,7 @@ def build(
     except BaseException as error:
         leave(parallel, error)
         raise
-    missing = compiled.why_missing() if target.type == "cpu" else None
+    missing = why_missing() if target.type == "cpu" else None
     if missing is not None:
         _log_missing_kernels(missing)
     log(
@@ -142,7 +143,7 @@ def choose_dtype(
 ) -> tuple[torch.dtype, str]:
     """The dtype to compute in, and a remark for the log if it is not the stored one.
 
-    "auto" takes the stored dtype unless the device is slow in it or lacks it.
+    "auto" takes the stored dtype unless the device is slow in it or lacks it: a CPU without a kernel for it.
 
     Raises:
         ConfigError: a name or dtype other than auto, bfloat16, float16, float32.
@@ -156,17 +157,11 @@ def choose_dtype(
         return torch.float32, f", since {stored} cannot be computed in"
     if device.type == "cuda" and stored == torch.bfloat16 and not _gpu_has_bfloat16(device):
         return torch.float16, ", since this GPU has no bfloat16"
-    if device.type == "cpu" and stored == torch.float16:
-        return torch.float32, ", since float16 is slow on a CPU"
-    if device.type == "cpu" and stored == torch.bfloat16 and not _cpu_has_bfloat16():
-        return torch.float32, ", since this CPU has no bfloat16 instructions"
+    if device.type == "cpu" and stored != torch.float32 and not computes_well(stored, device):
+        return torch.float32, f", since {stored} is slow on a CPU without kernels for it"
     return stored, ""
 
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:
     """Like torch.cuda.is_bf16_supported, but for the given device instead of the current one."""
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _cpu_has_bfloat16() -> bool:
-    return native.available() or linear.can_pack(torch.bfloat16)

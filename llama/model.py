@@ -2,8 +2,8 @@
 
 Pre-norm layers with RMSNorm (Zhang and Sennrich 2019), rotary positions on interleaved pairs (Su et al.
 2021), SwiGLU (Shazeer 2020), grouped-query attention (Ainslie et al. 2023). The operators are in kernels/,
-which chooses an implementation for the device and dtype; steps of few bfloat16 rows on a CPU skip the modules
-and take kernels/fused.py.
+which chooses an implementation for the device and dtype; steps of few rows on a CPU skip the modules and take
+kernels/fused.py.
 
 Shapes: T tokens of a step (its sequences, one behind the other), C model dimension, H and K query and
 key/value heads of this rank, D head dimension, N positions whose logits are wanted, V vocabulary.
@@ -23,7 +23,8 @@ from .distributed.parallel import Parallel
 from .distributed.world import host_parallel
 from .errors import ConfigError
 from .kernels.fused import FusedLayers, LayerShape
-from .kernels.norms import rms_norm, rotary_table, rotate
+from .kernels.norms import rotary_table
+from .kernels.operators import rms_norm, rotate
 from .kv_cache import BatchCache, KVCache
 from .sizing.args import ModelArgs, check_size, valid_sizes
 

@@ -6,10 +6,12 @@ Models are made once: they hold no state between calls.
 from __future__ import annotations
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import gc_later  # noqa: F401 - first, for the imports below
 import pytest
 import torch
 from hypothesis import settings
@@ -34,7 +36,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Rooms whose every test is slow: they launch ranks, servers and programs. In the order in which they run: the
 # longest files first, so that no worker is left with one when the others have ended.
-SLOW_ROOMS = ("distributed", "serving", "download", "project")
+SLOW_ROOMS = ("distributed", "project", "serving", "download")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: a tenth of the suite is waiting, for silence, for limits of time, for servers."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return len(cores) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,6 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays, so the garbage collector need not look at it again: an eighth of the time."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 

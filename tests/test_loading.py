@@ -13,6 +13,7 @@ from cpu_levels import has_compiler, runs
 
 from llama.distributed import world
 from llama.errors import ConfigError, ParallelismError, RankError
+from llama.kernels import compiled
 from llama.loading import build, choose_dtype
 
 CPU = torch.device("cpu")
@@ -39,11 +40,11 @@ def test_auto_takes_the_stored_dtype_where_the_device_computes_well_in_it(
 ) -> None:
     cuda = torch.device("cuda", 0)
     for has in (True, False):
-        monkeypatch.setattr("llama.loading._cpu_has_bfloat16", lambda has=has: has)
+        monkeypatch.setattr("llama.loading.computes_well", lambda dtype, device, has=has: has)
         capability = (9, 0) if has else (7, 5)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, has=capability: has)
         assert choose_dtype("auto", torch.float32, CPU) == (torch.float32, "")
-        assert choose_dtype("auto", torch.float16, CPU)[0] == torch.float32
+        assert choose_dtype("auto", torch.float16, CPU)[0] == (torch.float16 if has else torch.float32)
         assert choose_dtype("auto", torch.bfloat16, CPU)[0] == (torch.bfloat16 if has else torch.float32)
         assert choose_dtype("auto", torch.bfloat16, cuda)[0] == (torch.bfloat16 if has else torch.float16)
         assert choose_dtype("auto", torch.float16, cuda) == (torch.float16, "")
@@ -68,14 +69,31 @@ def test_auto_asks_the_gpu_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> N
         assert chosen == [torch.bfloat16, torch.float16]
 
 
-def test_auto_keeps_bfloat16_on_a_cpu_that_has_kernels() -> None:
-    """Unpatched, and judged by the system's own list of the CPU's instructions."""
+def test_auto_keeps_16_bit_on_a_cpu_that_has_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever they are, judged by the system's own list of the CPU's instructions."""
     least = "armv8-a" if platform.machine() in ("aarch64", "arm64") else "x86-64-v3"
     if not runs(least):
         pytest.skip(f"this CPU does not run {least}")
     if not has_compiler():
         pytest.skip("no C compiler")
-    assert choose_dtype("auto", torch.bfloat16, CPU) == (torch.bfloat16, "")
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    compiled.best.cache_clear()
+    try:
+        for stored in (torch.bfloat16, torch.float16):
+            assert choose_dtype("auto", stored, CPU) == (stored, "")
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
+
+
+def test_auto_without_kernels_takes_the_fast_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llama.kernels.native.kernels", lambda: None)
+    assert choose_dtype("auto", torch.float16, CPU)[0] == torch.float32
+    assert choose_dtype("auto", torch.float32, CPU) == (torch.float32, "")
+    monkeypatch.setattr("llama.kernels.onednn.can_pack", lambda dtype: False)
+    chosen, why = choose_dtype("auto", torch.bfloat16, CPU)
+    assert chosen == torch.float32
+    assert "bfloat16" in why
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.0, "2", True])

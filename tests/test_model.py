@@ -11,7 +11,7 @@ from tiny_llama import SHAPES, tiny_model, twin, twin_logits
 import llama.model
 from llama.api import compat
 from llama.errors import ConfigError, ParallelismError
-from llama.kernels.norms import rotate
+from llama.kernels.operators import rotate
 from llama.kv_cache import BatchCache
 from llama.model import ModelArgs, Transformer
 from llama.sizing.args import check_size, valid_sizes

@@ -9,24 +9,25 @@ layers of fairscale 0.4.13:
   not affected.
 * They allocate through `torch.empty`, so the meta device allocates nothing; fairscale's constructors allocate
   and scatter a full master weight on every rank.
-* They store weights in the format that kernels/linear.py chooses, and multiply through it.
+* They store weights in the format that kernels/table.py chooses, and multiply through it.
 * They are for inference only: collectives run in place and record no gradient.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from fairscale.nn.model_parallel import layers as fairscale
 from fairscale.nn.model_parallel.utils import divide_and_check_no_remainder
 from torch import nn
 
-from ..kernels.linear import format_of, linear, prepare, unpack
+from ..kernels.operators import embed, pack, recognise
+from ..kernels.weights import PLAIN, PackedWeight
 from .parallel import Parallel
 
-__all__ = ["ColumnParallelLinear", "PackedWeight", "ParallelEmbedding", "RowParallelLinear"]
+__all__ = ["ColumnParallelLinear", "ParallelEmbedding", "ParallelLinear", "RowParallelLinear"]
 
 
 def _parameter(rows: int, columns: int) -> nn.Parameter:
@@ -50,35 +51,75 @@ class ParallelEmbedding(fairscale.ParallelEmbedding):  # type: ignore[misc]
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         """Every rank looks up its columns; all get the whole rows."""
-        return self.parallel.all_gather_last(F.embedding(input_, self.weight))
+        return self.parallel.all_gather_last(embed(input_, self.weight))
 
 
-class PackedWeight(nn.Module):
-    """A weight (rows, in) in the format that this device multiplies fastest; plain in a state dict."""
+class ParallelLinear(nn.Module):
+    """A layer whose weight (out, in) is stored as this device multiplies it fastest; plain in a state dict.
+
+    `weight` is the parameter that PyTorch sees: the codes of `packed`, or whatever was put in their place since.
+    """
 
     weight: nn.Parameter
-    rows: int
     shape: tuple[int, int]  # of the plain weight
+    _packed: PackedWeight | None = None
 
-    def assign(self, weight: torch.Tensor) -> None:
+    @property
+    def packed(self) -> PackedWeight:
+        """The weight, as it is now."""
+        packed, weight = self._packed, self.weight
+        if packed is None or not packed.holds(weight):
+            packed = self._packed = recognise(weight, self.shape)
+        return packed
+
+    def assign(self, weight: torch.Tensor | PackedWeight) -> None:
         """Take over a loaded weight. The caller drops its own reference, so it is in memory once."""
-        self.weight = nn.Parameter(prepare(weight), requires_grad=False)
+        packed = weight if isinstance(weight, PackedWeight) else pack(weight)
+        self.weight = nn.Parameter(packed.codes, requires_grad=False)
+        self._packed = packed if packed.holds(self.weight) else None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        weight = self.weight if keep_vars else self.weight.detach()
-        destination[prefix + "weight"] = unpack(weight, self.rows)
+        plain = self.packed.plain()
+        destination[prefix + "weight"] = plain if keep_vars else plain.detach()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         given = state_dict.get(prefix + "weight")
-        packed = format_of(self.weight) is not None
+        packed = self.packed.format is not PLAIN
         if packed and given is not None and given.shape == self.shape:
             # A packed weight cannot be copied into: assign a new one, of the old one's dtype and device.
             self.assign(given.detach().to(self.weight.device, self.weight.dtype, copy=True))
         else:
             super()._load_from_state_dict(state_dict, prefix, *rest)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """What `to`, `half`, `cuda` and their like do to each tensor is done to the plain weight."""
+        packed = self.packed
+        if packed.format is PLAIN:
+            return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        plain = packed.plain()
+        changed = fn(plain)
+        if changed is not plain:
+            self.assign(changed)
+        elif plain.is_shared():  # type: ignore[no-untyped-call]  # share_memory_ is the one that works in place
+            self.weight.share_memory_()  # type: ignore[no-untyped-call]
+        return self
 
-class ColumnParallelLinear(PackedWeight, fairscale.ColumnParallelLinear):  # type: ignore[misc]
+    def __getstate__(self) -> dict[str, Any]:
+        # Copied and pickled plain: the copy packs it anew, perhaps for another CPU.
+        packed = self.packed
+        state = self.__dict__ | {"_packed": None, "_was_packed": packed.format is not PLAIN}
+        if packed.format is not PLAIN:
+            state["_parameters"] = {"weight": nn.Parameter(packed.plain(), requires_grad=False)}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_was_packed")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if packed:
+            self.assign(self.weight.detach())
+
+
+class ColumnParallelLinear(ParallelLinear, fairscale.ColumnParallelLinear):  # type: ignore[misc]
     """y = x W^T split along the output: (..., in) -> (..., out / ranks), or (..., out) when gathered."""
 
     bias = None
@@ -92,16 +133,15 @@ class ColumnParallelLinear(PackedWeight, fairscale.ColumnParallelLinear):  # typ
         self.out_features = out_features
         self.gather_output = gather_output
         self.output_size_per_partition = divide_and_check_no_remainder(out_features, parallel.size)
-        self.rows = self.output_size_per_partition
-        self.shape = (self.rows, in_features)
+        self.shape = (self.output_size_per_partition, in_features)
         self.weight = _parameter(*self.shape)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        output = linear(input_, self.weight, self.rows)
+        output = self.packed.linear(input_)
         return self.parallel.all_gather_last(output) if self.gather_output else output
 
 
-class RowParallelLinear(PackedWeight, fairscale.RowParallelLinear):  # type: ignore[misc]
+class RowParallelLinear(ParallelLinear, fairscale.RowParallelLinear):  # type: ignore[misc]
     """y = sum over ranks of x_r W_r^T: (..., in / ranks) -> (..., out). The input is already split."""
 
     bias = None
@@ -113,9 +153,8 @@ class RowParallelLinear(PackedWeight, fairscale.RowParallelLinear):  # type: ign
         self.in_features = in_features
         self.out_features = out_features
         self.input_size_per_partition = divide_and_check_no_remainder(in_features, parallel.size)
-        self.rows = out_features
-        self.shape = (self.rows, self.input_size_per_partition)
+        self.shape = (out_features, self.input_size_per_partition)
         self.weight = _parameter(*self.shape)
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        return self.parallel.all_reduce(linear(input_, self.weight, self.rows))
+        return self.parallel.all_reduce(self.packed.linear(input_))

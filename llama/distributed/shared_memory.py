@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..kernels import compiled
+from ..kernels.collectives import library as compiled_collectives
 from .agreement import Health, Step, disagreement, first_difference, gone
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class SharedMemory:
     """
 
     def __init__(self, path: str, rank: int, size: int, health: Health | None = None) -> None:
-        library = compiled.base()
+        library = compiled_collectives()
         assert library is not None
         self._library, self._rank, self._size = library, rank, size
         self.health = Health(f"rank {rank}") if health is None else health
@@ -163,7 +163,7 @@ def share_memory(group: Group, rank: int, size: int, local: bool) -> SharedMemor
     Args:
         local: whether all ranks of the group are on this machine, as far as this rank knows.
     """
-    library = compiled.base() if local else None
+    library = compiled_collectives() if local else None
     made = b""
     if rank == 0 and library is not None:
         with contextlib.suppress(OSError):

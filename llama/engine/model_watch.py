@@ -88,7 +88,7 @@ def _picture(model: nn.Module) -> tuple[list[object], list[object]]:
 
 def _address(tensor: torch.Tensor) -> int:
     try:
-        return 0 if tensor.is_mkldnn else tensor.data_ptr()
+        return tensor.data_ptr()
     except RuntimeError:  # it has no memory of its own
         return 0
 

@@ -14,15 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..kernels.sampling import (
-    adjust,
-    all_finite,
-    count_not_finite,
-    log_probabilities,
-    most_probable,
-    not_finite,
-    sample,
-)
+from ..kernels.operators import log_probabilities, sample
+from ..kernels.sampling import adjust, all_finite, count_not_finite, most_probable, not_finite
 from ..kv_cache import BatchCache
 from ..model import Transformer
 from .sequence import ScheduledBatch, ScheduledSequence, SequenceState, TokenScore

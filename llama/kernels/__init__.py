@@ -1,25 +1,25 @@
-"""Operators with more than one implementation. Each operator has one file, which chooses when it is called.
+"""Operators with more than one implementation, and the one table that chooses.
 
-| operator                     | file         | compiled               | otherwise                                |
-|------------------------------|--------------|------------------------|------------------------------------------|
-| linear: y = x W^T            | linear.py    | csrc/linear.c, pack.c  | oneDNN with packed weights, F.linear     |
-| attend: store K and V, then  | attention.py | csrc/attention.c,      | PyTorch                                  |
-| causal attention             |              | lanes.c                |                                          |
-| rms_norm, rotate             | norms.py     | csrc/norms.c           | PyTorch                                  |
-| sample, log_probabilities    | sampling.py  | csrc/rows.c            | numpy on other CPUs, PyTorch             |
-| FusedLayers: all layers      | fused.py     | csrc/layers.c          | the model's modules                      |
+| operator                     | rows of table.py, best first                                     |
+|------------------------------|------------------------------------------------------------------|
+| linear: y = x W^T            | csrc/linear.c, pack.c; oneDNN with packed weights; F.linear      |
+| layers: all layers at once   | csrc/layers.c; the model's modules                               |
+| attention: store K and V,    | csrc/attention.c, lanes.c; PyTorch                               |
+| then causal attention        |                                                                  |
+| norm, rotation               | csrc/norms.c; PyTorch                                            |
+| embedding                    | PyTorch                                                          |
+| draw, scores (of logits)     | csrc/rows.c; PyTorch                                             |
 
-There are two ways through the layers. On a CPU with kernels, a step of up to 128 rows is one native call
-(fused.py; fused_call.py lays out its arguments). Every other step calls the modules of model.py,
-which call the operators above. Both compute the same up to rounding; tests hold both to one oracle.
+What callers use: operators.py (each function looks up its row), weights.py (`PackedWeight`, a weight and its
+product), fused.py (whole layers). Steps of up to 128 rows go through all layers in one call of the row `layers`, if
+that is csrc's; every other step runs the modules of model.py, which call the operators. Both compute the same up to
+rounding; tests hold both to one oracle.
 
-levels.py lists the levels of CPUs for which csrc/ is compiled, compiled.py opens the library of the best one,
-native.py says which tensors each of its functions takes. hooks.py tells whether calling a module runs more than
-its class's forward. csrc/ranks.c, the collectives of CPU ranks on one machine, is in the library for any CPU;
-distributed/shared_memory.py uses it.
+Below the table: native.py (`Kernels`: csrc's functions on tensors), compiled.py (opens the library of the best level
+of levels.py that this CPU runs), onednn.py, and the references in plain torch: attention.py, norms.py, sampling.py.
+fused_call.py lays out the arguments of whole layers; hooks.py tells whether calling a module runs more than its
+class's forward; report.py prints what the table chooses here; collectives.py hands out csrc/ranks.c.
 
-To add an implementation: write it beside the others in the operator's file, add its condition where that file
-chooses, and its case to tests/kernels. To add a weight format: one more `WeightFormat` in linear.py.
-
-Shapes, tensors and addresses come in as arguments: no file here imports the model, the cache or the ranks.
+Nothing outside this folder asks what a CPU can do. Shapes, tensors and addresses come in as arguments: no file here
+imports the model, the cache or the ranks. docs/kernels.md says how to add a row, a format or a level.
 """

@@ -1,7 +1,6 @@
-"""Causal attention of the newest tokens of one sequence over its cached keys and values.
+"""Causal attention of the newest tokens of one sequence over its cached keys and values, in PyTorch.
 
-`attend` is the operator: it stores the new keys and values and chooses the kernel: csrc/attention.c on CPUs;
-`causal_attention` is PyTorch's way for every other device and dtype.
+The last row of the table: for every device and dtype that csrc/attention.c does not take.
 
 Shapes: T new tokens, S cached positions (the T new ones are the last of them), H query heads, K key/value
 heads (H = K * G), D head dimension. Key heads are never repeated in memory and no T x S score matrix outlives
@@ -12,8 +11,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-
-from . import native
 
 __all__ = ["attend", "causal_attention", "store"]
 
@@ -37,8 +34,6 @@ def attend(
     Args:
         keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
     """
-    if native.takes_attention(q_THD):
-        return native.attention(q_THD, k_TKD, v_TKD, keys, values, start)
     k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
     return causal_attention(q_THD, k_KSD, v_KSD)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .levels import ABI, BASE, Feature, Level, here
 
-__all__ = ["VARIABLE", "base", "best", "features", "kernels", "open_level", "runnable", "why_missing"]
+__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing"]
 
 VARIABLE = "LLAMA_KERNELS"
 _FOLDER = Path(__file__).parent
@@ -122,24 +122,26 @@ def best() -> Level | None:
     raise ConfigError(f"{VARIABLE} is {wanted!r}; on this machine it can be: {names}")
 
 
-def kernels() -> ctypes.CDLL | None:
-    """The kernels that are used; None where there are none."""
-    level = best()
-    return None if level is None else open_level(level)
-
-
 def why_missing() -> str | None:
     """Why this CPU, which could run better kernels, does without; None where it has its best, or has none."""
     if not here() or os.environ.get(VARIABLE):
         return None
     wanted = runnable()
-    name = BASE if base() is None else wanted[0].library if wanted and best() != wanted[0] else None
+    used = best()
+    name = BASE if base() is None else wanted[0].library if wanted and used != wanted[0] else None
     if name is None:
         return None
-    if _file(name) is not None:
-        return "what was compiled is for another version of the source"
+    return _why(name) if used is None else f"{_why(name)}; those of {used.name} are used"
+
+
+def _why(name: str) -> str:
+    """Why a library is not there, or of no use."""
+    path = _file(name)
+    if path is not None:
+        return f"{path.name} is broken, or of another version of the package"
     try:
         # setup.py writes the compiler's error here.
-        return (_FOLDER / f"{name}.failed.txt").read_text(encoding="utf-8", errors="replace").strip()
+        text = (_FOLDER / f"{name}.failed.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "nothing was compiled when the package was installed"
+    return text.strip().rstrip(".")

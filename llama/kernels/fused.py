@@ -7,24 +7,26 @@ behind each. Steps of more rows (prompts) run the modules, where each operation 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import native
 from .fused_call import Addresses, FusedCall, Layers, LayerShape
 from .hooks import hooked
+from .native import Kernels
 from .norms import rotary_pairs
+from .table import Case, implementation
+from .weights import Blocked, PackedWeight
 
 __all__ = ["FusedLayers", "LayerShape"]
 
 # More rows go to the matrix kernels for chunks, and to attention that shares what it reads among queries.
 _MAX_ROWS = 128
-# Modules with a weight in a layer, and which of them are norms; see `_modules`.
+# Modules with a weight in a layer, of which the first and the sixth are norms; see `_modules`.
 _WEIGHTS = 9
-_NORMS = (0, 5)
 
 
 class FusedLayers:
@@ -55,7 +57,7 @@ class FusedLayers:
         self._kinds = [type(module) for module in (*weights, *around)]
         self._sizes = _plain_sizes(shape)
         # The weights behind the addresses are held, so that no other weight can come to lie at one of them.
-        self._held: list[torch.Tensor] = []
+        self._held: list[torch.Tensor | PackedWeight] = []
         self._found: list[int] = []
         self._layers: Layers | None = None
         self._dtype: torch.dtype | None = None
@@ -68,7 +70,7 @@ class FusedLayers:
         """Whether `run` takes these rows through the layers that the model has now."""
         if not 0 < x_TC.shape[0] <= _MAX_ROWS or x_TC.shape[1] != self._shape.width:
             return False
-        if not native.takes_layers(x_TC):
+        if not x_TC.is_cpu or (x_TC.requires_grad and torch.is_grad_enabled()):
             self._held, self._found = [], []
             return False
         try:
@@ -79,7 +81,7 @@ class FusedLayers:
         except (AttributeError, KeyError, RuntimeError):
             return False  # no such module, or no weight with memory of its own
         if found != self._found:
-            self._look_up([module.weight.detach() for module in weights], found)
+            self._look_up(weights, found)
         return self._layers is not None and self._dtype == x_TC.dtype
 
     def _unchanged(self, weights: list[Any], around: list[Any]) -> bool:
@@ -93,22 +95,28 @@ class FusedLayers:
             and all(attention.layer == layer for layer, attention in enumerate(around[1::3]))
         )
 
-    def _look_up(self, weights: list[torch.Tensor], found: list[int]) -> None:
-        """Take over the addresses of these weights, if the kernel can run them."""
-        layers = [weights[i : i + _WEIGHTS] for i in range(0, len(weights), _WEIGHTS)]
-        dtypes = {layer[i].dtype for layer in layers for i in _NORMS}
-        fits = (
-            all(w.is_cpu and w.is_contiguous() for w in weights)
-            and all(
-                _is_stored(w, size) for layer in layers for w, size in zip(layer, self._sizes, strict=True)
-            )
-            and len(dtypes) == 1
-            and self._shape.head_dim % 32 == self._shape.hidden % 2 == 0
+    def _look_up(self, modules: list[Any], found: list[int]) -> None:
+        """Take over the addresses of these modules' weights, if the kernels can run them."""
+        held = [
+            module.packed if len(size) == 2 else module.weight.detach()
+            for module, size in zip(modules, itertools.cycle(self._sizes))
+        ]
+        norms = [weight for weight in held if isinstance(weight, torch.Tensor)]
+        matrices = [weight for weight in held if isinstance(weight, PackedWeight)]
+        dtype = norms[0].dtype
+        fits = all(
+            weight.is_cpu and weight.is_contiguous() and weight.dtype == dtype for weight in norms
+        ) and [weight.shape for weight in held] == self._sizes * (len(held) // len(self._sizes))
+        case = Case(
+            *(dtype, "cpu", _one_of(matrices) if fits else None),
+            *(self._shape.width, self._shape.head_dim, self._shape.hidden),
         )
-        self._layers = Layers(layers, self._sizes) if fits else None
-        self._dtype = dtypes.pop() if fits else None
+        kernels: Kernels | None = implementation("layers", case)
+        found_matrices = [weight.matrix for weight in matrices if weight.matrix is not None]
+        self._layers = None if kernels is None else Layers(kernels, norms, found_matrices)
+        self._dtype = dtype
         # Last: from here on another thread takes the addresses for these weights.
-        self._held, self._found = weights, found
+        self._held, self._found = held, found
 
     def run(
         self,
@@ -162,8 +170,10 @@ def _plain_sizes(shape: LayerShape) -> list[tuple[int, ...]]:
     return [*attention, (width,), (hidden, width), (hidden, width), (width, hidden)]
 
 
-def _is_stored(weight: torch.Tensor, size: tuple[int, ...]) -> bool:
-    """Whether this is a norm's weight of that size, or a matrix of that size that native.py has packed."""
-    if weight.dtype not in native.DTYPES:
-        return False
-    return weight.shape == (size if len(size) == 1 else native.packed_shape(size, weight.dtype))
+def _one_of(matrices: list[PackedWeight]) -> Kernels | None:
+    """The kernels that can multiply all of these weights, each in its own format."""
+    found = {
+        weight.format.kernels if weight.matrix and isinstance(weight.format, Blocked) else None
+        for weight in matrices
+    }
+    return found.pop() if len(found) == 1 else None

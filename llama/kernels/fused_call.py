@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import native
+from .native import DTYPES, Kernels, Matrix
 
 __all__ = ["Addresses", "FusedCall", "LayerShape", "Layers"]
 
@@ -44,26 +44,26 @@ class _Layer(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "ffn_norm")),
-        *((name, native.Matrix) for name in _MATRICES),
+        *((name, Matrix) for name in _MATRICES),
     )
 
 
 class Layers:
-    """Where the weights of all layers are. It does not keep them.
+    """Where the weights of all layers are, and the kernels for them. It does not keep the weights.
 
     Args:
-        weights: of each layer: attention_norm, wq, wk, wv, wo, ffn_norm, w1, w3, w2; matrices packed.
-        sizes: of each of these, as if none was packed.
+        norms: of each layer: attention_norm, ffn_norm.
+        matrices: of each layer: wq, wk, wv, wo, w1, w3, w2.
     """
 
-    def __init__(self, weights: list[list[torch.Tensor]], sizes: list[tuple[int, ...]]) -> None:
-        self._layers = (_Layer * len(weights))()
-        for layer, tensors in zip(self._layers, weights, strict=True):
-            norms = [w for w, size in zip(tensors, sizes, strict=True) if len(size) == 1]
-            layer.attention_norm, layer.ffn_norm = (w.data_ptr() for w in norms)
-            matrices = [(w, size) for w, size in zip(tensors, sizes, strict=True) if len(size) == 2]
-            for name, (w, size) in zip(_MATRICES, matrices, strict=True):
-                setattr(layer, name, native.matrix(w, *size))
+    def __init__(self, kernels: Kernels, norms: list[torch.Tensor], matrices: list[Matrix]) -> None:
+        self.kernels = kernels
+        self._layers = (_Layer * (len(norms) // 2))()
+        for i, layer in enumerate(self._layers):
+            layer.attention_norm, layer.ffn_norm = (norm.data_ptr() for norm in norms[2 * i : 2 * i + 2])
+            mine = matrices[len(_MATRICES) * i : len(_MATRICES) * (i + 1)]
+            for name, matrix in zip(_MATRICES, mine, strict=True):
+                setattr(layer, name, matrix)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -117,9 +117,8 @@ class FusedCall:
         what the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it; the
         next call overwrites that.
         """
-        library = native.kernels()
-        assert library is not None
-        space = self._space(library, x_TC, torch.get_num_threads(), int(position_T.max()) + 1)
+        kernels = layers.kernels
+        space = self._space(kernels, x_TC, torch.get_num_threads(), int(position_T.max()) + 1)
         step, out = space.step, space.out
         step.table, step.capacity, step.position = (
             each.ctypes.data for each in (table, capacity_T, position_T)
@@ -131,20 +130,19 @@ class FusedCall:
         def run(first: int, last: int, part: int) -> torch.Tensor:
             assert kept
             at = at_caches + first * caches_step
-            library.llama_layers(ctypes.byref(step), layers.at(first), at, last - first, part)
+            kernels.layers(step, layers.at(first), at, last - first, part)
             return out if part else x_TC
 
         return run
 
-    def _space(self, library: ctypes.CDLL, x_TC: torch.Tensor, threads: int, positions: int) -> _Space:
+    def _space(self, kernels: Kernels, x_TC: torch.Tensor, threads: int, positions: int) -> _Space:
         """This thread's work space for so many rows, with scores of at least so many positions."""
         space: _Space | None = getattr(self._local, "space", None)
-        wanted = (library, len(x_TC), x_TC.dtype, threads)
+        wanted = (kernels, len(x_TC), x_TC.dtype, threads)
         if space is None or space.sized_for != wanted or positions > space.room:
             room = -(-positions // _SCORE_STEP) * _SCORE_STEP
             step = _step(self._shape, len(x_TC), x_TC.dtype, threads, room)
-            size = library.llama_layers_space(ctypes.byref(step))
-            memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+            memory = torch.empty(kernels.layers_space(step), dtype=torch.uint8, device="cpu")
             out = torch.empty(len(x_TC), self._shape.width, dtype=x_TC.dtype, device="cpu")
             step.space, step.out = memory.data_ptr(), out.data_ptr()
             self._local.space = space = _Space(wanted, room, step, out, memory)
@@ -156,11 +154,11 @@ class _Space:
     """The memory of a step, and the structure that points to it.
 
     Args:
-        sized_for: (library, rows, dtype, threads).
+        sized_for: (kernels, rows, dtype, threads).
         room: positions that the scores have room for.
     """
 
-    sized_for: tuple[ctypes.CDLL, int, torch.dtype, int]
+    sized_for: tuple[Kernels, int, torch.dtype, int]
     room: int
     step: _Step
     out: torch.Tensor
@@ -170,6 +168,6 @@ class _Space:
 def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, room: int) -> _Step:
     return _Step(
         *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden),
-        *(native.DTYPES[dtype], threads, shape.eps, shape.head_dim**-0.5),
+        *(DTYPES[dtype], threads, shape.eps, shape.head_dim**-0.5),
         *(None, None, None, room),
     )

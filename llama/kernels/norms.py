@@ -1,4 +1,4 @@
-"""RMSNorm and rotary positions: the compiled kernels on CPUs, PyTorch elsewhere.
+"""RMSNorm and rotary positions, in PyTorch; and the tables of positions, also for csrc/norms.c.
 
 Shapes: T tokens, H heads, D head dimension.
 """
@@ -11,27 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import native
-
 __all__ = ["rms_norm", "rotary_pairs", "rotary_table", "rotate"]
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension, normalised in float32 (Zhang and Sennrich 2019)."""
-    if native.takes_norm(x, weight):
-        return native.rms_norm(x, weight, eps)
     x32 = x.float()
     scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(eps))
     return (x32 * scale).type_as(x) * weight
 
 
 def rotate(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn each interleaved pair (2j, 2j+1) of every head by its position's angle; x may be overwritten.
+    """Turn each interleaved pair (2j, 2j+1) of every head by its position's angle.
 
     table: (T, D / 2) complex64, from `rotary_table`.
     """
-    if native.takes_rotation(x_THD):
-        return native.rotate_(x_THD, table)
     pairs = torch.view_as_complex(x_THD.float().view(*x_THD.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * table[:, None]).flatten(-2).type_as(x_THD)
 

@@ -1,7 +1,7 @@
 """From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, log-probabilities.
 
-Two implementations: csrc/rows.c on CPUs with kernels, PyTorch everywhere else, which is also the reference.
-`sample` and `log_probabilities` choose. Bias and penalties (`adjust`) change a row before it is drawn from.
+Two implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), PyTorch everywhere else, which is also the
+reference. operators.py chooses. Bias and penalties (`adjust`) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
 depends only on its logits, its parameters and that number. The draw inverts the cumulative distribution in
@@ -21,7 +21,7 @@ import torch
 
 from ..errors import NumericsError
 from ..sampling import SamplingParams
-from . import native
+from .native import Kernels
 
 __all__ = [
     "adjust",
@@ -32,6 +32,7 @@ __all__ = [
     "not_finite",
     "penalize",
     "sample",
+    "sample_compiled",
 ]
 
 # Weights that are added up in float32.
@@ -109,8 +110,6 @@ def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
 
 def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
     """log softmax of each row at its id, (R,) float32, before temperature and limits."""
-    if native.takes_logits(logits_RV):
-        return native.log_probabilities(logits_RV, ids_R)
     # The whole log-softmax: on a CPU it takes a third of the time of logsumexp.
     return torch.log_softmax(logits_RV, dim=-1).gather(1, ids_R[:, None])[:, 0]
 
@@ -122,8 +121,6 @@ def sample(
 
     A logit may be -inf, which is never drawn, as long as another one of its row is finite.
     """
-    if native.takes_logits(logits_RV):
-        return _draw_compiled(logits_RV, params, uniforms)
     device = logits_RV.device
     if device.type == "mps":  # which has no float64
         logits_RV = logits_RV.cpu()
@@ -142,10 +139,13 @@ def sample(
     return ids_R.to(device)
 
 
-def _draw_compiled(
-    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+def sample_compiled(
+    kernels: Kernels,
+    logits_RV: torch.Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
 ) -> torch.Tensor:
-    """csrc/rows.c, on all threads."""
+    """As `sample`, of contiguous float32 rows: csrc/rows.c, on all threads."""
     vocab = logits_RV.shape[1]
     rows = [
         (
@@ -157,7 +157,7 @@ def _draw_compiled(
         )
         for param, uniform in zip(params, uniforms, strict=True)
     ]
-    return native.draw(logits_RV, np.array(rows, dtype=np.float64))
+    return kernels.draw(logits_RV, np.array(rows, dtype=np.float64))
 
 
 def _draw_greatest(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from network import Machine, two_machines
-from ranks import Finished, Launch, launched_nodes
+from ranks import Finished, ForkedLaunch, launched_nodes
 from same_texts import same_texts
 
 # The shortest silence that the system can be asked to notice; what ships is ten times as long.
@@ -59,7 +59,7 @@ class Scenario:
     def __init__(self, stack: contextlib.ExitStack, folder: Path, name: str) -> None:
         self.machines = stack.enter_context(two_machines())
         self.files = [folder / "cut" / f"{name}.{rank}" for rank in range(2)]
-        self.launches: list[Launch] = stack.enter_context(
+        self.launches: list[ForkedLaunch] = stack.enter_context(
             launched_nodes(
                 "cut_script.py", folder, name, SILENCE, nodes=2, ranks=1, machines=self.machines,
                 environment={"OMP_NUM_THREADS": "1"},

@@ -29,8 +29,8 @@ def own_folder(folder: Path, tmp_path: Path) -> Path:
 
 def test_an_error_of_all_ranks_ends_the_launch(own_folder: Path) -> None:
     """And a number of threads that the user set is kept."""
-    environment = {"OMP_NUM_THREADS": "2"}
-    finished = run_ranks("rank_script.py", own_folder, "threads", "refused", ranks=2, environment=environment)
+    given = {"ranks": 2, "environment": {"OMP_NUM_THREADS": "2"}, "forked": True}
+    finished = run_ranks("rank_script.py", own_folder, "threads", "refused", **given)
     assert finished.code != 0
     assert "sizes that work: 1, 2, 4" in finished.stderr
     assert finished.stdout == ""
@@ -60,7 +60,8 @@ def test_an_error_of_one_rank_ends_the_other(forked: Any, scenario: str, own: st
 def test_a_launch_that_is_stopped_ends_soon_and_whole(own_folder: Path, way: str) -> None:
     """Ctrl-C in the middle of a generation, or a rank that the system kills."""
     pids, ended = ([own_folder / f"{name}.{rank}" for rank in range(2)] for name in ("pid", "ended"))
-    with launched("rank_script.py", own_folder, "endless", ranks=2) as launch:
+    forked = way == "killed"  # Ctrl-C goes to the launcher itself
+    with launched("rank_script.py", own_folder, "endless", ranks=2, forked=forked) as launch:
         launch.wait_for(lambda: all(path.exists() for path in pids))
         stopped = time.monotonic()
         if way == "ctrl-c":

@@ -1,6 +1,7 @@
 """Laws of several ranks: the number of ranks, shards and replicas changes nothing but the speed.
 
-A launch takes seconds, so there are two, on 2 and 4 ranks, which run all scenarios of rank_script.py.
+A launch takes seconds, so there are two, on 2 and 4 ranks, which run all scenarios of rank_script.py. They are
+forks; test_endings.py, and the line of the README that test_readme.py runs, are commands.
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ class World:
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size
         path = folder / f"world-{size}"
-        self.finished = Finished(
-            **once(path, lambda: asdict(run_ranks("rank_script.py", folder, *SCENARIOS, ranks=size)))
-        )
+
+        def run() -> dict[str, Any]:
+            return asdict(run_ranks("rank_script.py", folder, *SCENARIOS, ranks=size, forked=True))
+
+        self.finished = Finished(**once(path, run))
 
     def of(self, scenario: str) -> list[Any]:
         """The scenario's result on each rank."""

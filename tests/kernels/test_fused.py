@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled_levels import use
 from fused_models import PARAMS, VOCAB, caches, give, made, rms, steps
 from tiny_models import random_weights
 
@@ -274,3 +275,28 @@ def test_a_copied_model_computes_with_its_own_weights(copied: Callable[[Transfor
     give(other, random_weights(PARAMS, VOCAB, 1))
     assert torch.equal(other(tokens), made(PARAMS, seed=1)(tokens))
     assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copied_model_goes_on_with_its_own_caches(copied: Callable[[Transformer], Transformer]) -> None:
+    """A fused step writes where the addresses say: not where the original's caches lie."""
+    model, same = made(PARAMS), made(PARAMS)
+    for each in (model, same):
+        each(torch.tensor([[5, 6, 7]]))
+    wanted, other = same(torch.tensor([[8]]), 3), copied(model)
+    # Bits, since there is anything behind the complete positions.
+    before = [x.view(torch.int16).clone() for x in model._own_caches[0]._keys]
+    assert torch.equal(other(torch.tensor([[8]]), 3), wanted)
+    after = [x.view(torch.int16) for x in model._own_caches[0]._keys]
+    assert all(map(torch.equal, after, before))
+    assert torch.equal(model(torch.tensor([[8]]), 3), wanted)
+
+
+def test_kernels_of_several_levels_at_once() -> None:
+    """A model runs with those that its weights were packed by, whichever are in use by now."""
+    model, ids = made(PARAMS), torch.tensor([5])
+    wanted = model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    with pytest.MonkeyPatch.context() as patch:
+        use("plain", patch)
+        assert torch.equal(model.hidden(ids, BatchCache([model.new_cache()], [1])), wanted)
+        assert model._fused._layers is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -38,28 +39,59 @@ def test_the_levels_that_run_are_those_of_this_cpu() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "best"),
+    [
+        ("linux", "x86_64", "x86-64-v4-bf16"),
+        ("darwin", "x86_64", "x86-64-v4-bf16"),
+        ("linux", "aarch64", "armv8-bf16"),
+        ("darwin", "arm64", "armv8-bf16"),
+        ("linux", "riscv64", None),
+        ("win32", "AMD64", None),
+    ],
+)
+def test_where_kernels_are_compiled(
+    system: str, machine: str, best: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the package installs without, and misses nothing."""
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert next((level.name for level in here()), None) == best
+    if best is None:
+        assert compiled.why_missing() is None
+        assert compiled.runnable() == []
+
+
 @where_they_are_compiled
-def test_a_compiler_that_fails_leaves_its_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("no-such-compiler", "no-such-compiler: No such file or directory"),
+        ("{folder}/fails", "{folder}/fails failed with exit status 3 on llama/kernels/csrc/abi.c"),
+    ],
+)
+def test_a_compiler_that_fails_leaves_its_reason(tmp_path: Path, command: str, reason: str) -> None:
+    """In one short line, beside the source for an install in place, and where a wheel is packed from."""
+    (tmp_path / "fails").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "fails").chmod(0o755)
     shutil.copy(ROOT / "setup.py", tmp_path)
     shutil.copytree(ROOT / "llama" / "kernels" / "csrc", tmp_path / "llama" / "kernels" / "csrc")
     shutil.copy(ROOT / "llama" / "kernels" / "levels.py", tmp_path / "llama" / "kernels")
     for package in ("llama", "llama/kernels"):
         (tmp_path / package / "__init__.py").touch()
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-lib", "lib"]
     done = subprocess.run(
-        command,
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--build-lib", "lib"],
         cwd=tmp_path,
-        env={**os.environ, "CC": "no-such-compiler"},
+        env={**os.environ, "CC": command.format(folder=tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,  # a guard against a hang
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # Beside the source for an install in place, and where a wheel is packed from.
     for folder in ("llama/kernels", "lib/llama/kernels"):
         for note in NOTES:
-            assert "no-such-compiler" in (tmp_path / folder / note).read_text()
+            assert (tmp_path / folder / note).read_text() == reason.format(folder=tmp_path) + "\n"
     assert not list(tmp_path.rglob("*.so"))
 
 
@@ -69,11 +101,13 @@ def test_the_reason_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     one, two = here()[:2]
     monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
     monkeypatch.setattr(compiled, "base", lambda: None)
+    monkeypatch.setattr(compiled, "best", lambda: None)
     assert compiled.why_missing() == "nothing was compiled when the package was installed"
-    (tmp_path / f"{BASE}.failed.txt").write_text("command 'cc' failed: No such file or directory\n")
-    assert compiled.why_missing() == "command 'cc' failed: No such file or directory"
+    (tmp_path / f"{BASE}.failed.txt").write_text("cc: No such file or directory\n")
+    assert compiled.why_missing() == "cc: No such file or directory"
     (tmp_path / f"{BASE}{compiled.EXTENSION_SUFFIXES[0]}").touch()
-    assert compiled.why_missing() == "what was compiled is for another version of the source"
+    broken = f"{BASE}{compiled.EXTENSION_SUFFIXES[0]} is broken, or of another version of the package"
+    assert compiled.why_missing() == broken
 
     monkeypatch.setattr(compiled, "base", lambda: object())
     monkeypatch.setattr(compiled, "runnable", lambda: [one, two])
@@ -81,7 +115,7 @@ def test_the_reason_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert compiled.why_missing() is None
     monkeypatch.setattr(compiled, "best", lambda: two)
     (tmp_path / f"{one.library}.failed.txt").write_text("unknown option\n")
-    assert compiled.why_missing() == "unknown option"
+    assert compiled.why_missing() == f"unknown option; those of {two.name} are used"
     monkeypatch.setattr(compiled, "runnable", lambda: [])
     monkeypatch.setattr(compiled, "best", lambda: None)
     assert compiled.why_missing() is None
@@ -112,7 +146,7 @@ def test_a_variable_names_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
             assert compiled.best() == wanted
         monkeypatch.setenv(compiled.VARIABLE, "none")
         compiled.best.cache_clear()
-        assert compiled.kernels() is compiled.best() is compiled.why_missing() is None
+        assert compiled.best() is compiled.why_missing() is None
         monkeypatch.setenv(compiled.VARIABLE, "x86-64-v9")
         compiled.best.cache_clear()
         with pytest.raises(ConfigError, match=r"LLAMA_KERNELS is 'x86-64-v9'; .* can be: .*none$"):

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llama.kernels.norms import rms_norm, rotary_pairs, rotary_table, rotate
+from llama.kernels.norms import rotary_pairs, rotary_table
+from llama.kernels.operators import rms_norm, rotate
 
 
 def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama.errors import NumericsError
-from llama.kernels.sampling import count_not_finite, log_probabilities, not_finite, penalize, sample
+from llama.kernels.operators import log_probabilities, sample
+from llama.kernels.sampling import count_not_finite, not_finite, penalize
 from llama.sampling import GREEDY, SamplingParams
 
 

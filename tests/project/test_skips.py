@@ -76,12 +76,18 @@ def test_a_file_that_skips_itself_fails_the_run(tmp_path: Path) -> None:
     assert any("test_absent.py skips itself" in line for line in lines)
 
 
-def test_kernels_that_could_be_built_here_are_no_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_that_could_be_built_here_are_no_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(skips, "_has_levels", lambda: True)
-    monkeypatch.setenv("CC", sys.executable)
+    for name, code in (("works", 0), ("fails", 1)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CC", f"{tmp_path}/works -O3")
     assert not skips.allowed("no C compiler")
-    monkeypatch.setenv("CC", "no-such-compiler -O3")
-    assert skips.allowed("no C compiler")
+    for command in (f"{tmp_path}/fails", "no-such-compiler -O3"):
+        monkeypatch.setenv("CC", command)
+        assert skips.allowed("no C compiler")
     monkeypatch.setattr(Path, "read_text", lambda self, **_: "flags : avx2 fma f16c bmi1 bmi2 abm movbe\n")
     assert skips.allowed("this CPU does not run x86-64-v4")
     assert not skips.allowed("this CPU does not run x86-64-v3")

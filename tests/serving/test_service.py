@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from async_engines import TOKENIZER
-from ranks import HANGS, launched
+from ranks import HANGS, launched, run_ranks
 from service_script import NAN_ID
 from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path
@@ -28,8 +28,9 @@ def folder(tmp_path_factory):
     save_checkpoint(folder / "s2", SHAPE, weights, tiny_model_path(), 2)
     weights["tok_embeddings.weight"][NAN_ID] = torch.nan
     save_checkpoint(folder / "nan", SHAPE, weights, tiny_model_path(), 2)
-    with launched("service_script.py", folder, ranks=None, environment=ONE_THREAD) as launch:
-        launch.finish(4 * HANGS).ok()
+    run_ranks(
+        "service_script.py", folder, ranks=None, timeout=4 * HANGS, environment=ONE_THREAD, forked=True
+    ).ok()
     return folder
 
 
@@ -144,7 +145,9 @@ def test_a_service_that_is_cancelled_leaves_no_rank_in_it(folder):
 def test_under_torchrun(folder, way, tmp_path):
     """The service ends by itself. torchrun kills a rank that takes 30 s, and a rank that is killed is never `over`."""
     (tmp_path / "s2").symlink_to(folder / "s2")
-    with launched("service_script.py", tmp_path, "endless", ranks=2, environment=ONE_THREAD) as launch:
+    # A forked rank that has ended well waits for its launcher to see it, and one that was told to end never looks.
+    given = {"ranks": 2, "environment": ONE_THREAD, "forked": way == "killed"}
+    with launched("service_script.py", tmp_path, "endless", **given) as launch:
         launch.wait_for((tmp_path / "ready").exists)
         if way == "sigterm":
             launch.process.terminate()

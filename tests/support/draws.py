@@ -8,7 +8,7 @@ import pytest
 import torch
 from compiled_levels import LEVELS, use
 
-from llama.kernels.sampling import sample
+from llama.kernels.operators import sample
 from llama.sampling import SamplingParams
 
 __all__ = ["GRID", "WAYS", "by_way", "frequencies", "plain"]

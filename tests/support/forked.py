@@ -14,13 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ranks import HANGS
+__all__ = ["HANGS", "SERVER", "Forked"]
 
-__all__ = ["Forked"]
+# Seconds after which a process counts as hanging. A guard only: far above what one takes on a busy machine.
+HANGS = 300.0
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["llama.cli", "llama.loading", "llama.checkpoint", "llama.checkpoint.convert"]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "llama.cli",
+        "llama.loading",
+        "llama.checkpoint",
+        "llama.checkpoint.convert",
+        "llama.evaluation.harness",
+        "llama.serving.http.server",
+        "torch.distributed.run",
+    ]
 )
 
 
@@ -43,7 +52,7 @@ class Forked:
 
     def __init__(self, output: Path, function: Callable[..., int], *arguments: Any) -> None:
         self._output = output
-        self.process = _context.Process(target=_run, args=(str(output), function, arguments), daemon=True)
+        self.process = SERVER.Process(target=_run, args=(str(output), function, arguments), daemon=True)
         self.process.start()
 
     @property

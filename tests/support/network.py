@@ -7,6 +7,7 @@ standard input to close, and so ends with the tests, whatever ends them.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import subprocess
@@ -34,6 +35,13 @@ class Machine:
     def enter(self) -> tuple[str, ...]:
         credentials = ("--preserve-credentials",) if _USER else ()
         return ("nsenter", "--target", str(self.pid), *_USER, *credentials, "--net", "--")
+
+    def join(self) -> None:
+        """Make this very process, which must have one thread, run on this machine."""
+        for kind in ("user", "net") if _USER else ("net",):
+            with open(f"/proc/{self.pid}/ns/{kind}") as namespace:
+                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+                    raise OSError(ctypes.get_errno(), f"setns {kind}")
 
     def ip(self, *words: object) -> None:
         """Run `ip` on this machine."""

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from forked import HANGS
+from forked_torchrun import ForkedTorchrun
 from network import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
 _MARK = "LLAMA_TEST_LAUNCH"
-# Seconds after which a launch counts as hanging. A guard only: far above what one takes on a busy machine.
-HANGS = 300.0
 # How long a killed process may take to be gone before it counts as one that outlived its launcher.
 _LAST_SECONDS = 10.0
 # Variables that a launcher or the user's shell may have set for the tests themselves.
@@ -67,7 +67,7 @@ class Launch:
         arguments: Sequence[object],
         launcher: Sequence[object],
         environment: Mapping[str, str],
-        enter: Sequence[str] = (),
+        machine: Machine | None = None,
     ) -> None:
         self._mark = uuid.uuid4().hex
         self._open = contextlib.ExitStack()
@@ -78,8 +78,13 @@ class Launch:
         env = {key: value for key, value in env.items() if not key.startswith("TORCHELASTIC_")}
         paths = [str(ROOT), str(SUPPORT), *filter(None, [env.get("PYTHONPATH")])]
         env |= {_MARK: self._mark, "PYTHONPATH": os.pathsep.join(paths), **environment}
-        self.process = subprocess.Popen(
-            [*enter, sys.executable, *map(str, launcher), str(script), *map(str, arguments)],
+        self.process = self._start([*map(str, launcher), str(script), *map(str, arguments)], env, machine)
+
+    def _start(
+        self, words: list[str], env: dict[str, str], machine: Machine | None
+    ) -> subprocess.Popen[bytes] | ForkedTorchrun:
+        return subprocess.Popen(
+            [*(machine.enter if machine else ()), sys.executable, *words],
             env=env,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -93,12 +98,14 @@ class Launch:
         found = []
         for process in psutil.process_iter():
             try:
-                marked = process.environ().get(_MARK) == self._mark
-                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                if self._has(process) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
         return found
+
+    def _has(self, process: psutil.Process) -> bool:
+        return process.environ().get(_MARK) == self._mark
 
     def wait_for(self, condition: Callable[[], bool], timeout: float = HANGS) -> None:
         """Wait until the condition holds. Fails if the launch ends first, or after `timeout` seconds."""
@@ -149,7 +156,21 @@ class Launch:
         return file.read()
 
 
-_TORCHRUN = ("-m", "torch.distributed.run")
+class ForkedLaunch(Launch):
+    """torchrun and its ranks as forks of a process that has imported torch: see forked_torchrun.py."""
+
+    def _start(self, words: list[str], env: dict[str, str], machine: Machine | None) -> ForkedTorchrun:
+        files = [file.fileno() for file in self._files]
+        return ForkedTorchrun([f"/proc/{os.getpid()}/fd/{number}" for number in files], env, machine, words)
+
+    def _has(self, process: psutil.Process) -> bool:
+        """They have no environment of their own that others could see, but a session."""
+        return os.getsid(process.pid) == self.process.pid
+
+
+_TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
+# What --standalone stands for.
+ALONE = ("--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0")
 
 
 @contextlib.contextmanager
@@ -158,10 +179,17 @@ def launched(
     *arguments: object,
     ranks: int | None,
     environment: Mapping[str, str] | None = None,
+    forked: bool = False,
 ) -> Iterator[Launch]:
-    """A launch that leaves no process behind, whatever happens. `ranks` None: plain python, no torchrun."""
-    launcher = () if ranks is None else (*_TORCHRUN, "--standalone", "--nproc_per_node", ranks)
-    launch = Launch(SUPPORT / script, arguments, launcher, environment or {})
+    """A launch that leaves no process behind, whatever happens.
+
+    Args:
+        ranks: None for plain python, no torchrun.
+        forked: torchrun and its ranks are forks, each two seconds of processor time cheaper: `ForkedLaunch`.
+    """
+    kind, launcher = (ForkedLaunch, ALONE) if forked else (Launch, _TORCHRUN)
+    options = () if ranks is None else (*launcher, "--nproc_per_node", ranks)
+    launch = kind(SUPPORT / script, arguments, options, environment or {})
     try:
         yield launch
     finally:
@@ -176,13 +204,13 @@ def launched_nodes(
     ranks: int,
     environment: Mapping[str, str],
     machines: Sequence[Machine] = (),
-) -> Iterator[list[Launch]]:
-    """One torchrun per node, with `ranks` ranks each; the first holds rank 0.
+) -> Iterator[list[ForkedLaunch]]:
+    """One torchrun per node, with `ranks` ranks each; the first holds rank 0. They are forks: `ForkedLaunch`.
 
     Args:
         machines: one for each node; without them all nodes are on this machine.
     """
-    launches: list[Launch] = []
+    launches: list[ForkedLaunch] = []
     with socket.socket() as reserved:
         # Bound, but not listening: the first node can listen on the port, and nobody else gets it.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -192,12 +220,11 @@ def launched_nodes(
         try:
             for node in range(nodes):
                 size = ("--nnodes", nodes, "--node_rank", node, "--nproc_per_node", ranks)
-                launcher = (*_TORCHRUN, *size, *where)
-                own, enter = dict(environment), ()
-                if machines:
+                own, machine = dict(environment), machines[node] if machines else None
+                if machine:
                     # gloo would listen on the address of the machine's name, which both share here.
-                    own["GLOO_SOCKET_IFNAME"], enter = machines[node].interface, machines[node].enter
-                launches.append(Launch(SUPPORT / script, arguments, launcher, own, enter))
+                    own["GLOO_SOCKET_IFNAME"] = machine.interface
+                launches.append(ForkedLaunch(SUPPORT / script, arguments, (*size, *where), own, machine))
             yield launches
         finally:
             for launch in launches:
@@ -210,9 +237,10 @@ def run_ranks(
     ranks: int | None,
     timeout: float = HANGS,
     environment: Mapping[str, str] | None = None,
+    forked: bool = False,
 ) -> Finished:
     """Run a launch to its end."""
-    with launched(script, *arguments, ranks=ranks, environment=environment) as launch:
+    with launched(script, *arguments, ranks=ranks, environment=environment, forked=forked) as launch:
         return launch.finish(timeout)
 
 
@@ -220,6 +248,7 @@ def run_forked(report: Path, *jobs: Sequence[object]) -> list[dict[str, Any]]:
     """Run jobs, each (ranks, script, argument...), as rank_forks.py says -> a report on each."""
     named = json.dumps([[job[0], *map(str, job[1:])] for job in jobs])
     # One thread: where others use the cores too, OpenMP's threads wait for one another by spinning.
-    run_ranks("rank_forks.py", report, named, ranks=None, environment={"OMP_NUM_THREADS": "1"}).ok()
+    environment = {"OMP_NUM_THREADS": "1"}
+    run_ranks("rank_forks.py", report, named, ranks=None, environment=environment, forked=True).ok()
     found: list[dict[str, Any]] = json.loads(report.read_text())
     return found

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from cpu_levels import NEEDS, has_compiler, has_simde, knows, runs
+from cpu_levels import NEEDS, has_compiler, has_cross_compiler, has_simde, knows, runs
 
 __all__ = ["LACKING", "Skips", "allowed"]
 
@@ -88,6 +88,7 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"no CUDA.*": _no_cuda,
     **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
     **{f"the C compiler does not know {level}": lambda level=level: not knows(level) for level in NEEDS},
+    r"no cross compiler for aarch64": lambda: not has_cross_compiler(),
     r"SIMDe is not on this machine": lambda: not has_simde(),
     r"this CPU is no x86-64": lambda: platform.machine() not in ("x86_64", "AMD64"),
     r"no C compiler|needs the compiled file": _no_compiled_kernels,
@@ -127,7 +128,6 @@ LACKING: dict[str, Callable[[], bool]] = {
         f"{program} is not on this machine": _absent(program)
         for program in (
             "objdump",
-            "aarch64-linux-gnu-gcc",
             "aarch64-linux-gnu-objdump",
             "qemu-aarch64",
             "qemu-x86_64",

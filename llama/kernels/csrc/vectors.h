@@ -249,6 +249,14 @@ INLINE vf widen_f16(const void *p) {
     return (vf)_mm256_cvtph_ps(_mm_loadu_si128(p));
 #elif defined(__aarch64__) && LANES == 4
     return (vf)vcvt_f32_f16(vld1_f16(p));
+#elif defined(__F16C__)
+    /* Not the fallback: GCC before 12 and clang before 15 have no _Float16 here. */
+    vf v;
+    for (int i = 0; i < LANES / 8; i++) {
+        const __m256 part = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + i));
+        memcpy((char *)&v + sizeof(part) * i, &part, sizeof(part));
+    }
+    return v;
 #else
     vf v;
     for (int i = 0; i < LANES; i++) {
@@ -267,6 +275,12 @@ INLINE void narrow_f16(void *p, vf v) {
     _mm_storeu_si128(p, _mm256_cvtps_ph((__m256)v, 0));
 #elif defined(__aarch64__) && LANES == 4
     vst1_f16(p, vcvt_f16_f32((float32x4_t)v));
+#elif defined(__F16C__)
+    for (int i = 0; i < LANES / 8; i++) {
+        __m256 part;
+        memcpy(&part, (const char *)&v + sizeof(part) * i, sizeof(part));
+        _mm_storeu_si128((__m128i *)p + i, _mm256_cvtps_ph(part, 0));
+    }
 #else
     for (int i = 0; i < LANES; i++) {
         const _Float16 h = (_Float16)v[i];

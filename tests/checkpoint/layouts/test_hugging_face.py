@@ -229,7 +229,7 @@ def test_two_ranks_say_what_one_says(tmp_path: Path) -> None:
         expected = json.loads(json.dumps(texts(llama)))
     assert sum(len(each["tokens"]) for each in expected["greedy"]) > 30
     assert len(set(expected["sampled"])) > 5
-    run_ranks("rank_script.py", tmp_path, "shards", ranks=2).ok()
+    run_ranks("rank_script.py", tmp_path, "shards", ranks=2, forked=True).ok()
     for rank in range(2):
         found = json.loads((tmp_path / "out-2" / f"shards.{rank}.json").read_text())
         for count in ways:

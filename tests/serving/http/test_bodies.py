@@ -7,7 +7,7 @@ import json
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 from starlette.requests import ClientDisconnect, Request
@@ -61,6 +61,7 @@ def refused(*args: Any, **more: Any) -> Problem:
     return caught.value
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), values), st.integers(1, 9))
 def test_json_comes_back_in_whatever_parts_and_type_it_is_sent(value: dict[str, Any], size: int) -> None:
     data = json.dumps(value).encode()

@@ -12,7 +12,7 @@ from llama.serving.http.token_texts import TokenNames
 @pytest.mark.parametrize("kind", ["plain", "step"])
 def test_a_model_says_what_it_is(kind: str) -> None:
     llama = tiny_llama(kind=kind)
-    weights = sum(each.numel() for each in llama.model.parameters())
+    weights = sum(each.numel() for each in llama.model.state_dict().values())
     with serving(llama, model_name="org/tiny", strict_model=True) as server:
         (model,) = server.client.get("/v1/models").json()["data"]
         assert server.client.get("/v1/models/org/tiny").json() == model

@@ -1,4 +1,7 @@
-"""`codellama serve` as a program: ready when warm, SIGTERM drains, a rank that dies is told, TLS."""
+"""`codellama serve` as a program: ready when warm, SIGTERM drains, a rank that dies is told, TLS.
+
+The first server is the command itself; the others are forks, each two seconds of processor time cheaper.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,34 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from ranks import HANGS, ROOT, Launch
+from ranks import ALONE, HANGS, ROOT, ForkedLaunch, Launch
 
 pytestmark = pytest.mark.slow
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
 
 
-class Program(Launch):
-    """A server in a process of its own, or in two."""
+def address_of(server: Launch) -> str:
+    """Where it serves, once it does."""
+    server.wait_for(lambda: "Serving on " in server.errors())
+    found = re.search(r"Serving on (\S+)", server.errors())
+    assert found is not None
+    return found[1]
 
-    def address(self) -> str:
-        """Where it serves, once it does."""
-        self.wait_for(lambda: "Serving on " in self.errors())
-        found = re.search(r"Serving on (\S+)", self.errors())
-        assert found is not None
-        return found[1]
 
-    def pid(self, rank: int) -> int:
-        """The process of a rank."""
-        (pid,) = [each.pid for each in self.alive() if each.environ().get("RANK") == str(rank)]
-        return pid
+def other_rank(server: Launch, address: str) -> int:
+    """The process of the rank that does not listen there. Beside the ranks there is the launcher."""
+    port = int(address.rpartition(":")[2])
+    ranks = [each for each in server.alive() if each.pid != server.process.pid]
+    (pid,) = [
+        each.pid for each in ranks if port not in {of.laddr.port for of in each.net_connections("tcp4")}
+    ]
+    return pid
 
 
 @contextlib.contextmanager
-def program(*flags: object, ranks: int = 1) -> Iterator[Program]:
-    launcher = (*(TORCHRUN if ranks == 2 else ()), "-m", "llama", "serve")
+def program(*flags: object, ranks: int = 1, kind: type[Launch] = ForkedLaunch) -> Iterator[Launch]:
+    """A server in a process of its own, or in two."""
+    torchrun = (*ALONE, "--nproc_per_node", ranks) if ranks > 1 else ()
+    launcher = (*torchrun, "-m", "llama", "serve")
     settings = [
         "--port",
         0,
@@ -52,7 +58,7 @@ def program(*flags: object, ranks: int = 1) -> Iterator[Program]:
         "64MiB",
         *flags,
     ]
-    launch = Program(ROOT / "CodeLlama-tiny", settings, launcher, {"OMP_NUM_THREADS": "1"})
+    launch = kind(ROOT / "CodeLlama-tiny", settings, launcher, {"OMP_NUM_THREADS": "1"})
     try:
         yield launch
     finally:
@@ -68,8 +74,8 @@ def events(answer: httpx.Response) -> Iterator[str]:
 
 
 def test_sigterm_lets_running_answers_end_and_takes_no_new_ones() -> None:
-    with program("--drain-seconds", 100, "--dtype", "float32") as server:
-        with httpx.Client(base_url=server.address(), timeout=HANGS) as client:
+    with program("--drain-seconds", 100, "--dtype", "float32", kind=Launch) as server:
+        with httpx.Client(base_url=address_of(server), timeout=HANGS) as client:
             assert client.get("/health").json() == {"status": "ok"}
             with client.stream("POST", "/v1/completions", json=body(1500)) as answer:
                 lines = events(answer)
@@ -94,7 +100,7 @@ def test_sigterm_lets_running_answers_end_and_takes_no_new_ones() -> None:
 def test_answers_that_outlast_the_drain_are_ended() -> None:
     with program("--drain-seconds", 0.2) as server:
         with (
-            httpx.Client(base_url=server.address(), timeout=HANGS) as client,
+            httpx.Client(base_url=address_of(server), timeout=HANGS) as client,
             client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
         ):
             lines = events(answer)
@@ -107,7 +113,7 @@ def test_answers_that_outlast_the_drain_are_ended() -> None:
 
 def test_ctrl_c_ends_running_answers_and_half_sent_requests_in_order() -> None:
     with program("--drain-seconds", 100) as server:
-        address = httpx.URL(server.address())
+        address = httpx.URL(address_of(server))
         with (
             socket.create_connection((address.host, address.port), HANGS) as half,
             httpx.Client(base_url=address, timeout=HANGS) as client,
@@ -127,14 +133,15 @@ def test_ctrl_c_ends_running_answers_and_half_sent_requests_in_order() -> None:
 
 def test_a_rank_that_is_killed_ends_streams_with_an_error_and_the_program_with_a_code() -> None:
     with program(ranks=2) as server:
+        address = address_of(server)
         with (
-            httpx.Client(base_url=server.address(), timeout=HANGS) as client,
+            httpx.Client(base_url=address, timeout=HANGS) as client,
             client.stream("POST", "/v1/completions", json=body(11_000)) as answer,
         ):
             lines = events(answer)
             for _ in range(5):
                 next(lines)
-            os.kill(server.pid(1), signal.SIGKILL)
+            os.kill(other_rank(server, address), signal.SIGKILL)
             *_, last = lines
             error = json.loads(last)["error"]
             assert error["code"] == "internal_error"
@@ -170,7 +177,7 @@ def test_tls_and_a_port_that_is_taken(tmp_path) -> None:
     ]
     subprocess.run(command, check=True, capture_output=True)
     with program("--ssl-certfile", certificate, "--ssl-keyfile", key) as server:
-        address = server.address()
+        address = address_of(server)
         assert address.startswith("https://")
         answer = httpx.get(
             f"{address}/health", verify=ssl.create_default_context(cafile=certificate), timeout=HANGS

@@ -1,0 +1,156 @@
+"""The operators, as the layers and the runner call them: each looks up its row of table.py, and remembers it.
+
+Products are in weights.py and whole layers in fused.py, which hold what was chosen for them at load.
+
+Shapes: T tokens, H heads, K key/value heads, D head dimension, R rows of logits, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ..sampling import SamplingParams
+from . import attention, native, norms, sampling
+from .table import ROWS, Case, choose, implementation, is_native
+from .weights import PLAIN, Blocked, PackedWeight, Shape, WeightFormat
+
+__all__ = [
+    "Attend",
+    "attend",
+    "attention_for",
+    "computes_well",
+    "embed",
+    "log_probabilities",
+    "pack",
+    "recognise",
+    "rms_norm",
+    "rotate",
+    "sample",
+    "weight_format",
+]
+
+# (q (T, H, D), k and v (T, K, D), cached keys and values (K, capacity, D), start) -> (T, H, D); see `attention_for`.
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+
+
+# ---- weights ----
+
+
+def weight_format(dtype: torch.dtype, device: torch.device) -> WeightFormat:
+    """How weights of a dtype are stored on a device. Not remembered: a program can switch oneDNN off."""
+    case = Case(dtype, device.type, native.kernels())
+    found: WeightFormat = choose("linear", case).implement(case)
+    return found
+
+
+def pack(weight: torch.Tensor) -> PackedWeight:
+    """A loaded weight (out, in) in the format of its row. The caller drops the plain one.
+
+    Call it once per weight, in its final dtype and on its final device. What was packed shares no memory with it.
+    """
+    packs = weight.dim() == 2 and weight.numel() and not weight.requires_grad
+    form = weight_format(weight.dtype, weight.device) if packs else PLAIN
+    return PackedWeight(form, (weight.shape[0], weight.shape[1]), form.pack(weight))
+
+
+def recognise(tensor: torch.Tensor, shape: Shape) -> PackedWeight:
+    """The weight of that shape that someone put in the place of another: plain, or another layer's packed one."""
+    formats = (row.implement(Case(tensor.dtype, "cpu", native.kernels())) for row in ROWS["linear"])
+    form = next(each for each in formats if each.lies_in(tensor, shape))
+    # Kernels know an address: what lies there is held, even if the tensor gets other memory.
+    return PackedWeight(form, shape, tensor.detach() if isinstance(form, Blocked) else tensor)
+
+
+def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products in this dtype have a better row than the reference there."""
+    return is_native("linear", Case(dtype, device.type, native.kernels()))
+
+
+# ---- the other operators ----
+
+
+def attention_for(dtype: torch.dtype, device: torch.device, head_dim: int) -> Attend:
+    """The row for caches of a dtype on a device. `attend` calls it."""
+    found: Attend = implementation("attention", Case(dtype, device.type, native.kernels(), head_dim=head_dim))
+    return found
+
+
+def attend(
+    row: Attend,
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+) -> torch.Tensor:
+    """Store T tokens at positions start.. of a cache and attend from each to all up to itself -> (T, H, D).
+
+    Args:
+        row: from `attention_for`.
+        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
+    """
+    if not q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype or _differentiates(q_THD):
+        row = attention.attend
+    return row(q_THD, k_TKD, v_TKD, keys, values, start)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) * weight over the last dimension, normalised in float32 (Zhang and Sennrich 2019)."""
+    row = norms.rms_norm
+    alike = weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:]
+    if alike and weight.is_contiguous() and not _differentiates(x):
+        row = implementation("norm", Case(x.dtype, x.device.type, native.kernels(), width=x.shape[-1]))
+    return row(x, weight, eps)
+
+
+def rotate(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Turn each interleaved pair (2j, 2j+1) of every head by its position's angle; x may be overwritten.
+
+    table: (T, D / 2) complex64, from `norms.rotary_table`.
+    """
+    row = norms.rotate
+    if x_THD.is_contiguous() and not _differentiates(x_THD):
+        row = implementation(
+            "rotation", Case(x_THD.dtype, x_THD.device.type, native.kernels(), head_dim=x_THD.shape[-1])
+        )
+    return row(x_THD, table)
+
+
+def embed(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Rows of a weight (V, n) -> (..., n)."""
+    found: torch.Tensor = implementation("embedding", Case(weight.dtype, weight.device.type, None))(
+        ids, weight
+    )
+    return found
+
+
+def sample(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> torch.Tensor:
+    """The chosen id of each row, (R,). `uniforms` are in [0, 1); greedy rows ignore theirs.
+
+    A logit may be -inf, which is never drawn, as long as another one of its row is finite.
+    """
+    found: torch.Tensor = _of_logits("draw", logits_RV, sampling.sample)(logits_RV, params, uniforms)
+    return found
+
+
+def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
+    """log softmax of each row at its id, (R,) float32, before temperature and limits."""
+    found: torch.Tensor = _of_logits("scores", logits_RV, sampling.log_probabilities)(logits_RV, ids_R)
+    return found
+
+
+def _of_logits(operator: str, logits_RV: torch.Tensor, reference: Any) -> Any:
+    if not logits_RV.is_contiguous() or not logits_RV.numel():
+        return reference
+    return implementation(operator, Case(logits_RV.dtype, logits_RV.device.type, native.kernels()))
+
+
+def _differentiates(x: torch.Tensor) -> bool:
+    """Whether someone will ask for a derivative, which only the references have."""
+    return x.requires_grad and torch.is_grad_enabled()

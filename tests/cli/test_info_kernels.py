@@ -1,0 +1,65 @@
+"""Laws of `info --kernels`: it needs no folder, names the level in use, and knows a checkpoint's shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path
+
+from llama.kernels import compiled, native
+from llama.kernels.table import ROWS
+
+
+def rows(out: str) -> dict[tuple[str, str], list[str]]:
+    """(operator, format) -> row taken, reasons; of the CPU."""
+    lines = [line.split(maxsplit=4) for line in out.partition("\n\n")[2].splitlines()[1:]]
+    return {(operator, form): rest for operator, form, device, *rest in lines if device == "cpu"}
+
+
+def test_without_a_folder_it_tells_of_every_operator_and_dtype(run: Any) -> None:
+    code, out, err = run("info", "--kernels")
+    assert (code, err) == (0, "")
+    found = rows(out)
+    assert {operator for operator, _ in found} == ROWS.keys()
+    assert {form for operator, form in found if operator == "linear"} == {"float32", "float16", "bfloat16"}
+    kernels = native.kernels()
+    level = "none" if kernels is None else kernels.level.name
+    assert f"level           {level}" in out.splitlines()[1]
+    if kernels is not None:
+        assert found["linear", "bfloat16"] == ["csrc"]
+
+
+def test_with_a_folder_it_is_of_its_shapes_and_dtype(run: Any, tmp_path: Path) -> None:
+    """Heads of 24 numbers, which are no whole vectors."""
+    params = {"dim": 96, "n_layers": 1, "n_heads": 4, "multiple_of": 16}
+    weights = {name: value.half() for name, value in random_weights(params, 400).items()}
+    folder = save_checkpoint(tmp_path, params, weights, tiny_model_path(), 1, torch.float16)
+    code, out, _ = run("info", folder, "--kernels")
+    assert code == 0
+    found = rows(out)
+    assert {form for operator, form in found if operator not in ("draw", "scores")} == {"float16"}
+    assert found["attention", "float16"][0] == "torch"
+    if native.kernels() is not None:
+        assert "heads of 24 numbers" in found["layers", "float16"][1]
+
+
+def test_the_variable_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        for wanted in ("none", *(level.name for level in compiled.runnable() if compiled.open_level(level))):
+            monkeypatch.setenv(compiled.VARIABLE, wanted)
+            compiled.best.cache_clear()
+            code, out, _ = run("info", "--kernels")
+            assert code == 0
+            assert f"level           {wanted}, as LLAMA_KERNELS says" in out
+        monkeypatch.setenv(compiled.VARIABLE, "avx9")
+        compiled.best.cache_clear()
+        code, _, err = run("info", "--kernels")
+        assert code == 1
+        assert "LLAMA_KERNELS is 'avx9'" in err
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()

@@ -1,0 +1,207 @@
+"""Laws of the table: the last row takes everything, a reason is given where a better one is not taken, and nobody else
+asks what a CPU can do."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+import torch
+from compiled_levels import LEVELS, implemented, opened, rows_of
+from cpu_levels import runs
+from ranks import ROOT
+
+from llama.kernels import native, report
+from llama.kernels.native import DTYPES, Kernels
+from llama.kernels.norms import rotary_table
+from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
+from llama.kernels.weights import PackedWeight
+from llama.sampling import SamplingParams
+
+KERNELS: list[Kernels | None] = [None, *(opened(name) for name in LEVELS if runs(name))]
+SIZES = [{}, {"width": 20}, {"head_dim": 24}, {"head_dim": 288}, {"hidden": 33}]
+
+
+def cases() -> list[Case]:
+    formats = (*DTYPES, torch.float64)
+    product = itertools.product(formats, ("cpu", "cuda", "meta"), KERNELS, SIZES)
+    return [Case(form, device, kernels, **sizes) for form, device, kernels, sizes in product]
+
+
+@pytest.mark.parametrize("operator", ROWS)
+def test_the_last_row_takes_everything_and_the_others_say_why_not(operator: str) -> None:
+    for case in cases():
+        *better, last = ROWS[operator]
+        assert last.why_not(case) is None
+        chosen = choose(operator, case)
+        for row in better[: ROWS[operator].index(chosen)]:
+            reason = row.why_not(case)
+            assert reason
+            assert re.fullmatch(r"[a-z][^.\n]{5,90}", reason), reason
+        assert is_native(operator, case) == (chosen is not last)
+
+
+@pytest.mark.parametrize("operator", sorted(ROWS.keys() - {"embedding"}))
+def test_csrc_is_taken_wherever_it_can_be(operator: str) -> None:
+    for kernels in KERNELS:
+        if kernels is None:
+            continue
+        for dtype in [torch.float32] if operator in ("draw", "scores") else DTYPES:
+            good = Case(dtype, "cpu", kernels, width=768, head_dim=64, hidden=2048)
+            assert choose(operator, good).name == "csrc"
+            for other in (
+                good._replace(format=torch.float64),
+                good._replace(device="cuda"),
+                good._replace(kernels=None),
+            ):
+                assert choose(operator, other).name != "csrc"
+
+
+def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -> list[tuple[Any, Any]]:
+    """(result, reference's result) of an operator, on the same random numbers."""
+
+    def make(*shape: int, seed: int = 0) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+    found = []
+    for rows in (1, 3, 40):
+        if operator == "linear":
+            weight, x = make(37, 45, seed=1), make(rows, 45)
+            both = (
+                PackedWeight(form, (37, 45), form.pack(weight)).linear(x) for form in (implemented, reference)
+            )
+        elif operator == "attention":
+            each = (make(rows, 4, 64), make(rows, 2, 64, seed=1), make(rows, 2, 64, seed=2))
+            both = (
+                row(*each, make(2, 60, 64, seed=3), make(2, 60, 64, seed=4), 17)
+                for row in (implemented, reference)
+            )
+        elif operator == "norm":
+            both = (row(make(rows, 48), make(48, seed=1), 1e-5) for row in (implemented, reference))
+        elif operator == "rotation":
+            table = rotary_table(torch.arange(rows) * 31, 32, 1e4)
+            both = (row(make(rows, 2, 32), table) for row in (implemented, reference))
+        elif operator == "embedding":
+            both = (row(torch.arange(rows), make(50, 8)) for row in (implemented, reference))
+        elif operator == "draw":
+            params = [
+                SamplingParams(0.7, top_p) for _, top_p in zip(range(rows), itertools.cycle((0.0, 0.9, 1.0)))
+            ]
+            both = (row(make(rows, 99), params, [0.37] * rows) for row in (implemented, reference))
+        else:
+            assert operator == "scores"
+            both = (row(make(rows, 99), torch.arange(rows)) for row in (implemented, reference))
+        found.append(tuple(both))
+    return found
+
+
+EACH = [
+    pytest.param(operator, *each.values, id=f"{operator}-{each.id}")
+    for operator in sorted(ROWS.keys() - {"layers"})  # fused.py's: test_fused_laws.py
+    for each in rows_of(operator, [torch.float32] if operator in ("draw", "scores") else list(DTYPES))
+]
+
+
+@pytest.mark.parametrize(("operator", "row", "level", "dtype"), EACH)
+def test_every_row_computes_what_the_reference_does(
+    operator: str, row: Row, level: str, dtype: torch.dtype
+) -> None:
+    """Up to rounding; each operator's own tests say more. A new row is in this test at once."""
+    case = Case(dtype, "cpu", None)
+    reference = ROWS[operator][-1].implement(case)
+    for got, wanted in given(operator, dtype, implemented(row, level, case), reference):
+        assert got.dtype == wanted.dtype
+        tolerance = 1e-4 if dtype == torch.float32 else 0.06
+        torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
+
+
+# What a size of a case keeps from csrc/; all others stay.
+KEPT = {
+    ("width", 776): {"norm", "layers"},
+    ("head_dim", 24): {"attention", "rotation", "layers"},
+    ("head_dim", 48): {"attention", "layers"},
+    ("head_dim", 288): {"attention", "layers"},
+    ("hidden", 33): {"layers"},
+}
+
+
+@pytest.mark.parametrize(("name", "size"), KEPT)
+def test_sizes_that_a_kernel_has_no_vectors_for(name: str, size: int) -> None:
+    for kernels in KERNELS[1:]:
+        case = Case(torch.float32, "cpu", kernels)._replace(**{name: size})
+        refused = {
+            operator for operator in ROWS if operator != "embedding" and choose(operator, case).name != "csrc"
+        }
+        assert refused == KEPT[name, size]
+
+
+def test_a_choice_is_remembered_for_each_kernels() -> None:
+    for kernels in KERNELS[1:]:
+        case = Case(torch.float32, "cpu", kernels, width=64)
+        assert implementation("norm", case) is implementation("norm", Case(*case))
+        assert implementation("norm", case).__self__ is kernels
+
+
+@pytest.mark.parametrize("kernels", KERNELS, ids=str)
+def test_the_report_names_every_operator_and_every_reason(
+    kernels: Kernels | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "kernels", lambda: kernels)
+    sizes = {"width": 772, "head_dim": 288, "hidden": 2048}
+    lines = list(report.describe(torch.bfloat16, **sizes))
+    table = [line.split(maxsplit=4) for line in lines[lines.index("") + 2 :]]
+    on_cpu = {operator: (row, *why) for operator, _, device, row, *why in table if device == "cpu"}
+    assert on_cpu.keys() == ROWS.keys()
+    for operator, (name, *why) in on_cpu.items():
+        logits = operator in ("draw", "scores")
+        case = Case(torch.float32 if logits else torch.bfloat16, "cpu", kernels, **sizes)
+        assert choose(operator, case).name == name
+        rows = [row.name for row in ROWS[operator]]
+        for better in ROWS[operator][: rows.index(name)]:
+            assert f"{better.name}: {better.why_not(case)}" in why[0]
+
+
+# ---- nobody else asks ----
+
+# How a program finds out what a CPU or a build of torch can do, or which weight lies how.
+ASKS = (
+    r"kernels\.?(native|compiled|levels|onednn)|kernels import .*\b(native|compiled|levels|onednn)\b"
+    r"|cpuinfo|cpu_capability|mkldnn|_cpu_amx|getauxval|LLAMA_KERNELS"
+)
+TAGS = r"\.dim\(\) [!=]= 4|is_mkldnn"
+
+
+def test_nothing_outside_the_kernels_asks_what_a_cpu_can_do() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in (ROOT / "llama").rglob("*.py")
+        if path.parent.name != "kernels"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.search(f"{ASKS}|{TAGS}", line)
+    ]
+    assert found == []
+
+
+def test_a_packed_weight_is_told_by_its_format_alone() -> None:
+    """Within the kernels only the formats themselves look at how a tensor lies."""
+    found = {
+        path.name
+        for path in (ROOT / "llama" / "kernels").glob("*.py")
+        if re.search(TAGS, path.read_text(encoding="utf-8"))
+    }
+    assert found <= {"onednn.py", "weights.py"}
+
+
+def test_the_searches_find_what_they_are_for() -> None:
+    for line in (
+        "from ..kernels import compiled, native",
+        "from .kernels.native import kernels",
+        "torch.backends.cpu.get_cpu_capability()",
+        'open("/proc/cpuinfo")',
+        "torch._C._get_mkldnn_enabled()",
+    ):
+        assert re.search(ASKS, line), line
+    for line in ("if weight.dim() == 4:", "if tensor.is_mkldnn:"):
+        assert re.search(TAGS, line), line

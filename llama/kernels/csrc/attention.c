@@ -129,12 +129,11 @@ typedef struct {
 static void attend_share(void *what, team_t *team, long thread) {
     const attend_t *p = what;
     const heads_t *h = &p->heads;
-    const long stores = p->run.count * h->kv_heads, token = h->kv_heads * h->dim;
-    for (long i; (i = next_piece(team)) < stores;) {
-        const long r = i / h->kv_heads;
-        store_token(h, at(p->key, r * token, h->dtype), at(p->value, r * token, h->dtype), p->keys, p->values,
-                    p->run.start + r, p->run.capacity, i % h->kv_heads);
-    }
+    const long token = h->kv_heads * h->dim;
+    for (long r = share(p->run.count, thread, team->threads); r < share(p->run.count, thread + 1, team->threads); r++)
+        for (long head = 0; head < h->kv_heads; head++)
+            store_token(h, at(p->key, r * token, h->dtype), at(p->value, r * token, h->dtype), p->keys, p->values,
+                        p->run.start + r, p->run.capacity, head);
     wait_all(team);
     const long items = attention_items(h, p->run.count, team->threads);
     for (long i; (i = next_piece(team)) < items;)

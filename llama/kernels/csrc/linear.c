@@ -12,13 +12,14 @@
 
 /* ROWS: of a tile. SUMS: vectors of sums that leave registers for weights and x. TWICE: how many fewer where pairs
  * are taken apart. DEPTH: inputs that all rows pass over at a time, if they are many; NEAR: steps, if they are few.
- * AHEAD: bytes of a group from what is computed to what is fetched. */
+ * AHEAD: bytes of a group from what is computed to what is fetched. SPAN: rows that go through all panels before the
+ * next ones do. */
 #if defined(__AVX512F__) || defined(__aarch64__)
 enum { ROWS = 6, SUMS = 24, TWICE = 0 };
 #else
 enum { ROWS = 6, SUMS = 96 / LANES, TWICE = 2 };
 #endif
-enum { DEPTH = 1024, NEAR = 64, AHEAD = 8192 };
+enum { DEPTH = 1024, NEAR = 64, AHEAD = 8192, SPAN = 512 };
 
 /* How a step of a tile computes: what the weights are, and whether pairs are multiplied. A step FROM_BF16 is of the
  * even inputs of its pairs, and goes on FROM_ODD. */
@@ -199,6 +200,12 @@ typedef struct {
     int dtype;
 } linear_t;
 
+/* Fetch the memory of y that will be written, while its sums are computed: 0.97 of the time for short rows of x. */
+INLINE void expect_panel(const char *y, long rows, long row, long width) {
+    for (long r = 0; r < rows; r++)
+        for (long i = 0; i < width; i += 64) __builtin_prefetch(y + r * row + i, 1, 2);
+}
+
 static void linear_share(void *what, team_t *team, long thread) {
     const linear_t *l = what;
     const matrix_t *m = l->m;
@@ -211,13 +218,19 @@ static void linear_share(void *what, team_t *team, long thread) {
         x = (rows_t){l->space, form_row(form, m->in)};
     }
     float sums[CHUNK * PANEL];
-    for (long panel; (panel = next_piece(team)) < panels_of(m);)
-        for (long first = 0; first < l->rows; first += CHUNK) {
-            const long rows = l->rows - first < CHUNK ? l->rows - first : CHUNK;
-            panel_sums(m, (rows_t){x.x + first * x.row, x.row}, rows, form, panel, sums);
+    /* Not all rows at once: then each panel would read x from far away (2,048 rows: 1.07 of the time). */
+    const long panels = panels_of(m), spans = (l->rows + SPAN - 1) / SPAN;
+    for (long piece; (piece = next_piece(team)) < spans * panels;) {
+        const long panel = piece % panels, begin = piece / panels * SPAN;
+        const long end = begin + SPAN < l->rows ? begin + SPAN : l->rows;
+        for (long first = begin; first < end; first += CHUNK) {
+            const long rows = end - first < CHUNK ? end - first : CHUNK;
             char *y = at(l->y, first * m->out + panel * PANEL, l->dtype);
+            expect_panel(y, rows, m->out * size_of(l->dtype), width_of(m, panel) * size_of(l->dtype));
+            panel_sums(m, (rows_t){x.x + first * x.row, x.row}, rows, form, panel, sums);
             FOR_DTYPE(l->dtype, put_panel, sums, y, rows, m->out, width_of(m, panel));
         }
+    }
 }
 
 /* Bytes of work space that `llama_linear` needs. */

@@ -114,7 +114,7 @@ class Blocked(WeightFormat):
         return whole[: weight.shape[0], : weight.shape[1]].contiguous()
 
     def takes(self, weight: PackedWeight, x: torch.Tensor) -> bool:
-        return weight.matrix is not None and x.dtype in native.DTYPES
+        return weight.matrix is not None and x.dtype in native.DTYPES and native.has_memory(x)
 
     def multiply(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
         assert self.kernels is not None

@@ -106,7 +106,9 @@ class Blocked(WeightFormat):
     def matrix(self, codes: torch.Tensor, shape: Shape) -> Matrix | None:
         """For the kernels; None if they cannot multiply it."""
         fits = codes.dtype in native.DTYPES and codes.shape == native.codes_shape(shape, codes.dtype)
-        return native.matrix(codes, shape) if self.kernels is not None and fits else None
+        # Memory may have been freed beneath a tensor, to be allocated again later.
+        there = self.kernels is not None and codes.data_ptr() != 0
+        return native.matrix(codes, shape) if there and fits else None
 
     def plain(self, weight: PackedWeight) -> torch.Tensor:
         groups, steps, lanes, step = weight.codes.shape

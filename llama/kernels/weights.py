@@ -145,7 +145,7 @@ class Blocked(WeightFormat):
 
 def _multiply_plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The reference: the last row of the table."""
-    if x.dtype == weight.dtype:
+    if x.dtype == weight.dtype or not x.is_floating_point():  # the latter is refused
         return F.linear(x, weight)
     wide = torch.promote_types(x.dtype, weight.dtype)
     return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
@@ -200,7 +200,7 @@ class PackedWeight:
         """x (..., in) times the transpose of the weight -> (..., out), of x's dtype, rounded to it once.
 
         Raises:
-            RuntimeError: as F.linear does, for another last dimension or device.
+            RuntimeError: as F.linear does, for another last dimension or device, and for integers.
         """
         if (
             x.shape[-1] == self.shape[1]

@@ -213,6 +213,13 @@ def test_rows_of_another_length_are_refused(row: Row, level: str, dtype: torch.d
 
 
 @each_row
+def test_integers_are_refused(row: Row, level: str, dtype: torch.dtype) -> None:
+    """A product that was rounded to them would be of no use; ids reach a layer by mistake."""
+    with pytest.raises(RuntimeError):
+        packer(row, level, dtype)(make(12, 20, dtype=dtype)).linear(torch.ones(3, 20, dtype=torch.int64))
+
+
+@each_row
 @pytest.mark.parametrize("cast", DTYPES)
 def test_codes_that_were_cast_are_still_multiplied(
     row: Row, level: str, dtype: torch.dtype, cast: torch.dtype

@@ -16,7 +16,7 @@ from torch import nn
 
 from .fused_call import Addresses, FusedCall, Layers, LayerShape
 from .hooks import hooked
-from .native import Kernels
+from .native import Kernels, has_memory
 from .norms import rotary_pairs
 from .table import Case, implementation
 from .weights import Blocked, PackedWeight
@@ -70,7 +70,7 @@ class FusedLayers:
         """Whether `run` takes these rows through the layers that the model has now."""
         if not 0 < x_TC.shape[0] <= _MAX_ROWS or x_TC.shape[1] != self._shape.width:
             return False
-        if not x_TC.is_cpu or (x_TC.requires_grad and torch.is_grad_enabled()):
+        if not x_TC.is_cpu or not has_memory(x_TC) or (x_TC.requires_grad and torch.is_grad_enabled()):
             self._held, self._found = [], []
             return False
         try:
@@ -134,7 +134,8 @@ class FusedLayers:
             capacity_T: positions allocated there.
             position_T: of each row in its sequence.
         """
-        x_TC = x_TC.contiguous()
+        # The C works in place, but a hook of the embedding may have kept x.
+        x_TC = x_TC.clone(memory_format=torch.contiguous_format)
         table = rotary_pairs(position_T, self._shape.head_dim, theta)
         assert self._layers is not None
         run = self._call.prepare(x_TC, self._layers, caches, capacity_T, position_T, table)

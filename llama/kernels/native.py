@@ -17,7 +17,17 @@ import torch
 from . import compiled
 from .levels import Level
 
-__all__ = ["DTYPES", "LANES", "Kernels", "Matrix", "codes_shape", "kernels", "matrix", "open_kernels"]
+__all__ = [
+    "DTYPES",
+    "LANES",
+    "Kernels",
+    "Matrix",
+    "codes_shape",
+    "has_memory",
+    "kernels",
+    "matrix",
+    "open_kernels",
+]
 
 # As in csrc/numbers.h. These are the activations' dtypes, and the formats of plain weights.
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -39,6 +49,12 @@ class Matrix(ctypes.Structure):
 def matrix(codes: torch.Tensor, shape: tuple[int, int]) -> Matrix:
     """A weight of this shape (out, in) that lies packed in `codes`."""
     return Matrix(DTYPES[codes.dtype], *shape, codes.data_ptr())
+
+
+def has_memory(x: torch.Tensor) -> bool:
+    """Whether a tensor's numbers lie at its address. Those of a subclass may not: torch's fake tensors, which only
+    have shapes, say that theirs is 0."""
+    return type(x) is torch.Tensor or type(x) is torch.nn.Parameter
 
 
 def codes_shape(shape: tuple[int, int], dtype: torch.dtype) -> tuple[int, int, int, int]:
@@ -116,12 +132,13 @@ class Kernels:
         return y
 
     def rotate(self, x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        """Turn the interleaved pairs of x, contiguous, in place by table (T, D / 2) complex64; 16 divides D."""
-        assert x_THD.is_contiguous()
+        """The interleaved pairs of x turned by table (T, D / 2) complex64, contiguous; 16 divides D."""
+        # The C turns in place, but a hook may have kept x.
+        y_THD = x_THD.clone(memory_format=torch.contiguous_format)
         self._library.llama_rotate(
-            x_THD.data_ptr(), table.data_ptr(), *x_THD.shape, DTYPES[x_THD.dtype], torch.get_num_threads()
+            y_THD.data_ptr(), table.data_ptr(), *y_THD.shape, DTYPES[y_THD.dtype], torch.get_num_threads()
         )
-        return x_THD
+        return y_THD
 
     def attention(
         self,

@@ -51,7 +51,7 @@ def pack(weight: torch.Tensor) -> PackedWeight:
 
     Call it once per weight, in its final dtype and on its final device. What was packed shares no memory with it.
     """
-    packs = weight.dim() == 2 and weight.numel() and not weight.requires_grad
+    packs = weight.dim() == 2 and weight.numel() and not weight.requires_grad and native.has_memory(weight)
     form = weight_format(weight.dtype, weight.device) if packs else PLAIN
     return PackedWeight(form, (weight.shape[0], weight.shape[1]), form.pack(weight))
 
@@ -93,7 +93,15 @@ def attend(
         row: from `attention_for`.
         keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
     """
-    if not q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype or _differentiates(q_THD):
+    # A layer whose weights were replaced may make other heads than the cache has.
+    fits = (
+        q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype
+        and k_TKD.shape == v_TKD.shape == (len(q_THD), keys.shape[0], q_THD.shape[2])
+        and keys.shape[2] == q_THD.shape[2]
+        and q_THD.shape[1] % keys.shape[0] == 0
+        and all(map(native.has_memory, (q_THD, k_TKD, v_TKD)))
+    )
+    if not fits or _differentiates(q_THD):
         row = attention.attend
     return row(q_THD, k_TKD, v_TKD, keys, values, start)
 
@@ -102,18 +110,19 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension, normalised in float32 (Zhang and Sennrich 2019)."""
     row = norms.rms_norm
     alike = weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:]
-    if alike and weight.is_contiguous() and not _differentiates(x):
+    if alike and x.numel() and weight.is_contiguous() and _calls(x):
         row = implementation("norm", Case(x.dtype, x.device.type, native.kernels(), width=x.shape[-1]))
     return row(x, weight, eps)
 
 
 def rotate(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turn each interleaved pair (2j, 2j+1) of every head by its position's angle; x may be overwritten.
+    """Turn each interleaved pair (2j, 2j+1) of every head by its position's angle.
 
     table: (T, D / 2) complex64, from `norms.rotary_table`.
     """
     row = norms.rotate
-    if x_THD.is_contiguous() and not _differentiates(x_THD):
+    fits = table.shape == (x_THD.shape[0], x_THD.shape[2] // 2) and table.device == x_THD.device
+    if fits and x_THD.is_contiguous() and table.is_contiguous() and _calls(x_THD):
         row = implementation(
             "rotation", Case(x_THD.dtype, x_THD.device.type, native.kernels(), head_dim=x_THD.shape[-1])
         )
@@ -146,9 +155,14 @@ def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Ten
 
 
 def _of_logits(operator: str, logits_RV: torch.Tensor, reference: Any) -> Any:
-    if not logits_RV.is_contiguous() or not logits_RV.numel():
+    if not logits_RV.is_contiguous() or not logits_RV.numel() or not native.has_memory(logits_RV):
         return reference
     return implementation(operator, Case(logits_RV.dtype, logits_RV.device.type, native.kernels()))
+
+
+def _calls(x: torch.Tensor) -> bool:
+    """Whether a function in C can be called with the address of x."""
+    return native.has_memory(x) and not _differentiates(x)
 
 
 def _differentiates(x: torch.Tensor) -> bool:

@@ -106,7 +106,9 @@ class Blocked(WeightFormat):
     def matrix(self, codes: torch.Tensor, shape: Shape) -> Matrix | None:
         """For the kernels; None if they cannot multiply it."""
         fits = codes.dtype in native.DTYPES and codes.shape == native.codes_shape(shape, codes.dtype)
-        return native.matrix(codes, shape) if self.kernels is not None and fits else None
+        # Memory may have been freed beneath a tensor, to be allocated again later.
+        there = self.kernels is not None and codes.data_ptr() != 0
+        return native.matrix(codes, shape) if there and fits else None
 
     def plain(self, weight: PackedWeight) -> torch.Tensor:
         groups, steps, lanes, step = weight.codes.shape
@@ -114,7 +116,7 @@ class Blocked(WeightFormat):
         return whole[: weight.shape[0], : weight.shape[1]].contiguous()
 
     def takes(self, weight: PackedWeight, x: torch.Tensor) -> bool:
-        return weight.matrix is not None and x.dtype in native.DTYPES
+        return weight.matrix is not None and x.dtype in native.DTYPES and native.has_memory(x)
 
     def multiply(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
         assert self.kernels is not None
@@ -143,7 +145,7 @@ class Blocked(WeightFormat):
 
 def _multiply_plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The reference: the last row of the table."""
-    if x.dtype == weight.dtype:
+    if x.dtype == weight.dtype or not x.is_floating_point():  # the latter is refused
         return F.linear(x, weight)
     wide = torch.promote_types(x.dtype, weight.dtype)
     return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
@@ -198,7 +200,7 @@ class PackedWeight:
         """x (..., in) times the transpose of the weight -> (..., out), of x's dtype, rounded to it once.
 
         Raises:
-            RuntimeError: as F.linear does, for another last dimension or device.
+            RuntimeError: as F.linear does, for another last dimension or device, and for integers.
         """
         if (
             x.shape[-1] == self.shape[1]

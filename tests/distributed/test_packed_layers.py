@@ -138,3 +138,17 @@ def test_an_edit_in_place_counts() -> None:
     if not module.weight.is_mkldnn:
         module.weight.mul_(2)
         check(module, 2 * make(*SIZE))
+
+
+def test_memory_that_was_freed_is_an_error_until_it_is_there_again() -> None:
+    """As programs do that load a weight only while it is used."""
+    module = layer(make(*SIZE))
+    if module.weight.is_mkldnn:
+        return
+    storage, kept = module.weight.untyped_storage(), module.weight.clone()
+    storage.resize_(0)
+    with pytest.raises(RuntimeError, match="storage"):
+        module(make(3, SIZE[1]))
+    storage.resize_(kept.nbytes)
+    module.weight.copy_(kept)
+    check(module, make(*SIZE))

@@ -171,3 +171,23 @@ def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     out = used().attention(q.bfloat16(), new, new, keys.bfloat16(), values.bfloat16(), 30)
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 20])
+@pytest.mark.usefixtures("way")
+def test_scores_near_the_end_of_float32(count: int) -> None:
+    """The softmax sees differences only, however low all scores are."""
+    query, keys = torch.full((count, 1, 32), 1e17), torch.full((1, 30, 32), -1e18)
+    out = attend(query, -10 * query, torch.ones(count, 1, 32), keys, torch.ones(1, 30, 32), 1)
+    torch.testing.assert_close(out, torch.ones(count, 1, 32))
+
+
+@pytest.mark.parametrize(
+    ("query", "new"), [((4, 32), (3, 32)), ((4, 32), (4, 32)), ((4, 32), (2, 64)), ((3, 32), (2, 32))]
+)
+@pytest.mark.usefixtures("way")
+def test_heads_that_the_cache_does_not_have_are_refused(query: tuple[int, int], new: tuple[int, int]) -> None:
+    """As of a model that was pruned, or whose weights are of another one."""
+    q, k, stores = random(5, *query), random(5, *new), [random(2, 20, 32) for _ in range(2)]
+    with pytest.raises(RuntimeError):
+        attend(q, k, k, *stores, 3)

@@ -78,7 +78,7 @@ def test_sets_larger_than_the_first_search(params):
     # One uniform in the middle of each kept id's share draws exactly that id.
     ends = wanted.cumsum()
     middles = (ends - wanted / 2)[wanted > 0][::5].tolist()
-    got = sample(logits.expand(len(middles), -1), [params] * len(middles), middles)
+    got = sample(logits.repeat(len(middles), 1), [params] * len(middles), middles)
     assert got.tolist() == np.flatnonzero(wanted)[::5].tolist()
 
 
@@ -87,7 +87,7 @@ def test_chi_square_of_random_draws(params):
     rounds = 20000
     logits = (2 * torch.randn(30, generator=torch.Generator().manual_seed(3))).tolist()
     uniforms = np.random.Generator(np.random.Philox(4)).random(rounds).tolist()
-    ids = sample(torch.tensor(logits).expand(rounds, -1), [params] * rounds, uniforms)
+    ids = sample(torch.tensor(logits).repeat(rounds, 1), [params] * rounds, uniforms)
     counts = np.bincount(ids.numpy(), minlength=30)
     expected = naive(logits, params) * rounds
     assert not counts[expected == 0].any()

@@ -157,6 +157,17 @@ def test_a_step_of_few_rows_honours_hooks_on_all_modules(monkeypatch: pytest.Mon
         assert all(layer in seen for layer in model.layers)
 
 
+@pytest.mark.parametrize("name", ["tok_embeddings", "layers.0.attention.wq", "layers.1.attention.wk"])
+def test_what_a_hook_has_kept_stays_as_it_was(name: str) -> None:
+    """Nothing computes in place with what a module returned."""
+    model = made(PARAMS)
+    kept: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
+    model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output.clone()))
+    model.hidden(torch.tensor([5, 6, 7]), BatchCache([model.new_cache()], [3]))
+    assert torch.equal(*kept)
+
+
 class Negative(FeedForward):
     """Of another kind, though its modules are the same."""
 

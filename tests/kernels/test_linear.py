@@ -181,10 +181,42 @@ def test_a_derivative_of_the_input_survives_packing(row: Row, level: str, dtype:
     torch.testing.assert_close(x.grad, weight.float().sum(0).to(dtype).expand(3, 20), atol=0.05, rtol=0.02)
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor whose numbers are another tensor's: there is nothing at its own address."""
+
+    held: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Elsewhere:
+        made: Elsewhere = torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+        made.held = held
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inner = (x.held if isinstance(x, Elsewhere) else x for x in args)
+        return function(*inner, **(kwargs or {}))
+
+
+@each_row
+def test_rows_and_weights_without_memory_of_their_own(row: Row, level: str, dtype: torch.dtype) -> None:
+    """As in a trace that knows only shapes, or spread over devices."""
+    weight, x = make(12, 20, dtype=dtype), make(3, 20, dtype=dtype)
+    check(packer(row, level, dtype)(weight).linear(Elsewhere(x)), x, weight)
+    check(pack(Elsewhere(weight)).linear(x), x, weight)
+
+
 @each_row
 def test_rows_of_another_length_are_refused(row: Row, level: str, dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError):
         packer(row, level, dtype)(make(12, 20, dtype=dtype)).linear(make(3, 19, dtype=dtype))
+
+
+@each_row
+def test_integers_are_refused(row: Row, level: str, dtype: torch.dtype) -> None:
+    """A product that was rounded to them would be of no use; ids reach a layer by mistake."""
+    with pytest.raises(RuntimeError):
+        packer(row, level, dtype)(make(12, 20, dtype=dtype)).linear(torch.ones(3, 20, dtype=torch.int64))
 
 
 @each_row

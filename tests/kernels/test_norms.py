@@ -116,3 +116,23 @@ def test_rotated_scores_depend_on_the_distance_only(a: int, b: int, shift: int) 
         )
 
     assert abs(float(score(a, b) - score(a + shift, b + shift))) < 2e-2
+
+
+@pytest.mark.usefixtures("way")
+def test_rotation_leaves_its_input_alone() -> None:
+    """A hook on the layer that made it may have kept it."""
+    x = random(9, 3, 32)
+    kept = x.clone()
+    assert not torch.equal(rotate(x, rotary_table(torch.arange(9) + 5, 32, 1e4)), x)
+    assert torch.equal(x, kept)
+
+
+@pytest.mark.usefixtures("way")
+def test_one_angle_for_all_rows() -> None:
+    x, table = random(9, 3, 32), rotary_table(torch.tensor([5]), 32, 1e4)
+    torch.testing.assert_close(rotate(x, table), rotate(x, table.expand(9, -1).contiguous()))
+
+
+@pytest.mark.usefixtures("way")
+def test_rows_of_no_numbers() -> None:
+    assert rms_norm(torch.empty(3, 0), torch.empty(0), 1e-5).shape == (3, 0)

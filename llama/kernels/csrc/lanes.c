@@ -3,6 +3,7 @@
 
 #include "attention.h"
 
+#include <float.h>
 #include <math.h>
 
 #include "matrix.h"
@@ -158,7 +159,7 @@ INLINE void fill_lanes(int dtype, lanes_t *l, const heads_t *h, const run_t *run
         fill_lane(dtype, l, lane, at(q, (token * h->heads + (first + lane) % group) * h->dim, dtype), h->dim);
         l->limits[lane] = (int32_t)(run->start + token + 1);
     }
-    for (int lane = 0; lane < GROUP; lane++) l->top[lane] = -1e30f, l->total[lane] = 0;
+    for (int lane = 0; lane < GROUP; lane++) l->top[lane] = -FLT_MAX, l->total[lane] = 0;
     l->count = count, l->last = l->limits[count - 1];
 }
 

@@ -229,7 +229,9 @@ static void draw_share(void *what, team_t *team, long thread) {
             l->ids[r] = id;
             continue;
         }
-        const double total = weigh(x, l->n, top, (float)fmin(1 / p->temperature, FLT_MAX), s.weights, s.sums);
+        /* A scale of 0 would make NaN of -inf, and an infinite one of 0. */
+        const float scale = (float)fmax(fmin(1 / p->temperature, FLT_MAX), FLT_MIN);
+        const double total = weigh(x, l->n, top, scale, s.weights, s.sums);
         const int any = p->top_k >= l->n && p->top_p == 1 && p->min_p == 0;
         l->ids[r] = any ? inverted(&s, l->n, total, p->uniform) : limited(&s, l->n, total, p);
     }

@@ -26,7 +26,7 @@ typedef int (*number_t)(void);
 typedef struct {
     work_t work;
     void *what;
-    team_t team;
+    shared_t shared;
 } run_t;
 
 static parallel_t parallel;
@@ -41,35 +41,35 @@ __attribute__((constructor)) static void find_runtime(void) {
 
 static void one_thread(void *argument) {
     run_t *run = argument;
-    /* All write the same number, before they read it. */
-    __atomic_store_n(&run->team.threads, count(), __ATOMIC_RELAXED);
-    run->work(run->what, &run->team, number());
+    team_t team = {&run->shared, count()};
+    run->work(run->what, &team, number());
 }
 
 void run_team(work_t work, void *what, long threads) {
-    run_t run = {work, what, {0, 0, 1, 0}};
+    run_t run = {work, what, {0, 0, 0}};
+    team_t alone = {&run.shared, 1};
     if (threads > 1 && parallel && number && count)
         parallel(one_thread, &run, (unsigned)threads, 0);
     else
-        work(what, &run.team, 0);
+        work(what, &alone, 0);
 }
 
 /* For waits of a few microseconds, cheaper than OpenMP's, which soon sleeps. A thread that waits for a peer
  * which lost its core yields its own core instead of spinning on. */
 void wait_all(team_t *team) {
-    const int threads = __atomic_load_n(&team->threads, __ATOMIC_RELAXED);
-    if (threads == 1) {
-        team->next = 0;
+    shared_t *s = team->shared;
+    if (team->threads == 1) {
+        s->next = 0;
         return;
     }
-    const int round = __atomic_load_n(&team->round, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == threads) {
-        __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&team->next, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&team->round, round + 1, __ATOMIC_RELEASE);
+    const int round = __atomic_load_n(&s->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&s->arrived, 1, __ATOMIC_ACQ_REL) == team->threads) {
+        __atomic_store_n(&s->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&s->next, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&s->round, round + 1, __ATOMIC_RELEASE);
         return;
     }
-    for (long spins = 0; __atomic_load_n(&team->round, __ATOMIC_ACQUIRE) == round; spins++)
+    for (long spins = 0; __atomic_load_n(&s->round, __ATOMIC_ACQUIRE) == round; spins++)
         if (spins < SPINS)
             RELAX();
         else

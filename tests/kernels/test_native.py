@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiled_levels import LEVELS, opened
-from cpu_levels import runs
+from compiled_levels import AT, opened
 
 from llama.kernels import native
 from llama.kernels.native import DTYPES as KNOWN
@@ -29,7 +28,7 @@ def test_levels_give_the_same_bits() -> None:
     instruction for pairs. All are held at once."""
     found: dict[object, list[torch.Tensor]] = {}
     logits = make(3, 300, dtype=torch.float32)
-    for kernels in [opened(name) for name in LEVELS if runs(name)]:
+    for kernels in [opened(name) for name in AT]:
         form = Blocked(kernels)
         for dtype in DTYPES:
             weight, x = make(50, 77, dtype=dtype), make(5, 77, dtype=dtype, seed=1)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from compiled_levels import LEVELS, use
+from compiled_levels import AT, use
 
 from llama.kernels.operators import sample
 from llama.sampling import SamplingParams
@@ -15,7 +15,7 @@ __all__ = ["GRID", "WAYS", "by_way", "frequencies", "plain"]
 
 GRID = 4000
 # csrc/rows.c at each level, and PyTorch, which every other device uses.
-WAYS = [*LEVELS, "torch"]
+WAYS = [*AT, "torch"]
 
 
 def by_way(name: str) -> Iterator[str]:

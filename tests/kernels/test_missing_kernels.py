@@ -127,15 +127,17 @@ def test_a_library_of_another_version_or_a_broken_one_is_not_used(
 ) -> None:
     found = compiled._file(BASE)
     assert found is not None
-    sound, broken = (
-        tmp_path / "sound",
-        tmp_path / "broken",
-    )  # the loader knows a path again, whatever is there by then
-    for folder, size in ((sound, None), (broken, 1000)):
+    whole = found.read_bytes()
+    broken = (b"", b"\x7fELF", b"no library", whole[:1000], whole[: len(whole) // 2], whole[:-1])
+    for i, content in enumerate(broken):
+        folder = tmp_path / str(i)  # of its own: the loader knows a path again, whatever is there by then
         folder.mkdir()
-        (folder / found.name).write_bytes(found.read_bytes()[:size])
-    monkeypatch.setattr(compiled, "_FOLDER", broken)
-    assert compiled._open(BASE, compiled._BASE) is None
+        (folder / found.name).write_bytes(content)
+        monkeypatch.setattr(compiled, "_FOLDER", folder)
+        assert compiled._open(BASE, compiled._BASE) is None
+    sound = tmp_path / "sound"
+    sound.mkdir()
+    shutil.copy(found, sound)
     monkeypatch.setattr(compiled, "_FOLDER", sound)
     assert compiled._open(BASE, compiled._BASE) is not None
     assert compiled._open(BASE, compiled._BASE | {"no_such_function": ("", "")}) is None

@@ -171,3 +171,18 @@ def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     out = used().attention(q.bfloat16(), new, new, keys.bfloat16(), values.bfloat16(), 30)
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected
+
+
+@pytest.mark.usefixtures("way")
+def test_what_only_a_call_shows_goes_to_the_reference() -> None:
+    """New keys of another dtype than the cache's, which are cast, and a query that wants a derivative."""
+    keys, values, query = random(2, 40, 32, seed=1), random(2, 40, 32, seed=2), random(3, 4, 32, seed=3)
+    k, v = random(3, 2, 32, seed=4), random(3, 2, 32, seed=5)
+    wanted = attend(query, k, v, keys.clone(), values.clone(), 30)
+    for new in ((k.float(), v), (k, v.float())):
+        got = attend(query, *new, keys.clone(), values.clone(), 30)
+        torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.02)
+    query.requires_grad_()
+    attend(query, k, v, keys, values, 30).sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0

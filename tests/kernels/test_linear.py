@@ -199,6 +199,32 @@ def test_codes_that_were_cast_are_still_multiplied(
         check(recognise(packed.codes.to(cast), (33, 64)).linear(x), x, weight.to(cast))
 
 
+@each_row
+def test_rows_on_another_device_do_not_reach_a_kernel(row: Row, level: str, dtype: torch.dtype) -> None:
+    packed = packer(row, level, dtype)(make(12, 20, dtype=dtype))
+    y = packed.linear(torch.empty(3, 20, dtype=dtype, device="meta"))
+    assert (y.device.type, y.shape) == ("meta", (3, 12))
+
+
+@pytest.mark.usefixtures("level")
+def test_what_a_kernel_reads_is_held() -> None:
+    """Also when a parameter, as which it came, gets other memory."""
+    weight = torch.nn.Parameter(pack(make(33, 64)).codes, requires_grad=False)
+    found = recognise(weight, (33, 64))
+    before = found.codes.data_ptr()
+    weight.data = torch.zeros_like(weight)
+    assert found.matrix is not None
+    assert found.codes.data_ptr() == found.matrix.codes == before
+    assert not found.holds(weight)
+    assert not found.holds(found.codes.view(torch.float16))  # the same memory, read otherwise
+    assert not found.holds(found.codes[:1])
+
+
+def test_all_parts_of_a_weight_take_memory() -> None:
+    codes, scales, order = torch.zeros(4, 6), torch.zeros(4), torch.zeros(6, dtype=torch.int32)
+    assert PackedWeight(PLAIN, (4, 6), codes, scales, codes, order).nbytes == 96 + 16 + 96 + 24
+
+
 # ---- the choice ----
 
 

@@ -164,6 +164,22 @@ def test_a_variable_names_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.best.cache_clear()
 
 
+@where_they_are_compiled
+def test_the_best_level_that_opens_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = here()[:3]
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    monkeypatch.setattr(compiled, "runnable", lambda: list(levels))
+    try:
+        for absent in range(len(levels) + 1):
+            there = levels[absent:]
+            monkeypatch.setattr(compiled, "open_level", lambda level, there=there: level in there or None)
+            compiled.best.cache_clear()
+            assert compiled.best() == next(iter(there), None)
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
+
+
 def test_it_is_said_once(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

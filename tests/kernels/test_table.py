@@ -137,6 +137,13 @@ def test_sizes_that_a_kernel_has_no_vectors_for(name: str, size: int) -> None:
         assert refused == KEPT[name, size]
 
 
+def test_logits_of_another_dtype_than_float32_go_to_the_reference() -> None:
+    """C would read past their end."""
+    for operator, dtype in itertools.product(("draw", "scores"), (torch.float16, torch.bfloat16)):
+        for kernels in KERNELS:
+            assert choose(operator, Case(dtype, "cpu", kernels)).name == "torch"
+
+
 def test_a_choice_is_remembered_for_each_kernels() -> None:
     for kernels in KERNELS[1:]:
         case = Case(torch.float32, "cpu", kernels, width=64)

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .levels import ABI, BASE, Feature, Level, here
 
-__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing"]
+__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing", "why_not_opened"]
 
 VARIABLE = "LLAMA_KERNELS"
 _FOLDER = Path(__file__).parent
@@ -148,11 +148,11 @@ def why_missing() -> str | None:
     name = BASE if base() is None else wanted[0].library if wanted and used != wanted[0] else None
     if name is None:
         return None
-    return _why(name) if used is None else f"{_why(name)}; those of {used.name} are used"
+    return why_not_opened(name) if used is None else f"{why_not_opened(name)}; those of {used.name} are used"
 
 
-def _why(name: str) -> str:
-    """Why a library is not there, or of no use."""
+def why_not_opened(name: str) -> str:
+    """Why the library of that name is not there, or of no use."""
     path = _file(name)
     if path is not None:
         return f"{path.name} is broken, or of another version of the package"

@@ -35,7 +35,9 @@ from llama.distributed.parallel import Parallel
 from llama.kernels import compiled
 
 _SOURCE = Path(__file__).with_name("roof.c")
-_WORKING_SET = 96 << 20  # bytes of weights that a turn reads
+_WORKING_SET = 96 << 20  # bytes of weights that a pass reads
+# A turn takes some tenths of a second: in the first hundredth both threads of a bound may share a core.
+_PASSES = 40
 _NAMES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -75,7 +77,7 @@ class Roof:
 
         list(self._pool.map(part, range(self._threads)))
 
-    def flops(self, dots: bool, rounds: int = 1_000_000) -> float:
+    def flops(self, dots: bool, rounds: int = 30_000_000) -> float:
         """Operations per second of all threads, a product and a sum being two."""
         function = self._library.roof_dots if dots else self._library.roof_fma
         values = torch.tensor([[0.5, 1.0]] * self._threads)
@@ -99,17 +101,17 @@ def measure(roof: Roof, shape: str, dtype: torch.dtype, rows: int, rounds: int) 
         layers.append(layer)
     codes = [layer.weight.detach() for layer in layers]
     one, many = (torch.randn(count, in_features).to(dtype) for count in (1, rows))
-    few = layers[: max(1, int(20e9 / (2 * rows * out_features * in_features)))]
+    few = layers[:1] * max(1, int(60e9 / (2 * rows * out_features * in_features)))
 
     def run(x: torch.Tensor, among: list[ColumnParallelLinear]) -> None:
         for layer in among:
             layer(x)
 
-    read = sum(code.nbytes for code in codes) / 1e9
+    read = _PASSES * sum(code.nbytes for code in codes) / 1e9
     operations = 2 * rows * out_features * in_features * len(few) / 1e9
     turns: dict[str, Callable[[], float]] = {
-        "one": lambda: read / seconds(lambda: run(one, layers)),
-        "read": lambda: read / seconds(lambda: roof.read(codes)),
+        "one": lambda: read / seconds(lambda: run(one, layers * _PASSES)),
+        "read": lambda: read / seconds(lambda: roof.read(codes * _PASSES)),
         "many": lambda: operations / seconds(lambda: run(many, few)),
         "peak": lambda: roof.flops(dots=dtype == torch.bfloat16) / 1e9,
     }

@@ -36,7 +36,7 @@ from .sizing.budget import (
 from .tokenizer import Tokenizer
 from .values import integer
 
-__all__ = ["Built", "build", "choose_dtype"]
+__all__ = ["Built", "build", "check_same_dtype", "choose_dtype"]
 
 # Tokens or sequences: more than any machine holds, and small enough to be multiplied into bytes as a float.
 _MOST = 10**12
@@ -79,6 +79,7 @@ def build(
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
     parallel = join(size, target)
     try:
+        check_same_dtype(parallel, chosen, target)
         plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
         model = _load(checkpoint, parallel, target, chosen)
     except BaseException as error:
@@ -122,7 +123,7 @@ def _load(
 @cache  # once per process
 def _log_missing_kernels(why: str) -> None:
     log(
-        "The compiled kernels for this CPU are missing, so generation is slower than"
+        "The best compiled kernels for this CPU are missing, so generation is slower than"
         f" it could be: {why}. Install the package again with a C compiler; `pip install -v` shows its output"
     )
 
@@ -160,6 +161,23 @@ def choose_dtype(
     if device.type == "cpu" and stored != torch.float32 and not computes_well(stored, device):
         return torch.float32, f", since {stored} is slow on a CPU without kernels for it"
     return stored, ""
+
+
+def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.device) -> None:
+    """All ranks compute in one dtype, though "auto" asks each rank's own device.
+
+    Raises:
+        ConfigError: they do not. Raised on all ranks.
+    """
+    numbers = list(_DTYPES.values())
+    number = numbers.index(dtype)
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    raise ConfigError(
+        f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
+        " compiled kernels differ; give all the same dtype"
+    )
 
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:

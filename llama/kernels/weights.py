@@ -45,12 +45,12 @@ class WeightFormat:
         return weight.codes
 
     def takes(self, weight: PackedWeight, x: torch.Tensor) -> bool:
-        """Whether `multiply` takes x, a tensor of the CPU with the right last dimension."""
-        return False
+        """Whether `multiply` takes x, a tensor of the CPU with the right last dimension and without a derivative."""
+        return True
 
     def multiply(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out), of x's dtype, without a derivative."""
-        raise NotImplementedError  # a plain weight goes through F.linear, for which see `PackedWeight.linear`
+        """x (..., in) -> (..., out), of x's dtype; without a derivative, unless the weight is plain."""
+        return _multiply_plain(x, weight.codes)
 
 
 class OneDNN(WeightFormat):
@@ -141,6 +141,14 @@ class Blocked(WeightFormat):
         self.kernels.pack(block, weight.matrix, row, column)
 
 
+def _multiply_plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The reference: the last row of the table."""
+    if x.dtype == weight.dtype:
+        return F.linear(x, weight)
+    wide = torch.promote_types(x.dtype, weight.dtype)
+    return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
+
+
 PLAIN, ONEDNN = WeightFormat(), OneDNN()
 
 
@@ -199,9 +207,5 @@ class PackedWeight:
             and self.format.takes(self, x)
         ):
             return self.format.multiply(self, x)
-        # The last row of the table. It also differentiates, and raises.
-        weight = self.plain()
-        if x.dtype == weight.dtype:
-            return F.linear(x, weight)
-        wide = torch.promote_types(x.dtype, weight.dtype)
-        return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
+        # It also differentiates, and raises.
+        return _multiply_plain(x, self.plain())

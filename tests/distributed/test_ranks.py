@@ -31,6 +31,7 @@ SCENARIOS = (
     "nan",
     "changed",
     "refusals",
+    "dtypes",
     "threads",
     "host",
     "examples",
@@ -191,6 +192,13 @@ def test_sizes_that_do_not_fit_are_refused_on_every_rank(world: World) -> None:
         twice = found[str(2 * world.size)]["text"]
         assert str(2 * world.size) in twice
         assert ("torchrun" in twice) == (world.size == 2)
+
+
+def test_ranks_that_compute_in_different_dtypes_all_say_so(world: World) -> None:
+    for found in world.of("dtypes"):
+        assert found["type"] == "ConfigError"
+        assert "torch.bfloat16" in found["text"]
+        assert "torch.float32" in found["text"]
 
 
 def test_a_process_group_of_the_host_program_survives(world: World, one: dict[str, Any]) -> None:

@@ -213,6 +213,12 @@ def refusals(folder: Path) -> Any:
     return {str(size): raised(lambda size=size: build(folder, size)) for size in (3, 2 * WORLD, 5 * WORLD)}
 
 
+def dtypes(folder: Path) -> Any:
+    """The last rank's CPU takes another dtype than the others'."""
+    dtype = "float32" if RANK == WORLD - 1 else "bfloat16"
+    return raised(lambda: Llama.build(folder / "s2", None, 96, 8, device="cpu", dtype=dtype))
+
+
 def host(folder: Path) -> Any:
     """A program that set up torch.distributed itself keeps its group, and its number of threads."""
     dist.init_process_group("gloo")

@@ -53,7 +53,8 @@ def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
 def packer(row: Row, level: str, dtype: torch.dtype) -> Callable[[torch.Tensor], PackedWeight]:
     """Packs weights as a row of the table does."""
     form = implemented(row, level, Case(dtype, "cpu", None))
-    return lambda weight: PackedWeight(form, (weight.shape[0], weight.shape[1]), form.pack(weight))
+    packed: Callable[[torch.Tensor], PackedWeight] = form.pack
+    return packed
 
 
 def sizes(count: int) -> Iterator[tuple[int, int, int]]:

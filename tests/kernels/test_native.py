@@ -32,7 +32,7 @@ def test_levels_give_the_same_bits() -> None:
         form = Blocked(kernels)
         for dtype in DTYPES:
             weight, x = make(50, 77, dtype=dtype), make(5, 77, dtype=dtype, seed=1)
-            packed = PackedWeight(form, (50, 77), form.pack(weight))
+            packed = form.pack(weight)
             found.setdefault((dtype, "packed"), []).append(packed.codes)
             pairs = dtype == torch.bfloat16 and kernels.level.name.endswith("bf16")
             found.setdefault((dtype, pairs), []).append(packed.linear(x))
@@ -67,7 +67,7 @@ def test_a_weight_packed_in_blocks_is_the_weight(
             form.write(packed, block, top, left)
             left += width
         top += height
-    assert torch.equal(packed.codes, form.pack(weight))
+    assert torch.equal(packed.codes, form.pack(weight).codes)
     assert torch.equal(packed.plain(), weight)
 
 
@@ -75,7 +75,7 @@ def test_a_weight_packed_in_blocks_is_the_weight(
 @pytest.mark.usefixtures("level")
 def test_what_fills_up_a_packed_weight_is_zero(dtype: torch.dtype) -> None:
     form = Blocked(native.kernels())
-    codes = form.pack(torch.full((33, 131), 2.0, dtype=dtype))
+    codes = form.pack(torch.full((33, 131), 2.0, dtype=dtype)).codes
     assert codes.shape == native.codes_shape((33, 131), dtype)
     assert torch.count_nonzero(codes) == 33 * 131
 

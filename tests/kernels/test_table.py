@@ -17,7 +17,6 @@ from llama.kernels import compiled, native, operators, report
 from llama.kernels.native import DTYPES, Kernels
 from llama.kernels.norms import rotary_table
 from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
-from llama.kernels.weights import PackedWeight
 from llama.sampling import SamplingParams
 
 KERNELS: list[Kernels | None] = [None, *filter(None, map(native.open_kernels, compiled.runnable()))]
@@ -69,9 +68,7 @@ def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -
     for rows in (1, 3, 40):
         if operator == "linear":
             weight, x = make(37, 45, seed=1), make(rows, 45)
-            both = (
-                PackedWeight(form, (37, 45), form.pack(weight)).linear(x) for form in (implemented, reference)
-            )
+            both = (form.pack(weight).linear(x) for form in (implemented, reference))
         elif operator == "attention":
             each = (make(rows, 4, 64), make(rows, 2, 64, seed=1), make(rows, 2, 64, seed=2))
             both = (

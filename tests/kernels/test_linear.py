@@ -63,6 +63,7 @@ def sizes(count: int) -> Iterator[tuple[int, int, int]]:
     yield from ((out, 38, 3) for out in (1, 15, 16, 17, 33, 49, 64, 65, 127, 130))
     yield from ((70, 38, rows) for rows in range(1, 15))
     yield from ((20, columns, 2) for columns in (1, 2, 3, 7, 8, 9, 15, 16, 17, 300))
+    yield 70, 20, 1100  # more rows than go through all panels at a time
     for _ in range(count):
         yield chance.randint(1, 130), chance.randint(1, 300), chance.randint(1, 40)
 

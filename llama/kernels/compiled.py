@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .levels import ABI, BASE, Feature, Level, here
 
-__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing"]
+__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing", "why_not_opened"]
 
 VARIABLE = "LLAMA_KERNELS"
 _FOLDER = Path(__file__).parent
@@ -63,7 +64,7 @@ def _file(name: str) -> Path | None:
 def _open(name: str, signatures: _Signatures) -> ctypes.CDLL | None:
     """A library, with the types of its functions; None if it is not there, or of another version of the source."""
     path = _file(name)
-    if path is None:
+    if path is None or not _is_whole(path):
         return None
     try:
         library = ctypes.CDLL(str(path))
@@ -76,6 +77,22 @@ def _open(name: str, signatures: _Signatures) -> ctypes.CDLL | None:
     except (OSError, AttributeError):
         return None
     return library
+
+
+def _is_whole(path: Path) -> bool:
+    """False for an ELF file that was cut short: the loader maps it as if it were whole, and the process would crash."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(64), path.stat().st_size
+    except OSError:
+        return False
+    if head[:4] != b"\x7fELF":
+        return True  # the loader tells what is none of its kind
+    if len(head) < 64:
+        return False
+    # The table of sections is the last thing in the file.
+    (offset,), (entry, count) = struct.unpack_from("=Q", head, 40), struct.unpack_from("=HH", head, 58)
+    return size >= int(offset) + int(entry) * int(count)
 
 
 @cache
@@ -131,11 +148,11 @@ def why_missing() -> str | None:
     name = BASE if base() is None else wanted[0].library if wanted and used != wanted[0] else None
     if name is None:
         return None
-    return _why(name) if used is None else f"{_why(name)}; those of {used.name} are used"
+    return why_not_opened(name) if used is None else f"{why_not_opened(name)}; those of {used.name} are used"
 
 
-def _why(name: str) -> str:
-    """Why a library is not there, or of no use."""
+def why_not_opened(name: str) -> str:
+    """Why the library of that name is not there, or of no use."""
     path = _file(name)
     if path is not None:
         return f"{path.name} is broken, or of another version of the package"

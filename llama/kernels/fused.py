@@ -19,7 +19,7 @@ from .hooks import hooked
 from .native import Kernels, has_memory
 from .norms import rotary_pairs
 from .table import Case, implementation
-from .weights import Blocked, PackedWeight
+from .weights import PackedWeight
 
 __all__ = ["FusedLayers", "LayerShape"]
 
@@ -173,8 +173,5 @@ def _plain_sizes(shape: LayerShape) -> list[tuple[int, ...]]:
 
 def _one_of(matrices: list[PackedWeight]) -> Kernels | None:
     """The kernels that can multiply all of these weights, each in its own format."""
-    found = {
-        weight.format.kernels if weight.matrix and isinstance(weight.format, Blocked) else None
-        for weight in matrices
-    }
+    found = {weight.format.kernels if weight.matrix else None for weight in matrices}
     return found.pop() if len(found) == 1 else None

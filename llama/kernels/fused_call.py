@@ -21,7 +21,7 @@ Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Step(ctypes.Structure):
-    """step_t of csrc/layers.c."""
+    """step_t of csrc/layers.h."""
 
     _fields_ = (
         *(
@@ -40,7 +40,7 @@ _MATRICES = ("wq", "wk", "wv", "wo", "w1", "w3", "w2")
 
 
 class _Layer(ctypes.Structure):
-    """layer_t of csrc/layers.c."""
+    """layer_t of csrc/layers.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("attention_norm", "ffn_norm")),

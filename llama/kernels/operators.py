@@ -53,7 +53,7 @@ def pack(weight: torch.Tensor) -> PackedWeight:
     """
     packs = weight.dim() == 2 and weight.numel() and not weight.requires_grad and native.has_memory(weight)
     form = weight_format(weight.dtype, weight.device) if packs else PLAIN
-    return PackedWeight(form, (weight.shape[0], weight.shape[1]), form.pack(weight))
+    return form.pack(weight)
 
 
 def recognise(tensor: torch.Tensor, shape: Shape) -> PackedWeight:

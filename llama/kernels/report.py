@@ -60,14 +60,16 @@ def _machine() -> Mapping[str, str]:
     why = f", as {compiled.VARIABLE} says" if wanted else ""
     found["level"] = ("none" if level is None else level.name) + why
     there = [each.name for each in runs if compiled.open_level(each) is not None]
-    lacking = [each.name for each in runs if each.name not in there]
+    lacking = [each for each in runs if each.name not in there]
     beyond = [each.name for each in here if each not in runs]
     if there:
         found["compiled"] = ", ".join(there)
     if lacking:
-        found["not compiled"] = f"{', '.join(lacking)}: {compiled.why_missing() or 'see `pip install -v`'}"
+        found["not compiled"] = "; ".join(
+            f"{each.name}: {compiled.why_not_opened(each.library)}" for each in lacking
+        )
     if beyond:
-        found["beyond it"] = ", ".join(beyond)
+        found["unsupported"] = ", ".join(beyond)
     if not here:
         found["compiled"] = "nothing: csrc/ is for x86-64 and aarch64 on Linux and macOS"
     return found

@@ -31,10 +31,16 @@ class WeightFormat:
     """A form of a weight (out, in) in memory. This one is plain: its codes are the weight itself."""
 
     name = "plain"
+    # That pack and multiply; None of formats that are not csrc's.
+    kernels: Kernels | None = None
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """Plain weight -> its codes. Packed ones share no memory with it."""
-        return weight
+    def pack(self, weight: torch.Tensor) -> PackedWeight:
+        """A plain weight in this format. A packed one shares no memory with it."""
+        return PackedWeight(self, (weight.shape[0], weight.shape[1]), weight)
+
+    def matrix(self, weight: PackedWeight) -> Matrix | None:
+        """The weight as C wants it; None if the kernels cannot multiply it."""
+        return None
 
     def lies_in(self, tensor: torch.Tensor, shape: Shape) -> bool:
         """Whether a tensor is, or may be, the codes of a weight of that shape."""
@@ -58,8 +64,8 @@ class OneDNN(WeightFormat):
 
     name = "oneDNN"
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        return onednn.pack(weight)
+    def pack(self, weight: torch.Tensor) -> PackedWeight:
+        return PackedWeight(self, (weight.shape[0], weight.shape[1]), onednn.pack(weight))
 
     def lies_in(self, tensor: torch.Tensor, shape: Shape) -> bool:
         return tensor.is_mkldnn
@@ -86,12 +92,12 @@ class Blocked(WeightFormat):
     def __init__(self, kernels: Kernels | None) -> None:
         self.kernels = kernels
 
-    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+    def pack(self, weight: torch.Tensor) -> PackedWeight:
         assert self.kernels is not None
         shape = (weight.shape[0], weight.shape[1])
         codes = torch.empty(native.codes_shape(shape, weight.dtype), dtype=weight.dtype, device="cpu")
         self.kernels.pack(weight.contiguous(), native.matrix(codes, shape))
-        return codes
+        return PackedWeight(self, shape, codes)
 
     def codes_shape(self, shape: Shape, dtype: torch.dtype) -> tuple[int, ...]:
         """Of a weight of that shape. Its codes can be written block by block."""
@@ -103,8 +109,8 @@ class Blocked(WeightFormat):
         # Of any dtype: it may have been cast since, and then lies as that of another dtype.
         return any(tensor.shape == native.codes_shape(shape, dtype) for dtype in native.DTYPES)
 
-    def matrix(self, codes: torch.Tensor, shape: Shape) -> Matrix | None:
-        """For the kernels; None if they cannot multiply it."""
+    def matrix(self, weight: PackedWeight) -> Matrix | None:
+        codes, shape = weight.codes, weight.shape
         fits = codes.dtype in native.DTYPES and codes.shape == native.codes_shape(shape, codes.dtype)
         # Memory may have been freed beneath a tensor, to be allocated again later.
         there = self.kernels is not None and codes.data_ptr() != 0
@@ -174,9 +180,7 @@ class PackedWeight:
     matrix: Matrix | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        of = self.format
-        matrix = of.matrix(self.codes, self.shape) if isinstance(of, Blocked) else None
-        object.__setattr__(self, "matrix", matrix)
+        object.__setattr__(self, "matrix", self.format.matrix(self))
 
     @property
     def nbytes(self) -> int:

@@ -11,6 +11,7 @@ from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path
 
 from llama.kernels import compiled, native
+from llama.kernels.levels import here
 from llama.kernels.table import ROWS
 
 
@@ -63,3 +64,23 @@ def test_the_variable_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     finally:
         monkeypatch.undo()
         compiled.best.cache_clear()
+
+
+def test_each_level_that_was_not_compiled_has_its_own_reason(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the variable chooses a level."""
+    one, two, *_ = here() or pytest.skip("kernels are compiled for x86-64 and aarch64 only")
+    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    monkeypatch.setattr(compiled, "runnable", lambda: [one, two])
+    monkeypatch.setattr(compiled, "open_level", lambda level: None)
+    (tmp_path / f"{two.library}.failed.txt").write_text("unknown option\n")
+    monkeypatch.setenv(compiled.VARIABLE, "none")
+    compiled.best.cache_clear()
+    try:
+        _, out, _ = run("info", "--kernels")
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
+    nothing = "nothing was compiled when the package was installed"
+    assert f"not compiled    {one.name}: {nothing}; {two.name}: unknown option\n" in out

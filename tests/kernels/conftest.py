@@ -1,19 +1,19 @@
-"""Kernels at every level that this CPU runs."""
+"""Kernels at every level that this machine has."""
 
 from __future__ import annotations
 
 import pytest
-from compiled_levels import LEVELS, use
+from compiled_levels import AT, use
 
 
-@pytest.fixture(params=list(LEVELS) or ["none"])
+@pytest.fixture(params=AT)
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test with the kernels of each level."""
     use(request.param, monkeypatch)
     return str(request.param)
 
 
-@pytest.fixture(params=[*(LEVELS or ["none"]), "plain"])
+@pytest.fixture(params=[*AT, "plain"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run a test with the kernels of each level, and with what there is without them."""
     use(request.param, monkeypatch)

@@ -191,3 +191,18 @@ def test_heads_that_the_cache_does_not_have_are_refused(query: tuple[int, int], 
     q, k, stores = random(5, *query), random(5, *new), [random(2, 20, 32) for _ in range(2)]
     with pytest.raises(RuntimeError):
         attend(q, k, k, *stores, 3)
+
+
+@pytest.mark.usefixtures("way")
+def test_what_only_a_call_shows_goes_to_the_reference() -> None:
+    """New keys of another dtype than the cache's, which are cast, and a query that wants a derivative."""
+    keys, values, query = random(2, 40, 32, seed=1), random(2, 40, 32, seed=2), random(3, 4, 32, seed=3)
+    k, v = random(3, 2, 32, seed=4), random(3, 2, 32, seed=5)
+    wanted = attend(query, k, v, keys.clone(), values.clone(), 30)
+    for new in ((k.float(), v), (k, v.float())):
+        got = attend(query, *new, keys.clone(), values.clone(), 30)
+        torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.02)
+    query.requires_grad_()
+    attend(query, k, v, keys, values, 30).sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0

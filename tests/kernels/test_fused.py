@@ -206,11 +206,23 @@ def eps(model: Transformer) -> None:
     model.layers[1].ffn_norm.eps = 4.0
 
 
+def with_gaps(model: Transformer) -> None:
+    norm: Any = model.layers[1].ffn_norm
+    norm.weight = torch.nn.Parameter((3 * norm.weight).repeat_interleave(2)[::2], requires_grad=False)
+
+
+def not_packed(model: Transformer) -> None:
+    leaf: Any = model.layers[1].feed_forward.w3
+    leaf.weight = torch.nn.Parameter(3 * leaf.packed.plain(), requires_grad=False)
+
+
 def theta(model: Transformer) -> None:
     model.params.rope_theta = 3.0
 
 
-@pytest.mark.parametrize("change", [other_kind, other_leaf, other_order, fewer, smaller, eps])
+@pytest.mark.parametrize(
+    "change", [other_kind, other_leaf, other_order, fewer, smaller, eps, with_gaps, not_packed]
+)
 def test_a_step_of_few_rows_is_of_the_modules_that_are_there(
     change: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +232,14 @@ def test_a_step_of_few_rows_is_of_the_modules_that_are_there(
     few, wanted = taken_as_modules(model, monkeypatch)
     assert torch.equal(few, wanted)
     assert not torch.equal(few, first)
+
+
+def test_a_norm_of_another_dtype_is_left_to_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(PARAMS)
+    norm: Any = model.layers[-1].ffn_norm  # what follows it is in float32 too
+    norm.weight = torch.nn.Parameter(3 * norm.weight.float(), requires_grad=False)
+    few, wanted = taken_as_modules(model, monkeypatch)
+    assert torch.equal(few, wanted)
 
 
 def test_a_step_of_few_rows_honours_a_patched_class(monkeypatch: pytest.MonkeyPatch) -> None:

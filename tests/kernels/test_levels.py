@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from compiled_levels import LEVELS
+from compiled_levels import LEVELS, opened
 from cpu_levels import CROSS, compiler, has_compiler, has_cross_compiler, has_simde, knows, runs
 
 from llama.kernels import compiled
@@ -77,14 +77,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("levels")
 
 
+each_level = pytest.mark.parametrize("name", list(LEVELS) or ["none"])
+
+
+@each_level
+def test_a_level_is_there(name: str) -> None:
+    """Or is skipped here, and left out by all tests that run at each level."""
+    assert opened(name).level.name == name
+
+
 # ---- what the vectors compute ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@each_level
 def test_vectors_compute_what_plain_c_does(name: str, tmp_path: Path) -> None:
     """Conversions, fma, e^x, sums, and products of pairs, which are held to the two fma of the fallback."""
-    if not runs(name):
-        pytest.skip(f"this CPU does not run {name}")
+    opened(name)
     needs_compiler(name)
     run(build("check_vectors", tmp_path / "check", compiler(), *FLAGS[name]))
 
@@ -159,10 +167,12 @@ INSTRUCTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", LEVELS)
+@each_level
 def test_a_library_has_the_instructions_of_its_level(name: str) -> None:
     """Also one that this CPU does not run."""
     needs("objdump")
+    if name not in LEVELS:
+        pytest.skip("kernels are compiled for x86-64 and aarch64 only")
     needs_compiler(name)
     path = compiled._file(LEVELS[name].library)
     assert path is not None, f"the kernels of {name} were not built"

@@ -53,7 +53,8 @@ def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
 def packer(row: Row, level: str, dtype: torch.dtype) -> Callable[[torch.Tensor], PackedWeight]:
     """Packs weights as a row of the table does."""
     form = implemented(row, level, Case(dtype, "cpu", None))
-    return lambda weight: PackedWeight(form, (weight.shape[0], weight.shape[1]), form.pack(weight))
+    packed: Callable[[torch.Tensor], PackedWeight] = form.pack
+    return packed
 
 
 def sizes(count: int) -> Iterator[tuple[int, int, int]]:
@@ -62,6 +63,7 @@ def sizes(count: int) -> Iterator[tuple[int, int, int]]:
     yield from ((out, 38, 3) for out in (1, 15, 16, 17, 33, 49, 64, 65, 127, 130))
     yield from ((70, 38, rows) for rows in range(1, 15))
     yield from ((20, columns, 2) for columns in (1, 2, 3, 7, 8, 9, 15, 16, 17, 300))
+    yield 70, 20, 1100  # more rows than go through all panels at a time
     for _ in range(count):
         yield chance.randint(1, 130), chance.randint(1, 300), chance.randint(1, 40)
 
@@ -229,6 +231,32 @@ def test_codes_that_were_cast_are_still_multiplied(
     packed = packer(row, level, dtype)(weight)
     if packed.format is not ONEDNN:  # whose opaque tensors torch does not cast
         check(recognise(packed.codes.to(cast), (33, 64)).linear(x), x, weight.to(cast))
+
+
+@each_row
+def test_rows_on_another_device_do_not_reach_a_kernel(row: Row, level: str, dtype: torch.dtype) -> None:
+    packed = packer(row, level, dtype)(make(12, 20, dtype=dtype))
+    y = packed.linear(torch.empty(3, 20, dtype=dtype, device="meta"))
+    assert (y.device.type, y.shape) == ("meta", (3, 12))
+
+
+@pytest.mark.usefixtures("level")
+def test_what_a_kernel_reads_is_held() -> None:
+    """Also when a parameter, as which it came, gets other memory."""
+    weight = torch.nn.Parameter(pack(make(33, 64)).codes, requires_grad=False)
+    found = recognise(weight, (33, 64))
+    before = found.codes.data_ptr()
+    weight.data = torch.zeros_like(weight)
+    assert found.matrix is not None
+    assert found.codes.data_ptr() == found.matrix.codes == before
+    assert not found.holds(weight)
+    assert not found.holds(found.codes.view(torch.float16))  # the same memory, read otherwise
+    assert not found.holds(found.codes[:1])
+
+
+def test_all_parts_of_a_weight_take_memory() -> None:
+    codes, scales, order = torch.zeros(4, 6), torch.zeros(4), torch.zeros(6, dtype=torch.int32)
+    assert PackedWeight(PLAIN, (4, 6), codes, scales, codes, order).nbytes == 96 + 16 + 96 + 24
 
 
 # ---- the choice ----

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cpu_levels import has_compiler, runs
+from cpu_levels import has_compiler, knows, runs
 
 from llama import ConfigError, Llama, loading
 from llama.kernels import compiled
@@ -29,7 +29,7 @@ def test_what_this_machine_could_compile_is_there() -> None:
     """csrc/ranks.c runs on any CPU, and every level that was compiled opens."""
     assert compiled.base() is not None, compiled.why_missing()
     for level in compiled.runnable():
-        assert compiled.open_level(level) is not None, level.name
+        assert compiled.open_level(level) is not None or not knows(level.name), level.name
 
 
 @with_a_compiler
@@ -125,22 +125,30 @@ def test_the_reason_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_library_of_another_version_or_a_broken_one_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    level = compiled.runnable()[0]
-    found = compiled._file(level.library)
+    found = compiled._file(BASE)
     assert found is not None
-    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    whole = found.read_bytes()
+    broken = (b"", b"\x7fELF", b"no library", whole[:1000], whole[: len(whole) // 2], whole[:-1])
+    for i, content in enumerate(broken):
+        folder = tmp_path / str(i)  # of its own: the loader knows a path again, whatever is there by then
+        folder.mkdir()
+        (folder / found.name).write_bytes(content)
+        monkeypatch.setattr(compiled, "_FOLDER", folder)
+        assert compiled._open(BASE, compiled._BASE) is None
+    sound = tmp_path / "sound"
+    sound.mkdir()
+    shutil.copy(found, sound)
+    monkeypatch.setattr(compiled, "_FOLDER", sound)
+    assert compiled._open(BASE, compiled._BASE) is not None
+    assert compiled._open(BASE, compiled._BASE | {"no_such_function": ("", "")}) is None
     monkeypatch.setattr(compiled, "ABI", compiled.ABI + 1)
-    shutil.copy(found, tmp_path)
-    assert compiled._open(level.library, compiled._KERNELS) is None
-    (tmp_path / found.name).unlink()  # it is mapped: another file, not other bytes in this one
-    (tmp_path / found.name).write_bytes(found.read_bytes()[:1000])
-    assert compiled._open(level.library, compiled._KERNELS) is None
+    assert compiled._open(BASE, compiled._BASE) is None
 
 
 @with_a_compiler
 def test_a_variable_names_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
-        for wanted in compiled.runnable():
+        for wanted in filter(compiled.open_level, compiled.runnable()):
             monkeypatch.setenv(compiled.VARIABLE, wanted.name)
             compiled.best.cache_clear()
             assert compiled.best() == wanted
@@ -151,6 +159,22 @@ def test_a_variable_names_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
         compiled.best.cache_clear()
         with pytest.raises(ConfigError, match=r"LLAMA_KERNELS is 'x86-64-v9'; .* can be: .*none$"):
             compiled.best()
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
+
+
+@where_they_are_compiled
+def test_the_best_level_that_opens_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = here()[:3]
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    monkeypatch.setattr(compiled, "runnable", lambda: list(levels))
+    try:
+        for absent in range(len(levels) + 1):
+            there = levels[absent:]
+            monkeypatch.setattr(compiled, "open_level", lambda level, there=there: level in there or None)
+            compiled.best.cache_clear()
+            assert compiled.best() == next(iter(there), None)
     finally:
         monkeypatch.undo()
         compiled.best.cache_clear()

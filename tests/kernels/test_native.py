@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiled_levels import LEVELS, opened
-from cpu_levels import runs
+from compiled_levels import AT, opened
 
 from llama.kernels import native
 from llama.kernels.native import DTYPES as KNOWN
@@ -29,11 +28,11 @@ def test_levels_give_the_same_bits() -> None:
     instruction for pairs. All are held at once."""
     found: dict[object, list[torch.Tensor]] = {}
     logits = make(3, 300, dtype=torch.float32)
-    for kernels in [opened(name) for name in LEVELS if runs(name)]:
+    for kernels in [opened(name) for name in AT]:
         form = Blocked(kernels)
         for dtype in DTYPES:
             weight, x = make(50, 77, dtype=dtype), make(5, 77, dtype=dtype, seed=1)
-            packed = PackedWeight(form, (50, 77), form.pack(weight))
+            packed = form.pack(weight)
             found.setdefault((dtype, "packed"), []).append(packed.codes)
             pairs = dtype == torch.bfloat16 and kernels.level.name.endswith("bf16")
             found.setdefault((dtype, pairs), []).append(packed.linear(x))
@@ -68,7 +67,7 @@ def test_a_weight_packed_in_blocks_is_the_weight(
             form.write(packed, block, top, left)
             left += width
         top += height
-    assert torch.equal(packed.codes, form.pack(weight))
+    assert torch.equal(packed.codes, form.pack(weight).codes)
     assert torch.equal(packed.plain(), weight)
 
 
@@ -76,7 +75,7 @@ def test_a_weight_packed_in_blocks_is_the_weight(
 @pytest.mark.usefixtures("level")
 def test_what_fills_up_a_packed_weight_is_zero(dtype: torch.dtype) -> None:
     form = Blocked(native.kernels())
-    codes = form.pack(torch.full((33, 131), 2.0, dtype=dtype))
+    codes = form.pack(torch.full((33, 131), 2.0, dtype=dtype)).codes
     assert codes.shape == native.codes_shape((33, 131), dtype)
     assert torch.count_nonzero(codes) == 33 * 131
 

@@ -1,4 +1,7 @@
-"""Kernels of one level, for tests that run at each. One that this CPU runs and that was not built is a failure."""
+"""Kernels of one level, for tests that run at each. One that this CPU runs and that was not built is a failure.
+
+Tests run at the levels `AT`. Each other level is skipped once, by tests/kernels/test_levels.py, and not by every test.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +16,34 @@ from llama.kernels.levels import here
 from llama.kernels.native import Kernels
 from llama.kernels.table import ROWS, Case, Row
 
-__all__ = ["LEVELS", "implemented", "opened", "rows_of", "use"]
+__all__ = ["AT", "LEVELS", "implemented", "opened", "rows_of", "use"]
 
 LEVELS = {level.name: level for level in here()}
 
 
-def opened(name: str) -> Kernels:
-    """The kernels of a level; a skip where this CPU does not run it."""
+def _lacking(name: str) -> str | None:
+    """What this machine lacks for the kernels of a level: a reason to skip. None: they must be there."""
     if name not in LEVELS:
-        pytest.skip("kernels are compiled for x86-64 and aarch64 only")
+        return "kernels are compiled for x86-64 and aarch64 only"
     if not runs(name):
-        pytest.skip(f"this CPU does not run {name}")
+        return f"this CPU does not run {name}"
+    if native.open_kernels(LEVELS[name]) is not None:
+        return None
+    if not has_compiler():
+        return "no C compiler"
+    return None if knows(name) else f"the C compiler does not know {name}"
+
+
+# Where there is none, tests are skipped at the lowest.
+AT = [name for name in LEVELS if _lacking(name) is None] or list(LEVELS)[-1:] or ["none"]
+
+
+def opened(name: str) -> Kernels:
+    """The kernels of a level; a skip where this machine lacks something for them."""
+    reason = _lacking(name)
+    if reason is not None:
+        pytest.skip(reason)
     kernels = native.open_kernels(LEVELS[name])
-    if kernels is None and not has_compiler():
-        pytest.skip("no C compiler")
-    if kernels is None and not knows(name):
-        pytest.skip(f"the C compiler does not know {name}")
     assert kernels is not None, f"the kernels of {name}, which this CPU runs, were not built"
     return kernels
 
@@ -43,7 +58,7 @@ def rows_of(operator: str, dtypes: list[torch.dtype]) -> list[Any]:
     """Parameters (row of the table, level or "plain", dtype): each row with each dtype that it can take."""
     found = []
     for row in ROWS[operator]:
-        for level in (LEVELS or ["none"]) if row.name == "csrc" else ["plain"]:
+        for level in AT if row.name == "csrc" else ["plain"]:
             for dtype in dtypes:
                 if row.name == "csrc" or row.why_not(Case(dtype, "cpu", None)) is None:
                     name = f"{row.name}-{level}-{str(dtype).removeprefix('torch.')}"

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 import torch
-from compiled_levels import LEVELS, use
+from compiled_levels import AT, use
 
 from llama.kernels import sampling
 from llama.kernels.operators import sample
@@ -17,7 +17,7 @@ __all__ = ["GRID", "WAYS", "by_way", "frequencies", "plain"]
 
 GRID = 4000
 # csrc/rows.c at each level, and PyTorch, which every other device uses.
-WAYS = [*LEVELS, "torch"]
+WAYS = [*AT, "torch"]
 
 
 def by_way(name: str) -> Iterator[str]:

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-/* Bits of `llama_features`; as _FEATURES in levels.py. */
+/* Bits of `llama_features`; as Feature in levels.py. */
 enum {
     AVX2 = 1 << 0,   /* with FMA, F16C, BMI1, BMI2, LZCNT, MOVBE: x86-64-v3 */
     AVX512 = 1 << 1, /* F, BW, CD, DQ, VL: x86-64-v4 */

@@ -13,7 +13,7 @@
  *     F32, F16    1      [group][in][16]
  *     BF16        2      [group][in / 2, rounded up][16][2]
  *
- * The layout is the same on every level. As _Matrix in native.py. */
+ * The layout is the same on every level. As Matrix in native.py. */
 typedef struct {
     long format, out, in;
     const void *codes;

@@ -6,7 +6,7 @@
 
 #include "vectors.h"
 
-/* As _DTYPES in native.py. */
+/* As DTYPES in native.py. */
 enum { F32, F16, BF16 };
 
 /* f(dtype, ...) with the dtype as a constant: the compiler makes one f for each. */

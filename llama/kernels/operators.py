@@ -93,7 +93,8 @@ def attend(
         row: from `attention_for`.
         keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
     """
-    if not q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype or _differentiates(q_THD):
+    alike = q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype and q_THD.device == keys.device
+    if not alike or _differentiates(q_THD):
         row = attention.attend
     return row(q_THD, k_TKD, v_TKD, keys, values, start)
 

@@ -171,3 +171,12 @@ def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     out = used().attention(q.bfloat16(), new, new, keys.bfloat16(), values.bfloat16(), 30)
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected
+
+
+def test_a_cache_on_another_device_is_an_error_and_no_address(level: str) -> None:
+    """The model was moved while the cache was in use. (A tensor of the meta device has no address.)"""
+    keys = torch.zeros(1, 8, 32)
+    row = operators.attention_for(keys.dtype, keys.device, 32)
+    q_THD, k_TKD, v_TKD = torch.zeros(3, 2, 1, 32, device="meta").unbind()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        operators.attend(row, q_THD, k_TKD, v_TKD, keys, keys.clone(), 0)

@@ -59,13 +59,22 @@ class KVCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        keys = self._keys[0]
-        self._attention = attention_for(keys.dtype, keys.device, keys.shape[2])
+        self._attention = attention_for(self.dtype, self.device, self._keys[0].shape[2])
 
     @property
     def capacity(self) -> int:
         """Positions that are allocated."""
         return self._keys[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the keys and values."""
+        return self._keys[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That holds the keys and values."""
+        return self._keys[0].device
 
     @property
     def nbytes(self) -> int:
@@ -186,6 +195,10 @@ class BatchCache:
             capacity[start : start + count] = cache.capacity
             start += count
         return addresses, capacity, np.array(self.positions(), dtype=np.int64)
+
+    def lies_like(self, x: torch.Tensor) -> bool:
+        """Whether all caches have x's dtype and device: a model can be cast, or moved, while they are in use."""
+        return all(cache.dtype == x.dtype and cache.device == x.device for cache in self.caches)
 
     def positions(self) -> list[int]:
         """The position of each token of the run in its sequence."""

@@ -204,7 +204,8 @@ class Transformer(nn.Module):
         # A host program's autocast must not change the model's dtypes.
         with torch.autocast(self.device.type, enabled=False):
             x_TC = self.tok_embeddings(tokens_T)
-            if self._fused.takes(x_TC, self.layers):
+            # Kernels that take addresses would read and write caches of another dtype as if they were x's.
+            if cache.lies_like(x_TC) and self._fused.takes(x_TC, self.layers):
                 x_TC = self._fused.run(x_TC, self.params.rope_theta, *cache.rows())
             else:
                 positions = torch.tensor(cache.positions(), device=tokens_T.device)

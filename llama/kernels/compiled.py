@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .levels import ABI, BASE, Feature, Level, here
 
-__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing", "why_not_opened"]
+__all__ = ["VARIABLE", "base", "best", "features", "open_level", "runnable", "why_missing", "why_not"]
 
 VARIABLE = "LLAMA_KERNELS"
 _FOLDER = Path(__file__).parent
@@ -126,17 +126,27 @@ def best() -> Level | None:
     Raises:
         ConfigError: LLAMA_KERNELS names a level that does not exist, does not run here, or was not compiled.
     """
-    there = [level for level in runnable() if open_level(level) is not None]
     wanted = os.environ.get(VARIABLE, "")
-    if wanted == "none":
+    if wanted == "none":  # no file is opened: one of them may be what crashes
         return None
-    if not wanted:
-        return there[0] if there else None
-    for level in there:
-        if level.name == wanted:
+    for level in runnable():
+        if wanted in ("", level.name) and open_level(level) is not None:
             return level
+    if not wanted:
+        return None
+    there = [level for level in runnable() if open_level(level) is not None]
     names = ", ".join([level.name for level in there] + ["none"])
-    raise ConfigError(f"{VARIABLE} is {wanted!r}; on this machine it can be: {names}")
+    reasons = [f" ({why_not(level)})" for level in here() if level.name == wanted]
+    raise ConfigError(f"{VARIABLE} is {wanted!r}{''.join(reasons)}; on this machine it can be: {names}")
+
+
+def why_not(level: Level) -> str | None:
+    """Why a level of this kind of machine cannot be used; None if it can."""
+    if base() is None:  # which says what the CPU has
+        return _why(BASE)
+    if level not in runnable():
+        return "this CPU lacks its instructions"
+    return _why(level.library) if open_level(level) is None else None
 
 
 def why_missing() -> str | None:
@@ -148,10 +158,10 @@ def why_missing() -> str | None:
     name = BASE if base() is None else wanted[0].library if wanted and used != wanted[0] else None
     if name is None:
         return None
-    return why_not_opened(name) if used is None else f"{why_not_opened(name)}; those of {used.name} are used"
+    return _why(name) if used is None else f"{_why(name)}; those of {used.name} are used"
 
 
-def why_not_opened(name: str) -> str:
+def _why(name: str) -> str:
     """Why the library of that name is not there, or of no use."""
     path = _file(name)
     if path is not None:
@@ -160,5 +170,7 @@ def why_not_opened(name: str) -> str:
         # setup.py writes the compiler's error here.
         text = (_FOLDER / f"{name}.failed.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return "nothing was compiled when the package was installed"
+        return (
+            "nothing was compiled when the package was installed" if base() is None else f"{name} is missing"
+        )
     return text.strip().rstrip(".")

@@ -93,9 +93,10 @@ def attend(
         row: from `attention_for`.
         keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
     """
-    # A layer whose weights were replaced may make other heads than the cache has.
+    # A layer whose weights were replaced may make other heads than the cache has; a model may have been moved.
     fits = (
         q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype
+        and q_THD.device == keys.device
         and k_TKD.shape == v_TKD.shape == (len(q_THD), keys.shape[0], q_THD.shape[2])
         and keys.shape[2] == q_THD.shape[2]
         and q_THD.shape[1] % keys.shape[0] == 0

@@ -60,14 +60,16 @@ def _machine() -> Mapping[str, str]:
     why = f", as {compiled.VARIABLE} says" if wanted else ""
     found["level"] = ("none" if level is None else level.name) + why
     there = [each.name for each in runs if compiled.open_level(each) is not None]
-    lacking = [each for each in runs if each.name not in there]
-    beyond = [each.name for each in here if each not in runs]
+    # Without the library that asks the CPU, nobody knows what is beyond it.
+    beyond = [each.name for each in here if each not in runs and compiled.base() is not None]
+    lacking: dict[str | None, list[str]] = {}
+    for each in here:
+        if each.name not in there + beyond:
+            lacking.setdefault(compiled.why_not(each), []).append(each.name)
     if there:
         found["compiled"] = ", ".join(there)
     if lacking:
-        found["not compiled"] = "; ".join(
-            f"{each.name}: {compiled.why_not_opened(each.library)}" for each in lacking
-        )
+        found["not compiled"] = "; ".join(f"{', '.join(names)}: {why}" for why, names in lacking.items())
     if beyond:
         found["unsupported"] = ", ".join(beyond)
     if not here:

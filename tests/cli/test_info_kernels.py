@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from cpu_levels import has_compiler
 from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path
 
-from llama.kernels import compiled, native
-from llama.kernels.levels import here
+from llama.kernels import compiled, levels, native
 from llama.kernels.table import ROWS
 
 
@@ -66,21 +66,43 @@ def test_the_variable_is_named(run: Any, monkeypatch: pytest.MonkeyPatch) -> Non
         compiled.best.cache_clear()
 
 
-def test_each_level_that_was_not_compiled_has_its_own_reason(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where the variable chooses a level."""
-    one, two, *_ = here() or pytest.skip("kernels are compiled for x86-64 and aarch64 only")
+@pytest.mark.skipif(not levels.here(), reason="kernels are compiled for x86-64 and aarch64 only")
+def test_it_says_why_nothing_was_compiled(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that asks the CPU is missing too, so no level is said to be beyond it."""
+    names = ", ".join(level.name for level in levels.here())
+    (tmp_path / f"{levels.BASE}.failed.txt").write_text("cc: No such file or directory\n")
     monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
-    monkeypatch.setattr(compiled, "runnable", lambda: [one, two])
-    monkeypatch.setattr(compiled, "open_level", lambda level: None)
-    (tmp_path / f"{two.library}.failed.txt").write_text("unknown option\n")
-    monkeypatch.setenv(compiled.VARIABLE, "none")
-    compiled.best.cache_clear()
+    monkeypatch.delenv(compiled.VARIABLE, raising=False)
+    cached = (compiled.base, compiled.open_level, compiled.best)
     try:
-        _, out, _ = run("info", "--kernels")
+        for each in cached:
+            each.cache_clear()
+        code, out, _ = run("info", "--kernels")
+        assert code == 0
+        assert f"not compiled    {names}: cc: No such file or directory" in out.splitlines()
+        assert "beyond" not in out
+        monkeypatch.setenv(compiled.VARIABLE, levels.here()[-1].name)
+        compiled.best.cache_clear()
+        _, _, err = run("info", "--kernels")
+        assert "(cc: No such file or directory); on this machine it can be: none" in err
     finally:
         monkeypatch.undo()
-        compiled.best.cache_clear()
-    nothing = "nothing was compiled when the package was installed"
-    assert f"not compiled    {one.name}: {nothing}; {two.name}: unknown option\n" in out
+        for each in cached:
+            each.cache_clear()
+
+
+@pytest.mark.skipif(not levels.here() or not has_compiler(), reason="no C compiler")
+def test_each_level_that_is_missing_has_its_own_reason(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a lower one than the one in use, and with LLAMA_KERNELS set."""
+    *_, worst = [level for level in compiled.runnable() if compiled.open_level(level)]
+    (tmp_path / f"{worst.library}.failed.txt").write_text("unknown option\n")
+    opened = compiled.open_level
+    compiled.best()  # so that it stays what it is
+    monkeypatch.setattr(compiled, "_FOLDER", tmp_path)
+    monkeypatch.setattr(compiled, "open_level", lambda level: None if level == worst else opened(level))
+    monkeypatch.setenv(compiled.VARIABLE, "none")
+    code, out, _ = run("info", "--kernels")
+    assert code == 0
+    assert f"not compiled    {worst.name}: unknown option" in out.splitlines()

@@ -206,3 +206,12 @@ def test_what_only_a_call_shows_goes_to_the_reference() -> None:
     attend(query, k, v, keys, values, 30).sum().backward()
     assert query.grad is not None
     assert query.grad.abs().sum() > 0
+
+
+def test_a_cache_on_another_device_is_an_error_and_no_address(level: str) -> None:
+    """The model was moved while the cache was in use. (A tensor of the meta device has no address.)"""
+    keys = torch.zeros(1, 8, 32)
+    row = operators.attention_for(keys.dtype, keys.device, 32)
+    q_THD, k_TKD, v_TKD = torch.zeros(3, 2, 1, 32, device="meta").unbind()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        operators.attend(row, q_THD, k_TKD, v_TKD, keys, keys.clone(), 0)

@@ -105,3 +105,18 @@ def test_matrices_of_several_dtypes_in_one_step(dtype: torch.dtype, count: int) 
             module.assign(weights[name].bfloat16().to(DTYPES[i % 3]))
         found.append(model.hidden(ids, BatchCache([model.new_cache()], [count])))
     assert rms(found[1] - found[0]) < (1e-5 if dtype == torch.float32 else 0.03) * rms(found[0])
+
+
+def test_caches_of_another_dtype_are_not_taken_for_the_models() -> None:
+    """A model can be cast while caches hold its former numbers. Their addresses must not reach the kernels."""
+    model = made(PARAMS, dtype=torch.float32)
+    filled = caches(model, [9])
+    wanted = model.hidden(torch.tensor([5]), BatchCache([filled[0].fork()], [1]))
+    model.to(torch.bfloat16)
+    found = model.hidden(torch.tensor([5]), BatchCache(filled, [1]))
+    assert rms(found.float() - wanted) < 0.1 * rms(wanted)
+
+    filled = caches(model, [9])
+    model.to(torch.float32)  # its rows would be written past the end of these caches
+    with pytest.raises(RuntimeError, match="same dtype"):
+        model.hidden(torch.tensor([5]), BatchCache(filled, [1]))

@@ -114,6 +114,7 @@ def test_the_reason_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(compiled, "best", lambda: one)
     assert compiled.why_missing() is None
     monkeypatch.setattr(compiled, "best", lambda: two)
+    assert compiled.why_missing() == f"{one.library} is missing; those of {two.name} are used"
     (tmp_path / f"{one.library}.failed.txt").write_text("unknown option\n")
     assert compiled.why_missing() == f"unknown option; those of {two.name} are used"
     monkeypatch.setattr(compiled, "runnable", lambda: [])
@@ -143,6 +144,24 @@ def test_a_library_of_another_version_or_a_broken_one_is_not_used(
     assert compiled._open(BASE, compiled._BASE | {"no_such_function": ("", "")}) is None
     monkeypatch.setattr(compiled, "ABI", compiled.ABI + 1)
     assert compiled._open(BASE, compiled._BASE) is None
+
+
+@with_a_compiler
+def test_no_more_libraries_are_opened_than_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged one can end the process, and `LLAMA_KERNELS=none` is the way out."""
+    opened = []
+    monkeypatch.setattr(compiled, "open_level", lambda level: opened.append(level.name) or object())
+    first, last = compiled.runnable()[0].name, compiled.runnable()[-1].name
+    try:
+        for wanted, needed in (("none", []), (last, [last]), ("", [first])):
+            opened.clear()
+            monkeypatch.setenv(compiled.VARIABLE, wanted)
+            compiled.best.cache_clear()
+            compiled.best()
+            assert opened == needed
+    finally:
+        monkeypatch.undo()
+        compiled.best.cache_clear()
 
 
 @with_a_compiler

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from compiled_levels import LEVELS, opened
+from compiled_levels import AT, LEVELS, opened
 from cpu_levels import CROSS, compiler, has_compiler, has_cross_compiler, has_simde, knows, runs
 
 from llama.kernels import compiled
@@ -89,7 +89,7 @@ def test_a_level_is_there(name: str) -> None:
 # ---- what the vectors compute ----------------------------------------------------------------------------
 
 
-@each_level
+@pytest.mark.parametrize("name", AT)
 def test_vectors_compute_what_plain_c_does(name: str, tmp_path: Path) -> None:
     """Conversions, fma, e^x, sums, and products of pairs, which are held to the two fma of the fallback."""
     opened(name)

@@ -52,11 +52,11 @@ class WeightFormat:
 
     def takes(self, weight: PackedWeight, x: torch.Tensor) -> bool:
         """Whether `multiply` takes x, a tensor of the CPU with the right last dimension and without a derivative."""
-        return True
+        return False  # see `PackedWeight.linear`, which multiplies by plain weights itself
 
     def multiply(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out), of x's dtype; without a derivative, unless the weight is plain."""
-        return _multiply_plain(x, weight.codes)
+        return F.linear(x, weight.codes)
 
 
 class OneDNN(WeightFormat):
@@ -149,14 +149,6 @@ class Blocked(WeightFormat):
         self.kernels.pack(block, weight.matrix, row, column)
 
 
-def _multiply_plain(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """The reference: the last row of the table."""
-    if x.dtype == weight.dtype or not x.is_floating_point():  # the latter is refused
-        return F.linear(x, weight)
-    wide = torch.promote_types(x.dtype, weight.dtype)
-    return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
-
-
 PLAIN, ONEDNN = WeightFormat(), OneDNN()
 
 
@@ -213,5 +205,9 @@ class PackedWeight:
             and self.format.takes(self, x)
         ):
             return self.format.multiply(self, x)
-        # It also differentiates, and raises.
-        return _multiply_plain(x, self.plain())
+        # The reference: the last row of the table. It also differentiates, and raises.
+        weight = self.plain()
+        if x.dtype == weight.dtype or not x.is_floating_point():  # the latter is refused
+            return F.linear(x, weight)
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)

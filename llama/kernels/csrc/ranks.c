@@ -11,6 +11,7 @@
  */
 
 #include "abi.h"
+#include "relax.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -19,14 +20,6 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
-
-#if defined(__x86_64__)
-#define RELAX() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define RELAX() __asm__ volatile("yield")
-#else
-#define RELAX() ((void)0)
-#endif
 
 /* SPINS, YIELDS: of a wait, before it sleeps. PATIENCE: milliseconds until the caller may handle signals. */
 enum { HEADER = 1024, WORDS = 3, SPINS = 2000, YIELDS = 200, PATIENCE = 100, AGAIN = -1, DIFFER = -2 };

@@ -9,13 +9,7 @@
 #include <dlfcn.h>
 #include <sched.h>
 
-#if defined(__x86_64__)
-#define RELAX() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define RELAX() __asm__ volatile("yield")
-#else
-#define RELAX() ((void)0)
-#endif
+#include "relax.h"
 
 /* About 100 microseconds. */
 enum { SPINS = 20000 };

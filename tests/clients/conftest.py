@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,10 @@ pytest_plugins = ["playground_fixtures"]
 os.environ.update(asked.quiet_environment())
 for _name in set(os.environ) - set(asked.quiet_environment()):
     del os.environ[_name]
+
+# Started in the background, a shell has it ignored, and the programs that are tested inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from cpu_levels import has_compiler
 from packaging.requirements import Requirement
 from quick_compiler import quick_compiler
 
@@ -33,7 +34,7 @@ from llama.cli import make_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-COMPILES = sys.platform == "linux" and shutil.which("cc")
+COMPILES = sys.platform == "linux" and has_compiler()
 LIMIT = 300  # a guard against a hang
 
 

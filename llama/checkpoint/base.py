@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointFormatError
+from ..kernels.quantized import Blocks, Form, dequantize
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
 from . import huge_pages
@@ -25,6 +26,8 @@ __all__ = ["Checkpoint", "Part", "Range", "checked_dtype", "dtype_name"]
 Range = tuple[int, int]
 # Bytes of a mapped file to read before giving its pages back.
 _WINDOW = 32 << 20
+# Bytes of float32 weights that are computed at a time.
+_COMPUTED = 8 << 20
 
 
 class Part(NamedTuple):
@@ -39,7 +42,7 @@ class Checkpoint(ABC):
     """An opened checkpoint; its keys and shapes have been checked.
 
     A subclass opens one layout: its constructor sets the attributes below, and it implements `recognizes`,
-    `parts` and `stored`.
+    `parts` and `stored`. Where weights are quantized, it also implements `form` and `blocks`.
 
     Attributes:
         layout: the layout's name for messages, "Meta" or "Hugging Face".
@@ -72,11 +75,43 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
-        """The pieces of mapped files that fill the window rows x columns of a tensor, in Meta's row order."""
+        """The pieces of mapped files that fill the window rows x columns of a tensor, in Meta's row order.
+
+        Only of tensors that `is_mapped`.
+        """
 
     @abstractmethod
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+
+    # ---- quantized weights ----
+
+    def form(self, name: str, columns: Range) -> Form | None:
+        """How the window `columns` of a matrix is quantized; None if it is stored plain. See `Form`."""
+        return None
+
+    def blocks(self, name: str, rows: Range, columns: Range) -> Blocks:
+        """Rows of a quantized matrix, in Meta's row order, with the columns of `form(name, columns)`."""
+        raise NotImplementedError
+
+    def is_mapped(self, name: str) -> bool:
+        """Whether `parts` gives a tensor as it is stored. Otherwise `compute` makes its values."""
+        return len(self.shapes[name]) == 1 or self.form(name, (0, self.shapes[name][1])) is None
+
+    def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
+        """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""
+        assert columns is not None
+        form = self.form(name, columns)
+        assert form is not None
+        found = dequantize(self.blocks(name, rows, columns))
+        if form.order is None:
+            return found
+        read = form.order >= 0
+        out = torch.empty(len(found), columns[1] - columns[0])
+        out[:, form.order[read].long()] = found[:, read]
+        return out
+
+    # ---- windows ----
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,6 +125,13 @@ class Checkpoint(ABC):
 
     def read(self, name: str, out: torch.Tensor, rows: Range, columns: Range | None = None) -> None:
         """Fill `out` with a window of a tensor, converting dtype and device."""
+        if not self.is_mapped(name):
+            width = 1 if columns is None else columns[1] - columns[0]
+            step = max(1, _COMPUTED // (4 * width))
+            for first in range(0, rows[1] - rows[0], step):
+                last = min(first + step, rows[1] - rows[0])
+                out[first:last].copy_(self.compute(name, (rows[0] + first, rows[0] + last), columns))
+            return
         for source, to_rows, to_columns in self.parts(name, rows, columns):
             target = out[to_rows] if to_columns is None else out[to_rows, to_columns]
             for first, window in self.windows(source):

@@ -30,7 +30,8 @@ class Case(NamedTuple):
     """What a row is asked about. A size that is 0 is not known, or of no matter.
 
     Args:
-        format: of the weight (linear), of the cache (attention), else of the rows.
+        format: of the weight (linear; a name in quantized.FORMATS if it is quantized), of the cache (attention), else
+            of the rows.
         device: its type, as torch names it.
         kernels: the compiled kernels that may be used.
         width: numbers of a row that a norm sees, or of the model.
@@ -38,7 +39,7 @@ class Case(NamedTuple):
         hidden: width of the feed-forward.
     """
 
-    format: torch.dtype
+    format: torch.dtype | str
     device: str
     kernels: Kernels | None
     width: int = 0
@@ -124,7 +125,7 @@ def _not_logits(case: Case) -> str | None:
     return None if case.format == torch.float32 else "it takes logits in float32 only"
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype | str) -> str:
     """As people write it."""
     return str(dtype).removeprefix("torch.")
 

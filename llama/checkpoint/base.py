@@ -52,6 +52,8 @@ class Checkpoint(ABC):
         args: hyperparameters, with the vocabulary size filled in.
         dtype: of the stored weights.
         mapped: `files`, memory-mapped.
+        mp_shards: how many model-parallel shards it is saved in, each with a slice of every split weight and a copy
+            of the others; None if the layout stores every weight once, whole.
     """
 
     layout: str
@@ -61,6 +63,7 @@ class Checkpoint(ABC):
     args: ModelArgs
     dtype: torch.dtype
     mapped: list[MappedFile]
+    mp_shards: int | None = None
 
     @abstractmethod
     def __init__(
@@ -83,6 +86,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+
+    def disagreements(self) -> list[str]:
+        """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""
+        return []
 
     # ---- quantized weights ----
 

@@ -19,7 +19,7 @@ from ..layouts.hugging_face import rotary_heads
 from ..wrapped import WrappedCheckpoint
 from .adapter import Adapter, open_adapter
 
-__all__ = ["AdaptedCheckpoint", "adapted"]
+__all__ = ["AdaptedCheckpoint", "with_adapter"]
 
 
 class AdaptedCheckpoint(WrappedCheckpoint):
@@ -93,6 +93,8 @@ class AdaptedCheckpoint(WrappedCheckpoint):
         return pairs.transpose(1, 2).flatten()[rows[0] : rows[1]]
 
 
-def adapted(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> AdaptedCheckpoint:
+def with_adapter(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> AdaptedCheckpoint:
     """The checkpoint with the adapter in PEFT's folder. See `open_adapter` for the errors."""
-    return AdaptedCheckpoint(checkpoint, open_adapter(as_path(folder, "the adapter's folder"), checkpoint.shapes))
+    return AdaptedCheckpoint(
+        checkpoint, open_adapter(as_path(folder, "the adapter's folder"), checkpoint.shapes)
+    )

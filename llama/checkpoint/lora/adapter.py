@@ -78,11 +78,13 @@ class Adapter:
         for name, tensor in sorted(self.tensors.items()):
             found.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             for part in _pieces(self.tensors.file, tensor):
-                found.update(part.contiguous().view(torch.uint8).numpy())
+                found.update(part.contiguous().view(torch.uint8).numpy().tobytes())
         return int.from_bytes(found.digest(), "little") >> 2
 
     def __str__(self) -> str:
-        ranks = sorted({each.update.right.shape[0] for each in self.changes.values() if each.update is not None})
+        ranks = sorted(
+            {each.update.right.shape[0] for each in self.changes.values() if each.update is not None}
+        )
         replaced = sum(each.weight is not None for each in self.changes.values())
         told = [f"LoRA of rank {' to '.join(map(str, sorted({ranks[0], ranks[-1]})))}"] if ranks else []
         told += [f"{replaced} weights replaced"] if replaced else []
@@ -109,7 +111,9 @@ def open_adapter(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> Adapter
     config = read_config(folder)
     path = next((folder / name for name in _FILES if is_there(folder / name)), None)
     if path is None:
-        raise CheckpointNotFoundError(f"{folder} has a {CONFIG}, but no {' and no '.join(_FILES)}; download it")
+        raise CheckpointNotFoundError(
+            f"{folder} has a {CONFIG}, but no {' and no '.join(_FILES)}; download it"
+        )
     tensors = open_safetensors(path) if path.suffix == ".safetensors" else open_pth(path)
     names = {hf_name(name).removesuffix(".weight"): name for name in shapes}
     parts, problems = _by_module(tensors, {module: shapes[name] for module, name in names.items()})
@@ -136,7 +140,9 @@ def _by_module(
         name = key.removeprefix(_PREFIX)
         ending = next((each for each in _KINDS if name.endswith(each)), "")
         module, kind = name.removesuffix(ending), _KINDS.get(ending, "")
-        fits = kind == "weight" or (len(shapes.get(module, ())) == 2 and _is_turned(module) == ("embedding" in ending))
+        fits = kind == "weight" or (
+            len(shapes.get(module, ())) == 2 and _is_turned(module) == ("embedding" in ending)
+        )
         if not kind or not fits or module not in shapes:
             unknown.append(key)
         elif kind in parts.setdefault(module, {}):
@@ -145,7 +151,9 @@ def _by_module(
             other.append(f"{key} is of {tensor.dtype}")
         else:
             parts[module][kind] = tensor
-    problems = [f"it has tensors of modules that this model does not have: {some(unknown)}"] if unknown else []
+    problems = (
+        [f"it has tensors of modules that this model does not have: {some(unknown)}"] if unknown else []
+    )
     problems += [f"it holds twice what {some(twice)} is for"] if twice else []
     return parts, problems + other[:3]
 

@@ -21,10 +21,11 @@ CONFIG = "adapter_config.json"
 _MERGE = "merge it in PEFT (merge_and_unload) and load the merged folder"
 # Keys that say how to train, or where the adapter comes from: they do not change what it computes.
 _INERT = frozenset(
-    "alpha_pattern auto_mapping base_model_name_or_path corda_config eva_config exclude_modules inference_mode"
-    " init_lora_weights layers_pattern layers_to_transform loftq_config lora_alpha lora_dropout lora_ga_config"
-    " megatron_core modules_to_save peft_type peft_version qalora_group_size r rank_pattern revision runtime_config"
-    " target_modules task_type use_rslora".split()
+    {
+        *("auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core"),
+        *("peft_version", "revision", "runtime_config", "task_type", "qalora_group_size"),
+        *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+    }
 )
 # Keys that must be false, null or empty, and what they ask for.
 _REFUSED = {
@@ -56,6 +57,22 @@ _TYPES = {
     "PREFIX_TUNING": "prefix tuning",
     "P_TUNING": "p-tuning",
 }
+# Keys that are read here.
+_READ = frozenset(
+    {
+        *(
+            "peft_type",
+            "init_lora_weights",
+            "bias",
+            "r",
+            "lora_alpha",
+            "use_rslora",
+            "rank_pattern",
+            "alpha_pattern",
+        ),
+        *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+    }
+)
 _MOST_RANK = 1 << 16
 
 
@@ -168,7 +185,9 @@ def _refuse(config: dict[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         name = _TYPES.get(kind, shown(kind)) if isinstance(kind, str) else shown(kind)
-        raise ConfigError(f"peft_type says {name}; this runtime merges adapters of the type LORA. Else {_MERGE}")
+        raise ConfigError(
+            f"peft_type says {name}; this runtime merges adapters of the type LORA. Else {_MERGE}"
+        )
     start = config.get("init_lora_weights")
     if start not in _PLAIN_STARTS:
         raise ConfigError(
@@ -177,13 +196,15 @@ def _refuse(config: dict[str, Any]) -> None:
             " path_initial_model_for_weight_conversion, which makes it a plain one"
         )
     if config.get("bias", "none") not in ("none", None):
-        raise ConfigError(f"bias is {shown(config['bias'])}; this model has no biases. Train with bias = none")
+        raise ConfigError(
+            f"bias is {shown(config['bias'])}; this model has no biases. Train with bias = none"
+        )
     for key, meaning in _REFUSED.items():
         if config.get(key):
             raise ConfigError(
                 f"{key} is {shown(config[key])}: {meaning}. This runtime merges plain LoRA; {_MERGE}"
             )
-    unknown = [key for key, value in config.items() if value and key not in _INERT and key != "bias"]
+    unknown = [key for key, value in config.items() if value and key not in _INERT | _READ]
     if unknown:
         raise ConfigError(
             f"{shown(unknown[0])} is {shown(config[unknown[0]])}, an option that this runtime does not know; {_MERGE}"
@@ -220,7 +241,9 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
 def _layers(config: dict[str, Any]) -> tuple[int, ...] | None:
     value = config.get("layers_to_transform")
     if config.get("layers_pattern") not in (None, [], "", "layers", ["layers"]):
-        raise ConfigError(f"layers_pattern is {shown(config['layers_pattern'])}; this model's layers are called layers")
+        raise ConfigError(
+            f"layers_pattern is {shown(config['layers_pattern'])}; this model's layers are called layers"
+        )
     if value is None or value == []:
         return None
     layers = value if isinstance(value, list) else [value]

@@ -11,6 +11,7 @@ from .base import Checkpoint
 from .files import as_path, check_folder, is_there
 from .layouts.hugging_face import HuggingFaceCheckpoint
 from .layouts.meta import MetaCheckpoint
+from .lora import with_adapter
 
 __all__ = ["LAYOUTS", "open_checkpoint", "tokenizer_of"]
 
@@ -22,7 +23,12 @@ LAYOUTS: tuple[type[Checkpoint], ...] = (
 
 
 def open_checkpoint(
-    folder: str | os.PathLike[str], *, max_seq_len: int = 2048, max_batch_size: int = 1, agree: bool = True
+    folder: str | os.PathLike[str],
+    *,
+    max_seq_len: int = 2048,
+    max_batch_size: int = 1,
+    agree: bool = True,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Checkpoint:
     """Open and check a folder in Meta's or Hugging Face's layout. Weights are mapped, not read.
 
@@ -31,6 +37,7 @@ def open_checkpoint(
     Args:
         max_seq_len, max_batch_size: limits to put into the checkpoint's ModelArgs.
         agree: refuse shards that hold different values of a replicated weight.
+        adapter: the folder of a LoRA adapter, as PEFT saves it, to merge into the weights while they are read.
 
     Raises:
         CheckpointError: files are missing, unreadable, damaged, or do not belong together.
@@ -41,7 +48,8 @@ def open_checkpoint(
         check_folder(folder)
         # Meta's is the default: its errors say what is missing, and what the folder holds instead.
         layout = next((each for each in LAYOUTS if each.recognizes(folder)), MetaCheckpoint)
-        return layout(folder, max_seq_len, max_batch_size, agree=agree)
+        found = layout(folder, max_seq_len, max_batch_size, agree=agree)
+        return found if adapter is None else with_adapter(found, adapter)
     except OSError as error:  # the disk fails, or a file disappears while it is read
         raise CheckpointFormatError(
             f"{folder} cannot be read: {reason(error)}; check the disk, and that nothing else changes the folder"

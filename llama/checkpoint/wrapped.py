@@ -31,6 +31,7 @@ class WrappedCheckpoint(Checkpoint):
         self.source = source
         for name in inspect.get_annotations(Checkpoint):
             setattr(self, name, getattr(source, name))
+        self.notes = [*source.notes]
 
     @classmethod
     def recognizes(cls, folder: Path) -> bool:

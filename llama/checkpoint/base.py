@@ -50,8 +50,11 @@ class Checkpoint(ABC):
         folder: the folder it was opened from.
         files: the weight files, in order.
         args: hyperparameters, with the vocabulary size filled in.
-        dtype: of the stored weights.
+        dtype: of the stored weights; of a quantized checkpoint, float16: what to compute in.
         mapped: `files`, memory-mapped.
+        quantization: what people call the way in which its matrices are quantized, e.g. "Q4_K_M"; None if they
+            are plain.
+        notes: what a user should know of this checkpoint once it is loaded, a line each.
     """
 
     layout: str
@@ -61,6 +64,7 @@ class Checkpoint(ABC):
     args: ModelArgs
     dtype: torch.dtype
     mapped: list[MappedFile]
+    quantization: str | None = None
 
     @abstractmethod
     def __init__(
@@ -85,6 +89,20 @@ class Checkpoint(ABC):
         """Every tensor as stored: its name in the file, the file, the mapped tensor."""
 
     # ---- quantized weights ----
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """See above; a subclass adds to it."""
+        return []
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix is quantized."""
+        return any(
+            self.form(name, (0, shape[1])) is not None
+            for name, shape in self.shapes.items()
+            if len(shape) == 2
+        )
 
     def form(self, name: str, columns: Range) -> Form | None:
         """How the window `columns` of a matrix is quantized; None if it is stored plain. See `Form`."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointFormatError
-from ..kernels.quantized import Blocks, Form, dequantize
+from ..kernels.quantized import Blocks, Form, in_order
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
 from . import huge_pages
@@ -126,15 +126,7 @@ class Checkpoint(ABC):
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""
         assert columns is not None
-        form = self.form(name, columns)
-        assert form is not None
-        found = dequantize(self.blocks(name, rows, columns))
-        if form.order is None:
-            return found
-        read = form.order >= 0
-        out = torch.empty(len(found), columns[1] - columns[0])
-        out[:, form.order[read].long()] = found[:, read]
-        return out
+        return in_order(self.blocks(name, rows, columns), columns[1] - columns[0])
 
     # ---- windows ----
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 
 from . import attention, norms, onednn, sampling
 from .native import DTYPES, LANES, Kernels
-from .weights import ONEDNN, PLAIN, Blocked
+from .quantized import FORMATS
+from .quantized_weights import Quantized
+from .weights import ONEDNN, PLAIN, Blocked, WeightFormat
 
 __all__ = ["ROWS", "Case", "Row", "choose", "dtype_name", "implementation", "is_native"]
 
@@ -37,6 +39,7 @@ class Case(NamedTuple):
         width: numbers of a row that a norm sees, or of the model.
         head_dim: numbers of a head.
         hidden: width of the feed-forward.
+        group: inputs that share a scale of a quantized weight.
     """
 
     format: torch.dtype | str
@@ -45,6 +48,7 @@ class Case(NamedTuple):
     width: int = 0
     head_dim: int = 0
     hidden: int = 0
+    group: int = 0
 
 
 class Row(NamedTuple):
@@ -91,6 +95,19 @@ def _not_csrc(case: Case) -> str | None:
     return "no compiled kernels are in use" if case.kernels is None else None
 
 
+def _not_weights(case: Case) -> str | None:
+    """Why csrc/ does not multiply by such a weight."""
+    if case.format not in FORMATS:
+        return _not_csrc(case)
+    return _not_csrc(case._replace(format=torch.float32))  # the rows beside it
+
+
+def _weights(case: Case) -> WeightFormat:
+    if isinstance(case.format, str):
+        return Quantized(case.format, case.group, case.kernels)
+    return Blocked(case.kernels)
+
+
 def _not_onednn(case: Case) -> str | None:
     if case.device != "cpu":
         return "it is for CPUs"
@@ -132,7 +149,7 @@ def dtype_name(dtype: torch.dtype | str) -> str:
 
 ROWS: dict[str, tuple[Row, ...]] = {
     "linear": (
-        Row("csrc", _not_csrc, lambda case: Blocked(case.kernels)),
+        Row("csrc", _not_weights, _weights),
         Row("oneDNN", _not_onednn, lambda case: ONEDNN),
         Row("torch", _always, lambda case: PLAIN),
     ),

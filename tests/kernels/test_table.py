@@ -13,7 +13,7 @@ import torch
 from compiled_levels import implemented, rows_of
 from ranks import ROOT
 
-from llama.kernels import compiled, native, operators, report
+from llama.kernels import compiled, native, operators, quantized, report
 from llama.kernels.native import DTYPES, Kernels
 from llama.kernels.norms import rotary_table
 from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
@@ -176,9 +176,11 @@ OPEN = {
     "fused": {"FusedLayers", "LayerShape"},
     "norms": {"rotary_table"},
     "operators": set(operators.__all__),
+    "quantized": set(quantized.__all__),
+    "quantized_weights": {"Quantized"},
     "report": set(report.__all__),
     "sampling": {"adjust", "all_finite", "count_not_finite", "most_probable", "not_finite"},
-    "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight"},
+    "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight", "WeightFormat"},
 }
 # How a program finds out what a CPU or a build of torch can do, or which weight is packed how.
 TAGS = r"\.dim\(\) [!=]= 4|is_mkldnn"

@@ -56,7 +56,9 @@ def check_folder(folder: Path) -> None:
             f"checkpoint folder {folder} does not exist; check the path, or download it"
         )
     if not stat.S_ISDIR(found.st_mode):
-        raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds the checkpoint")
+        raise CheckpointNotFoundError(
+            f"{folder} is a file, and not a GGUF; pass the folder that holds the checkpoint"
+        )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")
 

@@ -18,6 +18,7 @@ from ..errors import CheckpointFormatError
 from ..kernels.quantized import Blocks, Form, in_order
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
+from ..tokenizer import Tokenizer
 from . import huge_pages
 from .weight_files.mapped import MappedFile
 
@@ -89,7 +90,15 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
-        """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+        """Every tensor as stored: its name in the file, the file, the mapped tensor; of blocks, their scales."""
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the weight files hold; None if it is a file of its own.
+
+        Raises:
+            TokenizerError: it is none that this runtime reads.
+        """
+        return None
 
     def disagreements(self) -> list[str]:
         """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.quantized import Blocks, Form
+from ..tokenizer import Tokenizer
 from .base import Checkpoint, Part, Range
 
 __all__ = ["WrappedCheckpoint"]
@@ -43,6 +44,9 @@ class WrappedCheckpoint(Checkpoint):
 
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         return self.source.stored()
+
+    def tokenizer(self) -> Tokenizer | None:
+        return self.source.tokenizer()
 
     def disagreements(self) -> list[str]:
         return self.source.disagreements()

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .native import kernels
+from . import native
 from .quantized import BLOCK, FORMATS, Blocks, Form
 
 __all__ = ["to_int4", "to_k4"]
@@ -29,9 +29,9 @@ def to_int4(weight: torch.Tensor) -> Blocks:
     """Weights (rows, columns) -> int4. 32 divides the columns. A NaN or infinity makes its block's scale NaN."""
     rows, columns = weight.shape
     form = Form("int4", columns, BLOCK)
-    native = kernels() if weight.device.type == "cpu" else None
-    if native is not None:
-        return Blocks(form, *native.quantize_int4(weight.float().contiguous()))
+    compiled = native.kernels() if weight.device.type == "cpu" else None
+    if compiled is not None:
+        return Blocks(form, *compiled.quantize_int4(weight.float().contiguous()))
     codes = torch.empty(rows, columns, dtype=torch.uint8)
     scales = torch.empty(rows, columns // BLOCK, dtype=torch.float16)
     step = max(1, _WINDOW // columns)
@@ -49,9 +49,9 @@ def to_k4(weight: torch.Tensor) -> Blocks:
     """
     rows, columns = weight.shape
     form = Form("k4", columns, _SUPER)
-    native = kernels() if weight.device.type == "cpu" else None
-    if native is not None:
-        return Blocks(form, *native.quantize_k4(weight.float().contiguous()))
+    compiled = native.kernels() if weight.device.type == "cpu" else None
+    if compiled is not None:
+        return Blocks(form, *compiled.quantize_k4(weight.float().contiguous()))
     codes = torch.empty(rows, columns, dtype=torch.uint8)
     scales = torch.empty(rows, columns // _SUPER, 2, dtype=torch.float16)
     zeros = torch.empty(rows, columns // BLOCK, 2, dtype=torch.uint8)

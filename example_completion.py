@@ -30,6 +30,7 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 1,
+    adapter: str | None = None,
 ) -> None:
     """Print completions of two prompts.
 
@@ -45,6 +46,7 @@ def main(
         device: auto, cuda, mps or cpu.
         dtype: auto, bfloat16, float16 or float32.
         seed: sampling repeats with it.
+        adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -55,6 +57,7 @@ def main(
         device=device,
         dtype=dtype,
         seed=seed,
+        adapter=adapter,
     )
     results = llama.text_completion(PROMPTS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
     if is_first_rank():

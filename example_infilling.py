@@ -43,6 +43,7 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 1,
+    adapter: str | None = None,
 ) -> None:
     """Print two texts with their gaps filled.
 
@@ -59,6 +60,7 @@ def main(
         device: auto, cuda, mps or cpu.
         dtype: auto, bfloat16, float16 or float32.
         seed: sampling repeats with it.
+        adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -69,6 +71,7 @@ def main(
         device=device,
         dtype=dtype,
         seed=seed,
+        adapter=adapter,
     )
     prefixes, suffixes = zip(*(prompt.split("<FILL>") for prompt in PROMPTS), strict=True)
     results = llama.text_infilling(

@@ -12,12 +12,13 @@ import torch
 from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
+from .checkpoint.lora import AdaptedCheckpoint
 from .checkpoint.progress import Progress
 from .distributed.devices import choose_device, rank_threads
 from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
-from .errors import ConfigError
+from .errors import CheckpointMismatchError, ConfigError
 from .kernels.operators import computes_well
 from .kernels.report import why_missing
 from .model import Transformer
@@ -36,7 +37,7 @@ from .sizing.budget import (
 from .tokenizer import Tokenizer
 from .values import integer
 
-__all__ = ["Built", "build", "check_same_dtype", "choose_dtype"]
+__all__ = ["Built", "build", "check_same_adapter", "check_same_dtype", "choose_dtype"]
 
 # Tokens or sequences: more than any machine holds, and small enough to be multiplied into bytes as a float.
 _MOST = 10**12
@@ -64,6 +65,7 @@ def build(
     dtype: str | torch.dtype,
     *,
     cache_memory: CacheMemory | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Built:
     """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
     started = time.monotonic()
@@ -72,7 +74,9 @@ def build(
     max_batch_size = _count("max_batch_size", max_batch_size)
     check_cache_memory(cache_memory)
     target = choose_device(device)
-    checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+    checkpoint = open_checkpoint(
+        folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size, adapter=adapter
+    )
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
     size = _model_parallel_size(model_parallel_size)
     check_size(checkpoint.args, size)
@@ -80,6 +84,7 @@ def build(
     parallel = join(size, target)
     try:
         check_same_dtype(parallel, chosen, target)
+        check_same_adapter(parallel, checkpoint, target)
         plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
         model = _load(checkpoint, parallel, target, chosen)
     except BaseException as error:
@@ -88,8 +93,9 @@ def build(
     missing = why_missing() if target.type == "cpu" else None
     if missing is not None:
         _log_missing_kernels(missing)
+    merged = "" if adapter is None else f" with adapter {as_path(adapter, 'adapter').name}"
     log(
-        f"Loaded {folder.name} ({shortened(parameter_count(checkpoint.args))} parameters, {chosen}{why}) on"
+        f"Loaded {folder.name}{merged} ({shortened(parameter_count(checkpoint.args))} parameters, {chosen}{why}) on"
         f" {target.type}, {_sizes(checkpoint.args, parallel, chosen, plan, time.monotonic() - started)}"
     )
     return Built(model, tokenizer, plan.tokens, plan.retained)
@@ -177,6 +183,25 @@ def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.devic
     raise ConfigError(
         f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
         " compiled kernels differ; give all the same dtype"
+    )
+
+
+def check_same_adapter(parallel: Parallel, checkpoint: Checkpoint, device: torch.device) -> None:
+    """All ranks merge the same adapter, though each reads the folder on its own machine.
+
+    Raises:
+        CheckpointMismatchError: they do not, or only some have one. Raised on all ranks.
+    """
+    if parallel.group is None and parallel.replica_group is None:
+        return
+    number = checkpoint.adapter.digest if isinstance(checkpoint, AdaptedCheckpoint) else -1
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    has = f"the one in {checkpoint.adapter.folder}" if isinstance(checkpoint, AdaptedCheckpoint) else "none"
+    raise CheckpointMismatchError(
+        f"the ranks have different adapters; this one has {has}. Each reads the folder on its own machine: pass the"
+        " same to all, and copy the same files to each machine"
     )
 
 

@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         options.max_batch_size,
         options.device,
         options.dtype,
+        adapter=options.adapter,
     )
     texts: list[str] | None = None
     if first_rank_of(model):  # it reads and prints

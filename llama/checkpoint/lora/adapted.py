@@ -37,6 +37,15 @@ class AdaptedCheckpoint(WrappedCheckpoint):
         super().__init__(source)
         self.adapter = adapter
         self.mapped = [*source.mapped, adapter.tensors.file]
+        again = [
+            name
+            for name in adapter.changes
+            if len(shape := self.shapes[name]) == 2 and self.form(name, (0, shape[1])) is not None
+        ]
+        if again:
+            self.notes.append(
+                f"{len(again)} quantized matrices that the adapter changes are quantized again, to int8"
+            )
 
     def is_mapped(self, name: str) -> bool:
         return name not in self.adapter.changes and self.source.is_mapped(name)

@@ -70,7 +70,7 @@ class QuantizedTwin(WrappedCheckpoint):
         names = [name for name, shape in self.shapes.items() if len(shape) == 2]
         self._kinds = {name: kinds[i % len(kinds)] for i, name in enumerate(names)}
         self._whole: dict[str, Blocks] = {}
-        self.read_rows: list[int] = []
+        self.read_rows: dict[str, list[int]] = {name: [] for name in names}
 
     def _group(self, name: str) -> int:
         return GROUPS[self._kinds[name]]
@@ -91,6 +91,9 @@ class QuantizedTwin(WrappedCheckpoint):
 
     def is_mapped(self, name: str) -> bool:
         return name not in self._kinds
+
+    def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
+        return Checkpoint.compute(self, name, rows, columns)
 
     def form(self, name: str, columns: Range) -> Form | None:
         if name not in self._kinds:
@@ -114,7 +117,7 @@ class QuantizedTwin(WrappedCheckpoint):
         return torch.cat(found)
 
     def blocks(self, name: str, rows: Range, columns: Range) -> Blocks:
-        self.read_rows.append(rows[1] - rows[0])
+        self.read_rows[name].append(rows[1] - rows[0])
         form, whole = self.form(name, columns), self.whole(name)
         assert form is not None
         if self._act_order:

@@ -71,6 +71,7 @@ class Llama:
         cache_memory: CacheMemory | None = None,
         prefix_reuse: bool = True,
         adapter: str | os.PathLike[str] | None = None,
+        quantize: str | None = None,
     ) -> Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
@@ -93,6 +94,7 @@ class Llama:
             prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for
                 prompts that begin alike.
             adapter: folder of a LoRA adapter, as PEFT saves it; merged into the weights while they are read.
+            quantize: "int8" or "int4": quantize a plain checkpoint while it is read (docs/checkpoints.md).
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -107,7 +109,10 @@ class Llama:
             seed = arguments.check_seed(seed)  # before minutes of loading
         sizes = (max_seq_len, max_batch_size, model_parallel_size)
         built = loading.build(
-            ckpt_dir, tokenizer_path, *sizes, device, dtype, cache_memory=cache_memory, adapter=adapter
+            *(ckpt_dir, tokenizer_path, *sizes, device, dtype),
+            cache_memory=cache_memory,
+            adapter=adapter,
+            quantize=quantize,
         )
         llama = Llama(
             built.model,
@@ -119,6 +124,7 @@ class Llama:
         )
         llama._joined = True
         llama.folder, llama.adapter = Path(ckpt_dir), None if adapter is None else Path(adapter)
+        llama.quantize = quantize
         return llama
 
     def __init__(
@@ -142,9 +148,10 @@ class Llama:
         )
         self.session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._texts = Texts(self.engine)
-        # Of the checkpoint, where `build` loaded one, and of the adapter merged into it.
+        # Of the checkpoint, where `build` loaded one, of the adapter merged into it, and what it was quantized to.
         self.folder: Path | None = None
         self.adapter: Path | None = None
+        self.quantize: str | None = None
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:

@@ -68,14 +68,16 @@ class WeightMemory:
         """Bytes of all weights on this rank."""
         return sum(window.nbytes for window in self.windows.values())
 
-    def describe(self) -> str:
-        """What the weights are: "bfloat16"; "int4", most bytes first, and the activations."""
+    def describe(self, called: str | None = None) -> str:
+        """What the weights are, with the name that people have for it: "k4 and int8 (Q4_K_M), activations float16"."""
         by_kind = Counter[str]()
         for window in self.windows.values():
             if window.kind is not None:
                 by_kind[window.kind] += window.nbytes
         kinds = " and ".join(kind for kind, _ in by_kind.most_common())
-        return f"{kinds}, activations {dtype_name(self.dtype)}" if kinds else str(self.dtype)
+        if not kinds:
+            return str(self.dtype)
+        return f"{kinds}{f' ({called})' if called else ''}, activations {dtype_name(self.dtype)}"
 
     def made_plain(self) -> list[str]:
         """A line for each format and reason, of matrices that are quantized in the checkpoint and not here."""

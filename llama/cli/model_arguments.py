@@ -101,6 +101,7 @@ def source(options: argparse.Namespace) -> Model | Server:
         options.device,
         options.dtype,
         adapter=options.adapter,
+        quantize=options.quantize,
     )
 
 

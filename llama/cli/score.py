@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         options.device,
         options.dtype,
         adapter=options.adapter,
+        quantize=options.quantize,
     )
     texts: list[str] | None = None
     if first_rank_of(model):  # it reads and prints

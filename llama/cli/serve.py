@@ -156,6 +156,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "cache_memory": options.cache_memory,
         "adapter": options.adapter,
+        "quantize": options.quantize,
     }
 
 

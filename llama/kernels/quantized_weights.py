@@ -133,7 +133,7 @@ class Quantized(WeightFormat):
         return False  # codes without their scales are no weight
 
     def matrix(self, weight: PackedWeight) -> Matrix | None:
-        if self.kernels is None or weight.codes.data_ptr() == 0:
+        if self.kernels is None or weight.codes.data_ptr() == 0 or len(Matrix._fields_) < 9:
             return None
         parts = {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros, "order": weight.order}
         return Matrix(
@@ -154,7 +154,8 @@ class Quantized(WeightFormat):
         return self.kernels.linear(x, weight.matrix)
 
     def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
-        if x.shape[-1] != weight.shape[1] or x.device != weight.codes.device or not native.has_memory(x):
+        alike = x.shape[-1] == weight.shape[1] and x.device == weight.codes.device and x.is_floating_point()
+        if not alike or not native.has_memory(x):
             return super().reference(weight, x)  # which refuses it, or knows shapes only
         found: torch.Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
         return found

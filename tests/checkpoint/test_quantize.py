@@ -1,4 +1,4 @@
-"""Laws of quantizing while a checkpoint is read: which matrices, the same codes in every window, the bytes they take."""
+"""Laws of quantizing while reading: which matrices, the same codes in every window, the bytes that they take."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_the_estimate_is_what_is_loaded(wide: Path, quantize: str, size: int) ->
 
 def test_what_cannot_be_quantized_is_refused(wide: Path, tmp_path: Path) -> None:
     for wrong in ("int3", "", 8, True, b"int8"):
-        with pytest.raises(ConfigError, match="quantize is .*; use 'int8' or 'int4', or leave it out"):
+        with pytest.raises(ConfigError, match=r"quantize is .*; use 'int8' or 'int4', or leave it out"):
             open_checkpoint(wide, quantize=wrong)  # type: ignore[arg-type]
     bad = random_weights(WIDE, VOCAB)[WO]
     for value in (torch.nan, torch.inf, 1e9):

@@ -109,7 +109,8 @@ def test_no_weight_moves_far() -> None:
     largest = blocks.abs().amax(1, keepdim=True)
     off8 = (dequantize(to_int8(x)) - x).abs().reshape(-1, 32)
     assert bool((off8 <= largest / 250 + 4e-6).all())
-    # 4e-6: scales of next to nothing are subnormal in float16. A fifth of a code beside the even steps at most, and half a code of rounding.
+    # 4e-6: scales of next to nothing are subnormal in float16.
+    # A fifth of a code beside the even steps at most, and half a code of rounding.
     off4 = (dequantize(to_int4(x)) - x).abs().reshape(-1, 32)
     assert bool((off4 <= largest / 8 * 1.3 + 4e-6).all())
     supers = (x.reshape(-1, 256).amax(1).clamp(min=0) - x.reshape(-1, 256).amin(1).clamp(max=0))[:, None]

@@ -12,7 +12,7 @@ from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
 
-__all__ = ["describe", "guess", "shortened"]
+__all__ = ["amount", "describe", "guess", "shortened"]
 
 _SIZES = (1, 2, 4, 8)
 _CACHED = 4096

@@ -24,6 +24,7 @@ from ...kernels.quantized import BLOCK, FORMATS, Blocks, Form, form_of, to_int8
 from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Part, Range
 from ..files import some
+from ..info import amount
 from ..weight_files.gguf import GgufTensor, open_gguf, split_files
 from ..weight_files.gguf_types import GgufType, codes_of, k_factors, scales_of, values_of
 from .gguf_config import FILE_TYPES, args_of
@@ -196,14 +197,19 @@ class GgufCheckpoint(Checkpoint):
         named = FILE_TYPES.get(told, "") if isinstance(told, int) else ""
         fits = any(named.startswith(kind) for kind in quantized)
         self.quantization = named if fits else quantized.most_common(1)[0][0]
-        for kind in quantized:
-            count = [t for name, t in matrices.items() if t.kind.name == kind and name != _EMBEDDING]
-            if count[0].kind.kind is None:
-                weights = sum(each.shape[0] * each.shape[1] for each in count)
-                now, then = quantized[kind] / (1 << 30), weights * (BLOCK + 2) / BLOCK / (1 << 30)
-                self.notes.append(
-                    f"{len(count)} tensors of {kind} are re-quantized to int8: {then:.2f} GiB instead of {now:.2f}"
-                )
+        changed = [
+            tensor
+            for name, tensor in matrices.items()
+            if name != _EMBEDDING and tensor.kind.dtype is None and tensor.kind.kind is None
+        ]
+        if changed:
+            kinds = ", ".join(sorted({each.kind.name for each in changed}))
+            weights = sum(each.shape[0] * each.shape[1] for each in changed)
+            taken = amount(weights * (BLOCK + 2) / BLOCK)
+            self.notes.append(
+                f"{len(changed)} matrices in {kinds} are re-quantized to int8: {taken} instead of"
+                f" {amount(sum(each.data.nbytes for each in changed))}"
+            )
 
     def _of(self, name: str) -> GgufTensor:
         return self._tensors[gguf_name(name)]

@@ -55,6 +55,7 @@ class Checkpoint(ABC):
         mapped: `files`, memory-mapped.
         quantization: what people call the way in which its matrices are quantized, e.g. "Q4_K_M"; None if they
             are plain.
+        context_length: tokens of a sequence in training, if a file states it.
         notes: what a user should know of this checkpoint once it is loaded, a line each.
     """
 
@@ -66,6 +67,7 @@ class Checkpoint(ABC):
     dtype: torch.dtype
     mapped: list[MappedFile]
     quantization: str | None = None
+    context_length: int | None = None
 
     @abstractmethod
     def __init__(
@@ -96,6 +98,10 @@ class Checkpoint(ABC):
             TokenizerError: it is none that this runtime reads.
         """
         return None
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        """What `info` tells of this layout alone: label and text of each line."""
+        return iter(())
 
     # ---- quantized weights ----
 

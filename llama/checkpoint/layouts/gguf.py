@@ -90,7 +90,7 @@ class GgufCheckpoint(Checkpoint):
     ) -> None:
         path = _only_file(folder) if folder.is_dir() else folder
         opened = split_files(open_gguf(path))
-        self.folder, self.config_name = path.parent, opened[0].path.name
+        self.folder, self.config_name = path.parent, f"the metadata of {opened[0].path.name}"
         self.files = [each.path for each in opened]
         self.mapped = [each.mapped for each in opened]
         self.metadata = opened[0].metadata
@@ -125,13 +125,11 @@ class GgufCheckpoint(Checkpoint):
             raise TokenizerError(f"{path}: {error}") from error
         return Tokenizer.from_bytes(model, str(path))
 
-    @property
-    def types(self) -> Counter[str]:
-        """The bytes of each type of tensor, e.g. {"Q4_K": ..., "Q6_K": ...}."""
+    def details(self) -> Iterator[tuple[str, str]]:
         found: Counter[str] = Counter()
-        for tensor in {id(each): each for each in self._tensors.values()}.values():
+        for tensor in set(self._tensors.values()):  # a tied output is the embedding
             found[tensor.kind.name] += tensor.data.nbytes
-        return found
+        yield "types", ", ".join(f"{name} {amount(nbytes)}" for name, nbytes in found.most_common())
 
     def _embedding(self) -> GgufTensor:
         found = self._tensors.get(_WHOLE[_EMBEDDING])
@@ -179,7 +177,10 @@ class GgufCheckpoint(Checkpoint):
             )
 
     def _describe(self) -> None:
-        """Set dtype, quantization and notes."""
+        """Set dtype, quantization, notes and the context length."""
+        told = self.metadata.get("llama.context_length")
+        if isinstance(told, int) and told > 0:
+            self.context_length = told
         matrices = {name: self._of(name) for name, shape in self.shapes.items() if len(shape) == 2}
         plain: Counter[torch.dtype] = Counter()
         for tensor in matrices.values():
@@ -207,7 +208,7 @@ class GgufCheckpoint(Checkpoint):
             weights = sum(each.shape[0] * each.shape[1] for each in changed)
             taken = amount(weights * (BLOCK + 2) / BLOCK)
             self.notes.append(
-                f"{len(changed)} matrices in {kinds} are re-quantized to int8: {taken} instead of"
+                f"{len(changed)} of {len(matrices)} matrices, in {kinds}, become int8: {taken} instead of"
                 f" {amount(sum(each.data.nbytes for each in changed))}"
             )
 

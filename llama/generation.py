@@ -107,13 +107,8 @@ class Llama:
         """
         if seed is not None:
             seed = arguments.check_seed(seed)  # before minutes of loading
-        sizes = (max_seq_len, max_batch_size, model_parallel_size)
-        built = loading.build(
-            *(ckpt_dir, tokenizer_path, *sizes, device, dtype),
-            cache_memory=cache_memory,
-            adapter=adapter,
-            quantize=quantize,
-        )
+        given = (ckpt_dir, tokenizer_path, max_seq_len, max_batch_size, model_parallel_size, device, dtype)
+        built = loading.build(*given, cache_memory=cache_memory, adapter=adapter, quantize=quantize)
         llama = Llama(
             built.model,
             built.tokenizer,
@@ -123,8 +118,8 @@ class Llama:
             seed=seed,
         )
         llama._joined = True
-        llama.folder, llama.adapter = Path(ckpt_dir), None if adapter is None else Path(adapter)
-        llama.quantize = quantize
+        llama.folder, llama.quantize = Path(ckpt_dir), quantize
+        llama.adapter = None if adapter is None else Path(adapter)
         return llama
 
     def __init__(

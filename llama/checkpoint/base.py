@@ -55,6 +55,7 @@ class Checkpoint(ABC):
         mapped: `files`, memory-mapped.
         quantization: what people call the way in which its matrices are quantized, e.g. "Q4_K_M"; None if they
             are plain.
+        context_length: tokens of a sequence in training, if a file states it.
         notes: what a user should know of this checkpoint once it is loaded, a line each.
         mp_shards: how many model-parallel shards it is saved in, each with a slice of every split weight and a copy
             of the others; None if the layout stores every weight once, whole.
@@ -69,6 +70,7 @@ class Checkpoint(ABC):
     mapped: list[MappedFile]
     quantization: str | None = None
     mp_shards: int | None = None
+    context_length: int | None = None
 
     @abstractmethod
     def __init__(
@@ -103,6 +105,10 @@ class Checkpoint(ABC):
     def disagreements(self) -> list[str]:
         """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""
         return []
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        """What `info` tells of this layout alone: label and text of each line."""
+        return iter(())
 
     # ---- quantized weights ----
 

@@ -48,6 +48,9 @@ class WrappedCheckpoint(Checkpoint):
     def tokenizer(self) -> Tokenizer | None:
         return self.source.tokenizer()
 
+    def details(self) -> Iterator[tuple[str, str]]:
+        return self.source.details()
+
     def disagreements(self) -> list[str]:
         return self.source.disagreements()
 

@@ -31,7 +31,11 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, nargs="?", metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder",
+        type=path,
+        nargs="?",
+        metavar="DIR",
+        help="a folder in Meta's or Hugging Face's layout, or a GGUF file",
     )
     add_tokenizer(parser)
     add_adapter(parser)
@@ -75,7 +79,7 @@ def _kernels(folder: Path | None) -> Iterator[str]:
 
 
 def _tokenizer(checkpoint: Checkpoint, path: Path | None) -> Tokenizer | None:
-    """The tokenizer; None if the folder has none that can be read. A `path` must be readable."""
+    """The tokenizer; None if there is none that can be read. A `path` must be readable."""
     from ..checkpoint import tokenizer_of
 
     try:

@@ -24,6 +24,7 @@ from ...kernels.quantized import BLOCK, FORMATS, Blocks, Form, form_of, to_int8
 from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Part, Range
 from ..files import some
+from ..info import amount
 from ..weight_files.gguf import GgufTensor, open_gguf, split_files
 from ..weight_files.gguf_types import GgufType, codes_of, k_factors, scales_of, values_of
 from .gguf_config import FILE_TYPES, args_of
@@ -89,7 +90,7 @@ class GgufCheckpoint(Checkpoint):
     ) -> None:
         path = _only_file(folder) if folder.is_dir() else folder
         opened = split_files(open_gguf(path))
-        self.folder, self.config_name = path.parent, opened[0].path.name
+        self.folder, self.config_name = path.parent, f"the metadata of {opened[0].path.name}"
         self.files = [each.path for each in opened]
         self.mapped = [each.mapped for each in opened]
         self.metadata = opened[0].metadata
@@ -124,13 +125,11 @@ class GgufCheckpoint(Checkpoint):
             raise TokenizerError(f"{path}: {error}") from error
         return Tokenizer.from_bytes(model, str(path))
 
-    @property
-    def types(self) -> Counter[str]:
-        """The bytes of each type of tensor, e.g. {"Q4_K": ..., "Q6_K": ...}."""
+    def details(self) -> Iterator[tuple[str, str]]:
         found: Counter[str] = Counter()
-        for tensor in {id(each): each for each in self._tensors.values()}.values():
+        for tensor in set(self._tensors.values()):  # a tied output is the embedding
             found[tensor.kind.name] += tensor.data.nbytes
-        return found
+        yield "types", ", ".join(f"{name} {amount(nbytes)}" for name, nbytes in found.most_common())
 
     def _embedding(self) -> GgufTensor:
         found = self._tensors.get(_WHOLE[_EMBEDDING])
@@ -178,7 +177,10 @@ class GgufCheckpoint(Checkpoint):
             )
 
     def _describe(self) -> None:
-        """Set dtype, quantization and notes."""
+        """Set dtype, quantization, notes and the context length."""
+        told = self.metadata.get("llama.context_length")
+        if isinstance(told, int) and told > 0:
+            self.context_length = told
         matrices = {name: self._of(name) for name, shape in self.shapes.items() if len(shape) == 2}
         plain: Counter[torch.dtype] = Counter()
         for tensor in matrices.values():
@@ -196,14 +198,19 @@ class GgufCheckpoint(Checkpoint):
         named = FILE_TYPES.get(told, "") if isinstance(told, int) else ""
         fits = any(named.startswith(kind) for kind in quantized)
         self.quantization = named if fits else quantized.most_common(1)[0][0]
-        for kind in quantized:
-            count = [t for name, t in matrices.items() if t.kind.name == kind and name != _EMBEDDING]
-            if count[0].kind.kind is None:
-                weights = sum(each.shape[0] * each.shape[1] for each in count)
-                now, then = quantized[kind] / (1 << 30), weights * (BLOCK + 2) / BLOCK / (1 << 30)
-                self.notes.append(
-                    f"{len(count)} tensors of {kind} are re-quantized to int8: {then:.2f} GiB instead of {now:.2f}"
-                )
+        changed = [
+            tensor
+            for name, tensor in matrices.items()
+            if name != _EMBEDDING and tensor.kind.dtype is None and tensor.kind.kind is None
+        ]
+        if changed:
+            kinds = ", ".join(sorted({each.kind.name for each in changed}))
+            weights = sum(each.shape[0] * each.shape[1] for each in changed)
+            taken = amount(weights * (BLOCK + 2) / BLOCK)
+            self.notes.append(
+                f"{len(changed)} of {len(matrices)} matrices, in {kinds}, become int8: {taken} instead of"
+                f" {amount(sum(each.data.nbytes for each in changed))}"
+            )
 
     def _of(self, name: str) -> GgufTensor:
         return self._tensors[gguf_name(name)]

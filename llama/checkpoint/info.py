@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ..sizing.args import ModelArgs, can_split
 from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count
 from ..sizing.family import context_of, member_of

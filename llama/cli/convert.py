@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        help="of the weights (default: as stored; float16 if they were quantized). Of a quantized GGUF, its embedding's",
+        help="of the weights (default: as stored; float16 if they are quantized, and become plain)",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace DST if it holds a checkpoint and nothing else"

@@ -67,8 +67,10 @@ def run(options: argparse.Namespace) -> int:
     layout = _layout(options)
     source = open_checkpoint(options.source, adapter=options.adapter, quantize=options.quantize)
     done = _convert(source, layout, options)
-    what = _kind(done, source) if layout == "gguf" else _dtype(done)
-    out(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {what} to {done.folder}:")
+    if layout == "gguf":
+        out(f"Wrote {done.nbytes / 1e9:.2f} GB in {_kind(done, source)} to {done.folder}")
+        return 0
+    out(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {_dtype(done)} to {done.folder}:")
     for file in done.files:
         out(f"  {file}")
     return 0

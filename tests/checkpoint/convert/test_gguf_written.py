@@ -17,7 +17,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
 from llama.checkpoint import Checkpoint, base, open_checkpoint, tokenizer_of
-from llama.checkpoint.convert import convert_to_gguf, conversion
+from llama.checkpoint.convert import conversion, convert_to_gguf
 from llama.checkpoint.convert import gguf as writing
 from llama.checkpoint.layouts.gguf import gguf_name
 

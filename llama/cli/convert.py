@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
 from .arguments import DTYPES, add_adapter, add_quantize, add_tokenizer, path, positive, torch_dtype
 from .terminal import out
 
@@ -85,13 +84,11 @@ def _layout(options: argparse.Namespace) -> str:
     assert layout is not None
     if is_file != (layout == "gguf"):
         why = "ends in .gguf, which is a file's name" if is_file else "does not end in .gguf"
-        raise ConfigError(f"{options.target} {why}, but --to says {layout}; change one of the two")
+        options.usage(f"{options.target} {why}, but --to says {layout}; change one of the two")
     if options.quantize is not None and layout != "gguf":
-        raise ConfigError(
-            f"--to {layout} writes plain weights; give --quantize with a DST that ends in .gguf"
-        )
+        options.usage(f"--to {layout} writes plain weights; give --quantize with a DST that ends in .gguf")
     if options.mp is not None and layout == "gguf":
-        raise ConfigError("a GGUF file has no model-parallel shards; leave --mp out")
+        options.usage("a GGUF file has no model-parallel shards; leave --mp out")
     return layout
 
 

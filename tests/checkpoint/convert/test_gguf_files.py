@@ -225,21 +225,17 @@ def test_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     told = capsys.readouterr().out
     assert "GB in int8 (" in told
     assert str(target) in told
-    for arguments, why in (
-        (["--to", "hf"], "ends in .gguf, which is a file's name, but --to says hf"),
-        (["--mp", "2"], "has no model-parallel shards"),
+    for name, arguments, why in (
+        ("x.gguf", ["--to", "hf"], "ends in .gguf, which is a file's name, but --to says hf"),
+        ("x.gguf", ["--mp", "2"], "has no model-parallel shards"),
+        ("y", ["--to", "gguf"], "does not end in .gguf, but --to says gguf"),
+        ("y", ["--to", "meta", "--quantize", "int4"], "--to meta writes plain weights"),
+        ("y", [], "name the layout of DST by --to"),
     ):
-        assert main(["convert", str(tiny), str(target), *arguments]) == 1
-        assert why in capsys.readouterr().err
-    for arguments, why in (
-        (["--to", "gguf"], "does not end in .gguf, but --to says gguf"),
-        (["--to", "meta", "--quantize", "int4"], "--to meta writes plain weights"),
-    ):
-        assert main(["convert", str(tiny), str(tmp_path / "y"), *arguments]) == 1
+        with pytest.raises(SystemExit) as end:
+            main(["convert", str(tiny), str(tmp_path / name), *arguments])
+        assert end.value.code == 2
         assert why in capsys.readouterr().err
     assert main(["convert", str(target), str(tmp_path / "z.gguf"), "--quantize", "int4"]) == 1
     assert f"{target} is quantized already (Q8_0)" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["convert", str(tiny), str(tmp_path / "y")])
-    assert "name the layout of DST by --to" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "x.gguf"]

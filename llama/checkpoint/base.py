@@ -55,6 +55,8 @@ class Checkpoint(ABC):
         quantization: what people call the way in which its matrices are quantized, e.g. "Q4_K_M"; None if they
             are plain.
         notes: what a user should know of this checkpoint once it is loaded, a line each.
+        mp_shards: how many model-parallel shards it is saved in, each with a slice of every split weight and a copy
+            of the others; None if the layout stores every weight once, whole.
     """
 
     layout: str
@@ -65,6 +67,7 @@ class Checkpoint(ABC):
     dtype: torch.dtype
     mapped: list[MappedFile]
     quantization: str | None = None
+    mp_shards: int | None = None
 
     @abstractmethod
     def __init__(
@@ -87,6 +90,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+
+    def disagreements(self) -> list[str]:
+        """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""
+        return []
 
     # ---- quantized weights ----
 

@@ -11,7 +11,7 @@ import torch
 
 from ..kernels.operators import quantized_format, why_not_quantized
 from ..kernels.quantized import Form
-from ..kernels.quantized_weights import Quantized
+from ..kernels.quantized_weights import QuantizedFormat
 from ..sizing.budget import GIB
 from ..sizing.shapes import is_product
 from .base import Checkpoint, Range, dtype_name
@@ -36,7 +36,7 @@ class Window:
     columns: Range | None
     shape: tuple[int, ...]
     form: Form | None
-    format: Quantized | None
+    format: QuantizedFormat | None
     nbytes: int
 
     @property

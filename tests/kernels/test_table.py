@@ -177,7 +177,7 @@ OPEN = {
     "norms": {"rotary_table"},
     "operators": set(operators.__all__),
     "quantized": set(quantized.__all__),
-    "quantized_weights": {"Quantized"},
+    "quantized_weights": {"QuantizedFormat"},
     "report": set(report.__all__),
     "sampling": {"adjust", "all_finite", "count_not_finite", "most_probable", "not_finite"},
     "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight", "WeightFormat"},

@@ -13,13 +13,14 @@ import torch
 from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
+from .checkpoint.lora import adapter_of
 from .checkpoint.memory import WeightMemory, weight_memory
 from .checkpoint.progress import Progress
 from .distributed.devices import choose_device, rank_threads
 from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
-from .errors import ConfigError
+from .errors import CheckpointMismatchError, ConfigError
 from .kernels.operators import computes_well
 from .kernels.report import why_missing
 from .model import Transformer
@@ -37,7 +38,14 @@ from .sizing.budget import (
 from .tokenizer import Tokenizer
 from .values import integer
 
-__all__ = ["Built", "build", "check_same_dtype", "check_same_formats", "choose_dtype"]
+__all__ = [
+    "Built",
+    "build",
+    "check_same_adapter",
+    "check_same_dtype",
+    "check_same_formats",
+    "choose_dtype",
+]
 
 # Tokens or sequences: more than any machine holds, and small enough to be multiplied into bytes as a float.
 _MOST = 10**12
@@ -65,6 +73,8 @@ def build(
     dtype: str | torch.dtype,
     *,
     cache_memory: CacheMemory | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    quantize: str | None = None,
 ) -> Built:
     """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
     started = time.monotonic()
@@ -73,7 +83,9 @@ def build(
     max_batch_size = _count("max_batch_size", max_batch_size)
     check_cache_memory(cache_memory)
     target = choose_device(device)
-    checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+    checkpoint = open_checkpoint(
+        folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size, adapter=adapter, quantize=quantize
+    )
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
     size = _model_parallel_size(model_parallel_size)
     check_size(checkpoint.args, size)
@@ -81,6 +93,7 @@ def build(
     parallel = join(size, target)
     try:
         check_same_dtype(parallel, chosen, target)
+        check_same_adapter(parallel, checkpoint, target)
         memory = weight_memory(checkpoint, parallel.rank, parallel.size, target, chosen)
         check_same_formats(parallel, memory)
         plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory, weights=memory.nbytes)
@@ -91,10 +104,11 @@ def build(
     missing = why_missing() if target.type == "cpu" else None
     if missing is not None:
         _log_missing_kernels(missing)
+    merged = "" if adapter is None else f" with adapter {as_path(adapter, 'adapter').name}"
     for line in (*checkpoint.notes, *memory.made_plain()):
         log(line)
     log(
-        f"Loaded {folder.name} ({shortened(parameter_count(checkpoint.args))} parameters,"
+        f"Loaded {folder.name}{merged} ({shortened(parameter_count(checkpoint.args))} parameters,"
         f" {memory.describe(checkpoint.quantization)}{why}) on {target.type},"
         f" {_sizes(checkpoint.args, parallel, memory, plan, time.monotonic() - started)}"
     )
@@ -180,6 +194,26 @@ def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.devic
     raise ConfigError(
         f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
         " compiled kernels differ; give all the same dtype"
+    )
+
+
+def check_same_adapter(parallel: Parallel, checkpoint: Checkpoint, device: torch.device) -> None:
+    """All ranks merge the same adapter, though each reads the folder on its own machine.
+
+    Raises:
+        CheckpointMismatchError: they do not, or only some have one. Raised on all ranks.
+    """
+    if parallel.group is None and parallel.replica_group is None:
+        return
+    adapter = adapter_of(checkpoint)
+    number = -1 if adapter is None else adapter.digest
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    has = "none" if adapter is None else f"the one in {adapter.folder}"
+    raise CheckpointMismatchError(
+        f"the ranks have different adapters; this one has {has}. Each reads the folder on its own machine: pass the"
+        " same to all, and copy the same files to each machine"
     )
 
 

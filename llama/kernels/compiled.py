@@ -41,6 +41,8 @@ _BASE: _Signatures = {
 }
 _KERNELS: _Signatures = {
     "pack": ("ppnnnnnn", ""),
+    "quantize_k4": ("ppppnn", ""),
+    "quantize_int4": ("pppnn", ""),
     "linear_space": ("pnn", "n"),
     "linear": ("ppppnnn", ""),
     "rms_norm": ("pppnnfnn", ""),

@@ -77,7 +77,8 @@ class WeightMemory:
         kinds = " and ".join(kind for kind, _ in by_kind.most_common())
         if not kinds:
             return str(self.dtype)
-        return f"{kinds}{f' ({called})' if called else ''}, activations {dtype_name(self.dtype)}"
+        name = f" ({called})" if called not in (None, kinds) else ""
+        return f"{kinds}{name}, activations {dtype_name(self.dtype)}"
 
     def made_plain(self) -> list[str]:
         """A line for each format and reason, of matrices that are quantized in the checkpoint and not here."""

@@ -203,6 +203,7 @@ OPEN = {
     "operators": set(operators.__all__),
     "quantized": set(numbers.__all__),
     "quantized_weights": {"QuantizedFormat"},
+    "quantizers": {"to_int4", "to_k4"},
     "report": set(report.__all__),
     "sampling": {"adjust", "all_finite", "count_not_finite", "most_probable", "not_finite"},
     "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight", "WeightFormat"},

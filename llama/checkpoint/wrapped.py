@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.quantized import Blocks, Form
+from ..tokenizer import Tokenizer
 from .base import Checkpoint, Part, Range
 
 __all__ = ["WrappedCheckpoint"]
@@ -31,6 +32,7 @@ class WrappedCheckpoint(Checkpoint):
         self.source = source
         for name in inspect.get_annotations(Checkpoint):
             setattr(self, name, getattr(source, name))
+        self.notes = [*source.notes]
 
     @classmethod
     def recognizes(cls, folder: Path) -> bool:
@@ -42,6 +44,12 @@ class WrappedCheckpoint(Checkpoint):
 
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         return self.source.stored()
+
+    def tokenizer(self) -> Tokenizer | None:
+        return self.source.tokenizer()
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        return self.source.details()
 
     def disagreements(self) -> list[str]:
         return self.source.disagreements()

@@ -42,6 +42,8 @@ _BASE: _Signatures = {
 _KERNELS: _Signatures = {
     "pack": ("ppnnnnnn", ""),
     "pack_blocks": ("ppnppnnn", ""),
+    "quantize_k4": ("ppppnn", ""),
+    "quantize_int4": ("pppnn", ""),
     "linear_space": ("pnn", "n"),
     "linear": ("ppppnnn", ""),
     "rms_norm": ("pppnnfnn", ""),

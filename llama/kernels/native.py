@@ -144,6 +144,30 @@ class Kernels:
         )
         return y
 
+    # ---- quantizing; quantizers.py says what ----
+
+    def quantize_k4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Contiguous float32 (rows, columns), 256 divides the columns -> codes, scales and zeros of `Blocks`."""
+        rows, columns = weight.shape
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // 256, 2, dtype=torch.float16, device="cpu")
+        zeros = torch.empty(rows, columns // 32, 2, dtype=torch.uint8, device="cpu")
+        self._library.llama_quantize_k4(
+            *(x.data_ptr() for x in (weight, codes, scales, zeros)),
+            *(weight.numel() // 256, torch.get_num_threads()),
+        )
+        return codes, scales, zeros
+
+    def quantize_int4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contiguous float32 (rows, columns), 32 divides the columns -> codes and scales of `Blocks`."""
+        rows, columns = weight.shape
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // 32, dtype=torch.float16, device="cpu")
+        self._library.llama_quantize_int4(
+            *(x.data_ptr() for x in (weight, codes, scales)), weight.numel() // 32, torch.get_num_threads()
+        )
+        return codes, scales
+
     # ---- whole layers; fused_call.py has the structures ----
 
     def layers_formed(self, layers: int, count: int, dtype: torch.dtype) -> int:

@@ -221,7 +221,7 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
 def _finish_meta(
     source: Checkpoint, tokenizer: Tokenizer, folder: Path, hashes: dict[str, str | None]
 ) -> None:
-    hashes[TOKENIZER] = create(folder / TOKENIZER, Path(tokenizer.model_path).read_bytes())
+    hashes[TOKENIZER] = create(folder / TOKENIZER, tokenizer.model_bytes)
     if source.layout == MetaCheckpoint.layout:
         params = (source.folder / PARAMS).read_bytes()
     else:

@@ -57,6 +57,8 @@ class Checkpoint(ABC):
             are plain.
         context_length: tokens of a sequence in training, if a file states it.
         notes: what a user should know of this checkpoint once it is loaded, a line each.
+        mp_shards: how many model-parallel shards it is saved in, each with a slice of every split weight and a copy
+            of the others; None if the layout stores every weight once, whole.
     """
 
     layout: str
@@ -68,6 +70,7 @@ class Checkpoint(ABC):
     mapped: list[MappedFile]
     quantization: str | None = None
     context_length: int | None = None
+    mp_shards: int | None = None
 
     @abstractmethod
     def __init__(
@@ -103,6 +106,10 @@ class Checkpoint(ABC):
         """What `info` tells of this layout alone: label and text of each line."""
         return iter(())
 
+    def disagreements(self) -> list[str]:
+        """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""
+        return []
+
     # ---- quantized weights ----
 
     @cached_property
@@ -130,6 +137,10 @@ class Checkpoint(ABC):
     def is_mapped(self, name: str) -> bool:
         """Whether `parts` gives a tensor as it is stored. Otherwise `compute` makes its values."""
         return len(self.shapes[name]) == 1 or self.form(name, (0, self.shapes[name][1])) is None
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that holds a tensor's values as they are: of computed ones float32."""
+        return self.dtype if self.is_mapped(name) else torch.float32
 
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""

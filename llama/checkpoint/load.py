@@ -97,9 +97,10 @@ def _write(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, weigh
     form, codes = weight.format, weight.codes
     assert isinstance(form, Blocked)
     height, width = weight.shape
-    parts = list(checkpoint.parts(name, rows, columns))
+    mapped = checkpoint.is_mapped(name)
+    parts = list(checkpoint.parts(name, rows, columns)) if mapped else []
     origins = [(part.rows.start, part.columns.start if part.columns else 0, part.rows.step) for part in parts]
-    if all(
+    if mapped and all(
         step in (None, 1) and form.takes_block(weight, part.source, row, column)
         for part, (row, column, step) in zip(parts, origins, strict=True)
     ):

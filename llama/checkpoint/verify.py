@@ -16,7 +16,6 @@ from ..sizing.shapes import axis_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
 from .files import is_there, read_small, some
-from .layouts.meta import MetaCheckpoint
 from .opening import open_checkpoint, tokenizer_of
 from .weight_files.pth import records_of
 from .weight_files.zip_directory import CrcCheck
@@ -166,14 +165,14 @@ def _read(name: str, row: Callable[[], Finding]) -> Finding:
 
 def _agreement(checkpoint: Checkpoint) -> Finding:
     name = "shard agreement"
-    if not isinstance(checkpoint, MetaCheckpoint) or checkpoint.shards == 1:
+    if checkpoint.mp_shards in (None, 1):
         return Finding(name, "skip", "every weight is stored once")
     problems = checkpoint.disagreements()
     if problems:
         return Finding(name, "fail", f"{some(problems)}: the shards are of different models")
     replicated = sum(axis_of(each) is None for each in checkpoint.shapes)
     return Finding(
-        name, "pass", f"{replicated} replicated weights are the same in all {checkpoint.shards} shards"
+        name, "pass", f"{replicated} replicated weights are the same in all {checkpoint.mp_shards} shards"
     )
 
 

@@ -35,7 +35,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.checkpoint.convert import plan
 from llama.checkpoint.convert.plan import plan_files
-from llama.checkpoint.layouts.hf_config import ffn_rule, config_of, params_of, read_config
+from llama.checkpoint.layouts.hf_config import config_of, ffn_rule, params_of, read_config
 from llama.sizing.family import MEMBERS, args_of
 from llama.sizing.shapes import expected_shapes
 

@@ -54,6 +54,12 @@ class WrappedCheckpoint(Checkpoint):
     def disagreements(self) -> list[str]:
         return self.source.disagreements()
 
+    def tokenizer(self) -> Tokenizer | None:
+        return self.source.tokenizer()
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        return self.source.details()
+
     def form(self, name: str, columns: Range) -> Form | None:
         return self.source.form(name, columns)
 
@@ -62,6 +68,9 @@ class WrappedCheckpoint(Checkpoint):
 
     def is_mapped(self, name: str) -> bool:
         return self.source.is_mapped(name)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.source.dtype_of(name) if self.is_mapped(name) else torch.float32
 
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         return self.source.compute(name, rows, columns)

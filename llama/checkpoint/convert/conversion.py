@@ -197,7 +197,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
         out = buffer[: last - first]
         rows = (piece.rows[0] + first, piece.rows[0] + last)
         source.read(piece.name, out, rows, piece.columns)
-        if torch.finfo(dtype).max < torch.finfo(source.dtype).max:
+        if torch.finfo(dtype).max < torch.finfo(source.dtype_of(piece.name)).max:
             _check_range(source, piece, rows, out)
         if heads:
             out = out.view(-1, multiple // 2, 2, width).transpose(1, 2).reshape(-1, width)
@@ -208,13 +208,13 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
     """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
     if out.isfinite().all():
         return
-    exact = torch.empty(out.shape, dtype=source.dtype)
+    exact = torch.empty(out.shape, dtype=source.dtype_of(piece.name))
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():
         raise ConfigError(
             f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {dtype_name(out.dtype)} ends at"
-            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(source.dtype)}"
+            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(exact.dtype)}"
         )
 
 

@@ -91,7 +91,7 @@ class AdaptedCheckpoint(WrappedCheckpoint):
         if change.update is None:
             return base
         left, right = change.update.left[own].double(), change.update.right[:, across].double()
-        return torch.addmm(base.double(), left, right, alpha=change.update.scaling).float()
+        return (left @ right).mul_(change.update.scaling).add_(base).float()
 
     def _rows(self, name: str, rows: Range) -> torch.Tensor | slice:
         """Where the adapter has the given rows: it has those of wq and wk in Hugging Face's order."""

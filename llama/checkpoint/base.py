@@ -145,7 +145,7 @@ class Checkpoint(ABC):
         """Fill `out` with a window of a tensor, converting dtype and device."""
         if not self.is_mapped(name):
             width = 1 if columns is None else columns[1] - columns[0]
-            step = max(1, _COMPUTED // (4 * width))
+            step = max(1, _COMPUTED // max(1, 4 * width))
             for first in range(0, rows[1] - rows[0], step):
                 last = min(first + step, rows[1] - rows[0])
                 out[first:last].copy_(self.compute(name, (rows[0] + first, rows[0] + last), columns))

@@ -35,6 +35,8 @@ from .hf_quantized import QuantizedMatrix, Scheme, StoredLinear, only, whole_blo
 __all__ = ["BitsAndBytes", "Requantized"]
 
 _STATE = "weight.quant_state.bitsandbytes__"
+# Rows that are quantized again at a time: what is computed of them stays in the CPU's caches.
+_ROWS = 16
 # A quant_state has 200 bytes.
 _LONGEST_STATE = 1 << 16
 
@@ -86,8 +88,14 @@ class Requantized(QuantizedMatrix):
         return form_of("int8", columns, BLOCK, self._linear.inputs)
 
     def blocks(self, rows: Range, columns: Range) -> Blocks:
-        found = to_int8(self._aligned(rows, whole_blocks(columns, self._linear.inputs)))
-        return Blocks(self.form(columns), found.codes, found.scales)
+        form, read = self.form(columns), whole_blocks(columns, self._linear.inputs)
+        codes = torch.empty(rows[1] - rows[0], form.columns, dtype=torch.uint8)
+        scales = torch.empty(rows[1] - rows[0], form.groups, dtype=torch.float16)
+        for first in range(*rows, _ROWS):
+            found = to_int8(self._aligned((first, min(first + _ROWS, rows[1])), read))
+            at = slice(first - rows[0], first - rows[0] + _ROWS)
+            codes[at], scales[at] = found.codes, found.scales
+        return Blocks(form, codes, scales)
 
     def values(self, rows: Range, columns: Range) -> torch.Tensor:
         read = whole_blocks(columns, self._linear.inputs)

@@ -171,13 +171,14 @@ class _GptqMatrix(QuantizedMatrix):
         first, last = (column // self._per_word for column in read)
         words = self._linear.copied(self._weight[first:last, rows[0] : rows[1]])
         codes = along_inputs(words, self._scheme.bits)
-        zeros = self._zeros_of(rows)[:, groups]
+        zeros = self._zeros_of(rows)[:, groups].contiguous()
         if at is not None:
-            padding = at < 0
-            codes = codes[at.clamp(min=0)]
-            codes[padding] = zeros.t()[torch.nonzero(padding)[:, 0] // form.group]
-        scales = self._linear.copied(self._scales[:, rows[0] : rows[1]])
-        return Blocks(form, codes.t().contiguous(), scales.t()[:, groups].contiguous(), zeros.contiguous())
+            # numpy takes columns four times as fast as torch.
+            codes = torch.from_numpy(codes.numpy().take(at.numpy(), axis=1, mode="clip"))
+            padding = torch.nonzero(at < 0)[:, 0]
+            codes[:, padding] = zeros[:, padding // form.group]
+        scales = self._linear.copied(self._scales[:, rows[0] : rows[1]]).t()[:, groups].contiguous()
+        return Blocks(form, codes, scales, zeros)
 
     def _zeros_of(self, rows: Range) -> torch.Tensor:
         """Rows x groups."""

@@ -251,6 +251,7 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
+        own.pop("quantization_config", None)  # what is written here is plain
         # vocab_size too: without it transformers assumes 32,000, whatever the embedding has.
         ours = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
         config = own | {key: config[key] for key in ours}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..kernels.operators import weight_format
-from ..kernels.quantized_weights import Quantized
+from ..kernels.quantized import Form
 from ..kernels.weights import LANES, PLAIN, Blocked, PackedWeight, WeightFormat
 from ..model import Transformer
 from ..sizing.shapes import is_product
@@ -59,8 +59,8 @@ def load_weights(
     for name, window in memory.windows.items():
         module: Any = model.get_submodule(name.rpartition(".")[0])
         if window.format is not None and window.form is not None:
-            weight = packed.get(name) or window.format.empty(window.matrix, window.form, dtype)
-            _write_blocks(checkpoint, window, window.format, weight)
+            weight = packed.get(name) or window.format.empty(window.matrix, window.form, dtype, device)
+            _write_blocks(checkpoint, window, window.form, weight)
             module.assign(weight)
         elif name in packed:
             _write(checkpoint, window, packed[name])
@@ -111,15 +111,16 @@ def _aligned(size: torch.Size, dtype: torch.dtype) -> int:
     return -(-size.numel() * dtype.itemsize // _ALIGNED) * _ALIGNED
 
 
-def _write_blocks(checkpoint: Checkpoint, window: Window, form: Quantized, weight: PackedWeight) -> None:
+def _write_blocks(checkpoint: Checkpoint, window: Window, form: Form, weight: PackedWeight) -> None:
     """Fill a quantized weight, some rows at a time."""
     assert window.columns is not None
+    assert window.format is not None
     height = window.shape[0]
-    step = max(1, _BLOCK // form.columns(weight) // LANES) * LANES
+    step = max(1, _BLOCK // form.columns // LANES) * LANES
     for first in range(0, height, step):
         last = min(first + step, height)
         rows = window.rows[0] + first, window.rows[0] + last
-        form.write(weight, checkpoint.blocks(window.name, rows, window.columns), first)
+        window.format.write(weight, checkpoint.blocks(window.name, rows, window.columns), first)
 
 
 def _write(checkpoint: Checkpoint, window: Window, weight: PackedWeight) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from ..kernels.operators import quantized_format, why_not_quantized
 from ..kernels.quantized import Form
-from ..kernels.quantized_weights import Quantized
+from ..kernels.quantized_weights import QuantizedFormat
 from ..sizing.budget import GIB
 from ..sizing.shapes import is_product
 from .base import Checkpoint, Range, dtype_name
@@ -36,7 +36,7 @@ class Window:
     columns: Range | None
     shape: tuple[int, ...]
     form: Form | None
-    format: Quantized | None
+    format: QuantizedFormat | None
     nbytes: int
 
     @property
@@ -77,7 +77,8 @@ class WeightMemory:
         kinds = " and ".join(kind for kind, _ in by_kind.most_common())
         if not kinds:
             return str(self.dtype)
-        return f"{kinds}{f' ({called})' if called else ''}, activations {dtype_name(self.dtype)}"
+        name = f" ({called})" if called not in (None, kinds) else ""
+        return f"{kinds}{name}, activations {dtype_name(self.dtype)}"
 
     def made_plain(self) -> list[str]:
         """A line for each format and reason, of matrices that are quantized in the checkpoint and not here."""

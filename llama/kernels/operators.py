@@ -15,7 +15,7 @@ import torch
 from ..sampling import SamplingParams
 from . import attention, native, norms, sampling
 from .quantized import Form
-from .quantized_weights import Quantized
+from .quantized_weights import Quantized, QuantizedFormat
 from .table import ROWS, Case, choose, implementation, is_native
 from .weights import PLAIN, Blocked, PackedWeight, Shape, WeightFormat
 
@@ -51,11 +51,11 @@ def weight_format(dtype: torch.dtype, device: torch.device) -> WeightFormat:
     return found
 
 
-def quantized_format(form: Form, device: torch.device) -> Quantized | None:
+def quantized_format(form: Form, device: torch.device) -> QuantizedFormat | None:
     """How weights that are quantized in that form are stored on a device; None where only plain ones are multiplied."""
     case = Case(form.format, device.type, native.kernels(), group=form.group)
     found = choose("linear", case).implement(case)
-    return found if isinstance(found, Quantized) else None
+    return found if isinstance(found, QuantizedFormat) else None
 
 
 def why_not_quantized(form: Form, device: torch.device) -> str:
@@ -77,11 +77,10 @@ def pack(weight: torch.Tensor) -> PackedWeight:
 def moved(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> PackedWeight:
     """A quantized weight as another device multiplies it; plain, in that dtype, where it has no kernel for it."""
     form = weight.format
-    assert isinstance(form, Quantized)
-    to = quantized_format(form.form(weight), device)
-    if to is None:
+    to = quantized_format(form.form(weight), device) if isinstance(form, Quantized) else None
+    if to is None or not isinstance(form, Quantized):
         return pack(weight.plain().to(device, dtype))
-    return to.pack_blocks(form.blocks(weight), weight.shape[1], dtype)
+    return to.pack_blocks(form.blocks(weight), weight.shape[1], dtype, device)
 
 
 def recognise(tensor: torch.Tensor, shape: Shape) -> PackedWeight:

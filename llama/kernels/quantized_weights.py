@@ -20,25 +20,80 @@ from .native import LANES, Kernels, Matrix
 from .quantized import BLOCK, FORMATS, Blocks, Form, in_order
 from .weights import PackedWeight, Shape, WeightFormat
 
-__all__ = ["Quantized", "product"]
+__all__ = ["Quantized", "QuantizedFormat", "product"]
 
 # Outputs that the reference computes at a time.
 _OUTPUTS = 512
+_CPU = torch.device("cpu")
+
+
+Parts = Mapping[str, tuple[torch.Size, torch.dtype]]
 
 
 @dataclass(frozen=True)
-class Quantized(WeightFormat):
-    """A format of FORMATS on a CPU.
+class QuantizedFormat(WeightFormat):
+    """A way to store and multiply weights that are quantized in a format of FORMATS.
 
     Args:
         kind: its name in FORMATS.
         group: inputs that share a scale.
-        kernels: that multiply. Without them the reference does, slowly.
     """
 
     kind: str
     group: int
-    kernels: Kernels | None
+
+    def parts(self, shape: Shape, form: Form) -> Parts:
+        """Sizes and dtypes of the codes, scales and zeros of a weight of that shape."""
+        raise NotImplementedError
+
+    def write(self, weight: PackedWeight, blocks: Blocks, row: int) -> None:
+        """Write some rows, while a weight is loaded.
+
+        `row`, the first of them, is a multiple of 16; so is their number, unless they end with the weight. What is
+        missing of the last group of 16 gets scales of zero.
+        """
+        raise NotImplementedError
+
+    def empty(
+        self, shape: Shape, form: Form, dtype: torch.dtype, device: torch.device = _CPU
+    ) -> PackedWeight:
+        """A weight that has yet to be written.
+
+        Args:
+            shape: of the plain weight: its columns are those of x.
+            dtype: of the plain weight in a state dict.
+        """
+        parts = self.parts(shape, form).items()
+        memory = {name: torch.empty(size, dtype=each, device=device) for name, (size, each) in parts}
+        order = None if form.order is None else form.order.to(device)
+        return PackedWeight(self, shape, **memory, order=order, plain_dtype=dtype)
+
+    def pack(self, weight: torch.Tensor) -> PackedWeight:
+        raise TypeError(
+            f"{self.kind} is packed from Blocks, with pack_blocks; a plain weight has no codes yet"
+        )
+
+    def pack_blocks(
+        self, blocks: Blocks, columns: int, dtype: torch.dtype, device: torch.device = _CPU
+    ) -> PackedWeight:
+        """All rows of a weight. `columns`: of x; `dtype`: of the plain weight in a state dict."""
+        weight = self.empty((blocks.codes.shape[0], columns), blocks.form, dtype, device)
+        self.write(weight, blocks, 0)
+        return weight
+
+    def lies_in(self, tensor: torch.Tensor, shape: Shape) -> bool:
+        return False  # codes without their scales are no weight
+
+
+@dataclass(frozen=True)
+class Quantized(QuantizedFormat):
+    """The layout of csrc/matrix.h.
+
+    Args:
+        kernels: that multiply. Without them the reference does, slowly.
+    """
+
+    kernels: Kernels | None = None
 
     name = "csrc"
 
@@ -48,8 +103,7 @@ class Quantized(WeightFormat):
 
     # ---- the layout ----
 
-    def parts(self, shape: Shape, form: Form) -> Mapping[str, tuple[torch.Size, torch.dtype]]:
-        """Sizes and dtypes of the codes, scales and zeros of a weight of that shape."""
+    def parts(self, shape: Shape, form: Form) -> Parts:
         quantization, groups = FORMATS[self.kind], -(-shape[0] // LANES)
         inputs = 32 // quantization.bits  # whose codes lie behind one another, in four bytes
         scales: tuple[int, ...] = (groups, form.groups, LANES)
@@ -70,35 +124,7 @@ class Quantized(WeightFormat):
         """How this weight is quantized."""
         return Form(self.kind, self.columns(weight), self.group, weight.order)
 
-    def empty(self, shape: Shape, form: Form, dtype: torch.dtype) -> PackedWeight:
-        """A weight that has yet to be written.
-
-        Args:
-            shape: of the plain weight: its columns are those of x.
-            dtype: of the plain weight in a state dict.
-        """
-        memory = {
-            name: torch.empty(size, dtype=each) for name, (size, each) in self.parts(shape, form).items()
-        }
-        return PackedWeight(self, shape, **memory, order=form.order, plain_dtype=dtype)
-
-    def pack(self, weight: torch.Tensor) -> PackedWeight:
-        raise TypeError(
-            f"{self.kind} is packed from Blocks, with pack_blocks; a plain weight has no codes yet"
-        )
-
-    def pack_blocks(self, blocks: Blocks, columns: int, dtype: torch.dtype) -> PackedWeight:
-        """All rows of a weight. `columns`: of x; `dtype`: of the plain weight in a state dict."""
-        weight = self.empty((blocks.codes.shape[0], columns), blocks.form, dtype)
-        self.write(weight, blocks, 0)
-        return weight
-
     def write(self, weight: PackedWeight, blocks: Blocks, row: int) -> None:
-        """Write some rows, while a weight is loaded.
-
-        `row`, the first of them, is a multiple of 16; so is their number, unless they end with the weight. What is
-        missing of the last group of 16 gets scales of zero.
-        """
         rows, first = blocks.codes.shape[0], row // LANES
         last = first + -(-rows // LANES)
         assert row % LANES == 0
@@ -128,9 +154,6 @@ class Quantized(WeightFormat):
         return Blocks(self.form(weight), codes.reshape(-1, columns)[:out], scales, zeros)
 
     # ---- what layers ask ----
-
-    def lies_in(self, tensor: torch.Tensor, shape: Shape) -> bool:
-        return False  # codes without their scales are no weight
 
     def matrix(self, weight: PackedWeight) -> Matrix | None:
         if self.kernels is None or weight.codes.data_ptr() == 0 or len(Matrix._fields_) < 9:

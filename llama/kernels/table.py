@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import attention, norms, onednn, sampling
+from . import attention, norms, onednn, sampling, torch_int4
 from .native import DTYPES, LANES, Kernels
 from .quantized import FORMATS
 from .quantized_weights import Quantized
+from .torch_int4 import TorchInt4
 from .weights import ONEDNN, PLAIN, Blocked, WeightFormat
 
 __all__ = ["ROWS", "Case", "Row", "choose", "dtype_name", "implementation", "is_native"]
@@ -108,6 +109,17 @@ def _weights(case: Case) -> WeightFormat:
     return Blocked(case.kernels)
 
 
+def _not_torch_int4(case: Case) -> str | None:
+    quantization = FORMATS.get(str(case.format))
+    if case.device != "cuda":
+        return "it is for CUDA devices"
+    if quantization is None:
+        return f"it multiplies by weights of 4 bit, not by {dtype_name(case.format)}"
+    if quantization.bits != 4:
+        return "torch's product of 8 bit takes one scale for a whole row"
+    return torch_int4.why_not()
+
+
 def _not_onednn(case: Case) -> str | None:
     if case.device != "cpu":
         return "it is for CPUs"
@@ -151,6 +163,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     "linear": (
         Row("csrc", _not_weights, _weights),
         Row("oneDNN", _not_onednn, lambda case: ONEDNN),
+        Row("torch int4", _not_torch_int4, lambda case: TorchInt4(str(case.format), case.group)),
         Row("torch", _always, lambda case: PLAIN),
     ),
     "layers": (

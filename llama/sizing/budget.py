@@ -212,7 +212,7 @@ def _capacity(
         if tokens > 0:
             fix = f"lower max_seq_len to {tokens}, or use more ranks"
         else:
-            fix = "use more ranks, a 16-bit dtype or a smaller model"
+            fix = "use more ranks, a 16-bit dtype, quantized weights or a smaller model"
         raise OutOfMemoryError(
             f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB"
             f" for one sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB"

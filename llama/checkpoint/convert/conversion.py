@@ -206,7 +206,7 @@ def chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) ->
 def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
     """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
     # What is computed, such as a quantized weight, is so in float32.
-    stored = source.dtype if source.is_mapped(piece.name) else torch.float32
+    stored = source.dtype_of(piece.name) if source.is_mapped(piece.name) else torch.float32
     if torch.finfo(out.dtype).max >= torch.finfo(stored).max or out.isfinite().all():
         return
     exact = torch.empty(out.shape, dtype=stored)
@@ -252,6 +252,7 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
+        own.pop("quantization_config", None)  # what is written here is plain
         # vocab_size too: without it transformers assumes 32,000, whatever the embedding has.
         ours = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
         config = own | {key: config[key] for key in ours}

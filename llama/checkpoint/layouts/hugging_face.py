@@ -289,6 +289,10 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     # ---- quantized weights ----
 
+    @property
+    def is_quantized(self) -> bool:
+        return bool(self._matrices)
+
     def is_mapped(self, name: str) -> bool:
         return hf_name(name) not in self._matrices
 

@@ -195,6 +195,7 @@ def test_a_quantized_output_matrix_and_bins(
 )
 def test_the_config_may_lie_beside(tmp_path: Path, file: str, config: Any, pack: Any, title: str) -> None:
     model = save_quantized(tmp_path, None, pack)
+    (tmp_path / "model.safetensors").rename(tmp_path / "gptq_model-4bit-32g.safetensors")  # AutoGPTQ's name
     (tmp_path / file).write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.quantization == title

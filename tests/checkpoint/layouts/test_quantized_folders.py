@@ -180,6 +180,7 @@ def test_a_quantized_output_matrix_and_bins(
     assert checkpoint.dtype == torch.float16
     assert checkpoint.form("output.weight", (0, 64)) is not None
     assert checkpoint.form("tok_embeddings.weight", (0, 64)) is None
+    assert checkpoint.dtype_of("tok_embeddings.weight") == dtype
     for name, whole in in_meta_order(model).items():
         columns = (0, whole.shape[1]) if whole.dim() == 2 else None
         assert torch.equal(read(checkpoint, name, (0, len(whole)), columns), whole), name

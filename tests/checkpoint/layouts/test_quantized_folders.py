@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llama.checkpoint import HuggingFaceCheckpoint, open_checkpoint
 from llama.checkpoint.base import Checkpoint
 from llama.checkpoint.fingerprint import fingerprint
 from llama.checkpoint.verify import verify
+from llama.errors import CheckpointFormatError
 from llama.kernels.quantized import FORMATS, dequantize
 from llama.model import Transformer
 
@@ -184,6 +186,30 @@ def test_a_quantized_output_matrix_and_bins(
     for name, whole in in_meta_order(model).items():
         columns = (0, whole.shape[1]) if whole.dim() == 2 else None
         assert torch.equal(read(checkpoint, name, (0, len(whole)), columns), whole), name
+
+
+@pytest.mark.parametrize("scheme", ["gptq 4", "awq", "nf4", "int8"])
+def test_modules_that_were_left_out_are_plain(tmp_path: Path, scheme: str) -> None:
+    config, pack = SCHEMES[scheme]
+    key = "llm_int8_skip_modules" if scheme in ("nf4", "int8") else "modules_to_not_convert"
+    model = save_quantized(tmp_path, {**config, key: ["down_proj"]}, pack, left="down_proj")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.form("layers.0.feed_forward.w2.weight", (0, 192)) is None
+    assert checkpoint.form("layers.0.feed_forward.w1.weight", (0, 64)) is not None
+    for name, whole in in_meta_order(model).items():
+        columns = (0, whole.shape[1]) if whole.dim() == 2 else None
+        assert torch.equal(read(checkpoint, name, (0, len(whole)), columns), whole), name
+
+
+@pytest.mark.parametrize("scheme", ["gptq 4", "gptq 4 act-order", "awq", "nf4 nested", "int8"])
+def test_a_file_that_is_cut_while_it_is_open_is_noticed(tmp_path: Path, scheme: str) -> None:
+    """Touching what is gone would end the process."""
+    save_quantized(tmp_path, *SCHEMES[scheme])
+    checkpoint = open_checkpoint(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 4096)
+    for read_it in (checkpoint.blocks, checkpoint.compute):
+        with pytest.raises(CheckpointFormatError, match="was cut from"):
+            read_it("layers.1.attention.wq.weight", (3, 20), (0, 64))
 
 
 @pytest.mark.parametrize(

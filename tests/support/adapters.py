@@ -54,7 +54,8 @@ def save_adapter(folder: Path, seed: int = 0, **options: Any) -> Path:
     import peft
 
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options)
-    with quiet():
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # PEFT draws the first values of A
         model = peft.get_peft_model(copy.deepcopy(base()), config)
         generator = torch.Generator().manual_seed(seed)
         for value in model.parameters():

@@ -44,6 +44,7 @@ def main(
     dtype: str = "auto",
     seed: int = 1,
     adapter: str | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Print two texts with their gaps filled.
 
@@ -61,6 +62,7 @@ def main(
         dtype: auto, bfloat16, float16 or float32.
         seed: sampling repeats with it.
         adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
+        quantize: int8 or int4, to quantize the weights while they are read.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -72,6 +74,7 @@ def main(
         dtype=dtype,
         seed=seed,
         adapter=adapter,
+        quantize=quantize,
     )
     prefixes, suffixes = zip(*(prompt.split("<FILL>") for prompt in PROMPTS), strict=True)
     results = llama.text_infilling(

@@ -27,6 +27,7 @@ def main(
     dtype: str = "auto",
     seed: int = 1,
     adapter: str | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Print answers to two dialogs.
 
@@ -43,6 +44,7 @@ def main(
         dtype: auto, bfloat16, float16 or float32.
         seed: sampling repeats with it.
         adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
+        quantize: int8 or int4, to quantize the weights while they are read.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -54,6 +56,7 @@ def main(
         dtype=dtype,
         seed=seed,
         adapter=adapter,
+        quantize=quantize,
     )
     results = llama.chat_completion(DIALOGS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
     if is_first_rank():

@@ -71,13 +71,15 @@ class Llama:
         cache_memory: CacheMemory | None = None,
         prefix_reuse: bool = True,
         adapter: str | os.PathLike[str] | None = None,
+        quantize: str | None = None,
     ) -> Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
         Args:
             ckpt_dir: a folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
-                (config.json, *.safetensors or pytorch_model*.bin), unchanged.
-            tokenizer_path: by default tokenizer.model in ckpt_dir.
+                (config.json, *.safetensors or pytorch_model*.bin), unchanged; or a GGUF file, of one that was
+                split any part.
+            tokenizer_path: by default tokenizer.model in ckpt_dir, of a GGUF the one in the file.
             max_seq_len, max_batch_size: limits of a sequence's tokens, and of sequences that run at the same
                 time. Memory follows the tokens in use, not these.
             model_parallel_size: ranks that hold one model; by default all of the launch. With fewer, the
@@ -93,6 +95,7 @@ class Llama:
             prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for
                 prompts that begin alike.
             adapter: folder of a LoRA adapter, as PEFT saves it; merged into the weights while they are read.
+            quantize: "int8" or "int4": quantize a plain checkpoint while it is read (docs/checkpoints.md).
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -105,10 +108,8 @@ class Llama:
         """
         if seed is not None:
             seed = arguments.check_seed(seed)  # before minutes of loading
-        sizes = (max_seq_len, max_batch_size, model_parallel_size)
-        built = loading.build(
-            ckpt_dir, tokenizer_path, *sizes, device, dtype, cache_memory=cache_memory, adapter=adapter
-        )
+        given = (ckpt_dir, tokenizer_path, max_seq_len, max_batch_size, model_parallel_size, device, dtype)
+        built = loading.build(*given, cache_memory=cache_memory, adapter=adapter, quantize=quantize)
         llama = Llama(
             built.model,
             built.tokenizer,
@@ -118,7 +119,8 @@ class Llama:
             seed=seed,
         )
         llama._joined = True
-        llama.folder, llama.adapter = Path(ckpt_dir), None if adapter is None else Path(adapter)
+        llama.folder, llama.quantize = Path(ckpt_dir), quantize
+        llama.adapter = None if adapter is None else Path(adapter)
         return llama
 
     def __init__(
@@ -142,9 +144,10 @@ class Llama:
         )
         self.session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._texts = Texts(self.engine)
-        # Of the checkpoint, where `build` loaded one, and of the adapter merged into it.
+        # Of the checkpoint, where `build` loaded one, of the adapter merged into it, and what it was quantized to.
         self.folder: Path | None = None
         self.adapter: Path | None = None
+        self.quantize: str | None = None
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:

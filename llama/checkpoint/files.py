@@ -59,7 +59,9 @@ def check_folder(folder: Path, kind: str = "checkpoint") -> None:
             f"{kind} folder {folder} does not exist; check the path, or download it"
         )
     if not stat.S_ISDIR(found.st_mode):
-        raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds the {kind}")
+        raise CheckpointNotFoundError(
+            f"{folder} is a file, and not a GGUF; pass the folder that holds the {kind}"
+        )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")
 

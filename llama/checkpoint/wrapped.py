@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..kernels.quantized import Blocks, Form
+from ..tokenizer import Tokenizer
 from .base import Checkpoint, Part, Range
 
 __all__ = ["WrappedCheckpoint"]
@@ -44,6 +45,12 @@ class WrappedCheckpoint(Checkpoint):
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         return self.source.stored()
 
+    def tokenizer(self) -> Tokenizer | None:
+        return self.source.tokenizer()
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        return self.source.details()
+
     def disagreements(self) -> list[str]:
         return self.source.disagreements()
 
@@ -55,6 +62,9 @@ class WrappedCheckpoint(Checkpoint):
 
     def is_mapped(self, name: str) -> bool:
         return self.source.is_mapped(name)
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.source.dtype_of(name) if self.is_mapped(name) else torch.float32
 
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         return self.source.compute(name, rows, columns)

@@ -19,6 +19,7 @@ __all__ = [
     "Parser",
     "add_adapter",
     "add_loading",
+    "add_quantize",
     "add_replicas",
     "add_tokenizer",
     "path",
@@ -79,6 +80,15 @@ def add_adapter(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """Add --quantize."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="quantize the weights while they are read: about 8.5 or 5 bits each in memory",
+    )
+
+
 def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | None) -> None:
     """Add how a model is loaded: what of `Llama.build` is the same for every verb that runs one.
 
@@ -111,6 +121,7 @@ def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | Non
         help="of weights and arithmetic (default: as stored)",
     )
     add_adapter(parser)
+    add_quantize(parser)
 
 
 def add_replicas(parser: argparse.ArgumentParser, does: str) -> None:

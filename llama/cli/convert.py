@@ -24,7 +24,7 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", type=path, metavar="SRC", help="a folder in Meta's or Hugging Face's layout"
+        "source", type=path, metavar="SRC", help="a folder in Meta's or Hugging Face's layout, or a GGUF file"
     )
     parser.add_argument("target", type=path, metavar="DST", help="the folder to make")
     parser.add_argument("--to", required=True, choices=("meta", "hf"), help="the layout of DST")

@@ -31,7 +31,9 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="NAME|DIR", help=f"one of {', '.join(_FAMILY)}, or a checkpoint folder"
+        "--model",
+        metavar="NAME|DIR",
+        help=f"one of {', '.join(_FAMILY)}, or a checkpoint's folder or GGUF file",
     )
     parser.add_argument(
         "--mp", type=positive, default=1, metavar="N", help="ranks that hold the model (default 1)"
@@ -48,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         choices=("int8", "int4"),
-        help="weight-only quantization: int8 with a scale per row, int4 with one per 128 weights (for planning"
-        " only: this version computes with unquantized weights)",
+        help="of a plain model: as --quantize of the other verbs and quantize= of Llama.build load it",
     )
     parser.add_argument(
         "--table", action="store_true", help="print only the family's memory, as a Markdown table"

@@ -31,7 +31,11 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, nargs="?", metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder",
+        type=path,
+        nargs="?",
+        metavar="DIR",
+        help="a folder in Meta's or Hugging Face's layout, or a GGUF file",
     )
     add_tokenizer(parser)
     add_adapter(parser)
@@ -68,14 +72,19 @@ def _kernels(folder: Path | None) -> Iterator[str]:
     if folder is None:
         return describe()
     from ..checkpoint import open_checkpoint
+    from ..sizing.shapes import is_product
 
     checkpoint = open_checkpoint(folder)
     args = checkpoint.args
-    return describe(checkpoint.dtype, width=args.dim, head_dim=args.head_dim, hidden=args.ffn_dim)
+    matrices = [(name, (0, shape[1])) for name, shape in checkpoint.shapes.items() if is_product(name)]
+    forms = [form for name, columns in matrices if (form := checkpoint.form(name, columns)) is not None]
+    quantized = {form.format: form.group for form in forms}
+    sizes = {"width": args.dim, "head_dim": args.head_dim, "hidden": args.ffn_dim}
+    return describe(checkpoint.dtype, quantized, **sizes)
 
 
 def _tokenizer(checkpoint: Checkpoint, path: Path | None) -> Tokenizer | None:
-    """The tokenizer; None if the folder has none that can be read. A `path` must be readable."""
+    """The tokenizer; None if there is none that can be read. A `path` must be readable."""
     from ..checkpoint import tokenizer_of
 
     try:

@@ -28,7 +28,7 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout, or a GGUF file"
     )
     _add_model(parser.add_argument_group("model"))
     _add_prompts(parser.add_argument_group("requests"))
@@ -156,6 +156,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         "dtype": options.dtype,
         "cache_memory": options.cache_memory,
         "adapter": options.adapter,
+        "quantize": options.quantize,
     }
 
 

@@ -28,7 +28,7 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout, or a GGUF file"
     )
     parser.add_argument(
         "--quick", action="store_true", help="skip checksums and values, which read every byte"
@@ -38,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..checkpoint.files import check_folder
+    from ..checkpoint.opening import check_path
     from ..checkpoint.progress import Progress
     from ..checkpoint.verify import verify
 
     folder = options.folder
-    check_folder(folder)
+    check_path(folder)
     adapter = [] if options.adapter is None else [*options.adapter.glob("adapter_model.*")]
     progress = Progress(_bytes_to_read(folder, adapter), "verifying")
     failed = 0
@@ -64,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _bytes_to_read(folder: Path, adapter: list[Path]) -> int:
     """Weights are read for their values, and again for checksums: the checklist's or the file's own."""
-    weights = [*folder.glob("*.pth"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if folder.is_file():
+        return sum(path.stat().st_size for path in (folder, *adapter))
+    weights = [path for kind in ("pth", "safetensors", "bin", "gguf") for path in folder.glob(f"*.{kind}")]
     has_checklist = (folder / "checklist.chk").is_file()
     twice = [path for path in weights if has_checklist or path.suffix in (".pth", ".bin")]
     return sum(path.stat().st_size for path in [*weights, *twice, *adapter] if path.is_file())

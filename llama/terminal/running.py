@@ -35,6 +35,7 @@ class Model:
     dtype: str = "auto"
     model_parallel_size: int | None = None
     adapter: Path | None = None
+    quantize: str | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +55,7 @@ class Model:
             device=self.device,
             dtype=self.dtype,
             adapter=self.adapter,
+            quantize=self.quantize,
         )
 
 

@@ -20,7 +20,7 @@ from ..layouts.hugging_face import rotary_heads
 from ..wrapped import WrappedCheckpoint
 from .adapter import Adapter, open_adapter
 
-__all__ = ["AdaptedCheckpoint", "with_adapter"]
+__all__ = ["AdaptedCheckpoint", "adapter_of", "with_adapter"]
 
 # Weights that are in float64 at a time: so few that they stay in the CPU's caches, which halves the time.
 _PRODUCT = 1 << 18
@@ -106,6 +106,15 @@ class AdaptedCheckpoint(WrappedCheckpoint):
             return slice(*rows)
         pairs = torch.arange(self.shapes[name][0]).view(heads, 2, -1)
         return pairs.transpose(1, 2).flatten()[rows[0] : rows[1]]
+
+
+def adapter_of(checkpoint: Checkpoint) -> Adapter | None:
+    """The adapter that is merged into a checkpoint, if there is one."""
+    while not isinstance(checkpoint, AdaptedCheckpoint):
+        if not isinstance(checkpoint, WrappedCheckpoint):
+            return None
+        checkpoint = checkpoint.source
+    return checkpoint.adapter
 
 
 def with_adapter(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> AdaptedCheckpoint:

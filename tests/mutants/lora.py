@@ -7,8 +7,9 @@ from mutant import Mutant
 _ADAPTED, _ADAPTER, _CONFIG = (
     f"llama/checkpoint/lora/{name}.py" for name in ("adapted", "adapter", "config")
 )
-_MERGE, _REFUSALS, _RANKS, _COMMANDS = (
-    f"tests/checkpoint/lora/test_lora_{name}.py" for name in ("merge", "refusals", "ranks", "commands")
+_MERGE, _REFUSALS, _RANKS, _COMMANDS, _QUANTIZED = (
+    f"tests/checkpoint/lora/test_lora_{name}.py"
+    for name in ("merge", "refusals", "ranks", "commands", "quantized")
 )
 _WRAPPED = "tests/checkpoint/test_wrapped.py"
 _LAW = f"{_MERGE}::test_the_weights_are_those_of_merge_and_unload"
@@ -47,7 +48,7 @@ MUTANTS = [
         file=_ADAPTED,
         old="(first, first + form.columns)",
         new="columns",
-        tests=(f"{_MERGE}::test_quantized_weights_are_merged_in_float32_and_quantized_again",),
+        tests=(f"{_QUANTIZED}::test_quantized_weights_are_merged_in_float32_and_quantized_again",),
     ),
     Mutant(
         name="rslora is not looked at",

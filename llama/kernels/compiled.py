@@ -46,7 +46,7 @@ _KERNELS: _Signatures = {
     "rms_norm": ("pppnnfnn", ""),
     "rotate": ("ppnnnnn", ""),
     "attend_room": ("nnnnn", "n"),
-    "attend": ("pppppppnnnnnnnfnn", ""),
+    "attend": ("pppppppnnnnnnnfnnn", ""),
     "layers_space": ("p", "n"),
     "layers": ("pppnn", ""),
     "rows_space": ("n", "n"),

@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import compiled
+from . import cached, compiled
 from .levels import Level
+from .quantized import FORMATS
 
 __all__ = [
     "DTYPES",
     "LANES",
     "Kernels",
     "Matrix",
+    "cache_number",
     "codes_shape",
     "has_memory",
     "kernels",
@@ -49,6 +51,11 @@ class Matrix(ctypes.Structure):
 def matrix(codes: torch.Tensor, shape: tuple[int, int]) -> Matrix:
     """A weight of this shape (out, in) that lies packed in `codes`."""
     return Matrix(DTYPES[codes.dtype], *shape, codes.data_ptr())
+
+
+def cache_number(form: cached.CacheFormat) -> int:
+    """The number of a cache's format in C: as CACHED_INT8 in csrc/cached.h, or a dtype's."""
+    return DTYPES[form] if isinstance(form, torch.dtype) else FORMATS[form].number
 
 
 def has_memory(x: torch.Tensor) -> bool:
@@ -149,9 +156,10 @@ class Kernels:
         values: torch.Tensor,
         start: int,
     ) -> torch.Tensor:
-        """Store tokens at positions start.. of a cache (K, capacity, D) and attend to 0..their own -> (T, H, D).
+        """Store tokens at positions start.. of a cache (K, capacity, row) and attend to 0..their own -> (T, H, D).
 
-        All tensors are of one dtype; the caches are contiguous, D is a multiple of 32, at most 256.
+        All tensors are of one dtype, but the caches may be int8; these are contiguous, D is a multiple of 32, at most
+        256.
         """
         count, heads, dim = q_THD.shape
         assert start + count <= keys.shape[1]
@@ -165,7 +173,7 @@ class Kernels:
         self._library.llama_attend(
             *(x.data_ptr() for x in (q_THD, k_TKD, v_TKD, keys, values, out_THD, score)),
             *(room, count, heads, keys.shape[0], dim, keys.shape[1], start),
-            *(dim**-0.5, DTYPES[q_THD.dtype], threads),
+            *(dim**-0.5, DTYPES[q_THD.dtype], cache_number(cached.format_of(keys)), threads),
         )
         return out_THD
 

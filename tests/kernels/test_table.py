@@ -172,6 +172,7 @@ def test_the_report_names_every_operator_and_every_reason(
 # What the rest of the package may take from the kernels: operators to call, weights to hold, and the report. None of it
 # is an implementation, or tells which ones there are.
 OPEN = {
+    "cached": {"BLOCK", "INT8", "CacheFormat", "format_of", "head_dim_of", "row_bytes", "row_of"},
     "collectives": {"library"},
     "fused": {"FusedLayers", "LayerShape"},
     "norms": {"rotary_table"},

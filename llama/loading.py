@@ -24,10 +24,12 @@ from .model import Transformer
 from .printable import shown
 from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
+    CACHE_DTYPES,
     GIB,
     CacheMemory,
     CachePlan,
     cache_bytes_per_token,
+    check_cache_dtype,
     check_cache_memory,
     parameter_count,
     plan_cache,
@@ -36,7 +38,7 @@ from .sizing.budget import (
 from .tokenizer import Tokenizer
 from .values import integer
 
-__all__ = ["Built", "build", "check_same_dtype", "choose_dtype"]
+__all__ = ["Built", "build", "check_same_cache", "check_same_dtype", "choose_dtype"]
 
 # Tokens or sequences: more than any machine holds, and small enough to be multiplied into bytes as a float.
 _MOST = 10**12
@@ -64,6 +66,7 @@ def build(
     dtype: str | torch.dtype,
     *,
     cache_memory: CacheMemory | None = None,
+    cache_dtype: str = "auto",
 ) -> Built:
     """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
     started = time.monotonic()
@@ -76,12 +79,14 @@ def build(
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
     size = _model_parallel_size(model_parallel_size)
     check_size(checkpoint.args, size)
+    check_cache_dtype(cache_dtype, checkpoint.args.head_dim)
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
     parallel = join(size, target)
     try:
         check_same_dtype(parallel, chosen, target)
-        plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
-        model = _load(checkpoint, parallel, target, chosen)
+        check_same_cache(parallel, cache_dtype, target)
+        plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory, cache_dtype=cache_dtype)
+        model = _load(checkpoint, parallel, target, chosen, cache_dtype)
     except BaseException as error:
         leave(parallel, error)
         raise
@@ -109,11 +114,11 @@ def _count(name: str, value: object) -> int:
 
 
 def _load(
-    checkpoint: Checkpoint, parallel: Parallel, device: torch.device, dtype: torch.dtype
+    checkpoint: Checkpoint, parallel: Parallel, device: torch.device, dtype: torch.dtype, cache_dtype: str
 ) -> Transformer:
     """Make the model without memory, then give it this rank's weights."""
     with torch.device("meta"):
-        model = Transformer(checkpoint.args, parallel=parallel)
+        model = Transformer(checkpoint.args, parallel=parallel, cache_dtype=cache_dtype)
     with rank_threads(device):
         progress = Progress(weight_bytes(checkpoint.args, parallel.size, dtype), "loading")
         load_weights(model, checkpoint, device, dtype, progress=progress)
@@ -132,10 +137,11 @@ def _sizes(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, plan: CacheP
     """The numbers of the line that says what was loaded."""
     replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
     weights = weight_bytes(args, parallel.size, dtype) / GIB
-    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, dtype) / GIB
+    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, plan.form) / GIB
+    stored = "" if plan.form == dtype else f" in {plan.form}"
     return (
         f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {weights:.2f} GiB per rank,"
-        f" cache for up to {plan.tokens:,} tokens ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
+        f" cache for up to {plan.tokens:,} tokens{stored} ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
     )
 
 
@@ -177,6 +183,21 @@ def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.devic
     raise ConfigError(
         f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
         " compiled kernels differ; give all the same dtype"
+    )
+
+
+def check_same_cache(parallel: Parallel, cache_dtype: str, device: torch.device) -> None:
+    """All ranks store keys and values alike: their caches are planned, and filled, together.
+
+    Raises:
+        ConfigError: they do not. Raised on all ranks.
+    """
+    number = CACHE_DTYPES.index(cache_dtype)
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    raise ConfigError(
+        f"one rank has cache_dtype {CACHE_DTYPES[lowest]} and another {CACHE_DTYPES[-highest]}; give all the same"
     )
 
 

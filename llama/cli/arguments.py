@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CACHE_DTYPES",
     "DTYPES",
     "Parser",
+    "add_cache_dtype",
     "add_loading",
     "add_replicas",
     "add_tokenizer",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 DTYPES = ("bfloat16", "float16", "float32")
+# As in sizing/budget.py, which imports torch.
+CACHE_DTYPES = ("auto", "int8")
 _MAX_DIGITS = 12
 
 
@@ -68,6 +72,16 @@ def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> No
     )
 
 
+def add_cache_dtype(parser: argparse._ActionsContainer) -> None:
+    """Add --cache-dtype."""
+    parser.add_argument(
+        "--cache-dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="of keys and values; int8 takes about half of 16 bits (default: as the arithmetic)",
+    )
+
+
 def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | None) -> None:
     """Add how a model is loaded: what of `Llama.build` is the same for every verb that runs one.
 
@@ -99,6 +113,7 @@ def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | Non
         default="auto",
         help="of weights and arithmetic (default: as stored)",
     )
+    add_cache_dtype(parser)
 
 
 def add_replicas(parser: argparse.ArgumentParser, does: str) -> None:

@@ -100,6 +100,7 @@ def source(options: argparse.Namespace) -> Model | Server:
         getattr(options, "max_batch_size", 1),
         options.device,
         options.dtype,
+        cache_dtype=options.cache_dtype,
     )
 
 

@@ -52,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
         options.max_batch_size,
         options.device,
         options.dtype,
+        cache_dtype=options.cache_dtype,
     )
     texts: list[str] | None = None
     if first_rank_of(model):  # it reads and prints

@@ -155,6 +155,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "dtype": options.dtype,
         "cache_memory": options.cache_memory,
+        "cache_dtype": options.cache_dtype,
     }
 
 

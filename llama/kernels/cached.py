@@ -62,7 +62,7 @@ def quantize(x: torch.Tensor) -> torch.Tensor:
     rounded: each number is off by half of it at most. Numbers whose scale would be subnormal become 0. A NaN or an
     infinity makes the scale a NaN, and so the whole block.
     """
-    blocks = x.float().unflatten(-1, (-1, BLOCK))
+    blocks = x.float().reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     top = blocks.abs().amax(-1, keepdim=True)
     scales = (top / 127).to(_SCALE)
     usable = scales.float() >= torch.finfo(torch.float32).tiny
@@ -74,6 +74,7 @@ def quantize(x: torch.Tensor) -> torch.Tensor:
 
 def dequantize(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows of blocks (..., D / 32 * 34) int8 -> (..., D); exact in float32."""
-    blocks = rows.unflatten(-1, (-1, _BYTES))
+    blocks = rows.reshape(*rows.shape[:-1], rows.shape[-1] // _BYTES, _BYTES)
     scales = blocks[..., : _SCALE.itemsize].view(_SCALE).float()
-    return (blocks[..., _SCALE.itemsize :] * scales).to(dtype).flatten(-2)
+    codes: torch.Tensor = blocks[..., _SCALE.itemsize :]
+    return codes.mul(scales).to(dtype).flatten(-2)

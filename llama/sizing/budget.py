@@ -139,10 +139,12 @@ def _available_ram() -> int | None:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """How many tokens all caches may hold together, and how many of them may be prefixes kept for reuse."""
+    """How many tokens all caches may hold together, how many of them may be prefixes kept for reuse, and the format in
+    which they are stored."""
 
     tokens: int
     retained: int
+    form: CacheFormat
 
 
 def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
@@ -179,9 +181,12 @@ def plan_cache(
     dtype: torch.dtype,
     device: torch.device,
     cache_memory: CacheMemory | None = None,
+    *,
     cache_dtype: str = "auto",
 ) -> CachePlan:
     """How many tokens of cache fit beside the weights; the same plan on every rank.
+
+    Keys and values have `dtype`, or `cache_dtype` if that is not auto.
 
     By default there are max_batch_size x max_seq_len tokens, and as many again for retained prefixes, though
     these get at most a quarter of what fits. `cache_memory` sets the size instead: bytes per rank, or a share
@@ -195,11 +200,13 @@ def plan_cache(
     wanted = check_cache_memory(cache_memory)
     limit = args.max_batch_size * args.max_seq_len
     free = parallel.smallest(free_memory(device), device)
-    per_token = cache_bytes_per_token(args, parallel.size, cache_format(cache_dtype, dtype))
+    form = cache_format(cache_dtype, dtype)
+    per_token = cache_bytes_per_token(args, parallel.size, form)
     capacity = None if free is None else _capacity(args, parallel, dtype, per_token, device, free)
     if wanted is None:
         retained = min(limit, args.max_seq_len if capacity is None else capacity // _RETAINED_DIVISOR)
-        return CachePlan(limit + retained if capacity is None else min(capacity, limit + retained), retained)
+        tokens = limit + retained if capacity is None else min(capacity, limit + retained)
+        return CachePlan(tokens, retained, form)
     if isinstance(wanted, float):
         if capacity is None:
             raise ConfigError(
@@ -218,7 +225,7 @@ def plan_cache(
             f"cache_memory {cache_memory!r} is {tokens * per_token / GIB:.2f} GiB, but beside the weights"
             f" only {capacity * per_token / GIB:.2f} GiB are free for each rank on {device}"
         )
-    return CachePlan(tokens, tokens)
+    return CachePlan(tokens, tokens, form)
 
 
 def _capacity(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .args import STEP_TOKENS, ModelArgs
-from .budget import GIB, cache_bytes_per_token, free_memory, weight_bytes
+from .budget import GIB, cache_bytes_per_token, cache_format, free_memory, weight_bytes
 from .family import MEMBERS, args_of
 from .shapes import expected_shapes
 
@@ -37,15 +37,21 @@ class Estimate:
 
 
 def estimate(
-    args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype, quant: str | None = None
+    args: ModelArgs,
+    size: int,
+    seq: int,
+    batch: int,
+    dtype: torch.dtype,
+    quant: str | None = None,
+    cache_dtype: str = "auto",
 ) -> Estimate:
     """Memory per rank when `size` ranks run `batch` sequences of `seq` tokens.
 
     Args:
-        dtype: of activations and cache, and of the weights unless `quant` is set.
+        dtype: of activations, of the weights unless `quant` is set, and of the cache unless `cache_dtype` is int8.
         quant: a name in QUANTIZATIONS, for the weights of the linear layers.
     """
-    per_token = cache_bytes_per_token(args, size, dtype)
+    per_token = cache_bytes_per_token(args, size, cache_format(cache_dtype, dtype))
     weights = weight_bytes(args, size, dtype) if quant is None else _quantized_bytes(args, size, dtype, quant)
     return Estimate(weights, per_token * seq * batch, _work_bytes(args, size, seq, batch, dtype), per_token)
 

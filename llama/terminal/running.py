@@ -34,6 +34,7 @@ class Model:
     device: str = "auto"
     dtype: str = "auto"
     model_parallel_size: int | None = None
+    cache_dtype: str = "auto"
 
     @property
     def name(self) -> str:
@@ -52,6 +53,7 @@ class Model:
             self.model_parallel_size,
             device=self.device,
             dtype=self.dtype,
+            cache_dtype=self.cache_dtype,
         )
 
 

@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "text": {"base"},
     "kernels": {"base"},
     "distributed": {"base", "kernels"},
-    "sizing": {"base", "distributed"},
+    "sizing": {"base", "kernels", "distributed"},
     "model": {"base", "kernels", "distributed", "sizing"},
     "checkpoint": {"base", "text", "kernels", "distributed", "sizing", "model"},
     "engine": {"base", "text", "kernels", "distributed", "sizing", "model"},

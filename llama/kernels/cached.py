@@ -69,7 +69,10 @@ def quantize(x: torch.Tensor) -> torch.Tensor:
     inverse = torch.where(usable & top.isfinite(), 1 / scales.float(), 0.0)
     codes = torch.where(inverse > 0, blocks * inverse, 0.0).round_().clamp_(-127, 127).to(torch.int8)
     scales = torch.where(top.isfinite(), torch.where(usable, scales, 0.0), torch.nan).to(_SCALE)
-    return torch.cat([scales.view(torch.int8), codes], -1).flatten(-2)
+    rows = codes.new_empty(*codes.shape[:-1], _BYTES)
+    rows[..., : _SCALE.itemsize].view(_SCALE).copy_(scales)
+    rows[..., _SCALE.itemsize :] = codes
+    return rows.flatten(-2)
 
 
 def dequantize(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

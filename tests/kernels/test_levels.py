@@ -117,8 +117,8 @@ def why_not(name: str) -> str | None:
 
 @cache
 def found(name: str, folder: Path) -> tuple[str, ...]:
-    """A number for the results of each dtype and one for int8 caches, from the check of a level, which fails where a law
-    does not hold."""
+    """A number for the results of each dtype, and one for int8 caches, from the check of a level, which fails where a
+    law does not hold."""
     if name in EMULATED:
         command, flags, machine = CROSS, FLAGS[name], (*ARM, EMULATED[name])
     else:

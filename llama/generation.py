@@ -98,8 +98,7 @@ class Llama:
                 allow, and at most a quarter of the free memory for prefixes to reuse.
             prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for
                 prompts that begin alike.
-            cache_dtype: of keys and values: auto (as the activations), or int8, in blocks of 32 numbers with a
-                scale each: 8.5 bits a number, so a little over half of what 16 bits take.
+            cache_dtype: of keys and values: auto (as the activations), or int8, 8.5 bits a number.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -112,11 +111,9 @@ class Llama:
         """
         if seed is not None:
             seed = arguments.check_seed(seed)  # before minutes of loading
-        sizes = (max_seq_len, max_batch_size, model_parallel_size)
+        how = (max_seq_len, max_batch_size, model_parallel_size, device, dtype)
         built = loading.build(
-            *(ckpt_dir, tokenizer_path, *sizes, device, dtype),
-            cache_memory=cache_memory,
-            cache_dtype=cache_dtype,
+            ckpt_dir, tokenizer_path, *how, cache_memory=cache_memory, cache_dtype=cache_dtype
         )
         llama = Llama(
             built.model,

@@ -14,6 +14,7 @@ from compiled_levels import implemented, rows_of
 from ranks import ROOT
 
 from llama.kernels import compiled, native, operators, report
+from llama.kernels.cached import INT8, quantize
 from llama.kernels.native import DTYPES, Kernels
 from llama.kernels.norms import rotary_table
 from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
@@ -24,7 +25,7 @@ SIZES = [{}, {"width": 20}, {"head_dim": 24}, {"head_dim": 288}, {"hidden": 33}]
 
 
 def cases() -> list[Case]:
-    formats = (*DTYPES, torch.float64)
+    formats = (*DTYPES, torch.float64, INT8)
     product = itertools.product(formats, ("cpu", "cuda", "meta"), KERNELS, SIZES)
     return [Case(form, device, kernels, **sizes) for form, device, kernels, sizes in product]
 
@@ -47,7 +48,7 @@ def test_csrc_is_taken_wherever_it_can_be(operator: str) -> None:
     for kernels in KERNELS:
         if kernels is None:
             continue
-        for dtype in [torch.float32] if operator in ("draw", "scores") else DTYPES:
+        for dtype in formats_of(operator):
             good = Case(dtype, "cpu", kernels, width=768, head_dim=64, hidden=2048)
             assert choose(operator, good).name == "csrc"
             for other in (
@@ -58,8 +59,16 @@ def test_csrc_is_taken_wherever_it_can_be(operator: str) -> None:
                 assert choose(operator, other).name != "csrc"
 
 
-def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -> list[tuple[Any, Any]]:
+def formats_of(operator: str) -> list[torch.dtype | str]:
+    """Those that csrc/ takes."""
+    if operator in ("draw", "scores"):
+        return [torch.float32]
+    return [*DTYPES, INT8] if operator == "attention" else [*DTYPES]
+
+
+def given(operator: str, form: torch.dtype | str, implemented: Any, reference: Any) -> list[tuple[Any, Any]]:
     """(result, reference's result) of an operator, on the same random numbers."""
+    dtype = form if isinstance(form, torch.dtype) else torch.float32
 
     def make(*shape: int, seed: int = 0) -> torch.Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -71,10 +80,9 @@ def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -
             both = (form.pack(weight).linear(x) for form in (implemented, reference))
         elif operator == "attention":
             each = (make(rows, 4, 64), make(rows, 2, 64, seed=1), make(rows, 2, 64, seed=2))
-            both = (
-                row(*each, make(2, 60, 64, seed=3), make(2, 60, 64, seed=4), 17)
-                for row in (implemented, reference)
-            )
+            stores = [make(2, 60, 64, seed=seed) for seed in (3, 4)]
+            stores = [quantize(x) for x in stores] if form == INT8 else stores
+            both = (row(*each, *(x.clone() for x in stores), 17) for row in (implemented, reference))
         elif operator == "norm":
             both = (row(make(rows, 48), make(48, seed=1), 1e-5) for row in (implemented, reference))
         elif operator == "rotation":
@@ -97,20 +105,20 @@ def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -
 EACH = [
     pytest.param(operator, *each.values, id=f"{operator}-{each.id}")
     for operator in sorted(ROWS.keys() - {"layers"})  # fused.py's: test_fused_laws.py
-    for each in rows_of(operator, [torch.float32] if operator in ("draw", "scores") else list(DTYPES))
+    for each in rows_of(operator, formats_of(operator))
 ]
 
 
-@pytest.mark.parametrize(("operator", "row", "level", "dtype"), EACH)
+@pytest.mark.parametrize(("operator", "row", "level", "form"), EACH)
 def test_every_row_computes_what_the_reference_does(
-    operator: str, row: Row, level: str, dtype: torch.dtype
+    operator: str, row: Row, level: str, form: torch.dtype | str
 ) -> None:
     """Up to rounding; each operator's own tests say more. A new row is in this test at once."""
-    case = Case(dtype, "cpu", None)
+    case = Case(form, "cpu", None)
     reference = ROWS[operator][-1].implement(case)
-    for got, wanted in given(operator, dtype, implemented(row, level, case), reference):
+    for got, wanted in given(operator, form, implemented(row, level, case), reference):
         assert got.dtype == wanted.dtype
-        tolerance = 1e-4 if dtype == torch.float32 else 0.06
+        tolerance = 1e-4 if got.dtype == torch.float32 else 0.06
         torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
 
 

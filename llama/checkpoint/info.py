@@ -11,8 +11,9 @@ from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
+from .lora import AdaptedCheckpoint
 
-__all__ = ["describe", "guess", "shortened"]
+__all__ = ["amount", "describe", "guess", "shortened"]
 
 _SIZES = (1, 2, 4, 8)
 _CACHED = 4096
@@ -57,17 +58,25 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
     shards = f"{checkpoint.shards} weight file{'s' if checkpoint.shards > 1 else ''}"
     yield "member", guess(args, tokenizer)
     yield "layout", f"{checkpoint.layout}, {shards}, {amount(files)}"
-    yield "parameters", f"{shortened(parameter_count(args))} in {dtype_name(dtype)}"
+    if isinstance(checkpoint, AdaptedCheckpoint):
+        yield "adapter", str(checkpoint.adapter)
+    yield (
+        "parameters",
+        f"{shortened(parameter_count(args))} in {checkpoint.quantization or dtype_name(dtype)}",
+    )
+    yield from checkpoint.details()
+    for note in checkpoint.notes:
+        yield "note", note
     yield (
         "shape",
         f"dim {args.dim}, {args.n_layers} layers, {args.n_heads} heads, {args.kv_heads} key/value heads,"
         f" feed-forward {args.ffn_dim}",
     )
-    yield "context", _context(args)
+    yield "context", _context(args, checkpoint.context_length)
     if tokenizer is None:
         yield (
             "vocabulary",
-            f"{args.vocab_size:,} rows; tokenizer.model is missing or does not fit: run verify",
+            f"{args.vocab_size:,} rows; the tokenizer is missing or does not fit: run verify",
         )
     else:
         yield "vocabulary", f"{args.vocab_size:,} pieces"
@@ -79,9 +88,11 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
     yield from _memory(args, dtype)
 
 
-def _context(args: ModelArgs) -> str:
-    """The context length of the training, guessed from shapes and rope_theta: no file states it."""
+def _context(args: ModelArgs, stated: int | None) -> str:
+    """The context length of the training: as a file states it, else guessed from shapes and rope_theta."""
     length, theta = context_of(args), f"rope_theta {args.rope_theta:,.0f}"
+    if stated is not None:
+        return f"{stated:,} tokens in training, as the file says ({theta})"
     if length is None:
         return f"not known: {theta} does not tell it; see the model's card"
     return f"{length:,} tokens in training, if it is that member ({theta})"

@@ -31,7 +31,9 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="NAME|DIR", help=f"one of {', '.join(_FAMILY)}, or a checkpoint folder"
+        "--model",
+        metavar="NAME|DIR",
+        help=f"one of {', '.join(_FAMILY)}, or a checkpoint's folder or GGUF file",
     )
     parser.add_argument(
         "--mp", type=positive, default=1, metavar="N", help="ranks that hold the model (default 1)"
@@ -49,8 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         choices=("int8", "int4"),
-        help="weight-only quantization: int8 with a scale per row, int4 with one per 128 weights (for planning"
-        " only: this version computes with unquantized weights)",
+        help="of a plain model: as --quantize of the other verbs and quantize= of Llama.build load it",
     )
     parser.add_argument(
         "--table", action="store_true", help="print only the family's memory, as a Markdown table"
@@ -73,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
     dtype = torch_dtype(options.dtype) or stored
     check_size(args, options.mp)
     cache = check_cache_dtype(options.cache_dtype, args.head_dim)
-    found = estimate(args, options.mp, options.seq, options.batch, dtype, options.quant, cache)
+    sizes = (options.mp, options.seq, options.batch)
+    found = estimate(args, *sizes, dtype, options.quant, cache_dtype=cache)
     out(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
     out(f"  weights     {found.weights / GIB:8.2f}  {options.quant or dtype_name(dtype)}")
     in_format = "" if cache == "auto" else f" in {cache}"
@@ -111,7 +113,7 @@ def _fit(
     cache = options.cache_dtype
 
     def fits(seq: int, batch: int) -> bool:
-        return estimate(args, size, seq, batch, dtype, quant, cache).total <= free * SPARE
+        return estimate(args, size, seq, batch, dtype, quant, cache_dtype=cache).total <= free * SPARE
 
     has = f"{name}: {free / GIB:.2f} GiB free per rank"
     if not fits(1, 1):

@@ -182,6 +182,7 @@ def plan_cache(
     device: torch.device,
     cache_memory: CacheMemory | None = None,
     *,
+    weights: int | None = None,
     cache_dtype: str = "auto",
 ) -> CachePlan:
     """How many tokens of cache fit beside the weights; the same plan on every rank.
@@ -191,6 +192,9 @@ def plan_cache(
     By default there are max_batch_size x max_seq_len tokens, and as many again for retained prefixes, though
     these get at most a quarter of what fits. `cache_memory` sets the size instead: bytes per rank, or a share
     of what fits. Retained prefixes may then fill all of it.
+
+    Args:
+        weights: bytes of this rank's weights; None where all are of that dtype.
 
     Raises:
         ConfigError: `cache_memory` is invalid, or too small for one sequence of max_seq_len.
@@ -202,7 +206,11 @@ def plan_cache(
     free = parallel.smallest(free_memory(device), device)
     form = cache_format(cache_dtype, dtype)
     per_token = cache_bytes_per_token(args, parallel.size, form)
-    capacity = None if free is None else _capacity(args, parallel, dtype, per_token, device, free)
+    if weights is None:
+        weights = weight_bytes(args, parallel.size, dtype)
+    largest = parallel.smallest(-weights, device)
+    assert largest is not None
+    capacity = None if free is None else _capacity(args, per_token, device, free, -largest)
     if wanted is None:
         retained = min(limit, args.max_seq_len if capacity is None else capacity // _RETAINED_DIVISOR)
         tokens = limit + retained if capacity is None else min(capacity, limit + retained)
@@ -228,17 +236,14 @@ def plan_cache(
     return CachePlan(tokens, tokens, form)
 
 
-def _capacity(
-    args: ModelArgs, parallel: Parallel, dtype: torch.dtype, per_token: int, device: torch.device, free: int
-) -> int:
+def _capacity(args: ModelArgs, per_token: int, device: torch.device, free: int, weights: int) -> int:
     """How many tokens of cache fit beside the weights; OutOfMemoryError if fewer than max_seq_len."""
-    weights = weight_bytes(args, parallel.size, dtype)
     tokens = int(free * SPARE - weights) // per_token
     if tokens < args.max_seq_len:
         if tokens > 0:
             fix = f"lower max_seq_len to {tokens}, or use more ranks"
         else:
-            fix = "use more ranks, a 16-bit dtype or a smaller model"
+            fix = "use more ranks, a 16-bit dtype, quantized weights or a smaller model"
         raise OutOfMemoryError(
             f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB"
             f" for one sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB"

@@ -43,7 +43,7 @@ static void check_linear(int format, int dtype, long out, long in, long rows) {
     const long size = ((out + 15) / 16 * 16) * ((in + 1) / 2 * 2) * 4;
     void *w = numbers(out * in, format), *x = numbers(rows * in, dtype), *packed = aligned_alloc(64, size);
     void *y = malloc(rows * out * 4), *alone = malloc(out * 4), *threads = malloc(rows * out * 4);
-    const matrix_t m = {format, out, in, packed, 0, 0, 0};
+    const matrix_t m = {format, out, in, in, 0, packed, 0, 0, 0};
     llama_pack(&m, w, in, 0, 0, out, in, 2);
     void *space = malloc(llama_linear_space(&m, rows, dtype) + 1);
     llama_linear(&m, x, y, space, rows, dtype, 1);
@@ -90,7 +90,7 @@ static void check_norm_and_rotation(int dtype, long n) {
 
 /* A number of a cache. */
 static double stored(const void *p, long i, int format) {
-    if (format != CACHED_INT8) return number(p, i, format);
+    if (format != INT8) return number(p, i, format);
     const unsigned char *block = (const unsigned char *)p + i / 32 * 34;
     return (double)float_of((uint32_t)(block[0] | block[1] << 8) << 16) * (signed char)block[2 + i % 32];
 }
@@ -104,7 +104,7 @@ static double scale_for(const void *p, long i, int dtype) {
 
 /* Random numbers as a cache has them; of blocks, any bytes, with scales up to 1/128. */
 static void *cached_numbers(long count, int format) {
-    if (format != CACHED_INT8) return numbers(count, format);
+    if (format != INT8) return numbers(count, format);
     char *p = malloc(count / BLOCK_SIZE * BLOCK_BYTES + 64);
     for (long i = 0; i < count; i += BLOCK_SIZE) {
         const uint16_t scale = nearest_bf16(fabsf(uniform()) / 128);
@@ -167,7 +167,7 @@ enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, 
 /* Random weights; of the matrices of a layer each has a format of its own where `mixed`. */
 static matrix_t random_matrix(long out, long in, int format) {
     void *w = numbers(out * in, format);
-    const matrix_t m = {format, out, in, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
+    const matrix_t m = {format, out, in, in, 0, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
     llama_pack(&m, w, in, 0, 0, out, in, 1);
     free(w);
     return m;
@@ -209,7 +209,8 @@ static char *step(int dtype, int format, const layer_t *layers, const void *x, l
                 (cache_t){cached(keys[which], l * cache, format), cached(values[which], l * cache, format)};
     }
     memcpy(y, at(x, skip * WIDTH, dtype), rows * WIDTH * size_of(dtype));
-    step_t s = {rows,        WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, 1e-5f,
+    const long formed = llama_layers_formed(layers, LAYERS, dtype);
+    step_t s = {rows,        WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, formed, 1e-5f,
                 0.17677669f, table + skip * DIM, capacity, position, CAPACITY, y, out, 0};
     s.space = aligned_alloc(64, llama_layers_space(&s));
     if (!parts) llama_layers(&s, layers, caches, LAYERS, 0);
@@ -260,15 +261,15 @@ int main(void) {
         check_layers(dtype, dtype, 0, 9, 4);
         /* Not of bfloat16: which of its matrices are multiplied by pairs depends on the level. */
         check_layers(dtype == BF16 ? F16 : dtype, dtype == BF16 ? F16 : dtype, 1, 3, 9);
-        check_layers(dtype, CACHED_INT8, 0, 1, 5);
+        check_layers(dtype, INT8, 0, 1, 5);
         printf("%016llx\n", (unsigned long long)hash);
         hash = 0;
     }
     for (int dtype = F32; dtype <= BF16; dtype++) {
-        check_attention(dtype, CACHED_INT8, 4, 2, 64, 1, 70);
-        check_attention(dtype, CACHED_INT8, 2, 2, 96, 2, 33);
-        check_attention(dtype, CACHED_INT8, 4, 1, 32, 1, 130);
-        check_attention(dtype, CACHED_INT8, 3, 1, 64, 19, 61);
+        check_attention(dtype, INT8, 4, 2, 64, 1, 70);
+        check_attention(dtype, INT8, 2, 2, 96, 2, 33);
+        check_attention(dtype, INT8, 4, 1, 32, 1, 130);
+        check_attention(dtype, INT8, 3, 1, 64, 19, 61);
     }
     printf("%016llx\n", (unsigned long long)hash);
     return 0;

@@ -56,7 +56,7 @@ def use(name: str, patch: pytest.MonkeyPatch) -> None:
 
 
 def rows_of(operator: str, formats: Sequence[torch.dtype | str]) -> list[Any]:
-    """Parameters (row of the table, level or "plain", format): each row with each format that it can take."""
+    """Parameters (row of the table, level or "plain", format): each row with each dtype or format that it can take."""
     found = []
     for row in ROWS[operator]:
         for level in AT if row.name == "csrc" else ["plain"]:

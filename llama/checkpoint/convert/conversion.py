@@ -98,7 +98,7 @@ def convert(
     total = sum(file.nbytes(dtype) for file in files)
     # From Hugging Face to Hugging Face, chat templates, ids that end an answer and the context length are
     # copied.
-    copied = isinstance(source, HuggingFaceCheckpoint) and layout == "hf"
+    copied = source.layout == HuggingFaceCheckpoint.layout and layout == "hf"
     kept = companion_files(source.folder) if copied else {}
     with OutputFolder(target, total, force=force, source=source.folder) as unfinished:
         hashes = _write_all(source, files, unfinished.folder, dtype, progress)
@@ -180,12 +180,13 @@ def _write_file(
 def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
     """A piece in contiguous windows of rows, in the row order of the target's layout."""
     heads = rotary_heads(piece.name, source.args.n_heads, source.args.kv_heads) if to_hf else 0
-    parts = list(source.parts(piece.name, piece.rows, piece.columns))
-    whole = parts[0].source
-    if not heads and len(parts) == 1 and whole.dtype == dtype and whole.is_contiguous():
-        for _, window in source.windows(whole):
-            yield window
-        return
+    if source.is_mapped(piece.name) and not heads:
+        parts = list(source.parts(piece.name, piece.rows, piece.columns))
+        whole = parts[0].source
+        if len(parts) == 1 and whole.dtype == dtype and whole.is_contiguous():
+            for _, window in source.windows(whole):
+                yield window
+            return
     height, width = piece.shape[0], piece.shape[1] if len(piece.shape) > 1 else 1
     # Whole heads: the rows of a head are permuted together.
     multiple = source.args.head_dim if heads else 1
@@ -196,7 +197,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
         out = buffer[: last - first]
         rows = (piece.rows[0] + first, piece.rows[0] + last)
         source.read(piece.name, out, rows, piece.columns)
-        if torch.finfo(dtype).max < torch.finfo(source.dtype).max:
+        if torch.finfo(dtype).max < torch.finfo(source.dtype_of(piece.name)).max:
             _check_range(source, piece, rows, out)
         if heads:
             out = out.view(-1, multiple // 2, 2, width).transpose(1, 2).reshape(-1, width)
@@ -207,21 +208,21 @@ def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tenso
     """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
     if out.isfinite().all():
         return
-    exact = torch.empty(out.shape, dtype=source.dtype)
+    exact = torch.empty(out.shape, dtype=source.dtype_of(piece.name))
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():
         raise ConfigError(
             f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {dtype_name(out.dtype)} ends at"
-            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(source.dtype)}"
+            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(exact.dtype)}"
         )
 
 
 def _finish_meta(
     source: Checkpoint, tokenizer: Tokenizer, folder: Path, hashes: dict[str, str | None]
 ) -> None:
-    hashes[TOKENIZER] = create(folder / TOKENIZER, Path(tokenizer.model_path).read_bytes())
-    if isinstance(source, MetaCheckpoint):
+    hashes[TOKENIZER] = create(folder / TOKENIZER, tokenizer.model_bytes)
+    if source.layout == MetaCheckpoint.layout:
         params = (source.folder / PARAMS).read_bytes()
     else:
         params = (json.dumps(params_of(source.args)) + "\n").encode()
@@ -250,6 +251,7 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
+        own.pop("quantization_config", None)  # what is written here is plain
         # vocab_size too: without it transformers assumes 32,000, whatever the embedding has.
         ours = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
         config = own | {key: config[key] for key in ours}

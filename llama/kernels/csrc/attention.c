@@ -24,7 +24,7 @@ INLINE float product(int pairs, int cache, const void *query, const void *key, l
                 const long pair = i + v * 2 * LANES;
                 sum[v] = dot_pairs(sum[v], load_bits(at(query, pair, BF16)), load_bits(at(key, pair, BF16)));
             }
-    else if (cache == CACHED_INT8)
+    else if (cache == INT8)
         for (long i = 0; i < dim; i += BLOCK_SIZE) {
             const char *block = cached(key, i, cache);
             UNROLL for (int v = 0; v < BLOCK_SIZE / LANES; v++)
@@ -149,7 +149,7 @@ INLINE void quantize_block(int dtype, const void *x, char *block) {
 
 INLINE void store_row(int dtype, int cache, const void *x, void *rows, long to, long dim) {
     char *row = cached(rows, to, cache);
-    if (cache != CACHED_INT8)
+    if (cache != INT8)
         memcpy(row, x, dim * size_of(dtype));
     else
         for (long i = 0; i < dim; i += BLOCK_SIZE) quantize_block(dtype, at(x, i, dtype), cached(row, i, cache));

@@ -7,20 +7,20 @@
 
 #include "numbers.h"
 
-/* CACHED_INT8: a format beside the dtypes, with the number of "int8" in quantized.py. BLOCK_BYTES: of a block. */
-enum { CACHED_INT8 = 3, BLOCK_SIZE = 32, BLOCK_BYTES = 2 + BLOCK_SIZE };
+/* Numbers of a block, and its bytes. */
+enum { BLOCK_SIZE = 32, BLOCK_BYTES = 2 + BLOCK_SIZE };
 
-/* f(dtype, format, ...) with both as constants, as FOR_DTYPE. */
-#define FOR_CACHE(dtype, format, f, ...)                  \
-    do {                                                  \
-        if ((format) == CACHED_INT8)                      \
-            FOR_DTYPE(dtype, f, CACHED_INT8, __VA_ARGS__); \
-        else if ((dtype) == F32)                          \
-            f(F32, F32, __VA_ARGS__);                     \
-        else if ((dtype) == F16)                          \
-            f(F16, F16, __VA_ARGS__);                     \
-        else                                              \
-            f(BF16, BF16, __VA_ARGS__);                   \
+/* f(dtype, format, ...) with both as constants, as FOR_DTYPE. The format is INT8 or the dtype. */
+#define FOR_CACHE(dtype, format, f, ...)            \
+    do {                                            \
+        if ((format) == INT8)                       \
+            FOR_DTYPE(dtype, f, INT8, __VA_ARGS__); \
+        else if ((dtype) == F32)                    \
+            f(F32, F32, __VA_ARGS__);               \
+        else if ((dtype) == F16)                    \
+            f(F16, F16, __VA_ARGS__);               \
+        else                                        \
+            f(BF16, BF16, __VA_ARGS__);             \
     } while (0)
 
 /* Whether queries and keys, weights and values are multiplied as pairs of bfloat16. */
@@ -28,7 +28,7 @@ INLINE int pairs_of(int dtype, int format) { return DOTS && dtype == BF16 && for
 
 /* The address of number i of a cache; of blocks, i is a multiple of 32. */
 INLINE char *cached(const void *rows, long i, int format) {
-    return format == CACHED_INT8 ? (char *)rows + i / BLOCK_SIZE * BLOCK_BYTES : at(rows, i, format);
+    return format == INT8 ? (char *)rows + i / BLOCK_SIZE * BLOCK_BYTES : at(rows, i, format);
 }
 
 /* The scale, in all lanes. A block begins with it: what the first four bytes have beside it is shifted out. */
@@ -36,7 +36,7 @@ INLINE vf scale_of(const char *block) { return (vf)(broadcast_bits(block) << 16)
 
 /* Numbers i, i + 1, ... from an address of `cached` on; they lie in one block. */
 INLINE vf get_cached(int format, const void *from, long i) {
-    if (format != CACHED_INT8) return get(format, from, i);
+    if (format != INT8) return get(format, from, i);
     const char *block = cached(from, i, format);
     return widen_i8(block + 2 + i % BLOCK_SIZE) * scale_of(block);
 }

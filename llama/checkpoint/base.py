@@ -138,6 +138,10 @@ class Checkpoint(ABC):
         """Whether `parts` gives a tensor as it is stored. Otherwise `compute` makes its values."""
         return len(self.shapes[name]) == 1 or self.form(name, (0, self.shapes[name][1])) is None
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that holds a tensor's values as they are: of computed ones float32."""
+        return self.dtype if self.is_mapped(name) else torch.float32
+
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""
         assert columns is not None

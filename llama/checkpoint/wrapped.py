@@ -54,12 +54,6 @@ class WrappedCheckpoint(Checkpoint):
     def disagreements(self) -> list[str]:
         return self.source.disagreements()
 
-    def tokenizer(self) -> Tokenizer | None:
-        return self.source.tokenizer()
-
-    def details(self) -> Iterator[tuple[str, str]]:
-        return self.source.details()
-
     def form(self, name: str, columns: Range) -> Form | None:
         return self.source.form(name, columns)
 

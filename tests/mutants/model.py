@@ -200,6 +200,27 @@ MUTANTS = [
         tests=("tests/kernels/test_table.py",),
     ),
     Mutant(
+        name="bytes of an int8 cache belong to the scale before it was rounded",
+        file="llama/kernels/cached.py",
+        old="usable & top.isfinite(), 1 / scales.float(), 0.0)",
+        new="usable & top.isfinite(), 127 / top, 0.0)",
+        tests=("tests/kernels/test_int8_cache.py",),
+    ),
+    Mutant(
+        name="an int8 cache is counted as floats",
+        file="llama/sizing/budget.py",
+        old='    return dtype if cache_dtype == "auto" else cache_dtype\n',
+        new="    return dtype\n",
+        tests=("tests/sizing/test_estimate.py",),
+    ),
+    Mutant(
+        name="caches of several formats go to the kernels as if all were the first's",
+        file="llama/kv_cache.py",
+        old="cache.form == form and cache.device",
+        new="cache.device",
+        tests=("tests/kernels/test_fused_laws.py",),
+    ),
+    Mutant(
         name="tokens are stored one position late",
         file="llama/kernels/attention.py",
         old="    end = start + k_TKD.shape[0]\n",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from quantized_models import quantized
+from quantized_models import packed, quantized
 from torch import nn
 
 from llama.distributed import environment
@@ -58,8 +58,7 @@ def blocks_of(kind: str, seed: int = 0) -> Blocks:
 def layer(blocks: Blocks, dtype: torch.dtype = torch.float32) -> ColumnParallelLinear:
     with torch.device("meta"):
         made = ColumnParallelLinear(SIZE[1], SIZE[0], parallel=Parallel())
-    form = Quantized(blocks.form.format, blocks.form.group, native.kernels())
-    made.assign(form.pack_blocks(blocks, SIZE[1], dtype))
+    made.assign(packed(blocks, SIZE[1], dtype))
     return made
 
 

@@ -212,7 +212,7 @@ def quantized_rows(x: torch.Tensor, order: torch.Tensor | None) -> tuple[torch.T
     x = x.float()
     if order is not None:
         x = F.pad(x, (0, 1))[:, order.long()]  # -1 reads the zero behind the row
-    blocks = x.unflatten(1, (-1, BLOCK)) if x.shape[1] else x[:, :, None]
+    blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     largest = blocks.abs().amax(2)
     inverse = torch.full_like(largest, 127) / largest  # `127 / largest` would round twice
     usable = largest.isfinite() & inverse.isfinite()
@@ -237,7 +237,7 @@ def _sums(codes: torch.Tensor, scales: torch.Tensor, weight: Blocks) -> torch.Te
             sums = _fma(by_dots * xs, dots, sums)
             sums = _fma(-(by_ones * xs), ones, sums)
             continue
-        zero = kind.zero if weight.zeros is None else weight.zeros[:, group].float()
+        zero = kind.zero or 0 if weight.zeros is None else weight.zeros[:, group].float()
         sums = _fma(by_scales[:, group] * xs, dots - zero * ones, sums)
     return sums
 

@@ -157,10 +157,10 @@ class Quantized(QuantizedFormat):
         assert weight.matrix is not None
         return self.kernels.linear(x, weight.matrix)
 
-    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor | None:
         alike = x.shape[-1] == weight.shape[1] and x.device == weight.codes.device and x.is_floating_point()
         if not alike or not native.has_memory(x):
-            return super().reference(weight, x)  # which refuses it, or knows shapes only
+            return None  # F.linear refuses it, or knows shapes only
         found: torch.Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
         return found
 

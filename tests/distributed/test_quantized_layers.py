@@ -165,6 +165,14 @@ def test_memory_that_is_shared_in_place_is_used_from_there(kind: str) -> None:
         check(module, wanted)
 
 
+def test_codes_are_read_where_they_are_now(kind: str) -> None:
+    module, blocks = layer(blocks_of(kind)), blocks_of(kind)
+    module(make(1, SIZE[1]))
+    module.weight.share_memory_()
+    module.weight.zero_()
+    check(module, Blocks(blocks.form, torch.zeros_like(blocks.codes), blocks.scales, blocks.zeros))
+
+
 def test_weights_of_one_piece_of_memory_are_shared_together(kind: str) -> None:
     """As a loaded model's are: when the first is moved, all are."""
     made = [layer(blocks_of(kind, seed=seed)) for seed in (0, 2)]

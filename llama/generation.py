@@ -77,8 +77,9 @@ class Llama:
 
         Args:
             ckpt_dir: a folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
-                (config.json, *.safetensors or pytorch_model*.bin), unchanged.
-            tokenizer_path: by default tokenizer.model in ckpt_dir.
+                (config.json, *.safetensors or pytorch_model*.bin), unchanged; or a GGUF file, of one that was
+                split any part.
+            tokenizer_path: by default tokenizer.model in ckpt_dir, of a GGUF the one in the file.
             max_seq_len, max_batch_size: limits of a sequence's tokens, and of sequences that run at the same
                 time. Memory follows the tokens in use, not these.
             model_parallel_size: ranks that hold one model; by default all of the launch. With fewer, the

@@ -138,6 +138,10 @@ class Checkpoint(ABC):
         """Whether `parts` gives a tensor as it is stored. Otherwise `compute` makes its values."""
         return len(self.shapes[name]) == 1 or self.form(name, (0, self.shapes[name][1])) is None
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that holds a tensor's values as they are: of computed ones float32."""
+        return self.dtype if self.is_mapped(name) else torch.float32
+
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""
         assert columns is not None
@@ -159,7 +163,7 @@ class Checkpoint(ABC):
         """Fill `out` with a window of a tensor, converting dtype and device."""
         if not self.is_mapped(name):
             width = 1 if columns is None else columns[1] - columns[0]
-            step = max(1, _COMPUTED // (4 * width))
+            step = max(1, _COMPUTED // max(1, 4 * width))
             for first in range(0, rows[1] - rows[0], step):
                 last = min(first + step, rows[1] - rows[0])
                 out[first:last].copy_(self.compute(name, (rows[0] + first, rows[0] + last), columns))

@@ -63,5 +63,8 @@ class WrappedCheckpoint(Checkpoint):
     def is_mapped(self, name: str) -> bool:
         return self.source.is_mapped(name)
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.source.dtype_of(name) if self.is_mapped(name) else torch.float32
+
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         return self.source.compute(name, rows, columns)

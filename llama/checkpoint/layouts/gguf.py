@@ -220,6 +220,9 @@ class GgufCheckpoint(Checkpoint):
     def is_mapped(self, name: str) -> bool:
         return self._of(name).kind.dtype is not None
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._of(name).kind.dtype or torch.float32
+
     def parts(self, name: str, rows: Range, columns: Range | None) -> Iterator[Part]:
         source = self._of(name).data[rows[0] : rows[1]]
         if columns is None:

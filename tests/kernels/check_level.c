@@ -1,9 +1,11 @@
 /* The laws of csrc/ at one level, for CPUs that this machine has to emulate and for vectors that none has: compiled
- * with the sources and run by test_levels.py. Prints a number for the results of each dtype, and for attention
- * over int8 caches, which must be the same on all levels, but for bfloat16 where there are instructions for pairs. */
+ * with the sources and run by test_levels.py. Prints a number for the results of each dtype, one for attention over int8
+ * caches, and one for quantized weights. They must be the same on all levels, but for bfloat16 where there are
+ * instructions for pairs. */
 
 #include "attention.h"
 #include "cached.h"
+#include "check_quantized.h"
 #include "layers.h"
 #include "norms.h"
 #include "one_number.h"
@@ -164,8 +166,9 @@ static void check_attention(int dtype, int format, long heads, long kv_heads, lo
 
 enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, MOST = 14 };
 
-/* Random weights; of the matrices of a layer each has a format of its own where `mixed`. */
+/* Random weights. */
 static matrix_t random_matrix(long out, long in, int format) {
+    if (format >= INT8) return random_quantized(format, out, in, format == K4 ? 64 : 32, 0);
     void *w = numbers(out * in, format);
     const matrix_t m = {format, out, in, in, 0, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
     llama_pack(&m, w, in, 0, 0, out, in, 1);
@@ -173,19 +176,25 @@ static matrix_t random_matrix(long out, long in, int format) {
     return m;
 }
 
-static layer_t random_layer(int dtype, int mixed) {
-    const int other = mixed ? (dtype + 1) % 3 : dtype, third = mixed ? (dtype + 2) % 3 : dtype;
+/* The format of a matrix of a layer: the dtype; other dtypes (MIXED); quantized formats and a plain one (QUANTIZED). */
+enum { ALIKE, MIXED, QUANTIZED };
+static int format_of(int kinds, int dtype, int which) {
+    static const int others[] = {0, 1, 2, 1, 0, 2, 1}, quantized[] = {K4, INT8, F16, INT4, INT8Z, INT4Z, K4};
+    return kinds == ALIKE ? dtype : kinds == MIXED ? (dtype + others[which]) % 3 : quantized[which];
+}
+
+static layer_t random_layer(int dtype, int kinds) {
     const long query = HEADS * DIM, key = HEADS / 2 * DIM;
     return (layer_t){
         numbers(WIDTH, dtype),
         numbers(WIDTH, dtype),
-        random_matrix(query, WIDTH, dtype),
-        random_matrix(key, WIDTH, other),
-        random_matrix(key, WIDTH, third),
-        random_matrix(WIDTH, query, other),
-        random_matrix(HIDDEN, WIDTH, dtype),
-        random_matrix(HIDDEN, WIDTH, third),
-        random_matrix(WIDTH, HIDDEN, other),
+        random_matrix(query, WIDTH, format_of(kinds, dtype, 0)),
+        random_matrix(key, WIDTH, format_of(kinds, dtype, 1)),
+        random_matrix(key, WIDTH, format_of(kinds, dtype, 2)),
+        random_matrix(WIDTH, query, format_of(kinds, dtype, 3)),
+        random_matrix(HIDDEN, WIDTH, format_of(kinds, dtype, 4)),
+        random_matrix(HIDDEN, WIDTH, format_of(kinds, dtype, 5)),
+        random_matrix(WIDTH, HIDDEN, format_of(kinds, dtype, 6)),
     };
 }
 
@@ -226,9 +235,9 @@ static char *step(int dtype, int format, const layer_t *layers, const void *x, l
     return y;
 }
 
-static void check_layers(int dtype, int format, int mixed, long first, long second) {
+static void check_layers(int dtype, int format, int kinds, long first, long second) {
     layer_t layers[LAYERS];
-    for (int l = 0; l < LAYERS; l++) layers[l] = random_layer(dtype, mixed);
+    for (int l = 0; l < LAYERS; l++) layers[l] = random_layer(dtype, kinds);
     void *x = numbers(MOST * WIDTH, dtype);
     const long bytes = (first + second) * WIDTH * size_of(dtype), alone = first * WIDTH * size_of(dtype);
     char *all = step(dtype, format, layers, x, first, second, 0, 1, 0);
@@ -256,12 +265,12 @@ int main(void) {
         check_attention(dtype, dtype, 2, 2, 96, 2, 33);
         check_attention(dtype, dtype, 4, 1, 32, 1, 130);
         check_attention(dtype, dtype, 3, 1, 64, 19, 61);
-        check_layers(dtype, dtype, 0, 1, 1);
-        check_layers(dtype, dtype, 0, 2, 5);
-        check_layers(dtype, dtype, 0, 9, 4);
+        check_layers(dtype, dtype, ALIKE, 1, 1);
+        check_layers(dtype, dtype, ALIKE, 2, 5);
+        check_layers(dtype, dtype, ALIKE, 9, 4);
         /* Not of bfloat16: which of its matrices are multiplied by pairs depends on the level. */
-        check_layers(dtype == BF16 ? F16 : dtype, dtype == BF16 ? F16 : dtype, 1, 3, 9);
-        check_layers(dtype, INT8, 0, 1, 5);
+        check_layers(dtype == BF16 ? F16 : dtype, dtype == BF16 ? F16 : dtype, MIXED, 3, 9);
+        check_layers(dtype, INT8, ALIKE, 1, 5);
         printf("%016llx\n", (unsigned long long)hash);
         hash = 0;
     }
@@ -271,6 +280,11 @@ int main(void) {
         check_attention(dtype, INT8, 4, 1, 32, 1, 130);
         check_attention(dtype, INT8, 3, 1, 64, 19, 61);
     }
+    printf("%016llx\n", (unsigned long long)hash);
+    hash = check_quantized();
+    check_layers(F32, F32, QUANTIZED, 2, 5);
+    check_layers(F16, F16, QUANTIZED, 9, 4);
+    check_layers(F16, INT8, QUANTIZED, 2, 5);
     printf("%016llx\n", (unsigned long long)hash);
     return 0;
 }

@@ -31,7 +31,9 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", metavar="NAME|DIR", help=f"one of {', '.join(_FAMILY)}, or a checkpoint's folder or GGUF file"
+        "--model",
+        metavar="NAME|DIR",
+        help=f"one of {', '.join(_FAMILY)}, or a checkpoint's folder or GGUF file",
     )
     parser.add_argument(
         "--mp", type=positive, default=1, metavar="N", help="ranks that hold the model (default 1)"

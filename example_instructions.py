@@ -26,6 +26,8 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 1,
+    adapter: str | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Print answers to two dialogs.
 
@@ -41,6 +43,8 @@ def main(
         device: auto, cuda, mps or cpu.
         dtype: auto, bfloat16, float16 or float32.
         seed: sampling repeats with it.
+        adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
+        quantize: int8 or int4, to quantize the weights while they are read.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -51,6 +55,8 @@ def main(
         device=device,
         dtype=dtype,
         seed=seed,
+        adapter=adapter,
+        quantize=quantize,
     )
     results = llama.chat_completion(DIALOGS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
     if is_first_rank():

@@ -7,6 +7,7 @@ convert and info are written against that class alone.
     opening.py            folder -> Checkpoint; the table of layouts; the tokenizer that goes with it
     base.py               Checkpoint, the base class
     layouts/              one class for each layout: meta, hugging_face, gguf
+    wrapped.py, lora/     a checkpoint around another one; LoRA adapters, merged while weights are read
     weight_files/         one reader and writer for each file format: pth, safetensors, gguf
     load.py, verify.py, info.py                     Checkpoint -> one rank's weights, findings, a description
     convert/              Checkpoint -> a new folder, which appears complete or not at all

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointFormatError
-from ..kernels.quantized import Blocks, Form, dequantize
+from ..kernels.quantized import Blocks, Form, in_order
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
 from ..tokenizer import Tokenizer
@@ -69,8 +69,8 @@ class Checkpoint(ABC):
     dtype: torch.dtype
     mapped: list[MappedFile]
     quantization: str | None = None
-    context_length: int | None = None
     mp_shards: int | None = None
+    context_length: int | None = None
 
     @abstractmethod
     def __init__(
@@ -102,13 +102,13 @@ class Checkpoint(ABC):
         """
         return None
 
-    def details(self) -> Iterator[tuple[str, str]]:
-        """What `info` tells of this layout alone: label and text of each line."""
-        return iter(())
-
     def disagreements(self) -> list[str]:
         """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""
         return []
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        """What `info` tells of this layout alone: label and text of each line."""
+        return iter(())
 
     # ---- quantized weights ----
 
@@ -145,15 +145,7 @@ class Checkpoint(ABC):
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""
         assert columns is not None
-        form = self.form(name, columns)
-        assert form is not None
-        found = dequantize(self.blocks(name, rows, columns))
-        if form.order is None:
-            return found
-        read = form.order >= 0
-        out = torch.empty(len(found), columns[1] - columns[0])
-        out[:, form.order[read].long()] = found[:, read]
-        return out
+        return in_order(self.blocks(name, rows, columns), columns[1] - columns[0])
 
     # ---- windows ----
 
@@ -171,7 +163,7 @@ class Checkpoint(ABC):
         """Fill `out` with a window of a tensor, converting dtype and device."""
         if not self.is_mapped(name):
             width = 1 if columns is None else columns[1] - columns[0]
-            step = max(1, _COMPUTED // (4 * width))
+            step = max(1, _COMPUTED // max(1, 4 * width))
             for first in range(0, rows[1] - rows[0], step):
                 last = min(first + step, rows[1] - rows[0])
                 out[first:last].copy_(self.compute(name, (rows[0] + first, rows[0] + last), columns))

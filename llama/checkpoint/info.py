@@ -11,6 +11,7 @@ from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
+from .lora import AdaptedCheckpoint
 
 __all__ = ["amount", "describe", "guess", "shortened"]
 
@@ -57,6 +58,8 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
     shards = f"{checkpoint.shards} weight file{'s' if checkpoint.shards > 1 else ''}"
     yield "member", guess(args, tokenizer)
     yield "layout", f"{checkpoint.layout}, {shards}, {amount(files)}"
+    if isinstance(checkpoint, AdaptedCheckpoint):
+        yield "adapter", str(checkpoint.adapter)
     yield (
         "parameters",
         f"{shortened(parameter_count(args))} in {checkpoint.quantization or dtype_name(dtype)}",

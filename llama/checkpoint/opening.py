@@ -13,6 +13,8 @@ from .files import as_path, check_folder, is_there
 from .layouts.gguf import GgufCheckpoint
 from .layouts.hugging_face import HuggingFaceCheckpoint
 from .layouts.meta import MetaCheckpoint
+from .lora import with_adapter
+from .quantize import quantized
 from .weight_files.gguf import is_gguf
 
 __all__ = ["LAYOUTS", "check_path", "open_checkpoint", "tokenizer_of"]
@@ -37,7 +39,13 @@ def _is_gguf(path: Path) -> bool:
 
 
 def open_checkpoint(
-    folder: str | os.PathLike[str], *, max_seq_len: int = 2048, max_batch_size: int = 1, agree: bool = True
+    folder: str | os.PathLike[str],
+    *,
+    max_seq_len: int = 2048,
+    max_batch_size: int = 1,
+    agree: bool = True,
+    adapter: str | os.PathLike[str] | None = None,
+    quantize: str | None = None,
 ) -> Checkpoint:
     """Open and check a folder in Meta's or Hugging Face's layout, or a GGUF. Weights are mapped, not read.
 
@@ -47,23 +55,31 @@ def open_checkpoint(
         folder: a folder, or a GGUF file: of one that was split, any of its files.
         max_seq_len, max_batch_size: limits to put into the checkpoint's ModelArgs.
         agree: refuse shards that hold different values of a replicated weight.
+        adapter: the folder of a LoRA adapter, as PEFT saves it, to merge into the weights while they are read.
+        quantize: "int8" or "int4", to quantize the matrices while they are read; see quantize.py.
 
     Raises:
         CheckpointError: files are missing, unreadable, damaged, or do not belong together.
-        ConfigError: `folder` is not a path; hyperparameters are missing, unknown or not supported.
+        ConfigError: `folder` is not a path; hyperparameters are missing, unknown or not supported; `quantize` is
+            unknown, or the checkpoint is quantized already.
     """
     folder = as_path(folder, "the checkpoint folder")
     try:
         check_path(folder)
-        if _is_gguf(folder):
-            return GgufCheckpoint(folder, max_seq_len, max_batch_size, agree=agree)
-        # Meta's is the default: its errors say what is missing, and what the folder holds instead.
-        layout = next((each for each in LAYOUTS if each.recognizes(folder)), MetaCheckpoint)
-        return layout(folder, max_seq_len, max_batch_size, agree=agree)
+        found = _layout_of(folder)(folder, max_seq_len, max_batch_size, agree=agree)
+        found = found if adapter is None else with_adapter(found, adapter)
+        return found if quantize is None else quantized(found, quantize)
     except OSError as error:  # the disk fails, or a file disappears while it is read
         raise CheckpointFormatError(
             f"{folder} cannot be read: {reason(error)}; check the disk, and that nothing else changes the folder"
         ) from error
+
+
+def _layout_of(path: Path) -> type[Checkpoint]:
+    if _is_gguf(path):
+        return GgufCheckpoint
+    # Meta's is the default: its errors say what is missing, and what the folder holds instead.
+    return next((each for each in LAYOUTS if each.recognizes(path)), MetaCheckpoint)
 
 
 def tokenizer_of(checkpoint: Checkpoint, path: str | os.PathLike[str] | None = None) -> Tokenizer:

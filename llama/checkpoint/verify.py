@@ -16,6 +16,7 @@ from ..sizing.shapes import axis_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
 from .files import is_there, read_small, some
+from .lora import with_adapter
 from .opening import open_checkpoint, tokenizer_of
 from .weight_files.pth import records_of
 from .weight_files.zip_directory import CrcCheck
@@ -49,6 +50,7 @@ def verify(
     *,
     tokenizer_path: Path | None = None,
     quick: bool = False,
+    adapter: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Iterator[Finding]:
     """Check a folder in any layout or a GGUF, one row at a time.
@@ -59,6 +61,7 @@ def verify(
         folder: a folder, or a GGUF file.
         tokenizer_path: by default tokenizer.model in the folder.
         quick: skip the checks that read every byte: checksums and values.
+        adapter: the folder of a LoRA adapter, to check whether it fits; its values are checked too.
         progress: called with the bytes read.
     """
     yield _checksums(folder, quick, progress)
@@ -77,6 +80,12 @@ def verify(
         f"{count} tensors of {checkpoint.quantization or dtype_name(checkpoint.dtype)} in {where}, shapes as"
         " configured",
     )
+    if adapter is not None:
+        try:
+            checkpoint = adapted = with_adapter(checkpoint, adapter)
+            yield Finding("adapter", "pass", str(adapted.adapter))
+        except LlamaError as error:
+            yield Finding("adapter", "fail", reason(error))
     yield _read("shard agreement", lambda: _agreement(checkpoint))
     yield _read("values", lambda: _values(checkpoint, quick, progress))
     yield from _tokenizer(checkpoint, tokenizer_path)

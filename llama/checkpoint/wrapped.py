@@ -32,6 +32,7 @@ class WrappedCheckpoint(Checkpoint):
         self.source = source
         for name in inspect.get_annotations(Checkpoint):
             setattr(self, name, getattr(source, name))
+        self.notes = [*source.notes]
 
     @classmethod
     def recognizes(cls, folder: Path) -> bool:
@@ -44,14 +45,14 @@ class WrappedCheckpoint(Checkpoint):
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
         return self.source.stored()
 
-    def disagreements(self) -> list[str]:
-        return self.source.disagreements()
-
     def tokenizer(self) -> Tokenizer | None:
         return self.source.tokenizer()
 
     def details(self) -> Iterator[tuple[str, str]]:
         return self.source.details()
+
+    def disagreements(self) -> list[str]:
+        return self.source.disagreements()
 
     def form(self, name: str, columns: Range) -> Form | None:
         return self.source.form(name, columns)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "Parser",
+    "add_adapter",
     "add_loading",
+    "add_quantize",
     "add_replicas",
     "add_tokenizer",
     "path",
@@ -68,6 +70,25 @@ def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> No
     )
 
 
+def add_adapter(parser: argparse._ActionsContainer) -> None:
+    """Add --adapter."""
+    parser.add_argument(
+        "--adapter",
+        type=path,
+        metavar="FOLDER",
+        help="a LoRA adapter as PEFT saves it, to merge into the weights",
+    )
+
+
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """Add --quantize."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="quantize the weights while they are read: about 8.5 or 5 bits each in memory",
+    )
+
+
 def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | None) -> None:
     """Add how a model is loaded: what of `Llama.build` is the same for every verb that runs one.
 
@@ -99,6 +120,8 @@ def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | Non
         default="auto",
         help="of weights and arithmetic (default: as stored)",
     )
+    add_adapter(parser)
+    add_quantize(parser)
 
 
 def add_replicas(parser: argparse.ArgumentParser, does: str) -> None:

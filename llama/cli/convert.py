@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .arguments import DTYPES, add_tokenizer, path, positive, torch_dtype
+from .arguments import DTYPES, add_adapter, add_tokenizer, path, positive, torch_dtype
 from .terminal import out
 
 SUMMARY = "change layout, number of shards or dtype"
@@ -16,6 +16,7 @@ DESCRIPTION = """
       codellama convert CodeLlama-13b/ CodeLlama-13b-mp1/ --to meta --mp 1
       codellama convert CodeLlama-7b/ CodeLlama-7b-hf/ --to hf
       codellama convert CodeLlama-7b-hf/ CodeLlama-7b/ --to meta
+      codellama convert CodeLlama-7b/ merged/ --to meta --adapter my-lora/
 
     (The runtime itself needs no conversion: it loads any of these folders on any number of ranks.)
     """
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--force", action="store_true", help="replace DST if it holds a checkpoint and nothing else"
     )
     add_tokenizer(parser, "SRC")
+    add_adapter(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoint.progress import Progress
     from ..sizing.budget import parameter_count
 
-    source = open_checkpoint(options.source)
+    source = open_checkpoint(options.source, adapter=options.adapter)
     dtype = torch_dtype(options.dtype) or source.dtype
     done = convert(
         source,

@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quant",
         choices=("int8", "int4"),
-        help="weight-only quantization: int8 with a scale per row, int4 with one per 128 weights (for planning"
-        " only: this version computes with unquantized weights)",
+        help="of a plain model: as --quantize of the other verbs and quantize= of Llama.build load it",
     )
     parser.add_argument(
         "--table", action="store_true", help="print only the family's memory, as a Markdown table"

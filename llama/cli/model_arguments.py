@@ -103,6 +103,8 @@ def source(options: argparse.Namespace) -> Model | Server:
         getattr(options, "max_batch_size", 1),
         options.device,
         options.dtype,
+        adapter=options.adapter,
+        quantize=options.quantize,
     )
 
 

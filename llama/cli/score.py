@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
         options.max_batch_size,
         options.device,
         options.dtype,
+        adapter=options.adapter,
+        quantize=options.quantize,
     )
     texts: list[str] | None = None
     if first_rank_of(model):  # it reads and prints

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..printable import tell
-from .arguments import add_tokenizer, path
+from .arguments import add_adapter, add_tokenizer, path
 from .terminal import out
 
 SUMMARY = "check that a checkpoint is complete and sound"
@@ -15,6 +15,7 @@ DESCRIPTION = """
 
       checksums        md5 of every file in checklist.chk
       tensors          every key, shape and dtype
+      adapter          with --adapter: fits the model, and is plain LoRA
       shard agreement  weights that every shard holds are the same in all
       values           all are finite, no tensor is all zero
       tokenizer        as many pieces as the embedding has rows
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="skip checksums and values, which read every byte"
     )
     add_tokenizer(parser)
+    add_adapter(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,7 +46,14 @@ def run(options: argparse.Namespace) -> int:
     check_path(folder)
     progress = Progress(_bytes_to_read(folder), "verifying")
     failed = 0
-    for finding in verify(folder, tokenizer_path=options.tokenizer, quick=options.quick, progress=progress):
+    findings = verify(
+        folder,
+        tokenizer_path=options.tokenizer,
+        quick=options.quick,
+        adapter=options.adapter,
+        progress=progress,
+    )
+    for finding in findings:
         failed += finding.status == "fail"
         out(f"{finding.status:<4}  {finding.name:<15}  {finding.why}")
     if failed:

@@ -41,12 +41,16 @@ _BASE: _Signatures = {
 }
 _KERNELS: _Signatures = {
     "pack": ("ppnnnnnn", ""),
+    "pack_blocks": ("ppnppnnn", ""),
+    "quantize_k4": ("ppppnn", ""),
+    "quantize_int4": ("pppnn", ""),
     "linear_space": ("pnn", "n"),
     "linear": ("ppppnnn", ""),
     "rms_norm": ("pppnnfnn", ""),
     "rotate": ("ppnnnnn", ""),
     "attend_room": ("nnnnn", "n"),
     "attend": ("pppppppnnnnnnnfnn", ""),
+    "layers_formed": ("pnn", "n"),
     "layers_space": ("p", "n"),
     "layers": ("pppnn", ""),
     "rows_space": ("n", "n"),

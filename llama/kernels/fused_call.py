@@ -26,7 +26,7 @@ class _Step(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_long)
-            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "dtype", "threads")
+            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "dtype", "threads", "formed")
         ),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
@@ -64,6 +64,8 @@ class Layers:
             mine = matrices[len(_MATRICES) * i : len(_MATRICES) * (i + 1)]
             for name, matrix in zip(_MATRICES, mine, strict=True):
                 setattr(layer, name, matrix)
+        # Bytes of a row of x in what the matrices of a layer read of it.
+        self.formed = kernels.layers_formed(self.at(0), len(self), norms[0].dtype)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -118,7 +120,7 @@ class FusedCall:
         next call overwrites that.
         """
         kernels = layers.kernels
-        space = self._space(kernels, x_TC, torch.get_num_threads(), int(position_T.max()) + 1)
+        space = self._space(layers, x_TC, torch.get_num_threads(), int(position_T.max()) + 1)
         step, out = space.step, space.out
         step.table, step.capacity, step.position = (
             each.ctypes.data for each in (table, capacity_T, position_T)
@@ -135,13 +137,14 @@ class FusedCall:
 
         return run
 
-    def _space(self, kernels: Kernels, x_TC: torch.Tensor, threads: int, positions: int) -> _Space:
+    def _space(self, layers: Layers, x_TC: torch.Tensor, threads: int, positions: int) -> _Space:
         """This thread's work space for so many rows, with scores of at least so many positions."""
         space: _Space | None = getattr(self._local, "space", None)
-        wanted = (kernels, len(x_TC), x_TC.dtype, threads)
+        kernels = layers.kernels
+        wanted = (kernels, layers.formed, len(x_TC), x_TC.dtype, threads)
         if space is None or space.sized_for != wanted or positions > space.room:
             room = -(-positions // _SCORE_STEP) * _SCORE_STEP
-            step = _step(self._shape, len(x_TC), x_TC.dtype, threads, room)
+            step = _step(self._shape, len(x_TC), x_TC.dtype, threads, layers.formed, room)
             memory = torch.empty(kernels.layers_space(step), dtype=torch.uint8, device="cpu")
             out = torch.empty(len(x_TC), self._shape.width, dtype=x_TC.dtype, device="cpu")
             step.space, step.out = memory.data_ptr(), out.data_ptr()
@@ -154,20 +157,20 @@ class _Space:
     """The memory of a step, and the structure that points to it.
 
     Args:
-        sized_for: (kernels, rows, dtype, threads).
+        sized_for: (kernels, bytes of a row in what they read of it, rows, dtype, threads).
         room: positions that the scores have room for.
     """
 
-    sized_for: tuple[Kernels, int, torch.dtype, int]
+    sized_for: tuple[Kernels, int, int, torch.dtype, int]
     room: int
     step: _Step
     out: torch.Tensor
     memory: torch.Tensor
 
 
-def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, room: int) -> _Step:
+def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, formed: int, room: int) -> _Step:
     return _Step(
         *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden),
-        *(DTYPES[dtype], threads, shape.eps, shape.head_dim**-0.5),
+        *(DTYPES[dtype], threads, formed, shape.eps, shape.head_dim**-0.5),
         *(None, None, None, room),
     )

@@ -16,6 +16,7 @@ import torch
 
 from . import compiled
 from .levels import Level
+from .quantized import BLOCK, FORMATS, Blocks, Form
 
 __all__ = [
     "DTYPES",
@@ -27,6 +28,8 @@ __all__ = [
     "kernels",
     "matrix",
     "open_kernels",
+    "quantized_matrix",
+    "quantized_shapes",
 ]
 
 # As in csrc/numbers.h. These are the activations' dtypes, and the formats of plain weights.
@@ -41,14 +44,24 @@ class Matrix(ctypes.Structure):
     """matrix_t of csrc/matrix.h: a packed weight. It does not keep the memory that it points to."""
 
     _fields_ = (
-        *((name, ctypes.c_long) for name in ("format", "out", "columns")),
+        *((name, ctypes.c_long) for name in ("format", "out", "inputs", "columns", "group")),
         *((name, ctypes.c_void_p) for name in ("codes", "scales", "zeros", "order")),
     )
 
 
 def matrix(codes: torch.Tensor, shape: tuple[int, int]) -> Matrix:
     """A weight of this shape (out, in) that lies packed in `codes`."""
-    return Matrix(DTYPES[codes.dtype], *shape, codes.data_ptr())
+    return Matrix(DTYPES[codes.dtype], *shape, shape[1], 0, codes.data_ptr())
+
+
+def quantized_matrix(
+    form: Form, shape: tuple[int, int], codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None
+) -> Matrix:
+    """A weight of this shape (out, in), quantized in a form, that lies packed in tensors of `quantized_shapes`."""
+    return Matrix(
+        *(FORMATS[form.format].number, shape[0], form.columns, shape[1], form.group),
+        *(None if part is None else part.data_ptr() for part in (codes, scales, zeros, form.order)),
+    )
 
 
 def has_memory(x: torch.Tensor) -> bool:
@@ -61,6 +74,17 @@ def codes_shape(shape: tuple[int, int], dtype: torch.dtype) -> tuple[int, int, i
     """The shape in which a weight (out, in) is packed: groups of 16 outputs, steps of inputs."""
     step = _STEP[dtype]
     return -(-shape[0] // LANES), -(-shape[1] // step), LANES, step
+
+
+def quantized_shapes(form: Form, out: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
+    """The shapes in which a quantized weight of `out` rows is packed: codes, scales (float16), zeros; others uint8."""
+    _, bits, zero, parts, _ = FORMATS[form.format]
+    groups, step = -(-out // LANES), 32 // bits
+    codes = (groups, form.columns // step, LANES, 4)
+    if parts == 2:
+        return codes, (groups, form.groups, 2, LANES), (groups, form.columns // BLOCK, 2, LANES)
+    scales = (groups, form.groups, LANES)
+    return codes, scales, scales if zero is None else None
 
 
 class Kernels:
@@ -92,6 +116,19 @@ class Kernels:
             *(*weight.shape, torch.get_num_threads()),
         )
 
+    def pack_blocks(self, blocks: Blocks, whole: Matrix, row: int = 0) -> None:
+        """Write some rows of a quantized weight, of which the first is `row`, into its packed form.
+
+        The row is a multiple of 16; so is the number of rows, unless they are the last.
+        """
+        codes, scales, zeros = blocks.codes, blocks.scales.contiguous(), blocks.zeros
+        zeros = None if zeros is None else zeros.contiguous()
+        codes = codes if codes.stride(1) == 1 else codes.contiguous()
+        self._library.llama_pack_blocks(
+            *(ctypes.byref(whole), codes.data_ptr(), codes.stride(0), scales.data_ptr()),
+            *(None if zeros is None else zeros.data_ptr(), row, len(codes), torch.get_num_threads()),
+        )
+
     def linear(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
         """x (..., in) times the transpose of a packed weight, of any format -> (..., out), of x's dtype."""
         x = x.contiguous()
@@ -107,7 +144,36 @@ class Kernels:
         )
         return y
 
+    # ---- quantizing; quantizers.py says what ----
+
+    def quantize_k4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Contiguous float32 (rows, columns), 256 divides the columns -> codes, scales and zeros of `Blocks`."""
+        rows, columns = weight.shape
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // 256, 2, dtype=torch.float16, device="cpu")
+        zeros = torch.empty(rows, columns // 32, 2, dtype=torch.uint8, device="cpu")
+        self._library.llama_quantize_k4(
+            *(x.data_ptr() for x in (weight, codes, scales, zeros)),
+            *(weight.numel() // 256, torch.get_num_threads()),
+        )
+        return codes, scales, zeros
+
+    def quantize_int4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contiguous float32 (rows, columns), 32 divides the columns -> codes and scales of `Blocks`."""
+        rows, columns = weight.shape
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // 32, dtype=torch.float16, device="cpu")
+        self._library.llama_quantize_int4(
+            *(x.data_ptr() for x in (weight, codes, scales)), weight.numel() // 32, torch.get_num_threads()
+        )
+        return codes, scales
+
     # ---- whole layers; fused_call.py has the structures ----
+
+    def layers_formed(self, layers: int, count: int, dtype: torch.dtype) -> int:
+        """`formed` of steps of a dtype through `count` layers at this address."""
+        size: int = self._library.llama_layers_formed(layers, count, DTYPES[dtype])
+        return size
 
     def layers_space(self, step: ctypes.Structure) -> int:
         """Bytes of work space for steps of this shape."""

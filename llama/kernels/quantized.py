@@ -20,7 +20,17 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["BLOCK", "FORMATS", "Blocks", "Form", "Quantization", "dequantize", "form_of", "to_int8"]
+__all__ = [
+    "BLOCK",
+    "FORMATS",
+    "Blocks",
+    "Form",
+    "Quantization",
+    "dequantize",
+    "form_of",
+    "in_order",
+    "to_int8",
+]
 
 # Inputs of a block: of a row of x they share a scale.
 BLOCK = 32
@@ -122,6 +132,17 @@ def dequantize(blocks: Blocks) -> torch.Tensor:
     zeros = _spread(blocks.zeros.float(), BLOCK, columns)
     parts = scales * zeros  # d a, e b: exact
     return codes.mul_(parts[..., 0]).sub_(parts[..., 1])
+
+
+def in_order(blocks: Blocks, columns: int) -> torch.Tensor:
+    """The weights (rows, columns) in float32, in the order of x, which has so many columns."""
+    found, order = dequantize(blocks), blocks.form.order
+    if order is None:
+        return found
+    read = order >= 0
+    out = torch.zeros(len(found), columns)
+    out[:, order[read].long()] = found[:, read]
+    return out
 
 
 def _spread(x: torch.Tensor, times: int, columns: int) -> torch.Tensor:

@@ -152,12 +152,17 @@ def plan_cache(
     dtype: torch.dtype,
     device: torch.device,
     cache_memory: CacheMemory | None = None,
+    *,
+    weights: int | None = None,
 ) -> CachePlan:
     """How many tokens of cache fit beside the weights; the same plan on every rank.
 
     By default there are max_batch_size x max_seq_len tokens, and as many again for retained prefixes, though
     these get at most a quarter of what fits. `cache_memory` sets the size instead: bytes per rank, or a share
     of what fits. Retained prefixes may then fill all of it.
+
+    Args:
+        weights: bytes of this rank's weights; None where all are of that dtype.
 
     Raises:
         ConfigError: `cache_memory` is invalid, or too small for one sequence of max_seq_len.
@@ -168,7 +173,11 @@ def plan_cache(
     limit = args.max_batch_size * args.max_seq_len
     free = parallel.smallest(free_memory(device), device)
     per_token = cache_bytes_per_token(args, parallel.size, dtype)
-    capacity = None if free is None else _capacity(args, parallel, dtype, device, free)
+    if weights is None:
+        weights = weight_bytes(args, parallel.size, dtype)
+    largest = parallel.smallest(-weights, device)
+    assert largest is not None
+    capacity = None if free is None else _capacity(args, parallel, dtype, device, free, -largest)
     if wanted is None:
         retained = min(limit, args.max_seq_len if capacity is None else capacity // _RETAINED_DIVISOR)
         return CachePlan(limit + retained if capacity is None else min(capacity, limit + retained), retained)
@@ -194,17 +203,16 @@ def plan_cache(
 
 
 def _capacity(
-    args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int
+    args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int, weights: int
 ) -> int:
     """How many tokens of cache fit beside the weights; OutOfMemoryError if fewer than max_seq_len."""
-    weights = weight_bytes(args, parallel.size, dtype)
     per_token = cache_bytes_per_token(args, parallel.size, dtype)
     tokens = int(free * SPARE - weights) // per_token
     if tokens < args.max_seq_len:
         if tokens > 0:
             fix = f"lower max_seq_len to {tokens}, or use more ranks"
         else:
-            fix = "use more ranks, a 16-bit dtype or a smaller model"
+            fix = "use more ranks, a 16-bit dtype, quantized weights or a smaller model"
         raise OutOfMemoryError(
             f"weights of {weights / GIB:.2f} GiB and a cache of {args.max_seq_len * per_token / GIB:.2f} GiB"
             f" for one sequence of max_seq_len {args.max_seq_len} do not fit into the {free / GIB:.2f} GiB"

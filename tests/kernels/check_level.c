@@ -42,7 +42,7 @@ static void check_linear(int format, int dtype, long out, long in, long rows) {
     const long size = ((out + 15) / 16 * 16) * ((in + 1) / 2 * 2) * 4;
     void *w = numbers(out * in, format), *x = numbers(rows * in, dtype), *packed = aligned_alloc(64, size);
     void *y = malloc(rows * out * 4), *alone = malloc(out * 4), *threads = malloc(rows * out * 4);
-    const matrix_t m = {format, out, in, packed, 0, 0, 0};
+    const matrix_t m = {format, out, in, in, 0, packed, 0, 0, 0};
     llama_pack(&m, w, in, 0, 0, out, in, 2);
     void *space = malloc(llama_linear_space(&m, rows, dtype) + 1);
     llama_linear(&m, x, y, space, rows, dtype, 1);
@@ -127,7 +127,7 @@ enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, 
 /* Random weights; of the matrices of a layer each has a format of its own where `mixed`. */
 static matrix_t random_matrix(long out, long in, int format) {
     void *w = numbers(out * in, format);
-    const matrix_t m = {format, out, in, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
+    const matrix_t m = {format, out, in, in, 0, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
     llama_pack(&m, w, in, 0, 0, out, in, 1);
     free(w);
     return m;
@@ -167,7 +167,8 @@ static char *step(int dtype, const layer_t *layers, const void *x, long first, l
             caches[l * rows + r] = (cache_t){at(keys[which], l * cache, dtype), at(values[which], l * cache, dtype)};
     }
     memcpy(y, at(x, skip * WIDTH, dtype), rows * WIDTH * size_of(dtype));
-    step_t s = {rows,       WIDTH, HEADS, HEADS / 2, DIM, HIDDEN,     dtype, threads, 1e-5f,
+    const long formed = llama_layers_formed(layers, LAYERS, dtype);
+    step_t s = {rows,       WIDTH, HEADS, HEADS / 2, DIM, HIDDEN,     dtype, threads, formed, 1e-5f,
                 0.17677669f, table + skip * DIM, capacity, position,  CAPACITY, y, out,   0};
     s.space = aligned_alloc(64, llama_layers_space(&s));
     if (!parts) llama_layers(&s, layers, caches, LAYERS, 0);

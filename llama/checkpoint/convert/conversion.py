@@ -37,7 +37,7 @@ from .file_names import CHECKLIST, CONFIG, GENERATION_CONFIG, INDEX, PARAMS, TOK
 from .output_folder import OutputFolder
 from .plan import Piece, PlannedFile, plan_files
 
-__all__ = ["Converted", "convert"]
+__all__ = ["Converted", "chunks", "convert", "differences"]
 
 # Bytes of a tensor that are in memory at once, for each file being written.
 _WINDOW = 16 << 20
@@ -76,7 +76,7 @@ def convert(
         tokenizer_path: by default tokenizer.model in the source's folder.
         shards: number of files in Meta's layout. By default as many as the source has, if it is in Meta's
             layout; else as many as Meta ships that model of the family in.
-        dtype: by default as stored.
+        dtype: by default as stored; of a quantized source, whose weights become plain, float16.
         force: replace an existing checkpoint folder.
         progress: called with the bytes written, from several threads.
 
@@ -160,7 +160,7 @@ def _write_file(
     shapes = {piece.key: piece.shape for piece in file.pieces}
 
     def counted(piece: Piece) -> Iterator[torch.Tensor]:
-        for chunk in _chunks(source, piece, dtype, path.suffix == ".safetensors"):
+        for chunk in chunks(source, piece, dtype, path.suffix == ".safetensors"):
             if stop.is_set():
                 raise _StoppedError
             yield chunk
@@ -177,7 +177,7 @@ def _write_file(
     return written.md5
 
 
-def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
+def chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
     """A piece in contiguous windows of rows, in the row order of the target's layout."""
     heads = rotary_heads(piece.name, source.args.n_heads, source.args.kv_heads) if to_hf else 0
     if source.is_mapped(piece.name) and not heads:
@@ -197,8 +197,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
         out = buffer[: last - first]
         rows = (piece.rows[0] + first, piece.rows[0] + last)
         source.read(piece.name, out, rows, piece.columns)
-        if torch.finfo(dtype).max < torch.finfo(source.dtype_of(piece.name)).max:
-            _check_range(source, piece, rows, out)
+        _check_range(source, piece, rows, out)
         if heads:
             out = out.view(-1, multiple // 2, 2, width).transpose(1, 2).reshape(-1, width)
         yield out
@@ -206,15 +205,17 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
 
 def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
     """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
-    if out.isfinite().all():
+    # What is computed, such as a quantized weight, is so in float32.
+    stored = source.dtype_of(piece.name) if source.is_mapped(piece.name) else torch.float32
+    if torch.finfo(out.dtype).max >= torch.finfo(stored).max or out.isfinite().all():
         return
-    exact = torch.empty(out.shape, dtype=source.dtype_of(piece.name))
+    exact = torch.empty(out.shape, dtype=stored)
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():
         raise ConfigError(
             f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {dtype_name(out.dtype)} ends at"
-            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(exact.dtype)}"
+            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(stored)}"
         )
 
 
@@ -251,6 +252,7 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
+        own.pop("quantization_config", None)  # what is written here is plain
         # vocab_size too: without it transformers assumes 32,000, whatever the embedding has.
         ours = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
         config = own | {key: config[key] for key in ours}
@@ -278,15 +280,18 @@ def _check_opens(source: Checkpoint, layout: str, dtype: torch.dtype, folder: Pa
             f"{final} was not written: the converted files cannot be opened ({reason(error)}). Nothing was left behind"
         ) from error
     expected = {"meta": MetaCheckpoint, "hf": HuggingFaceCheckpoint}[layout].layout
-    wanted = _identity(source, expected, dtype)
-    found = _identity(written, written.layout, written.dtype)
-    wrong = [
-        f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value
-    ]
+    wrong = differences(source, written, expected, dtype)
     if wrong:
         raise CheckpointWriteError(
             f"{final} was not written: in the converted files {'; '.join(wrong)}. Nothing was left behind"
         )
+
+
+def differences(source: Checkpoint, written: Checkpoint, layout: str, dtype: torch.dtype) -> list[str]:
+    """What differs, in what was written, from the source or from what was asked for."""
+    wanted = _identity(source, layout, dtype)
+    found = _identity(written, written.layout, written.dtype)
+    return [f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value]
 
 
 def _identity(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -28,7 +28,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "sliding_window": (None,),
-    "quantization_config": (None,),
     "partial_rotary_factor": (1, 1.0, None),
     "tie_word_embeddings": (False, True, None),
 }
@@ -39,7 +38,7 @@ def read_config(folder: Path, *, max_seq_len: int, max_batch_size: int) -> tuple
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError: there is no config.json, or it is not a JSON object.
-        ConfigError: another architecture, rope scaling, biases, a quantized model, missing or invalid values.
+        ConfigError: another architecture, rope scaling, biases, missing or invalid values.
     """
     path = folder / "config.json"
     config = read_json(path)

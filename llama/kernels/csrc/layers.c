@@ -24,12 +24,37 @@ typedef struct {
 
 /* ---- work space ---- */
 
+/* Products with the same rows: at most so many. */
+enum { TOGETHER = 3 };
+
+/* The first of `m` whose form of the rows the i-th takes too: itself, if none before it does, and -1 if it takes them
+ * as they are. */
+INLINE int formed_by(const matrix_t *const *m, int i, int dtype) {
+    if (is_form(m[i], dtype)) return -1;
+    int first = 0;
+    while (!same_form(m[first], m[i], dtype)) first++;
+    return first;
+}
+
 INLINE long copies(const step_t *s) { return s->rows <= FEW ? s->threads : 1; }
 
-/* Bytes of a thread's rows in any form, at the widest. */
-static long formed_bytes(const step_t *s) {
-    const long query = s->heads * s->dim, other = s->width > s->hidden ? s->width : s->hidden;
-    return s->rows * form_row(FLOATS, query > other ? query : other);
+/* Bytes of a row in all forms that these matrices take, beside what it is. */
+static long forms_row(const matrix_t *const *m, int n, int dtype) {
+    long bytes = 0;
+    for (int i = 0; i < n; i++) bytes += formed_by(m, i, dtype) == i ? form_row(m[i], dtype) : 0;
+    return bytes;
+}
+
+/* Bytes of a row in all forms that are there at a time, in any of these layers: `formed` of their steps. */
+EXPORT long llama_layers_formed(const layer_t *layers, long count, long dtype) {
+    long most = 0;
+    for (const layer_t *l = layers; l < layers + count; l++) {
+        const matrix_t *m[] = {&l->wq, &l->wk, &l->wv, &l->wo, &l->w1, &l->w3, &l->w2};
+        const long some[] = {forms_row(m, 3, (int)dtype), forms_row(m + 3, 1, (int)dtype),
+                             forms_row(m + 4, 2, (int)dtype), forms_row(m + 6, 1, (int)dtype)};
+        for (int i = 0; i < 4; i++) most = some[i] > most ? some[i] : most;
+    }
+    return most;
 }
 
 static char *take(char **at, long bytes) {
@@ -48,7 +73,7 @@ static char *lay_out(work_layers_t *w, char *at) {
     w->v = take(&at, row * s->kv_heads * s->dim);
     w->attended = take(&at, row * s->heads * s->dim);
     w->gated = take(&at, row * s->hidden);
-    w->formed = take(&at, copies(s) * formed_bytes(s));
+    w->formed = take(&at, copies(s) * s->rows * s->formed);
     w->score = (float *)take(&at, s->threads * s->room * 4);
     return at;
 }
@@ -61,30 +86,36 @@ EXPORT long llama_layers_space(const step_t *s) {
 
 /* ---- inputs of products ---- */
 
-/* Rows in the forms that the matrices beside them take. */
+/* Rows as each of the matrices takes them that are multiplied by them. */
 typedef struct {
-    rows_t form[FORMS];
+    rows_t of[TOGETHER];
 } input_t;
 
-/* The input of products with `in` columns: x as it is, and in the other form if one of `n` matrices takes it. */
+/* The input of `n` matrices: x as it is, or in the form that a matrix takes; one form for those that take the same. */
 static input_t input_of(const work_layers_t *w, const char *x, const matrix_t *const *m, int n, long thread,
                         team_t *team) {
     const step_t *s = w->s;
-    const int dtype = (int)s->dtype;
-    const long in = m[0]->in;
-    input_t input;
-    int missing = -1;
-    for (int form = 0; form < FORMS; form++) input.form[form] = (rows_t){x, in * size_of(dtype)};
-    for (int i = 0; i < n; i++)
-        if (!is_form(form_of(m[i], dtype), dtype, in)) missing = form_of(m[i], dtype);
-    if (missing < 0) return input;
-    const int few = s->rows <= FEW;
-    char *to = w->formed + (few ? thread * formed_bytes(s) : 0);
+    const int dtype = (int)s->dtype, few = s->rows <= FEW;
     const long first = few ? 0 : share(s->rows, thread, team->threads);
     const long last = few ? s->rows : share(s->rows, thread + 1, team->threads);
-    to_form(missing, dtype, x, in, first, last, to);
-    if (!few) wait_all(team);
-    input.form[missing] = (rows_t){to, form_row(missing, in)};
+    char *to = w->formed + (few ? thread * s->rows * s->formed : 0);
+    input_t input;
+    int formed = 0;
+    for (int i = 0; i < n; i++) {
+        const int by = formed_by(m, i, dtype);
+        if (by < 0)
+            input.of[i] = (rows_t){x, m[i]->columns * size_of(dtype)};
+        else if (by < i)
+            input.of[i] = input.of[by];
+        else {
+            const long row = form_row(m[i], dtype);
+            to_form(m[i], dtype, x, s->rows, first, last, to);
+            input.of[i] = (rows_t){to, row};
+            to += s->rows * row;
+            formed = 1;
+        }
+    }
+    if (formed && !few) wait_all(team);
     return input;
 }
 
@@ -101,9 +132,8 @@ static const char *normed(const work_layers_t *w, const void *weight, long threa
     return to;
 }
 
-static void sums_of(const work_layers_t *w, const input_t *input, const matrix_t *m, long panel, float *sums) {
-    const int form = form_of(m, (int)w->s->dtype);
-    panel_sums(m, input->form[form], w->s->rows, form, panel, sums);
+static void sums_of(const work_layers_t *w, rows_t x, const matrix_t *m, long panel, float *sums) {
+    panel_sums(m, x, w->s->rows, (int)w->s->dtype, panel, sums);
 }
 
 /* ---- what becomes of a panel's sums ---- */
@@ -133,7 +163,7 @@ static void finish(const work_layers_t *w, const char *x, const matrix_t *m, lon
     const int dtype = (int)s->dtype;
     const input_t input = input_of(w, x, &m, 1, thread, team);
     for (long panel; (panel = next_piece(team)) < panels_of(m);) {
-        sums_of(w, &input, m, panel, sums);
+        sums_of(w, input.of[0], m, panel, sums);
         char *y = at(w->part ? s->out : s->x, panel * PANEL, dtype);
         if (w->part)
             FOR_DTYPE(dtype, put_panel, sums, y, s->rows, m->out, width_of(m, panel));
@@ -187,7 +217,7 @@ static void attention(const work_layers_t *w, const layer_t *l, const cache_t *c
         int which = 0;
         long panel = i;
         while (panel >= panels_of(m[which])) panel -= panels_of(m[which++]);
-        sums_of(w, &input, m[which], panel, sums);
+        sums_of(w, input.of[which], m[which], panel, sums);
         char *y = at(to[which], panel * PANEL, dtype);
         FOR_DTYPE(dtype, put_panel, sums, y, s->rows, m[which]->out, width_of(m[which], panel));
     }
@@ -207,8 +237,8 @@ static void feed_forward(const work_layers_t *w, const layer_t *l, long thread, 
     float *ups = sums + CHUNK * PANEL;
     const input_t input = input_of(w, normed(w, l->ffn_norm, thread, team), m, 2, thread, team);
     for (long panel; (panel = next_piece(team)) < panels_of(m[0]);) {
-        sums_of(w, &input, m[0], panel, sums);
-        sums_of(w, &input, m[1], panel, ups);
+        sums_of(w, input.of[0], m[0], panel, sums);
+        sums_of(w, input.of[1], m[1], panel, ups);
         char *y = at(w->gated, panel * PANEL, dtype);
         FOR_DTYPE(dtype, gate_panel, sums, ups, y, s->rows, s->hidden, width_of(m[0], panel));
     }

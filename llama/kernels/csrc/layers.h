@@ -20,6 +20,7 @@ typedef struct {
 typedef struct {
     long rows, width, heads, kv_heads, dim, hidden; /* width of the model, hidden of its feed-forward */
     long dtype, threads;
+    long formed; /* bytes: llama_layers_formed of the layers and the dtype */
     float eps, scale;
     const float *table;              /* (rows, dim): cos and sin of each pair at the row's position */
     const long *capacity, *position; /* of each row */
@@ -27,6 +28,7 @@ typedef struct {
     char *x, *out, *space;           /* x: rows (rows, width); out: as x, for parts; llama_layers_space bytes */
 } step_t;
 
+long llama_layers_formed(const layer_t *layers, long count, long dtype);
 long llama_layers_space(const step_t *s);
 void llama_layers(const step_t *s, const layer_t *layers, const cache_t *caches, long count, long part);
 

@@ -1,4 +1,5 @@
-/* Matrix products: y = x W^T for any number of rows of x, in every format of a packed W.
+/* Matrix products: y = x W^T for any number of rows of x, in every format of a packed W. quantized.c has
+ * those whose sums are of integers.
  *
  * One step of a tile loads the weights of 16 to 64 outputs for one or two inputs, then goes over its rows: nothing
  * is summed across lanes, one row of x reads W as a few streams at the speed of memory, and many rows find the
@@ -9,6 +10,8 @@
  * or the rows beside it. So a row has the same result alone and among others. */
 
 #include "matrix.h"
+
+#include "quantized.h"
 
 /* ROWS: of a tile. SUMS: vectors of sums that leave registers for weights and x. TWICE: how many fewer where pairs
  * are taken apart. DEPTH: inputs that all rows pass over at a time, if they are many; NEAR: steps, if they are few.
@@ -27,14 +30,25 @@ enum { FROM_F32, FROM_F16, FROM_BF16, FROM_ODD, BY_PAIRS };
 
 /* ---- x in the form that the tiles take ---- */
 
-int form_of(const matrix_t *m, int dtype) { return DOTS && m->format == BF16 && dtype == BF16 ? PAIRS : FLOATS; }
+int form_of(const matrix_t *m, int dtype) {
+    if (is_quantized(m)) return blocks_form(m);
+    return DOTS && m->format == BF16 && dtype == BF16 ? PAIRS : FLOATS;
+}
 
-/* Whether rows of x have the form as they are. */
-int is_form(int form, int dtype, long in) { return dtype == (form == PAIRS ? BF16 : F32) && in % 2 == 0; }
+/* Whether rows of x have the form that m takes as they are. */
+int is_form(const matrix_t *m, int dtype) {
+    return !is_quantized(m) && dtype == (form_of(m, dtype) == PAIRS ? BF16 : F32) && m->in % 2 == 0;
+}
 
-/* Bytes of a row in a form. */
-long form_row(int form, long in) {
-    const long bytes = (in + 1) / 2 * 2 * (form == PAIRS ? 2 : 4);
+/* Whether both take the same rows in the same form. */
+int same_form(const matrix_t *m, const matrix_t *other, int dtype) {
+    return form_of(m, dtype) == form_of(other, dtype) && m->in == other->in && m->order == other->order;
+}
+
+/* Bytes of a row in the form that m takes. */
+long form_row(const matrix_t *m, int dtype) {
+    const int form = form_of(m, dtype);
+    const long bytes = is_quantized(m) ? m->in / BLOCK * block_bytes(form) : (m->in + 1) / 2 * 2 * (form == PAIRS ? 2 : 4);
     return (bytes + 63) / 64 * 64;
 }
 
@@ -45,10 +59,17 @@ INLINE void widen_row(int dtype, const void *x, long in, float *to) {
     if (in % 2) to[in] = 0;
 }
 
-/* Rows first to last of x (rows, in) in a form -> `to`, which has all rows. PAIRS are made of bfloat16 only. */
-void to_form(int form, int dtype, const void *x, long in, long first, long last, void *to) {
+/* Rows first to last of x (rows, columns) in the form that m takes -> `to`, which has all rows. PAIRS are made of
+ * bfloat16 only. */
+void to_form(const matrix_t *m, int dtype, const void *x, long rows, long first, long last, void *to) {
+    const int form = form_of(m, dtype);
+    const long in = m->in;
+    if (is_quantized(m)) {
+        to_blocks(m, dtype, x, rows, first, last, to);
+        return;
+    }
     for (long r = first; r < last; r++) {
-        char *row = (char *)to + r * form_row(form, in);
+        char *row = (char *)to + r * form_row(m, dtype);
         const char *from = at(x, r * in, dtype);
         if (form == PAIRS) {
             memcpy(row, from, in * 2);
@@ -178,9 +199,11 @@ PANEL_OF(FROM_F16, panel_f16)
 PANEL_OF(FROM_BF16, panel_bf16)
 PANEL_OF(BY_PAIRS, panel_pairs)
 
-/* `rows` rows, at most CHUNK, in the form that the matrix takes, times a panel -> sums (rows, PANEL). */
-void panel_sums(const matrix_t *m, rows_t x, long rows, int form, long panel, float *sums) {
-    if (DOTS && form == PAIRS)
+/* `rows` rows, at most CHUNK, in the form that m takes of rows of a dtype, times a panel -> sums (rows, PANEL). */
+void panel_sums(const matrix_t *m, rows_t x, long rows, int dtype, long panel, float *sums) {
+    if (is_quantized(m))
+        quantized_sums(m, x, rows, panel, sums);
+    else if (DOTS && form_of(m, dtype) == PAIRS)
         panel_pairs(m, x, rows, panel, sums);
     else if (m->format == BF16)
         panel_bf16(m, x, rows, panel, sums);
@@ -209,13 +232,12 @@ INLINE void expect_panel(const char *y, long rows, long row, long width) {
 static void linear_share(void *what, team_t *team, long thread) {
     const linear_t *l = what;
     const matrix_t *m = l->m;
-    const int form = form_of(m, l->dtype);
-    rows_t x = {l->x, m->in * size_of(l->dtype)};
-    if (!is_form(form, l->dtype, m->in)) {
-        to_form(form, l->dtype, l->x, m->in, share(l->rows, thread, team->threads),
+    rows_t x = {l->x, m->columns * size_of(l->dtype)};
+    if (!is_form(m, l->dtype)) {
+        to_form(m, l->dtype, l->x, l->rows, share(l->rows, thread, team->threads),
                 share(l->rows, thread + 1, team->threads), l->space);
         wait_all(team);
-        x = (rows_t){l->space, form_row(form, m->in)};
+        x = (rows_t){l->space, form_row(m, l->dtype)};
     }
     float sums[CHUNK * PANEL];
     /* Not all rows at once: then each panel would read x from far away (2,048 rows: 1.07 of the time). */
@@ -227,7 +249,7 @@ static void linear_share(void *what, team_t *team, long thread) {
             const long rows = end - first < CHUNK ? end - first : CHUNK;
             char *y = at(l->y, first * m->out + panel * PANEL, l->dtype);
             expect_panel(y, rows, m->out * size_of(l->dtype), width_of(m, panel) * size_of(l->dtype));
-            panel_sums(m, (rows_t){x.x + first * x.row, x.row}, rows, form, panel, sums);
+            panel_sums(m, (rows_t){x.x + first * x.row, x.row}, rows, l->dtype, panel, sums);
             FOR_DTYPE(l->dtype, put_panel, sums, y, rows, m->out, width_of(m, panel));
         }
     }
@@ -235,11 +257,10 @@ static void linear_share(void *what, team_t *team, long thread) {
 
 /* Bytes of work space that `llama_linear` needs. */
 EXPORT long llama_linear_space(const matrix_t *m, long rows, long dtype) {
-    const int form = form_of(m, (int)dtype);
-    return is_form(form, (int)dtype, m->in) ? 0 : rows * form_row(form, m->in);
+    return is_form(m, (int)dtype) ? 0 : rows * form_row(m, (int)dtype);
 }
 
-/* x (rows, in) times the transpose of m -> y (rows, out), both contiguous and of the dtype. */
+/* x (rows, columns) times the transpose of m -> y (rows, out), both contiguous and of the dtype. */
 EXPORT void llama_linear(const matrix_t *m, const void *x, void *y, void *space, long rows, long dtype,
                          long threads) {
     linear_t l = {m, x, y, space, rows, (int)dtype};

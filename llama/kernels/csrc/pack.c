@@ -1,9 +1,11 @@
-/* Weights from rows into the layout of matrix.h, a block at a time: a checkpoint is packed while it is read. */
+/* Weights from rows into the layout of matrix.h, a part at a time: a checkpoint is packed while it is read. */
 
 #include "matrix.h"
 
-/* WORDS: of 4 bytes, that are taken from each row of a group at a time: a cache line. */
-enum { WORDS = 16, LINE = 4 * WORDS };
+#include "quantized.h"
+
+/* LINE: bytes that are taken from each row of a group at a time, a cache line; IN_LINE: units of 4 bytes in it. */
+enum { IN_LINE = 16, LINE = 4 * IN_LINE };
 
 typedef struct {
     const matrix_t *m;
@@ -13,7 +15,7 @@ typedef struct {
 
 /* A line of each of 16 rows -> steps of a group, `unit` bytes each. */
 INLINE void take_lines(const char *from, long stride, char *steps, int unit) {
-    for (int word = 0; word < WORDS; word += LANES)
+    for (int word = 0; word < IN_LINE; word += LANES)
         for (int row = 0; row < GROUP; row += LANES) {
             vu v[LANES];
             UNROLL for (int i = 0; i < LANES; i++) v[i] = load_bits(from + (row + i) * stride + word * 4);
@@ -39,15 +41,26 @@ INLINE void take_some(const char *from, long stride, long rows, long bytes, char
             memcpy(steps + k * GROUP + i * unit, from + i * stride + k, bytes - k < unit ? bytes - k : unit);
 }
 
+/* Steps of 4 codes of 4 bits, a byte each -> half as many steps of 8: of two, the second in the upper halves. */
+INLINE void join_steps(char *steps, long size) {
+    for (long i = 0; i < size / 2; i += GROUP * 4)
+        for (long j = 0; j < GROUP * 4; j += 4 * LANES) {
+            const vu low = load_bits(steps + 2 * i + j), high = load_bits(steps + 2 * i + GROUP * 4 + j);
+            store(steps + i + j, (vf)((low & 0x0f0f0f0fu) | (high & 0x0f0f0f0fu) << 4));
+        }
+}
+
 /* A row of lines -> a group's steps. They are made in the first-level cache, and written whole, past the caches. */
-INLINE void pack_group(const char *from, long stride, long rows, long bytes, char *to, int unit) {
+INLINE void pack_group(const char *from, long stride, long rows, long bytes, char *to, int unit, int join) {
     char steps[GROUP * LINE] __attribute__((aligned(64)));
-    for (long k = 0; k < bytes; k += LINE, from += LINE, to += sizeof(steps)) {
-        const long now = bytes - k < LINE ? bytes - k : LINE, size = (now + unit - 1) / unit * unit * GROUP;
+    for (long k = 0, size; k < bytes; k += LINE, from += LINE, to += size) {
+        const long now = bytes - k < LINE ? bytes - k : LINE;
+        size = (now + unit - 1) / unit * unit * GROUP;
         if (rows == GROUP && now == LINE)
             take_lines(from, stride, steps, unit);
         else
             take_some(from, stride, rows, now, steps, unit);
+        if (join) join_steps(steps, size), size /= 2;
         if ((uintptr_t)to % 64 == 0 && size % (4 * LANES) == 0)
             for (long i = 0; i < size; i += 4 * LANES) stream(to + i, load_bits(steps + i));
         else
@@ -65,9 +78,9 @@ static void pack_share(void *what, team_t *team, long thread) {
         char *to = (char *)m->codes + ((p->row / GROUP + g) * steps + p->column / inputs) * GROUP * unit;
         const char *from = p->from + g * GROUP * p->stride * element;
         if (unit == 2)
-            pack_group(from, p->stride * element, rows, p->columns * element, to, 2);
+            pack_group(from, p->stride * element, rows, p->columns * element, to, 2, 0);
         else
-            pack_group(from, p->stride * element, rows, p->columns * element, to, 4);
+            pack_group(from, p->stride * element, rows, p->columns * element, to, 4, 0);
     }
     end_stream();
 }
@@ -79,4 +92,53 @@ EXPORT void llama_pack(const matrix_t *m, const void *w, long stride, long row, 
                        long threads) {
     pack_t p = {m, w, stride, row, column, rows, columns};
     run_team(pack_share, &p, threads);
+}
+
+/* ---- quantized weights ---- */
+
+typedef struct {
+    const matrix_t *m;
+    const uint8_t *codes, *scales, *zeros;
+    long stride, row, rows;
+} pack_blocks_t;
+
+/* Numbers of `size` bytes (rows, n, parts) -> a group's (n, parts, 16); those of rows that are missing are 0. */
+INLINE void spread(const uint8_t *from, long rows, long n, long parts, long size, uint8_t *to) {
+    for (long i = 0; i < n * parts; i++, to += GROUP * size)
+        for (long r = 0; r < GROUP; r++)
+            if (r < rows)
+                memcpy(to + r * size, from + (r * n * parts + i) * size, size);
+            else
+                memset(to + r * size, 0, size);
+}
+
+static void pack_blocks_share(void *what, team_t *team, long thread) {
+    const pack_blocks_t *p = what;
+    const matrix_t *m = p->m;
+    const int small = m->format != INT8 && m->format != INT8Z;
+    const long groups = (p->rows + GROUP - 1) / GROUP, n = (m->in + m->group - 1) / m->group;
+    const long parts = m->format == K4 ? 2 : 1, zeros = m->format == K4 ? m->in / BLOCK : n;
+    for (long g = share(groups, thread, team->threads); g < share(groups, thread + 1, team->threads); g++) {
+        const long rows = p->rows - g * GROUP < GROUP ? p->rows - g * GROUP : GROUP, to = p->row / GROUP + g;
+        const char *codes = (const char *)p->codes + g * GROUP * p->stride;
+        if (small)
+            pack_group(codes, p->stride, rows, m->in, (char *)m->codes + to * m->in * GROUP / 2, 4, 1);
+        else
+            pack_group(codes, p->stride, rows, m->in, (char *)m->codes + to * m->in * GROUP, 4, 0);
+        const long size = 2 * n * parts;
+        spread(p->scales + g * GROUP * size, rows, n, parts, 2, (uint8_t *)m->scales + to * GROUP * size);
+        if (!p->zeros) continue;
+        const long bytes = zeros * parts;
+        spread(p->zeros + g * GROUP * bytes, rows, zeros, parts, 1, (uint8_t *)m->zeros + to * GROUP * bytes);
+    }
+    end_stream();
+}
+
+/* Pack `rows` rows of a quantized m, of which the first is `row`, a multiple of 16: codes (rows, in), a byte each and
+ * rows `stride` bytes apart; scales (rows, n), float16, and zeros (rows, n), bytes, if the format has them; of K4
+ * scales (rows, n, 2) and zeros (rows, in / 32, 2). The number of rows is a multiple of 16, unless they are the last. */
+EXPORT void llama_pack_blocks(const matrix_t *m, const void *codes, long stride, const void *scales, const void *zeros,
+                              long row, long rows, long threads) {
+    pack_blocks_t p = {m, codes, scales, zeros, stride, row, rows};
+    run_team(pack_blocks_share, &p, threads);
 }

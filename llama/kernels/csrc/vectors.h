@@ -83,6 +83,17 @@ INLINE vf larger(vf a, vf b) {
 #endif
 }
 
+/* The second where one of them is a NaN. */
+INLINE vf smaller(vf a, vf b) {
+#if defined(__AVX512F__) && LANES == 16
+    return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__) && LANES == 8
+    return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return choose(a < b, a, b);
+#endif
+}
+
 /* Store past the caches, for what is read much later; p is aligned to the vector. */
 INLINE void stream(void *p, vu v) {
 #if defined(__AVX512F__) && LANES == 16

@@ -118,7 +118,8 @@ def _number(told: Mapping[str, Any], key: str, default: float | None = None) -> 
     if isinstance(value, bool) or not isinstance(value, float):
         raise ConfigError(f"llama.{key} is {shown(value)}; it must be a floating-point number")
     # Stored in float32: the shortest number that means the same, 1e-5 instead of 9.999999747378752e-06.
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def _present(told: Mapping[str, Any], key: str) -> Any:

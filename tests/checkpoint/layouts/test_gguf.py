@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from gguf_files import BLOCKED, PLAIN, QUANTIZED, TAKEN, name_of, random_blocks, save_gguf, whole
 from hypothesis import given
 from hypothesis import strategies as st
+from slices import mine
 from tiny_models import hugging_face_twin, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
@@ -19,6 +21,7 @@ from llama import Llama
 from llama.checkpoint import Checkpoint, GgufCheckpoint, open_checkpoint, tokenizer_of
 from llama.checkpoint.base import dtype_name
 from llama.checkpoint.layouts.gguf import gguf_name
+from llama.errors import CheckpointFormatError
 from llama.kernels.quantized import dequantize
 
 TINY = Path(__file__).parents[3] / "CodeLlama-tiny"
@@ -184,6 +187,31 @@ def test_rows_are_read_a_few_at_a_time(mixed: Path, monkeypatch: pytest.MonkeyPa
         assert again.zeros is None if kept.zeros is None else torch.equal(again.zeros, kept.zeros)
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_each_rank_reads_its_slices(mixed: Path, theirs: dict[str, torch.Tensor], size: int) -> None:
+    checkpoint = open_checkpoint(mixed)
+    for name in WEIGHTS:
+        for rank in range(size):
+            wanted = mine(name, theirs[name_of(name)].float(), BLOCKED, rank, size)
+            found = torch.empty(wanted.shape)
+            checkpoint.copy_slice(name, found, rank, size)
+            assert torch.equal(found, wanted), name
+
+
+@pytest.mark.parametrize("name", [*MATRICES[:10], "norm.weight"])
+def test_a_file_that_was_cut_is_an_error_before_it_is_read(mixed: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "cut.gguf"
+    shutil.copy(mixed, path)
+    checkpoint = open_checkpoint(path)
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(CheckpointFormatError, match=f"from {size:,} to {size - 1:,} bytes"):
+        read(checkpoint, name)
+    if name in MATRICES[1:] and MIXED[name] in QUANTIZED:
+        with pytest.raises(CheckpointFormatError, match="was cut from"):
+            checkpoint.blocks(name, (0, 8), (0, 256))
+
+
 # ---- what it says of itself ----
 
 
@@ -265,8 +293,6 @@ def test_a_folder_is_a_gguf_where_nothing_else_is(mixed: Path, tmp_path: Path) -
 
 
 def test_scales_that_are_not_finite_are_an_error_when_they_are_read(tmp_path: Path) -> None:
-    from llama.errors import CheckpointFormatError
-
     for kind in QUANTIZED:
         name = "layers.0.attention.wo.weight"
         raw = random_blocks(kind, 256, 256)

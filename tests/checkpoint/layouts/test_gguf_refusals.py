@@ -28,7 +28,7 @@ Refuse = Callable[..., str]
 TOKENIZER = tiny_tokenizer()
 WEIGHTS = random_weights(SHAPE, TOKENIZER.n_words)
 VECTOR = np.ones(64, np.float32)
-_NEW = {bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
+_NEW = {np.float64: "float64", bool: "bool", int: "uint32", float: "float32", str: "string", list: "array"}
 
 
 def saved(place: Path, key: str = "", value: Any = None, **options: Any) -> Path:
@@ -70,6 +70,7 @@ def test_the_file_is_sound_without_a_change(tmp_path: Path) -> None:
         ("llama.attention.layer_norm_rms_epsilon", None, "it lacks llama.attention.layer_norm_rms_epsilon"),
         ("llama.attention.layer_norm_rms_epsilon", 1, "epsilon is 1; it must be a floating-point number"),
         ("llama.rope.freq_base", float("nan"), "rope_theta is nan"),
+        ("llama.rope.freq_base", np.float64(1e300), "rope_theta is inf"),
         ("llama.rope.freq_base", -1.0, "rope_theta is -1.0"),
         ("llama.rope.dimension_count", 4, "llama.rope.dimension_count is 4, but"),
         ("llama.attention.key_length", 16, "llama.attention.key_length is 16, but"),

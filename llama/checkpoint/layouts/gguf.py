@@ -284,7 +284,8 @@ class GgufCheckpoint(Checkpoint):
         source = data[rows[0] : rows[1], columns[0] // kind.length : -(-columns[1] // kind.length)]
         step = len(source) if kind.kind else max(1, _AT_ONCE // (source.shape[1] * kind.length))
         for _, window in self.windows(source):
-            yield from window.split(step)
+            for first in range(0, len(window), step):
+                yield window[first : first + step]
 
     def _check_finite(self, name: str, rows: Range, numbers: torch.Tensor) -> None:
         if not bool(numbers.isfinite().all()):

@@ -28,8 +28,10 @@ TINY = Path(__file__).parents[3] / "CodeLlama-tiny"
 VOCAB = tiny_tokenizer().n_words
 WEIGHTS = random_weights(BLOCKED, VOCAB)
 MATRICES = [name for name, value in WEIGHTS.items() if value.dim() == 2]
-# Each type at least once.
-MIXED = dict(zip(MATRICES, [*QUANTIZED, *PLAIN, *QUANTIZED], strict=False))
+# Each type at least once; Q4_K and Q6_K where a row has more than one block of 256.
+MIXED = dict(zip([*MATRICES[4:], *MATRICES[:4]], [*QUANTIZED, *PLAIN, *QUANTIZED], strict=False))
+MIXED |= {"tok_embeddings.weight": "Q6_K", "layers.0.attention.wq.weight": "BF16"}
+assert {MIXED[f"layers.{layer}.feed_forward.w2.weight"] for layer in (0, 1)} == {"Q4_K", "Q6_K"}
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +176,14 @@ def test_rows_are_read_a_few_at_a_time(mixed: Path, monkeypatch: pytest.MonkeyPa
     checkpoint = open_checkpoint(mixed)
     before = {name: read(checkpoint, name) for name in MATRICES}
     blocks = {
-        name: checkpoint.blocks(name, (3, 90), (0, 256)) for name in MATRICES[1:] if MIXED[name] in QUANTIZED
+        name: checkpoint.blocks(name, (3, 60), (0, 256)) for name in MATRICES[1:] if MIXED[name] in QUANTIZED
     }
     monkeypatch.setattr(base, "_WINDOW", 1000)
     monkeypatch.setattr(base, "_COMPUTED", 5000)
     for name, value in before.items():
         assert torch.equal(read(checkpoint, name), value)
     for name, kept in blocks.items():
-        again = checkpoint.blocks(name, (3, 90), (0, 256))
+        again = checkpoint.blocks(name, (3, 60), (0, 256))
         assert torch.equal(again.codes, kept.codes)
         assert torch.equal(again.scales, kept.scales)
         assert again.zeros is None if kept.zeros is None else torch.equal(again.zeros, kept.zeros)

@@ -16,7 +16,7 @@ from ..sizing.budget import GIB
 from ..sizing.shapes import is_product
 from .base import Checkpoint, Range, dtype_name
 
-__all__ = ["WeightMemory", "Window", "weight_memory"]
+__all__ = ["WeightMemory", "Window", "largest_rank", "weight_memory"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,12 @@ def weight_memory(
             nbytes += sum(sizes.numel() * each.itemsize for sizes, each in parts.values())
         windows[name] = Window(name, rows, columns, shape, form, stored, nbytes)
     return WeightMemory(windows, device, dtype)
+
+
+def largest_rank(checkpoint: Checkpoint, size: int, dtype: torch.dtype) -> int:
+    """Bytes of the weights on that of `size` ranks which holds most, on CPUs."""
+    device = torch.device("cpu")
+    return max(weight_memory(checkpoint, rank, size, device, dtype).nbytes for rank in range(size))
 
 
 def _known(order: torch.Tensor, orders: deque[torch.Tensor]) -> tuple[torch.Tensor, int]:

@@ -105,7 +105,7 @@ def weight_memory(
         rows, columns = checkpoint.slice_of(name, rank, size)
         form = checkpoint.form(name, columns) if columns is not None and is_product(name) else None
         stored = None if form is None else quantized_format(form, device)
-        shape = (rows[1] - rows[0],) if columns is None else (rows[1] - rows[0], columns[1] - columns[0])
+        shape: tuple[int, ...] = tuple(each[1] - each[0] for each in (rows, columns) if each is not None)
         nbytes = math.prod(shape) * dtype.itemsize
         if form is not None and stored is not None:
             nbytes = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointNotFoundError, ConfigError
 from ..sizing.family import MEMBERS, args_of
-from .arguments import DTYPES, positive, torch_dtype
+from .arguments import DTYPES, add_cache_dtype, positive, torch_dtype
 from .terminal import out
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=positive, default=1, metavar="B", help="sequences at the same time (default 1)"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of weights and cache (default: as stored; bfloat16 for a name)"
+        "--dtype", choices=DTYPES, help="of weights and arithmetic (default: as stored; bfloat16 for a name)"
     )
+    add_cache_dtype(parser)
     parser.add_argument(
         "--quant",
         choices=("int8", "int4"),
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoint.base import dtype_name
     from ..checkpoint.memory import largest_rank
     from ..sizing.args import ModelArgs, check_size
-    from ..sizing.budget import GIB
+    from ..sizing.budget import GIB, check_cache_dtype
     from ..sizing.estimate import estimate, table
 
     if options.table:
@@ -86,10 +87,13 @@ def run(options: argparse.Namespace) -> int:
         )
         check_size(args, options.mp)
         weights = largest_rank(checkpoint, options.mp, dtype)
-    found = estimate(args, options.mp, options.seq, options.batch, dtype, weights=weights)
+    cache = check_cache_dtype(options.cache_dtype, args.head_dim)
+    sizes = (options.mp, options.seq, options.batch)
+    found = estimate(args, *sizes, dtype, weights=weights, cache_dtype=cache)
     out(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
     out(f"  weights     {found.weights / GIB:8.2f}  {kind or dtype_name(dtype)}")
-    out(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens")
+    in_format = "" if cache == "auto" else f" in {cache}"
+    out(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens{in_format}")
     out(f"  work space  {found.work / GIB:8.2f}")
     out(f"  total       {found.total / GIB:8.2f}")
     _print_devices(args, dtype, weights, options)
@@ -125,9 +129,12 @@ def _fit(
     if free is None:
         return f"{name}: the system does not say how much memory is free"
     size, seq, batch = options.mp, options.seq, options.batch
+    cache = options.cache_dtype
 
     def fits(seq: int, batch: int) -> bool:
-        return estimate(args, size, seq, batch, dtype, weights=weights).total <= free * SPARE
+        return (
+            estimate(args, size, seq, batch, dtype, weights=weights, cache_dtype=cache).total <= free * SPARE
+        )
 
     has = f"{name}: {free / GIB:.2f} GiB free per rank"
     if not fits(1, 1):

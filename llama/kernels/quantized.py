@@ -160,6 +160,7 @@ def to_int8(weight: torch.Tensor) -> Blocks:
     blocks = weight.float().reshape(rows, columns // BLOCK, BLOCK)
     scales = (blocks.abs().amax(2) / 127).half()
     inverse = torch.where(scales > 0, 1 / scales.float(), 0.0)
-    codes = (blocks * inverse[..., None]).round_().clamp_(-128, 127).add_(128)
-    codes = codes.nan_to_num_(128).to(torch.uint8).reshape(rows, columns)
+    codes = (blocks * inverse[..., None]).round_().clamp_(-128, 127).nan_to_num_(0)
+    # From float32 to int8 takes a seventh of the time of float32 to uint8.
+    codes = codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128).reshape(rows, columns)
     return Blocks(Form("int8", columns, BLOCK), codes, scales)

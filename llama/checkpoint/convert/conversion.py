@@ -24,6 +24,7 @@ from ...printable import reason
 from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Range, dtype_name
 from ..files import strict_object
+from ..layouts.gguf import GgufCheckpoint
 from ..layouts.hf_config import config_of, generation_config_of, params_of, trained_context
 from ..layouts.hf_tokenizer import tokenizer_files
 from ..layouts.hugging_face import HuggingFaceCheckpoint, rotary_heads
@@ -100,7 +101,9 @@ def convert(
     # copied.
     copied = source.layout == HuggingFaceCheckpoint.layout and layout == "hf"
     kept = companion_files(source.folder) if copied else {}
-    with OutputFolder(target, total, force=force, source=source.folder) as unfinished:
+    # Of a GGUF the folder may hold other models, and the new one too.
+    kept_whole = source.files[0] if source.layout == GgufCheckpoint.layout else source.folder
+    with OutputFolder(target, total, force=force, source=kept_whole) as unfinished:
         hashes = _write_all(source, files, unfinished.folder, dtype, progress)
         if layout == "meta":
             _finish_meta(source, tokenizer, unfinished.folder, hashes)

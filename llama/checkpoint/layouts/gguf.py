@@ -52,6 +52,8 @@ _WHOLE = {
 }
 # Factors of the rotary frequencies, one for each pair of a head; all 1 where nothing is scaled.
 _ROPE_FACTORS = "rope_freqs.weight"
+# Weights that are computed in float32 at a time: they stay in the CPU's caches (2 times as fast as 4 million).
+_AT_ONCE = 1 << 18
 # Weight files of other layouts, beside which a GGUF does not count.
 _OTHERS = ("*.safetensors", "*.pth", "pytorch_model*.bin")
 
@@ -278,11 +280,12 @@ class GgufCheckpoint(Checkpoint):
 
     def _raw(self, name: str, rows: Range, columns: Range) -> Iterator[torch.Tensor]:
         """The blocks that hold a window of a quantized tensor, some rows at a time."""
-        tensor = self._of(name)
-        length = tensor.kind.length
-        source = tensor.data[rows[0] : rows[1], columns[0] // length : -(-columns[1] // length)]
+        kind, data = self._of(name).kind, self._of(name).data
+        source = data[rows[0] : rows[1], columns[0] // kind.length : -(-columns[1] // kind.length)]
+        step = len(source) if kind.kind else max(1, _AT_ONCE // (source.shape[1] * kind.length))
         for _, window in self.windows(source):
-            yield window
+            for first in range(0, len(window), step):
+                yield window[first : first + step]
 
     def _check_finite(self, name: str, rows: Range, numbers: torch.Tensor) -> None:
         if not bool(numbers.isfinite().all()):

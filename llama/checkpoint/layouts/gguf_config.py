@@ -58,12 +58,13 @@ def args_of(metadata: Mapping[str, Any], *, max_seq_len: int, max_batch_size: in
             values.
     """
     architecture = metadata.get("general.architecture")
-    if architecture != _ARCHITECTURE:
+    if not isinstance(architecture, str) or architecture != _ARCHITECTURE:
         raise ConfigError(
             f"general.architecture is {shown(architecture)}; this runtime computes {_ARCHITECTURE!r}, the Code Llama"
             " family"
         )
-    if (kind := metadata.get("general.type", "model")) != "model":
+    kind = metadata.get("general.type", "model")
+    if not isinstance(kind, str) or kind != "model":
         raise ConfigError(f"general.type is {shown(kind)}; this runtime loads models")
     prefix = _ARCHITECTURE + "."
     told = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
@@ -117,7 +118,8 @@ def _number(told: Mapping[str, Any], key: str, default: float | None = None) -> 
     if isinstance(value, bool) or not isinstance(value, float):
         raise ConfigError(f"llama.{key} is {shown(value)}; it must be a floating-point number")
     # Stored in float32: the shortest number that means the same, 1e-5 instead of 9.999999747378752e-06.
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def _present(told: Mapping[str, Any], key: str) -> Any:

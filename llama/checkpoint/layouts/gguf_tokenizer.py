@@ -35,7 +35,8 @@ _BYTE_PAIRS = 2
 
 def has_tokenizer(metadata: Mapping[str, Any]) -> bool:
     """Whether there is one: some files are made without."""
-    return metadata.get(_KEY + "model", "no_vocab") not in ("no_vocab", "none")
+    kind = metadata.get(_KEY + "model", "no_vocab")
+    return not isinstance(kind, str) or kind not in ("no_vocab", "none")
 
 
 def pieces_of(metadata: Mapping[str, Any]) -> int | None:
@@ -51,7 +52,7 @@ def tokenizer_model(metadata: Mapping[str, Any]) -> bytes:
         TokenizerError: it is of another kind (byte-level BPE, WordPiece ...), or its lists contradict each other.
     """
     kind = metadata[_KEY + "model"]
-    if kind != "llama":
+    if not isinstance(kind, str) or kind != "llama":
         raise TokenizerError(
             f"{_KEY}model is {shown(kind)}; this runtime reads 'llama', the SentencePiece vocabularies of Code Llama"
         )

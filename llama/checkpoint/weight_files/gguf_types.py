@@ -4,7 +4,7 @@ A row of a quantized tensor is a run of blocks of 32 or 256 weights, each with i
 block structures of ggml-common.h in llama.cpp, and the values that its dequantize_row functions give.
 
 All functions take the bytes of whole blocks, (rows, blocks, bytes of one) uint8, which may be a window of a mapped
-file, and give new tensors.
+file, and give new tensors. They work in place where they can: memory that is new costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -85,19 +85,19 @@ def _pairs(packed: torch.Tensor) -> torch.Tensor:
     """(..., 64) bytes -> (..., 256) codes of 2 bits: of each 32 bytes the lowest first."""
     parts = packed.reshape(*packed.shape[:-1], 2, 1, 32)
     shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8)[:, None]
-    return (parts >> shifts & 3).flatten(-3)
+    return (parts >> shifts).bitwise_and_(3).flatten(-3)
 
 
 def _bits(packed: torch.Tensor) -> torch.Tensor:
     """(..., 32) bytes -> (..., 256): the lowest bit of each byte first, then the next."""
     shifts = torch.arange(8, dtype=torch.uint8)[:, None]
-    return (packed[..., None, :] >> shifts & 1).flatten(-2)
+    return (packed[..., None, :] >> shifts).bitwise_and_(1).flatten(-2)
 
 
 def _high_bits(packed: torch.Tensor) -> torch.Tensor:
     """(..., 4) bytes -> (..., 32): the bits of a little-endian number, lowest first."""
     shifts = torch.arange(8, dtype=torch.uint8)
-    return (packed[..., None] >> shifts & 1).flatten(-2)
+    return (packed[..., None] >> shifts).bitwise_and_(1).flatten(-2)
 
 
 def _half(raw: torch.Tensor, at: int) -> torch.Tensor:
@@ -111,31 +111,31 @@ def _spread(codes: torch.Tensor, parts: int) -> torch.Tensor:
 
 
 def _q4_0(raw: torch.Tensor) -> torch.Tensor:
-    return _half(raw, 0) * (_nibbles(raw[..., 2:], 16).float() - 8)
+    return _nibbles(raw[..., 2:], 16).float().sub_(8).mul_(_half(raw, 0))
 
 
 def _q4_1(raw: torch.Tensor) -> torch.Tensor:
-    return _half(raw, 0) * _nibbles(raw[..., 4:], 16).float() + _half(raw, 2)
+    return _nibbles(raw[..., 4:], 16).float().mul_(_half(raw, 0)).add_(_half(raw, 2))
 
 
 def _q5_0(raw: torch.Tensor) -> torch.Tensor:
-    codes = _nibbles(raw[..., 6:], 16) | _high_bits(raw[..., 2:6]) << 4
-    return _half(raw, 0) * (codes.float() - 16)
+    codes = _nibbles(raw[..., 6:], 16).bitwise_or_(_high_bits(raw[..., 2:6]).mul_(16))
+    return codes.float().sub_(16).mul_(_half(raw, 0))
 
 
 def _q5_1(raw: torch.Tensor) -> torch.Tensor:
-    codes = _nibbles(raw[..., 8:], 16) | _high_bits(raw[..., 4:8]) << 4
-    return _half(raw, 0) * codes.float() + _half(raw, 2)
+    codes = _nibbles(raw[..., 8:], 16).bitwise_or_(_high_bits(raw[..., 4:8]).mul_(16))
+    return codes.float().mul_(_half(raw, 0)).add_(_half(raw, 2))
 
 
 def _q8_0(raw: torch.Tensor) -> torch.Tensor:
-    return _half(raw, 0) * raw.view(torch.int8)[..., 2:].float()
+    return raw.view(torch.int8)[..., 2:].float().mul_(_half(raw, 0))
 
 
 def _q2_k(raw: torch.Tensor) -> torch.Tensor:
     factors = raw[..., :16]
     d, m = _half(raw, 80) * (factors & 15).float(), _half(raw, 82) * (factors >> 4).float()
-    return (d[..., None] * _spread(_pairs(raw[..., 16:80]), 16) - m[..., None]).flatten(-2)
+    return _spread(_pairs(raw[..., 16:80]), 16).mul_(d[..., None]).sub_(m[..., None]).flatten(-2)
 
 
 def _q3_k(raw: torch.Tensor) -> torch.Tensor:
@@ -144,8 +144,8 @@ def _q3_k(raw: torch.Tensor) -> torch.Tensor:
     factors = torch.cat([low & 15, low >> 4], -1) | (high[..., None, :] >> shifts & 3).flatten(-2) << 4
     d = _half(raw, 108) * (factors.float() - 32)
     # The bit that is stored apart is 1 where 4 is not to be taken away.
-    codes = _spread(_pairs(raw[..., 32:96]) | _bits(raw[..., :32]) << 2, 16) - 4
-    return (d[..., None] * codes).flatten(-2)
+    codes = _pairs(raw[..., 32:96]).bitwise_or_(_bits(raw[..., :32]).mul_(4))
+    return _spread(codes, 16).sub_(4).mul_(d[..., None]).flatten(-2)
 
 
 def _q4_k(raw: torch.Tensor) -> torch.Tensor:
@@ -153,20 +153,19 @@ def _q4_k(raw: torch.Tensor) -> torch.Tensor:
 
 
 def _q5_k(raw: torch.Tensor) -> torch.Tensor:
-    return _d_and_m(raw, _nibbles(raw[..., 48:], 32) | _bits(raw[..., 16:48]) << 4)
+    return _d_and_m(raw, _nibbles(raw[..., 48:], 32).bitwise_or_(_bits(raw[..., 16:48]).mul_(16)))
 
 
 def _d_and_m(raw: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     factors = k_factors(raw[..., 4:16]).float()
     d, m = _half(raw, 0) * factors[..., 0], _half(raw, 2) * factors[..., 1]
-    return (d[..., None] * _spread(codes, 8) - m[..., None]).flatten(-2)
+    return _spread(codes, 8).mul_(d[..., None]).sub_(m[..., None]).flatten(-2)
 
 
 def _q6_k(raw: torch.Tensor) -> torch.Tensor:
-    low = _nibbles(raw[..., :128], 64)
-    high = _pairs(raw[..., 128:192])
+    codes = _nibbles(raw[..., :128], 64).bitwise_or_(_pairs(raw[..., 128:192]).mul_(16))
     d = _half(raw, 208) * raw.view(torch.int8)[..., 192:208].float()
-    return (d[..., None] * (_spread(low | high << 4, 16) - 32)).flatten(-2)
+    return _spread(codes, 16).sub_(32).mul_(d[..., None]).flatten(-2)
 
 
 # By the numbers that stand in a file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from gguf_files import BLOCKED, PLAIN, QUANTIZED, TAKEN, name_of, random_blocks, save_gguf, whole
 from hypothesis import given
 from hypothesis import strategies as st
+from slices import mine
 from tiny_models import hugging_face_twin, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
@@ -19,14 +21,17 @@ from llama import Llama
 from llama.checkpoint import Checkpoint, GgufCheckpoint, open_checkpoint, tokenizer_of
 from llama.checkpoint.base import dtype_name
 from llama.checkpoint.layouts.gguf import gguf_name
+from llama.errors import CheckpointFormatError
 from llama.kernels.quantized import dequantize
 
 TINY = Path(__file__).parents[3] / "CodeLlama-tiny"
 VOCAB = tiny_tokenizer().n_words
 WEIGHTS = random_weights(BLOCKED, VOCAB)
 MATRICES = [name for name, value in WEIGHTS.items() if value.dim() == 2]
-# Each type at least once.
-MIXED = dict(zip(MATRICES, [*QUANTIZED, *PLAIN, *QUANTIZED], strict=False))
+# Each type at least once; Q4_K and Q6_K where a row has more than one block of 256.
+MIXED = dict(zip([*MATRICES[4:], *MATRICES[:4]], [*QUANTIZED, *PLAIN, *QUANTIZED], strict=False))
+MIXED |= {"tok_embeddings.weight": "Q6_K", "layers.0.attention.wq.weight": "BF16"}
+assert {MIXED[f"layers.{layer}.feed_forward.w2.weight"] for layer in (0, 1)} == {"Q4_K", "Q6_K"}
 
 
 @pytest.fixture(scope="module")
@@ -171,17 +176,42 @@ def test_rows_are_read_a_few_at_a_time(mixed: Path, monkeypatch: pytest.MonkeyPa
     checkpoint = open_checkpoint(mixed)
     before = {name: read(checkpoint, name) for name in MATRICES}
     blocks = {
-        name: checkpoint.blocks(name, (3, 90), (0, 256)) for name in MATRICES[1:] if MIXED[name] in QUANTIZED
+        name: checkpoint.blocks(name, (3, 60), (0, 256)) for name in MATRICES[1:] if MIXED[name] in QUANTIZED
     }
     monkeypatch.setattr(base, "_WINDOW", 1000)
     monkeypatch.setattr(base, "_COMPUTED", 5000)
     for name, value in before.items():
         assert torch.equal(read(checkpoint, name), value)
     for name, kept in blocks.items():
-        again = checkpoint.blocks(name, (3, 90), (0, 256))
+        again = checkpoint.blocks(name, (3, 60), (0, 256))
         assert torch.equal(again.codes, kept.codes)
         assert torch.equal(again.scales, kept.scales)
         assert again.zeros is None if kept.zeros is None else torch.equal(again.zeros, kept.zeros)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_each_rank_reads_its_slices(mixed: Path, theirs: dict[str, torch.Tensor], size: int) -> None:
+    checkpoint = open_checkpoint(mixed)
+    for name in WEIGHTS:
+        for rank in range(size):
+            wanted = mine(name, theirs[name_of(name)].float(), BLOCKED, rank, size)
+            found = torch.empty(wanted.shape)
+            checkpoint.copy_slice(name, found, rank, size)
+            assert torch.equal(found, wanted), name
+
+
+@pytest.mark.parametrize("name", [*MATRICES[:10], "norm.weight"])
+def test_a_file_that_was_cut_is_an_error_before_it_is_read(mixed: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "cut.gguf"
+    shutil.copy(mixed, path)
+    checkpoint = open_checkpoint(path)
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(CheckpointFormatError, match=f"from {size:,} to {size - 1:,} bytes"):
+        read(checkpoint, name)
+    if name in MATRICES[1:] and MIXED[name] in QUANTIZED:
+        with pytest.raises(CheckpointFormatError, match="was cut from"):
+            checkpoint.blocks(name, (0, 8), (0, 256))
 
 
 # ---- what it says of itself ----
@@ -265,8 +295,6 @@ def test_a_folder_is_a_gguf_where_nothing_else_is(mixed: Path, tmp_path: Path) -
 
 
 def test_scales_that_are_not_finite_are_an_error_when_they_are_read(tmp_path: Path) -> None:
-    from llama.errors import CheckpointFormatError
-
     for kind in QUANTIZED:
         name = "layers.0.attention.wo.weight"
         raw = random_blocks(kind, 256, 256)

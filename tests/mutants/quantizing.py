@@ -10,10 +10,10 @@ _FILES = "tests/checkpoint/convert/test_gguf_files.py"
 
 MUTANTS = [
     Mutant(
-        name="a rank's groups begin where its window does",
+        name="a rank's window has the codes of the row's beginning",
         file="llama/checkpoint/quantize.py",
-        old="        start, stop = first // group * group, -(-(first + form.columns) // group) * group",
-        new="        start, stop = first, first + form.columns",
+        old="        return _cut(found, first - start, form)",
+        new="        return _cut(found, 0, form)",
         tests=(f"{_QUANTIZE}::test_a_ranks_window_has_the_codes_of_the_whole",),
     ),
     Mutant(

@@ -155,6 +155,7 @@ class Kernels:
     def quantize_k4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Contiguous float32 (rows, columns), 256 divides the columns -> codes, scales and zeros of `Blocks`."""
         rows, columns = weight.shape
+        assert columns % 256 == 0
         codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
         scales = torch.empty(rows, columns // 256, 2, dtype=torch.float16, device="cpu")
         zeros = torch.empty(rows, columns // 32, 2, dtype=torch.uint8, device="cpu")
@@ -167,6 +168,7 @@ class Kernels:
     def quantize_int4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Contiguous float32 (rows, columns), 32 divides the columns -> codes and scales of `Blocks`."""
         rows, columns = weight.shape
+        assert columns % 32 == 0
         codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
         scales = torch.empty(rows, columns // 32, dtype=torch.float16, device="cpu")
         self._library.llama_quantize_int4(

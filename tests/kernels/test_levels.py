@@ -117,7 +117,7 @@ def why_not(name: str) -> str | None:
 
 @cache
 def found(name: str, folder: Path) -> tuple[str, ...]:
-    """A number for the results of each dtype, and of quantized weights; the check of a level fails where a law does."""
+    """A number for the results of each dtype, and of quantized weights; its check fails where a law does not hold."""
     if name in EMULATED:
         command, flags, machine = CROSS, FLAGS[name], (*ARM, EMULATED[name])
     else:

@@ -26,6 +26,9 @@ def main(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 1,
+    adapter: str | None = None,
+    quantize: str | None = None,
+    cache_dtype: str = "auto",
 ) -> None:
     """Print answers to two dialogs.
 
@@ -41,6 +44,9 @@ def main(
         device: auto, cuda, mps or cpu.
         dtype: auto, bfloat16, float16 or float32.
         seed: sampling repeats with it.
+        adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
+        quantize: int8 or int4, to quantize the weights while they are read.
+        cache_dtype: of keys and values: auto or int8.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -51,6 +57,9 @@ def main(
         device=device,
         dtype=dtype,
         seed=seed,
+        adapter=adapter,
+        quantize=quantize,
+        cache_dtype=cache_dtype,
     )
     results = llama.chat_completion(DIALOGS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
     if is_first_rank():

@@ -77,7 +77,7 @@ def _ways(
     if "llama.cpp" in peers:
         from llama_cpp_peer import LlamaCpp
 
-        peer = LlamaCpp(ours.llama.model, threads=threads, context=512, sequences=_REQUESTS)
+        peer = LlamaCpp.of_model(ours.llama.model, threads=threads, context=512, sequences=_REQUESTS)
         ways["llama.cpp, together"] = lambda gap: peer.serve(prompts, gap, _NEW)
     return ways
 

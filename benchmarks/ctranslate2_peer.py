@@ -16,11 +16,13 @@ from llama.model import Transformer
 
 
 class CTranslate2:
-    """Continues prompts of ids greedily, in float32 whatever the dtype of the model it was made from."""
+    """Continues prompts of ids greedily, in float32 whatever the dtype of the model it was made from.
 
-    name = "ctranslate2, float32"
+    Args:
+        compute_type: float32, or int8: weights in 8 bits with a scale for each output, activations for each row.
+    """
 
-    def __init__(self, model: Transformer, *, threads: int) -> None:
+    def __init__(self, model: Transformer, *, threads: int, compute_type: str = "float32") -> None:
         import ctranslate2
         from ctranslate2.converters.transformers import LlamaLoader
 
@@ -36,8 +38,9 @@ class CTranslate2:
             spec.save(folder)
             del spec, peer
             self._generator = ctranslate2.Generator(
-                folder, device="cpu", compute_type="float32", inter_threads=1, intra_threads=threads
+                folder, device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=threads
             )
+        self.name = f"ctranslate2, {compute_type}"
 
     def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
         results = self._generator.generate_batch(

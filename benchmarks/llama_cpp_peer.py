@@ -1,8 +1,6 @@
 """llama.cpp as a peer, through llama-cpp-python's low-level calls (`pip install -e ".[bench]"`).
 
-The same weights, exported with the gguf package: matrices in the model's dtype, norms in float32. GGUF keeps
-the rotary rows of this architecture in Meta's order, so nothing is permuted. The vocabulary is a dummy,
-because prompts are ids.
+It is given the same weights as a GGUF file; see gguf_files.py.
 
 pip compiles llama.cpp for the CPU at hand. To compare with it on AVX2 (`--level x86-64-v3`) where the CPU has more,
 compile another one, and name the folder of its libraries:
@@ -14,69 +12,18 @@ compile another one, and name the folder of its libraries:
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
+from gguf_files import export, library
 from machine import avx2_only
 from transformers_peer import plain_weights
 
 from llama.model import Transformer
-
-_NAMES = {
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-    "attention_norm": "attn_norm",
-    "ffn_norm": "ffn_norm",
-}
-_WHOLE = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
-
-
-def export(model: Transformer, path: Path) -> None:
-    """Write a model's weights as GGUF."""
-    import gguf
-
-    args = model.params
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(16384)
-    writer.add_embedding_length(args.dim)
-    writer.add_block_count(args.n_layers)
-    writer.add_feed_forward_length(args.ffn_dim)
-    writer.add_head_count(args.n_heads)
-    writer.add_head_count_kv(args.kv_heads)
-    writer.add_rope_freq_base(args.rope_theta)
-    writer.add_rope_dimension_count(args.head_dim)
-    writer.add_layer_norm_rms_eps(args.norm_eps)
-    writer.add_vocab_size(args.vocab_size)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"<{i}>".encode() for i in range(args.vocab_size)])
-    writer.add_token_scores([0.0] * args.vocab_size)
-    writer.add_token_types([gguf.TokenType.NORMAL] * args.vocab_size)
-    for name, value in plain_weights(model):
-        _, part = name.removesuffix(".weight"), name.removesuffix(".weight").split(".")
-        mine = f"blk.{part[1]}.{_NAMES['.'.join(part[2:])]}" if part[0] == "layers" else _WHOLE[part[0]]
-        if value.dim() == 1:
-            writer.add_tensor(f"{mine}.weight", value.float().numpy())
-        elif value.dtype == torch.bfloat16:
-            raw: Any = value.contiguous().view(torch.uint16).numpy()
-            writer.add_tensor(f"{mine}.weight", raw.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
-        else:
-            writer.add_tensor(f"{mine}.weight", value.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 class LlamaCpp:
@@ -84,25 +31,23 @@ class LlamaCpp:
 
     name = "llama.cpp"
 
-    def __init__(self, model: Transformer, *, threads: int, context: int, sequences: int) -> None:
-        import llama_cpp as lc
+    @classmethod
+    def of_model(cls, model: Transformer, *, threads: int, context: int, sequences: int) -> LlamaCpp:
+        """With the weights of a model, in its dtype."""
+        with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+            file = Path(folder) / "model.gguf"
+            export(model.params, plain_weights(model), file)
+            return cls(file, model.params.vocab_size, threads=threads, context=context, sequences=sequences)
 
-        self._lc = lc
-        quiet = lc.llama_log_callback(lambda *_: None)
-        self._keep = quiet
-        lc.llama_log_set(quiet, ctypes.c_void_p(0))
-        lc.llama_backend_init()
+    def __init__(self, file: Path, vocab: int, *, threads: int, context: int, sequences: int) -> None:
+        self._lc = lc = library()
         has = lc.llama_print_system_info().decode()
         if avx2_only() and "AVX512 = 1" in has:
             raise SystemExit(f"this llama.cpp was compiled with more than AVX2: {has}\n\n{__doc__}")
-        file = tempfile.NamedTemporaryFile(suffix=".gguf", delete=False)  # noqa: SIM115 - outlives a with
-        file.close()
-        export(model, Path(file.name))
         parameters = lc.llama_model_default_params()
         parameters.use_mmap = False
-        self._model = lc.llama_model_load_from_file(file.name.encode(), parameters)
-        os.unlink(file.name)
-        self._vocab = model.params.vocab_size
+        self._model = lc.llama_model_load_from_file(str(file).encode(), parameters)
+        self._vocab = vocab
         options = lc.llama_context_default_params()
         options.n_ctx = context * sequences
         options.n_seq_max = sequences
@@ -111,7 +56,7 @@ class LlamaCpp:
         self._context = lc.llama_init_from_model(self._model, options)
         self._batch = lc.llama_batch_init(512, 0, 1)
         if not self._model or not self._context:
-            raise RuntimeError("llama.cpp did not load the exported model")
+            raise RuntimeError(f"llama.cpp did not load {file}")
 
     def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
         lc = self._lc
@@ -176,12 +121,12 @@ class LlamaCpp:
                     left.discard(i)
         return first, time.perf_counter() - started
 
-    def logits(self, prompt: Sequence[int]) -> np.ndarray:
-        """The logits of the last position, to check the export."""
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits behind each of up to 512 ids, (ids, vocabulary)."""
         lc = self._lc
         lc.llama_memory_clear(lc.llama_get_memory(self._context), True)
-        self._decode([(token, i, 0, i == len(prompt) - 1) for i, token in enumerate(prompt)])
-        return self._row(len(prompt) - 1).copy()
+        self._decode([(token, i, 0, True) for i, token in enumerate(ids)])
+        return np.stack([self._row(i) for i in range(len(ids))])
 
     def _prefill(self, sequence: int, prompt: Sequence[int]) -> int:
         for first in range(0, len(prompt), 512):

@@ -3,6 +3,7 @@
     python benchmarks/load.py                      makes a checkpoint of 4.1 GB (2.1B parameters, bfloat16)
     python benchmarks/load.py --shape 110m --ranks 1 --rounds 1
     python benchmarks/load.py --folder /data/CodeLlama-7b --ranks 1,2
+    python benchmarks/load.py --gguf Q8_0,Q4_K_M   files of 2.3 and 1.3 GB instead, beside llama.cpp without mmap
 
 Every figure stands beside a yardstick that takes turns with it in the same run; medians of the rounds.
 
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import fire
 import torch
-from peers import TOKENIZER, spread
+from peers import TOKENIZER, parts, spread
 
 from llama import Llama
 from llama.checkpoint.layouts.hf_config import params_of
@@ -56,11 +57,11 @@ def _tell(**figures: float) -> None:
     os.write(1, f"RESULT {json.dumps(figures)}\n".encode())
 
 
-def load_worker(path: str) -> None:
+def load_worker(path: str, tokenizer: str | None = None) -> None:
     """On each rank: build, then one token."""
     before = _status("VmRSS")
     started = time.perf_counter()
-    llama = Llama.build(path, max_seq_len=256, max_batch_size=1)
+    llama = Llama.build(path, tokenizer, max_seq_len=256, max_batch_size=1)
     seconds = time.perf_counter() - started
     peak = _status("VmHWM") - before
     llama.generate([[1, 300, 301]], 1, temperature=0.0)
@@ -86,6 +87,20 @@ def peer_worker(path: str) -> None:
     _tell(s=seconds, first=first, peak=peak, peak_first=_status("VmHWM") - before, weights=weights)
 
 
+def llama_cpp_worker(path: str) -> None:
+    """The same with llama.cpp, which reads the file into memory of its own, and repacks it for this CPU."""
+    from gguf_files import library
+
+    lc = library()
+    before = _status("VmRSS")
+    started = time.perf_counter()
+    parameters = lc.llama_model_default_params()
+    parameters.use_mmap = False
+    model = lc.llama_model_load_from_file(path.encode(), parameters)
+    seconds = time.perf_counter() - started
+    _tell(s=seconds, peak=_status("VmHWM") - before, weights=lc.llama_model_size(model))
+
+
 def convert_worker(source: str, target: str, to: str, mp: int | None = None) -> None:
     """`codellama convert`, in this process."""
     import llama.checkpoint.convert  # noqa: F401 - so that the import is not measured
@@ -99,7 +114,7 @@ def convert_worker(source: str, target: str, to: str, mp: int | None = None) -> 
 
 def read_worker(path: str, fresh: bool) -> None:
     """Read the weight files into new memory (`fresh`), or through a buffer of 16 MB."""
-    files = sorted([*Path(path).glob("*.pth"), *Path(path).glob("*.safetensors")])
+    files = sorted([*Path(path).glob("*.pth"), *Path(path).glob("*.safetensors")]) or [Path(path)]
     buffer = memoryview(bytearray(16 * MIB))
     started = time.perf_counter()
     kept = []
@@ -120,6 +135,7 @@ def read_worker(path: str, fresh: bool) -> None:
 WORKERS: dict[str, Callable[..., None]] = {
     "load": load_worker,
     "peer": peer_worker,
+    "llama.cpp": llama_cpp_worker,
     "convert": convert_worker,
     "read": read_worker,
 }
@@ -167,6 +183,7 @@ def main(
     folder: str | None = None,
     ranks: str = "1,2,4",
     rounds: int = 3,
+    gguf: str = "",
 ) -> None:
     """Print tables in Markdown.
 
@@ -175,10 +192,14 @@ def main(
         folder: an existing checkpoint to use instead.
         ranks: numbers of ranks, with commas.
         rounds: turns of each measurement.
+        gguf: only load GGUF files of these types (see gguf_files.py), with commas, beside llama.cpp.
     """
     counts = [int(each) for each in str(ranks).strip("()").split(",") if each.strip()]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
         base = Path(temporary)
+        if gguf:
+            _ggufs(base, SHAPES[shape], parts(gguf), rounds)
+            return
         if folder:
             sources = [Path(folder)]
         else:
@@ -243,6 +264,40 @@ def _loads(sources: list[Path], counts: list[int], rounds: int) -> None:
                 f" {peak / MIB:.0f} | {(1.15 * weights + 200e6) / MIB:.0f} |",
                 flush=True,
             )
+
+
+def _ggufs(base: Path, args: ModelArgs, kinds: list[str], rounds: int) -> None:
+    from gguf_files import export, quantize
+
+    generator = torch.Generator().manual_seed(0)
+    weights = (
+        (name, torch.empty(size).normal_(0, 0.02, generator=generator) if len(size) > 1 else torch.ones(size))
+        for name, size in expected_shapes(args).items()
+    )
+    export(args, ((name, weight.half()) for name, weight in weights), base / "F16.gguf")
+    _wide_tokenizer(base / "tokenizer.model", args.vocab_size)
+    print(
+        "\n| file | MiB | ours, s | llama.cpp, s | of llama.cpp, median (range) | of reading into memory |"
+        " ours: weights, MiB | peak, MiB | llama.cpp: peak, MiB |\n|---|---|---|---|---|---|---|---|---|"
+    )
+    for kind in kinds:
+        file = base / f"{kind}.gguf"
+        if kind != "F16":
+            quantize(base / "F16.gguf", file, kind)
+        runs: dict[str, list[dict[str, float]]] = {"load": [], "llama.cpp": [], "read": []}
+        for _ in range(rounds):
+            runs["load"] += _run("load", path=file, tokenizer=base / "tokenizer.model")
+            runs["llama.cpp"] += _run("llama.cpp", path=file)
+            runs["read"] += _run("read", path=file, fresh=True)
+        mine, theirs, read = ([each["s"] for each in run] for run in runs.values())
+        peaks = [max(each["peak"] for each in runs[name]) / MIB for name in ("load", "llama.cpp")]
+        print(
+            f"| {kind} | {file.stat().st_size / MIB:.0f} | {statistics.median(mine):.2f} |"
+            f" {statistics.median(theirs):.2f} | {spread([a / b for a, b in zip(mine, theirs, strict=True)])} |"
+            f" {statistics.median(a / b for a, b in zip(mine, read, strict=True)):.2f} x |"
+            f" {runs['load'][0]['weights'] / MIB:.0f} | {peaks[0]:.0f} | {peaks[1]:.0f} |",
+            flush=True,
+        )
 
 
 def _beside_peer(meta: Path, hf: Path, rounds: int) -> None:

@@ -200,10 +200,11 @@ def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
 @contextlib.contextmanager
 def _llama_server(program: str, llama: Llama, streams: int, threads: int) -> Iterator[int]:
     """llama.cpp's own server on the same weights -> its port."""
-    from llama_cpp_peer import export
+    from gguf_files import export
+    from transformers_peer import plain_weights
 
     with tempfile.TemporaryDirectory() as folder, socket.socket() as found:
-        export(llama.model, Path(folder) / "model.gguf")
+        export(llama.model.params, plain_weights(llama.model), Path(folder) / "model.gguf")
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
         found.close()

@@ -28,9 +28,13 @@ _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16
 
 
 class OpenVino:
-    """Continues prompts of ids greedily, in the model's dtype where OpenVINO computes in it on this CPU."""
+    """Continues prompts of ids greedily, in the model's dtype where OpenVINO computes in it on this CPU.
 
-    def __init__(self, model: Transformer, *, threads: int) -> None:
+    Args:
+        bits: of the weights, quantized as optimum-intel does it by itself: 8 or 4; 0 for plain ones.
+    """
+
+    def __init__(self, model: Transformer, *, threads: int, bits: int = 0) -> None:
         python = os.environ.get("OPENVINO_PYTHON", str(_HERE.parent / ".venv-openvino" / "bin" / "python"))
         if not Path(python).exists():
             raise SystemExit(f"OpenVINO's environment is missing: there is no {python}.\n\n{__doc__}")
@@ -42,13 +46,13 @@ class OpenVino:
         precision = "f32" if avx2_only() else _PRECISIONS[model.dtype]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, precision, str(threads)],
+                [*command, precision, str(threads), str(bits)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
-        self.name = f"openvino, {self._answer()['precision']}"
+        self.name = f"openvino, {f'int{bits}, ' if bits else ''}{self._answer()['precision']}"
 
     def run(self, prompts: Sequence[Sequence[int]], new: int) -> list[list[int]]:
         assert self._process.stdin is not None

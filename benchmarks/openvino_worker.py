@@ -2,7 +2,7 @@
 
 openvino_peer.py starts it, with the Python of that environment. It imports nothing of this project.
 
-    python benchmarks/openvino_worker.py FOLDER PRECISION THREADS
+    python benchmarks/openvino_worker.py FOLDER PRECISION THREADS BITS
 
 A line of JSON comes back when the model is ready, then one for each line that is asked: {"prompts", "new"} ->
 {"tokens"}.
@@ -17,10 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def load(folder: str, precision: str, threads: int) -> Any:
-    """The model of a folder, computed in `precision` (f32, bf16, f16), or in f32 if this CPU lacks that."""
+def load(folder: str, precision: str, threads: int, bits: int) -> Any:
+    """The model of a folder, computed in `precision` (f32, bf16, f16), or in f32 if this CPU lacks that.
+
+    `bits`: 8 or 4 for weights quantized by optimum-intel's defaults; 0 for plain ones.
+    """
     from openvino import Core
-    from optimum.intel import OVModelForCausalLM
+    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     if precision.upper() not in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         precision = "f32"
@@ -28,6 +31,7 @@ def load(folder: str, precision: str, threads: int) -> Any:
         folder,
         export=True,
         load_in_8bit=False,  # its default for a billion weights and more
+        quantization_config=OVWeightQuantizationConfig(bits=bits) if bits else None,
         ov_config={
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": precision,
@@ -54,11 +58,11 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], new: int) -> list[lis
     return [row[width:].tolist() for row in out]
 
 
-def main(folder: str, precision: str, threads: int) -> None:
+def main(folder: str, precision: str, threads: int, bits: int) -> None:
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print
-    model = load(folder, precision, threads)
+    model = load(folder, precision, threads, bits)
     taken = model.request.get_compiled_model().get_property("INFERENCE_PRECISION_HINT")
     print(json.dumps({"precision": taken.to_string()}), file=answers)
     for line in sys.stdin:
@@ -67,4 +71,4 @@ def main(folder: str, precision: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

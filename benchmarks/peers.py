@@ -199,7 +199,7 @@ def make_peers(
     if "llama.cpp" in names:
         from llama_cpp_peer import LlamaCpp
 
-        peers.append(LlamaCpp(model, threads=threads, context=context, sequences=sequences))
+        peers.append(LlamaCpp.of_model(model, threads=threads, context=context, sequences=sequences))
     if "ctranslate2" in names:
         from ctranslate2_peer import CTranslate2
 

@@ -20,13 +20,7 @@ from .api import arguments
 from .api.compat import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
 from .api.options import Logprobs, Options, SamplingOptions
 from .api.replicas import first_of
-from .api.results import (
-    ChatPrediction,
-    CompletionPrediction,
-    InfillingPrediction,
-    Output,
-    StreamDelta,
-)
+from .api.results import ChatPrediction, CompletionPrediction, InfillingPrediction, Output, StreamDelta
 from .api.seeds import Seeds
 from .api.session import Session
 from .api.texts import Texts
@@ -76,13 +70,17 @@ class Llama:
         seed: int | None = None,
         cache_memory: CacheMemory | None = None,
         prefix_reuse: bool = True,
+        adapter: str | os.PathLike[str] | None = None,
+        quantize: str | None = None,
+        cache_dtype: str = "auto",
     ) -> Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
         Args:
             ckpt_dir: a folder in Meta's layout (consolidated.NN.pth, params.json) or Hugging Face's
-                (config.json, *.safetensors or pytorch_model*.bin), unchanged.
-            tokenizer_path: by default tokenizer.model in ckpt_dir.
+                (config.json, *.safetensors or pytorch_model*.bin), unchanged; or a GGUF file, of one that was
+                split any part.
+            tokenizer_path: by default tokenizer.model in ckpt_dir, of a GGUF the one in the file.
             max_seq_len, max_batch_size: limits of a sequence's tokens, and of sequences that run at the same
                 time. Memory follows the tokens in use, not these.
             model_parallel_size: ranks that hold one model; by default all of the launch. With fewer, the
@@ -97,6 +95,9 @@ class Llama:
                 allow, and at most a quarter of the free memory for prefixes to reuse.
             prefix_reuse: keep computed keys and values until their memory is needed, and reuse them for
                 prompts that begin alike.
+            adapter: folder of a LoRA adapter, as PEFT saves it; merged into the weights while they are read.
+            quantize: "int8" or "int4": quantize a plain checkpoint while it is read (docs/checkpoints.md).
+            cache_dtype: of keys and values: auto (as the activations), or int8, 8.5 bits a number.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -109,8 +110,8 @@ class Llama:
         """
         if seed is not None:
             seed = arguments.check_seed(seed)  # before minutes of loading
-        sizes = (max_seq_len, max_batch_size, model_parallel_size)
-        built = loading.build(ckpt_dir, tokenizer_path, *sizes, device, dtype, cache_memory=cache_memory)
+        given = (ckpt_dir, tokenizer_path, max_seq_len, max_batch_size, model_parallel_size, device, dtype)
+        built = loading.build(*given, cache_memory, cache_dtype, adapter=adapter, quantize=quantize)
         llama = Llama(
             built.model,
             built.tokenizer,
@@ -120,7 +121,8 @@ class Llama:
             seed=seed,
         )
         llama._joined = True
-        llama.folder = Path(ckpt_dir)
+        llama.folder, llama.quantize = Path(ckpt_dir), quantize
+        llama.adapter = None if adapter is None else Path(adapter)
         return llama
 
     def __init__(
@@ -144,7 +146,10 @@ class Llama:
         )
         self.session = Session(self.engine, Seeds(seed, partial(first_of, model.parallel, model.device)))
         self._texts = Texts(self.engine)
-        self.folder: Path | None = None  # of the checkpoint, where `build` loaded one
+        # Of the checkpoint, where `build` loaded one, of the adapter merged into it, and what it was quantized to.
+        self.folder: Path | None = None
+        self.adapter: Path | None = None
+        self.quantize: str | None = None
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from dataclasses import dataclass
 from functools import cache
 
@@ -12,31 +13,42 @@ import torch
 from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
+from .checkpoint.lora import adapter_of
+from .checkpoint.memory import WeightMemory, weight_memory
 from .checkpoint.progress import Progress
 from .distributed.devices import choose_device, rank_threads
 from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
-from .errors import ConfigError
+from .errors import CheckpointMismatchError, ConfigError
 from .kernels.operators import computes_well
 from .kernels.report import why_missing
 from .model import Transformer
 from .printable import shown
 from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
+    CACHE_DTYPES,
     GIB,
     CacheMemory,
     CachePlan,
     cache_bytes_per_token,
+    check_cache_dtype,
     check_cache_memory,
     parameter_count,
     plan_cache,
-    weight_bytes,
 )
 from .tokenizer import Tokenizer
 from .values import integer
 
-__all__ = ["Built", "build", "check_same_dtype", "choose_dtype"]
+__all__ = [
+    "Built",
+    "build",
+    "check_same_adapter",
+    "check_same_cache",
+    "check_same_dtype",
+    "check_same_formats",
+    "choose_dtype",
+]
 
 # Tokens or sequences: more than any machine holds, and small enough to be multiplied into bytes as a float.
 _MOST = 10**12
@@ -62,8 +74,11 @@ def build(
     model_parallel_size: int | None,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    *,
     cache_memory: CacheMemory | None = None,
+    cache_dtype: str = "auto",
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    quantize: str | None = None,
 ) -> Built:
     """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
     started = time.monotonic()
@@ -72,25 +87,40 @@ def build(
     max_batch_size = _count("max_batch_size", max_batch_size)
     check_cache_memory(cache_memory)
     target = choose_device(device)
-    checkpoint = open_checkpoint(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+    checkpoint = open_checkpoint(
+        folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size, adapter=adapter, quantize=quantize
+    )
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
     size = _model_parallel_size(model_parallel_size)
     check_size(checkpoint.args, size)
+    check_cache_dtype(cache_dtype, checkpoint.args.head_dim)
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
     parallel = join(size, target)
     try:
         check_same_dtype(parallel, chosen, target)
-        plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory)
-        model = _load(checkpoint, parallel, target, chosen)
+        check_same_adapter(parallel, checkpoint, target)
+        check_same_cache(parallel, cache_dtype, target)
+        memory = weight_memory(checkpoint, parallel.rank, parallel.size, target, chosen)
+        check_same_formats(parallel, memory)
+        plan = plan_cache(
+            *(checkpoint.args, parallel, chosen, target, cache_memory),
+            weights=memory.nbytes,
+            cache_dtype=cache_dtype,
+        )
+        model = _load(checkpoint, parallel, memory, cache_dtype)
     except BaseException as error:
         leave(parallel, error)
         raise
     missing = why_missing() if target.type == "cpu" else None
     if missing is not None:
         _log_missing_kernels(missing)
+    merged = "" if adapter is None else f" with adapter {as_path(adapter, 'adapter').name}"
+    for line in (*checkpoint.notes, *memory.made_plain()):
+        log(line)
     log(
-        f"Loaded {folder.name} ({shortened(parameter_count(checkpoint.args))} parameters, {chosen}{why}) on"
-        f" {target.type}, {_sizes(checkpoint.args, parallel, chosen, plan, time.monotonic() - started)}"
+        f"Loaded {folder.name}{merged} ({shortened(parameter_count(checkpoint.args))} parameters,"
+        f" {memory.describe(checkpoint.quantization)}{why}) on {target.type},"
+        f" {_sizes(checkpoint.args, parallel, memory, plan, time.monotonic() - started)}"
     )
     return Built(model, tokenizer, plan.tokens, plan.retained)
 
@@ -108,15 +138,13 @@ def _count(name: str, value: object) -> int:
     return number
 
 
-def _load(
-    checkpoint: Checkpoint, parallel: Parallel, device: torch.device, dtype: torch.dtype
-) -> Transformer:
+def _load(checkpoint: Checkpoint, parallel: Parallel, memory: WeightMemory, cache_dtype: str) -> Transformer:
     """Make the model without memory, then give it this rank's weights."""
     with torch.device("meta"):
-        model = Transformer(checkpoint.args, parallel=parallel)
-    with rank_threads(device):
-        progress = Progress(weight_bytes(checkpoint.args, parallel.size, dtype), "loading")
-        load_weights(model, checkpoint, device, dtype, progress=progress)
+        model = Transformer(checkpoint.args, parallel=parallel, cache_dtype=cache_dtype)
+    with rank_threads(memory.device):
+        progress = Progress(memory.nbytes, "loading")
+        load_weights(model, checkpoint, memory.device, memory.dtype, memory=memory, progress=progress)
     return model.eval()
 
 
@@ -128,14 +156,14 @@ def _log_missing_kernels(why: str) -> None:
     )
 
 
-def _sizes(args: ModelArgs, parallel: Parallel, dtype: torch.dtype, plan: CachePlan, seconds: float) -> str:
+def _sizes(args: ModelArgs, parallel: Parallel, memory: WeightMemory, plan: CachePlan, seconds: float) -> str:
     """The numbers of the line that says what was loaded."""
     replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
-    weights = weight_bytes(args, parallel.size, dtype) / GIB
-    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, dtype) / GIB
+    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, plan.form) / GIB
+    stored = "" if plan.form == memory.dtype else f" in {plan.form}"
     return (
-        f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {weights:.2f} GiB per rank,"
-        f" cache for up to {plan.tokens:,} tokens ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
+        f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {memory.nbytes / GIB:.2f} GiB per rank,"
+        f" cache for up to {plan.tokens:,} tokens{stored} ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
     )
 
 
@@ -177,6 +205,60 @@ def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.devic
     raise ConfigError(
         f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
         " compiled kernels differ; give all the same dtype"
+    )
+
+
+def check_same_cache(parallel: Parallel, cache_dtype: str, device: torch.device) -> None:
+    """All ranks store keys and values alike: their caches are planned, and filled, together.
+
+    Raises:
+        ConfigError: they do not. Raised on all ranks.
+    """
+    number = CACHE_DTYPES.index(cache_dtype)
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    raise ConfigError(
+        f"one rank has cache_dtype {CACHE_DTYPES[lowest]} and another {CACHE_DTYPES[-highest]}; give all the same"
+    )
+
+
+def check_same_adapter(parallel: Parallel, checkpoint: Checkpoint, device: torch.device) -> None:
+    """All ranks merge the same adapter, though each reads the folder on its own machine.
+
+    Raises:
+        CheckpointMismatchError: they do not, or only some have one. Raised on all ranks.
+    """
+    if parallel.group is None and parallel.replica_group is None:
+        return
+    adapter = adapter_of(checkpoint)
+    number = -1 if adapter is None else adapter.digest
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    has = "none" if adapter is None else f"the one in {adapter.folder}"
+    raise CheckpointMismatchError(
+        f"the ranks have different adapters; this one has {has}. Each reads the folder on its own machine: pass the"
+        " same to all, and copy the same files to each machine"
+    )
+
+
+def check_same_formats(parallel: Parallel, memory: WeightMemory) -> None:
+    """All ranks store a weight in the same format.
+
+    A group's size may differ: a slice can begin within one.
+
+    Raises:
+        ConfigError: they do not. Raised on all ranks.
+    """
+    kinds = [window.kind or "" for window in memory.windows.values()]
+    number = zlib.crc32(" ".join(kinds).encode())
+    lowest, highest = parallel.smallest(number, memory.device), parallel.smallest(-number, memory.device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    raise ConfigError(
+        f"this rank stores the weights as {memory.describe()}, and another rank otherwise, since their devices or"
+        " their compiled kernels differ; use machines and installations that are alike"
     )
 
 

@@ -60,6 +60,8 @@ class Tokenizer:
         control_ids: every id that is not text: those above (not unk) and SentencePiece's control pieces.
         supports_infilling: the vocabulary has all four infilling pieces.
         sp_model: the SentencePiece processor, as in the reference.
+        model_bytes: the SentencePiece model, as a tokenizer.model holds it.
+        model_path: where that comes from: a tokenizer.model, or weights with the tokenizer in them.
     """
 
     def __init__(self, model_path: str | os.PathLike[str]) -> None:
@@ -69,8 +71,29 @@ class Tokenizer:
             TokenizerError: the file does not exist, is not a SentencePiece model, has no bos, eos or unk, or
                 has a piece that is not text.
         """
-        proto = _read_model(Path(model_path))
-        self.model_path = os.fspath(model_path)
+        self._load(_read_model(Path(model_path)), os.fspath(model_path))
+
+    @classmethod
+    def from_bytes(cls, model: bytes, name: str) -> Tokenizer:
+        """The tokenizer of a SentencePiece model in memory.
+
+        Args:
+            model: the content of a tokenizer.model.
+            name: for messages, the file that it comes from.
+
+        Raises:
+            TokenizerError: as the constructor.
+        """
+        if len(model) > _MAX_FILE_BYTES:
+            raise TokenizerError(
+                f"{name}: its tokenizer takes {len(model):,} bytes, and at most {_MAX_FILE_BYTES:,} are accepted"
+            )
+        found = cls.__new__(cls)
+        found._load(model, name)
+        return found
+
+    def _load(self, proto: bytes, name: str) -> None:
+        self.model_bytes, self.model_path = proto, name
         self.sp_model = _processor(proto, self.model_path)
         self._sp_plain = _processor(proto + _WITHOUT_DUMMY_PREFIX, self.model_path)
 

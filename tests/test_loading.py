@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
 from cpu_levels import has_compiler, runs
+from tiny_models import SHAPE, random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
+from llama import Llama
+from llama.checkpoint import open_checkpoint
+from llama.checkpoint.memory import WeightMemory, weight_memory
 from llama.distributed import world
-from llama.errors import ConfigError, ParallelismError, RankError
+from llama.distributed.parallel import Parallel
+from llama.errors import ConfigError, OutOfMemoryError, ParallelismError, RankError
 from llama.kernels import compiled
-from llama.loading import build, choose_dtype
+from llama.loading import build, check_same_formats, choose_dtype
+from llama.sizing.budget import GIB
 
 CPU = torch.device("cpu")
 
@@ -96,6 +103,50 @@ def test_auto_without_kernels_takes_the_fast_dtype(monkeypatch: pytest.MonkeyPat
     assert "bfloat16" in why
 
 
+# ---- the cache's dtype ----
+
+WIDE = {**SHAPE, "dim": 128, "n_heads": 4}
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A checkpoint whose heads have 32 numbers."""
+    weights = random_weights(WIDE, tiny_tokenizer().n_words)
+    return save_checkpoint(tmp_path / "wide", WIDE, weights, tiny_model_path())
+
+
+@pytest.mark.parametrize("wanted", ["int4", "INT8", "", "float16", torch.int8, None, 8, ["int8"]])
+def test_unknown_cache_dtypes_are_refused(tiny_checkpoint: Path, wanted: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^cache_dtype is .*; use auto or int8$"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", cache_dtype=wanted)
+
+
+def test_heads_that_are_no_whole_blocks_are_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="blocks of 32 numbers, but this model's heads have 8; use auto"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", cache_dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_int8_cache_holds_more_tokens_in_the_same_memory(
+    wide: Path, dtype: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for cache_dtype in ("auto", "int8"):
+        with Llama.build(
+            wide, None, 64, 2, device="cpu", dtype=dtype, cache_memory="1MiB", cache_dtype=cache_dtype
+        ) as llama:
+            cache = llama.model.new_cache()
+            cache.reserve(64)
+            found.append((llama.engine.blocks.total, cache.nbytes))
+            llama.text_completion(["def f(x):"], max_gen_len=5)
+    bits = 32 if dtype == "float32" else 16
+    assert found[1][0] == pytest.approx(found[0][0] * bits / 8.5, rel=0.01)
+    assert found[1][1] * bits == found[0][1] * 8.5
+    line, other = capfd.readouterr().err.splitlines()
+    assert " in int8 (0.00 GiB)" in other
+    assert "int8" not in line
+
+
 @pytest.mark.parametrize("size", [0, -1, 1.0, "2", True])
 def test_model_parallel_sizes_that_are_no_sizes(tiny_checkpoint: Path, size: Any) -> None:
     with pytest.raises(ConfigError, match="model_parallel_size"):
@@ -132,3 +183,75 @@ def test_ranks_that_cannot_connect_say_so(tiny_checkpoint: Path, monkeypatch: py
     with pytest.raises(RankError, match=r"rank 1 could not connect.*refused by 10\.0\.0\.1.*MASTER_ADDR"):
         build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
     assert world._WORLD.users == 0
+
+
+# ---- quantized weights ----
+
+
+class Other:
+    """Stands in for a rank's `Parallel`; the other rank gives some numbers in the place of this one's."""
+
+    def __init__(self, *others: int) -> None:
+        self._others = list(others)
+
+    def smallest(self, value: int, device: torch.device) -> int:
+        return min(value, self._others.pop(0))
+
+
+def memory_of(folder: Path, quantize: str | None = None) -> WeightMemory:
+    return weight_memory(open_checkpoint(folder, quantize=quantize), 0, 1, CPU, torch.float32)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C compiler")
+def test_ranks_that_store_weights_otherwise_are_refused(tiny_checkpoint: Path) -> None:
+    """As when the kernels of one machine were not compiled: it would need other memory, and give other numbers."""
+    memory = memory_of(tiny_checkpoint, "int8")
+    seen: list[int] = []
+    parallel: Any = Parallel()
+    check_same_formats(parallel, memory)
+    spy: Any = Other(2**40, 2**40)
+    spy.smallest = lambda value, device: (seen.append(value), value)[1]
+    check_same_formats(spy, memory)
+    assert seen[0] == -seen[1]
+    check_same_formats(cast("Parallel", Other(seen[0], -seen[0])), memory)
+    for number in (seen[0] - 1, seen[0] + 1):
+        with pytest.raises(ConfigError, match=r"int8.*another rank otherwise"):
+            check_same_formats(cast("Parallel", Other(number, -number)), memory)
+    plain = memory_of(tiny_checkpoint)
+    with pytest.raises(ConfigError, match="another rank otherwise"):
+        check_same_formats(cast("Parallel", Other(seen[0], -seen[0])), plain)
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C compiler")
+def test_the_line_says_what_is_in_memory(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = memory_of(tiny_checkpoint, "int8")
+    built = build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", quantize="int8")
+    err = capsys.readouterr().err
+    assert "parameters, int8, activations float32) on cpu" in err
+    assert f"{memory.nbytes / GIB:.2f} GiB per rank" in err
+    assert memory.nbytes < 0.6 * memory_of(tiny_checkpoint).nbytes
+    assert built.model.layers[0].attention.wq.packed.is_quantized
+    build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
+    assert "parameters, torch.float32) on cpu" in capsys.readouterr().err
+
+
+def test_a_device_without_kernels_loads_plain_weights_and_says_so(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama.kernels.native.kernels", lambda: None)
+    built = build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", quantize="int8")
+    err = capsys.readouterr().err
+    assert "matrices of int8 are loaded as float32" in err
+    assert "csrc: no compiled kernels are in use" in err
+    assert not built.model.layers[0].attention.wq.packed.is_quantized
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C compiler")
+def test_the_cache_is_planned_beside_the_real_bytes(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = memory_of(tiny_checkpoint, "int8").nbytes, memory_of(tiny_checkpoint).nbytes
+    monkeypatch.setattr("llama.sizing.budget.free_memory", lambda device: int((small + large) / 2 / 0.9))
+    assert build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", quantize="int8").cache_tokens > 32
+    with pytest.raises(OutOfMemoryError, match="quantized weights"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")

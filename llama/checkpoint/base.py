@@ -15,9 +15,10 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointFormatError
-from ..kernels.quantized import Blocks, Form, dequantize
+from ..kernels.quantized import Blocks, Form, in_order
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
+from ..tokenizer import Tokenizer
 from . import huge_pages
 from .weight_files.mapped import MappedFile
 
@@ -50,8 +51,14 @@ class Checkpoint(ABC):
         folder: the folder it was opened from.
         files: the weight files, in order.
         args: hyperparameters, with the vocabulary size filled in.
-        dtype: of the stored weights.
+        dtype: of the stored weights; of a quantized checkpoint, float16: what to compute in.
         mapped: `files`, memory-mapped.
+        quantization: what people call the way in which its matrices are quantized, e.g. "Q4_K_M"; None if they
+            are plain.
+        context_length: tokens of a sequence in training, if a file states it.
+        notes: what a user should know of this checkpoint once it is loaded, a line each.
+        mp_shards: how many model-parallel shards it is saved in, each with a slice of every split weight and a copy
+            of the others; None if the layout stores every weight once, whole.
     """
 
     layout: str
@@ -61,6 +68,9 @@ class Checkpoint(ABC):
     args: ModelArgs
     dtype: torch.dtype
     mapped: list[MappedFile]
+    quantization: str | None = None
+    mp_shards: int | None = None
+    context_length: int | None = None
 
     @abstractmethod
     def __init__(
@@ -82,9 +92,39 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
-        """Every tensor as stored: its name in the file, the file, the mapped tensor."""
+        """Every tensor as stored: its name in the file, the file, the mapped tensor; of blocks, their scales."""
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the weight files hold; None if it is a file of its own.
+
+        Raises:
+            TokenizerError: it is none that this runtime reads.
+        """
+        return None
+
+    def disagreements(self) -> list[str]:
+        """Replicated weights whose values differ between `mp_shards`: the shards belong to different models."""
+        return []
+
+    def details(self) -> Iterator[tuple[str, str]]:
+        """What `info` tells of this layout alone: label and text of each line."""
+        return iter(())
 
     # ---- quantized weights ----
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """See above; a subclass adds to it."""
+        return []
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any matrix is quantized."""
+        return any(
+            self.form(name, (0, shape[1])) is not None
+            for name, shape in self.shapes.items()
+            if len(shape) == 2
+        )
 
     def form(self, name: str, columns: Range) -> Form | None:
         """How the window `columns` of a matrix is quantized; None if it is stored plain. See `Form`."""
@@ -98,18 +138,14 @@ class Checkpoint(ABC):
         """Whether `parts` gives a tensor as it is stored. Otherwise `compute` makes its values."""
         return len(self.shapes[name]) == 1 or self.form(name, (0, self.shapes[name][1])) is None
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype that holds a tensor's values as they are: of computed ones float32."""
+        return self.dtype if self.is_mapped(name) else torch.float32
+
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         """A window of a tensor whose values are computed, in float32. A few MB: `read` asks for some rows at a time."""
         assert columns is not None
-        form = self.form(name, columns)
-        assert form is not None
-        found = dequantize(self.blocks(name, rows, columns))
-        if form.order is None:
-            return found
-        read = form.order >= 0
-        out = torch.empty(len(found), columns[1] - columns[0])
-        out[:, form.order[read].long()] = found[:, read]
-        return out
+        return in_order(self.blocks(name, rows, columns), columns[1] - columns[0])
 
     # ---- windows ----
 
@@ -127,7 +163,7 @@ class Checkpoint(ABC):
         """Fill `out` with a window of a tensor, converting dtype and device."""
         if not self.is_mapped(name):
             width = 1 if columns is None else columns[1] - columns[0]
-            step = max(1, _COMPUTED // (4 * width))
+            step = max(1, _COMPUTED // max(1, 4 * width))
             for first in range(0, rows[1] - rows[0], step):
                 last = min(first + step, rows[1] - rows[0])
                 out[first:last].copy_(self.compute(name, (rows[0] + first, rows[0] + last), columns))

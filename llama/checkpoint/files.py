@@ -48,15 +48,20 @@ def as_path(value: str | os.PathLike[str], name: str) -> Path:
         raise ConfigError(f"{name} is {value!r}; it must be a path, as text or an os.PathLike") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Raise CheckpointNotFoundError, with the reason, if `folder` is not a readable folder."""
+def check_folder(folder: Path, kind: str = "checkpoint") -> None:
+    """Raise CheckpointNotFoundError, with the reason, if `folder` is not a readable folder.
+
+    kind: what it should hold, for messages.
+    """
     found = _look_at(folder)
     if found is None:
         raise CheckpointNotFoundError(
-            f"checkpoint folder {folder} does not exist; check the path, or download it"
+            f"{kind} folder {folder} does not exist; check the path, or download it"
         )
     if not stat.S_ISDIR(found.st_mode):
-        raise CheckpointNotFoundError(f"{folder} is a file; pass the folder that holds the checkpoint")
+        raise CheckpointNotFoundError(
+            f"{folder} is a file, and not a GGUF; pass the folder that holds the {kind}"
+        )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")
 

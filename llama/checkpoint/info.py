@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ..sizing.args import ModelArgs, can_split
-from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_bytes
+from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
+from .lora import AdaptedCheckpoint
+from .memory import largest_rank
 
-__all__ = ["describe", "guess", "shortened"]
+__all__ = ["amount", "describe", "guess", "shortened"]
 
 _SIZES = (1, 2, 4, 8)
 _CACHED = 4096
@@ -57,17 +57,25 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
     shards = f"{checkpoint.shards} weight file{'s' if checkpoint.shards > 1 else ''}"
     yield "member", guess(args, tokenizer)
     yield "layout", f"{checkpoint.layout}, {shards}, {amount(files)}"
-    yield "parameters", f"{shortened(parameter_count(args))} in {dtype_name(dtype)}"
+    if isinstance(checkpoint, AdaptedCheckpoint):
+        yield "adapter", str(checkpoint.adapter)
+    yield (
+        "parameters",
+        f"{shortened(parameter_count(args))} in {checkpoint.quantization or dtype_name(dtype)}",
+    )
+    yield from checkpoint.details()
+    for note in checkpoint.notes:
+        yield "note", note
     yield (
         "shape",
         f"dim {args.dim}, {args.n_layers} layers, {args.n_heads} heads, {args.kv_heads} key/value heads,"
         f" feed-forward {args.ffn_dim}",
     )
-    yield "context", _context(args)
+    yield "context", _context(args, checkpoint.context_length)
     if tokenizer is None:
         yield (
             "vocabulary",
-            f"{args.vocab_size:,} rows; tokenizer.model is missing or does not fit: run verify",
+            f"{args.vocab_size:,} rows; the tokenizer is missing or does not fit: run verify",
         )
     else:
         yield "vocabulary", f"{args.vocab_size:,} pieces"
@@ -76,23 +84,26 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
             "yes" if tokenizer.supports_infilling else "no: the vocabulary has no infilling pieces",
         )
         yield "chat format", "Source: / Destination: / <step>" if tokenizer.step_id is not None else "[INST]"
-    yield from _memory(args, dtype)
+    yield from _memory(checkpoint)
 
 
-def _context(args: ModelArgs) -> str:
-    """The context length of the training, guessed from shapes and rope_theta: no file states it."""
+def _context(args: ModelArgs, stated: int | None) -> str:
+    """The context length of the training: as a file states it, else guessed from shapes and rope_theta."""
     length, theta = context_of(args), f"rope_theta {args.rope_theta:,.0f}"
+    if stated is not None:
+        return f"{stated:,} tokens in training, as the file says ({theta})"
     if length is None:
         return f"not known: {theta} does not tell it; see the model's card"
     return f"{length:,} tokens in training, if it is that member ({theta})"
 
 
-def _memory(args: ModelArgs, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+def _memory(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    args, dtype = checkpoint.args, checkpoint.dtype
     for size in _SIZES:
         if not can_split(args, size):
             yield f"memory, MP {size}", "does not fit its heads"
             continue
-        weights = weight_bytes(args, size, dtype)
+        weights = largest_rank(checkpoint, size, dtype)
         cache = cache_bytes_per_token(args, size, dtype) * _CACHED
         yield (
             f"memory, MP {size}",

@@ -6,22 +6,27 @@ weights and a small window of the mapped files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from ..distributed.layers import ParallelLinear
 from ..kernels.operators import weight_format
-from ..kernels.weights import LANES, PLAIN, Blocked, PackedWeight
+from ..kernels.quantized import Form
+from ..kernels.weights import LANES, PLAIN, Blocked, PackedWeight, WeightFormat
 from ..model import Transformer
+from ..sizing.shapes import is_product
 from . import huge_pages
-from .base import Checkpoint, Range
+from .base import Checkpoint
+from .memory import WeightMemory, Window, weight_memory
 
 __all__ = ["load_weights"]
 
 # Bytes of a block that is converted and then packed; small enough to be packed from the CPU's caches.
 _BLOCK = 4 << 20
+# Parts of the arena begin at whole lines of the CPU's caches.
+_ALIGNED = 64
 
 
 def load_weights(
@@ -30,87 +35,116 @@ def load_weights(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    memory: WeightMemory | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Assign this rank's weights to a model that was made on the meta device.
 
     Args:
+        memory: what `weight_memory` says of this rank, if it was asked before.
         progress: called with the bytes of each weight as it arrives.
     """
-    rank, size = model.parallel.rank, model.parallel.size
-    parameters = dict(model.named_parameters())
-    modules: dict[str, Any] = {name: model.get_submodule(name.rpartition(".")[0]) for name in parameters}
-    form = weight_format(dtype, device)
-    products = [
-        name for name in parameters if form is not PLAIN and isinstance(modules[name], ParallelLinear)
-    ]
-    blocks: dict[str, PackedWeight] = {}
-    arena: torch.Tensor | None = None
-    if isinstance(form, Blocked):
-        arena, blocks = _arena(form, {name: modules[name].shape for name in products}, dtype)
+    if memory is None:
+        memory = weight_memory(checkpoint, model.parallel.rank, model.parallel.size, device, dtype)
+    plain = weight_format(dtype, device)
+    arena, packed = _arena(memory, plain) if device.type == "cpu" else (None, {})
     # Weights that are packed as a whole share one staging buffer: allocating and freeing a plain copy of each in
     # turn leaves holes between the packed ones, up to 0.6 of their size (measured).
-    staged = set(products) - set(blocks)
-    largest = max((parameters[name].numel() for name in staged), default=0)
-    staging = torch.empty(largest, dtype=dtype, device=device)
-    for name, parameter in parameters.items():
-        rows, columns = checkpoint.slice_of(name, rank, size)
-        if name in blocks:
-            assert columns is not None
-            _write(checkpoint, name, rows, columns, blocks[name])
-            modules[name].assign(blocks[name])
-        elif name in staged:
-            value = staging[: parameter.numel()].view(parameter.shape)
-            checkpoint.read(name, value, rows, columns)
-            modules[name].assign(value)
+    staged = {
+        name: math.prod(window.shape)
+        for name, window in memory.windows.items()
+        if plain is not PLAIN and is_product(name) and window.format is None and name not in packed
+    }
+    staging = torch.empty(max(staged.values(), default=0), dtype=dtype, device=device)
+    for name, window in memory.windows.items():
+        module: Any = model.get_submodule(name.rpartition(".")[0])
+        if window.format is not None and window.form is not None:
+            weight = packed.get(name) or window.format.empty(window.matrix, window.form, dtype, device)
+            _write_blocks(checkpoint, window, window.form, weight)
+            module.assign(weight)
+        elif name in packed:
+            _write(checkpoint, window, packed[name])
+            module.assign(packed[name])
         else:
-            value = torch.empty(parameter.shape, dtype=dtype, device=device)
-            checkpoint.read(name, value, rows, columns)
-            modules[name].assign(value)
-        progress(parameter.numel() * dtype.itemsize)
+            count = math.prod(window.shape)
+            value = staging[:count] if name in staged else torch.empty(count, dtype=dtype, device=device)
+            checkpoint.read(name, value.view(window.shape), window.rows, window.columns)
+            module.assign(value.view(window.shape))
+        progress(window.nbytes)
     if arena is not None:
         huge_pages.make_huge(arena)
 
 
-def _arena(
-    form: Blocked, shapes: dict[str, tuple[int, int]], dtype: torch.dtype
-) -> tuple[torch.Tensor, dict[str, PackedWeight]]:
-    """One piece of memory for all weights packed in blocks, so that nearly all of it can be in huge pages.
+def _arena(memory: WeightMemory, plain: WeightFormat) -> tuple[torch.Tensor | None, dict[str, PackedWeight]]:
+    """One piece of memory for all weights that are packed in blocks, so that nearly all of it can be in huge pages.
 
     Returns:
-        The memory, and each weight, whose codes are a part of it that has yet to be written.
+        The memory, and each weight, whose codes and scales are a part of it that has yet to be written.
     """
-    lies = {name: torch.Size(form.codes_shape(shape, dtype)) for name, shape in shapes.items()}
-    arena = torch.empty(sum(size.numel() for size in lies.values()), dtype=dtype, device="cpu")
-    parts, at = {}, 0
-    for name, size in lies.items():
-        parts[name] = PackedWeight(form, shapes[name], arena[at : at + size.numel()].view(size))
-        at += size.numel()
-    return arena, parts
+    lies: dict[str, Mapping[str, tuple[torch.Size, torch.dtype]]] = {}
+    for name, window in memory.windows.items():
+        if window.format is not None and window.form is not None:
+            lies[name] = window.format.parts(window.matrix, window.form)
+        elif isinstance(plain, Blocked) and is_product(name):
+            lies[name] = {"codes": (torch.Size(plain.codes_shape(window.matrix, memory.dtype)), memory.dtype)}
+    if not lies:
+        return None, {}
+    sizes = [_aligned(size, dtype) for parts in lies.values() for size, dtype in parts.values()]
+    arena = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
+    pieces = iter(torch.split(arena, sizes))
+    weights = {}
+    for name, parts in lies.items():
+        window = memory.windows[name]
+        found = {
+            field: next(pieces)[: size.numel() * each.itemsize].view(each).view(size)
+            for field, (size, each) in parts.items()
+        }
+        form = None if window.format is None else window.form
+        order, dtype = (None, None) if form is None else (form.order, memory.dtype)
+        weights[name] = PackedWeight(
+            window.format or plain, window.matrix, **found, order=order, plain_dtype=dtype
+        )
+    return arena, weights
 
 
-def _write(checkpoint: Checkpoint, name: str, rows: Range, columns: Range, weight: PackedWeight) -> None:
+def _aligned(size: torch.Size, dtype: torch.dtype) -> int:
+    return -(-size.numel() * dtype.itemsize // _ALIGNED) * _ALIGNED
+
+
+def _write_blocks(checkpoint: Checkpoint, window: Window, form: Form, weight: PackedWeight) -> None:
+    """Fill a quantized weight, some rows at a time."""
+    assert window.columns is not None
+    assert window.format is not None
+    height = window.shape[0]
+    step = max(1, _BLOCK // form.columns // LANES) * LANES
+    for first in range(0, height, step):
+        last = min(first + step, height)
+        rows = window.rows[0] + first, window.rows[0] + last
+        window.format.write(weight, checkpoint.blocks(window.name, rows, window.columns), first)
+
+
+def _write(checkpoint: Checkpoint, window: Window, weight: PackedWeight) -> None:
     """Fill `weight` with a window of a tensor, straight from the mapped files if dtype and row order allow it.
 
     Otherwise the window goes through a small block.
     """
-    form, codes = weight.format, weight.codes
+    form, codes, name = weight.format, weight.codes, window.name
     assert isinstance(form, Blocked)
     height, width = weight.shape
-    parts = list(checkpoint.parts(name, rows, columns))
+    parts = list(checkpoint.parts(name, window.rows, window.columns)) if checkpoint.is_mapped(name) else []
     origins = [(part.rows.start, part.columns.start if part.columns else 0, part.rows.step) for part in parts]
-    if all(
+    if parts and all(
         step in (None, 1) and form.takes_block(weight, part.source, row, column)
         for part, (row, column, step) in zip(parts, origins, strict=True)
     ):
         for part, (row, column, _) in zip(parts, origins, strict=True):
-            for first, window in checkpoint.windows(part.source, LANES):
-                form.write(weight, window, row + first, column)
+            for first, some in checkpoint.windows(part.source, LANES):
+                form.write(weight, some, row + first, column)
         return
     step = max(1, _BLOCK // (width * codes.itemsize) // LANES) * LANES
     buffer = torch.empty(min(step, height), width, dtype=codes.dtype, device=codes.device)
     for first in range(0, height, step):
         last = min(first + step, height)
         block = buffer[: last - first]
-        checkpoint.read(name, block, (rows[0] + first, rows[0] + last), columns)
+        checkpoint.read(name, block, (window.rows[0] + first, window.rows[0] + last), window.columns)
         form.write(weight, block, first, 0)

@@ -16,7 +16,7 @@ from ..sizing.shapes import axis_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
 from .files import is_there, read_small, some
-from .layouts.meta import MetaCheckpoint
+from .lora import with_adapter
 from .opening import open_checkpoint, tokenizer_of
 from .weight_files.pth import records_of
 from .weight_files.zip_directory import CrcCheck
@@ -50,15 +50,18 @@ def verify(
     *,
     tokenizer_path: Path | None = None,
     quick: bool = False,
+    adapter: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Iterator[Finding]:
-    """Check a folder in either layout, one row at a time.
+    """Check a folder in any layout or a GGUF, one row at a time.
 
     If the tensors cannot be opened, rows that need them are skipped.
 
     Args:
+        folder: a folder, or a GGUF file.
         tokenizer_path: by default tokenizer.model in the folder.
         quick: skip the checks that read every byte: checksums and values.
+        adapter: the folder of a LoRA adapter, to check whether it fits; its values are checked too.
         progress: called with the bytes read.
     """
     yield _checksums(folder, quick, progress)
@@ -74,8 +77,15 @@ def verify(
     yield Finding(
         "tensors",
         "pass",
-        f"{count} tensors of {dtype_name(checkpoint.dtype)} in {where}, shapes as configured",
+        f"{count} tensors of {checkpoint.quantization or dtype_name(checkpoint.dtype)} in {where}, shapes as"
+        " configured",
     )
+    if adapter is not None:
+        try:
+            checkpoint = adapted = with_adapter(checkpoint, adapter)
+            yield Finding("adapter", "pass", str(adapted.adapter))
+        except LlamaError as error:
+            yield Finding("adapter", "fail", reason(error))
     yield _read("shard agreement", lambda: _agreement(checkpoint))
     yield _read("values", lambda: _values(checkpoint, quick, progress))
     yield from _tokenizer(checkpoint, tokenizer_path)
@@ -87,6 +97,8 @@ def _checksums(folder: Path, quick: bool, progress: Progress) -> Finding:
     name = "checksums"
     if quick:
         return Finding(name, "skip", "--quick")
+    if folder.is_file():
+        return Finding(name, "skip", "a GGUF holds none")
     listed = is_there(folder / "checklist.chk")
     archives = sorted({*folder.glob("consolidated.*.pth"), *folder.glob("pytorch_model*.bin")})
     if not listed and not archives:
@@ -162,14 +174,14 @@ def _read(name: str, row: Callable[[], Finding]) -> Finding:
 
 def _agreement(checkpoint: Checkpoint) -> Finding:
     name = "shard agreement"
-    if not isinstance(checkpoint, MetaCheckpoint) or checkpoint.shards == 1:
+    if checkpoint.mp_shards in (None, 1):
         return Finding(name, "skip", "every weight is stored once")
     problems = checkpoint.disagreements()
     if problems:
         return Finding(name, "fail", f"{some(problems)}: the shards are of different models")
     replicated = sum(axis_of(each) is None for each in checkpoint.shapes)
     return Finding(
-        name, "pass", f"{replicated} replicated weights are the same in all {checkpoint.shards} shards"
+        name, "pass", f"{replicated} replicated weights are the same in all {checkpoint.mp_shards} shards"
     )
 
 
@@ -182,17 +194,19 @@ def _values(checkpoint: Checkpoint, quick: bool, progress: Progress) -> Finding:
     for tensor, path, value in checkpoint.stored():
         total += value.numel()
         bad, zero = 0, True
+        row_bytes = value.stride(0) * value.element_size()  # scales lie between the codes of a row
         for _, window in checkpoint.windows(value):
             bad += window.numel() - int(window.isfinite().sum())
             zero = zero and not bool(window.any())
-            progress(window.nbytes)
+            progress(len(window) * row_bytes)
         if bad:
             problems.append(f"{tensor} in {path.name} has {bad:,} values that are NaN or infinite")
         elif zero and value.numel():
             problems.append(f"{tensor} in {path.name} is all zero")
     if problems:
         return Finding(name, "fail", some(problems))
-    return Finding(name, "pass", f"all {total:,} are finite")
+    what = " weights and scales" if checkpoint.is_quantized else ""
+    return Finding(name, "pass", f"all {total:,}{what} are finite")
 
 
 def _tokenizer(checkpoint: Checkpoint, path: Path | None) -> Iterator[Finding]:

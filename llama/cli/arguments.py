@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CACHE_DTYPES",
     "DTYPES",
     "Parser",
+    "add_adapter",
+    "add_cache_dtype",
     "add_loading",
+    "add_quantize",
     "add_replicas",
     "add_tokenizer",
     "path",
@@ -26,6 +30,8 @@ __all__ = [
 ]
 
 DTYPES = ("bfloat16", "float16", "float32")
+# As in sizing/budget.py, which imports torch.
+CACHE_DTYPES = ("auto", "int8")
 _MAX_DIGITS = 12
 
 
@@ -68,6 +74,35 @@ def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> No
     )
 
 
+def add_cache_dtype(parser: argparse._ActionsContainer) -> None:
+    """Add --cache-dtype."""
+    parser.add_argument(
+        "--cache-dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="of keys and values; int8 takes about half of 16 bits (default: as the arithmetic)",
+    )
+
+
+def add_adapter(parser: argparse._ActionsContainer) -> None:
+    """Add --adapter."""
+    parser.add_argument(
+        "--adapter",
+        type=path,
+        metavar="FOLDER",
+        help="a LoRA adapter as PEFT saves it, to merge into the weights",
+    )
+
+
+def add_quantize(parser: argparse._ActionsContainer) -> None:
+    """Add --quantize."""
+    parser.add_argument(
+        "--quantize",
+        choices=("int8", "int4"),
+        help="quantize the weights while they are read: about 8.5 or 5 bits each in memory",
+    )
+
+
 def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | None) -> None:
     """Add how a model is loaded: what of `Llama.build` is the same for every verb that runs one.
 
@@ -99,6 +134,9 @@ def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | Non
         default="auto",
         help="of weights and arithmetic (default: as stored)",
     )
+    add_cache_dtype(parser)
+    add_adapter(parser)
+    add_quantize(parser)
 
 
 def add_replicas(parser: argparse.ArgumentParser, does: str) -> None:

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=place,
         metavar="DIR",
-        help="a checkpoint folder, or the URL of a server (http://...)",
+        help="a checkpoint's folder or GGUF file, or the URL of a server (http://...)",
     )
     _add_problems(parser.add_argument_group("the problems"))
     _add_samples(parser.add_argument_group("the samples"))

@@ -34,7 +34,10 @@ def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = 
         max_batch_size: the default of --max-batch-size; None for a verb that has one request at a time.
     """
     parser.add_argument(
-        "source", type=place, metavar="DIR", help="a checkpoint folder, or the URL of a server (http://...)"
+        "source",
+        type=place,
+        metavar="DIR",
+        help="a checkpoint's folder or GGUF file, or the URL of a server (http://...)",
     )
     loading = parser.add_argument_group("a model of DIR (ranks: torchrun --nproc_per_node N -m llama ...)")
     add_loading(loading, max_batch_size=max_batch_size)
@@ -100,6 +103,9 @@ def source(options: argparse.Namespace) -> Model | Server:
         getattr(options, "max_batch_size", 1),
         options.device,
         options.dtype,
+        adapter=options.adapter,
+        quantize=options.quantize,
+        cache_dtype=options.cache_dtype,
     )
 
 

@@ -36,7 +36,7 @@ _HEAD = f"{'bits/byte':>9}  {'nats/token':>10}  {'tokens':>11}  {'bytes':>13}  f
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout, or a GGUF file"
     )
     parser.add_argument("files", type=path, nargs="+", metavar="FILE", help="files of text; - for stdin")
     add_loading(parser, max_batch_size=8)
@@ -52,6 +52,9 @@ def run(options: argparse.Namespace) -> int:
         options.max_batch_size,
         options.device,
         options.dtype,
+        adapter=options.adapter,
+        quantize=options.quantize,
+        cache_dtype=options.cache_dtype,
     )
     texts: list[str] | None = None
     if first_rank_of(model):  # it reads and prints

@@ -28,7 +28,7 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout, or a GGUF file"
     )
     _add_model(parser.add_argument_group("model"))
     _add_prompts(parser.add_argument_group("requests"))
@@ -155,6 +155,9 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         "device": options.device,
         "dtype": options.dtype,
         "cache_memory": options.cache_memory,
+        "adapter": options.adapter,
+        "quantize": options.quantize,
+        "cache_dtype": options.cache_dtype,
     }
 
 
@@ -164,7 +167,8 @@ def _run_on_ray(options: argparse.Namespace, settings: Settings) -> int:
     except ModuleNotFoundError as error:
         raise ConfigError(f"{error.name} is missing; pip install 'codellama-runtime[ray]'") from None
     # Replicas have other working folders.
-    build = _build(options) | {"ckpt_dir": options.folder.resolve()}
+    adapter = None if options.adapter is None else options.adapter.resolve()
+    build = _build(options) | {"ckpt_dir": options.folder.resolve(), "adapter": adapter}
     replicas = Replicas(build, options.replicas, options.ray or None)
     asyncio.run(serve_on_ray(replicas, settings))
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..printable import tell
-from .arguments import add_tokenizer, path
+from .arguments import add_adapter, add_tokenizer, path
 from .terminal import out
 
 SUMMARY = "check that a checkpoint is complete and sound"
@@ -15,6 +15,7 @@ DESCRIPTION = """
 
       checksums        md5 of every file in checklist.chk
       tensors          every key, shape and dtype
+      adapter          with --adapter: fits the model, and is plain LoRA
       shard agreement  weights that every shard holds are the same in all
       values           all are finite, no tensor is all zero
       tokenizer        as many pieces as the embedding has rows
@@ -27,24 +28,33 @@ DESCRIPTION = """
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout"
+        "folder", type=path, metavar="DIR", help="a folder in Meta's or Hugging Face's layout, or a GGUF file"
     )
     parser.add_argument(
         "--quick", action="store_true", help="skip checksums and values, which read every byte"
     )
     add_tokenizer(parser)
+    add_adapter(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..checkpoint.files import check_folder
+    from ..checkpoint.opening import check_path
     from ..checkpoint.progress import Progress
     from ..checkpoint.verify import verify
 
     folder = options.folder
-    check_folder(folder)
-    progress = Progress(_bytes_to_read(folder), "verifying")
+    check_path(folder)
+    adapter = [] if options.adapter is None else [*options.adapter.glob("adapter_model.*")]
+    progress = Progress(_bytes_to_read(folder, adapter), "verifying")
     failed = 0
-    for finding in verify(folder, tokenizer_path=options.tokenizer, quick=options.quick, progress=progress):
+    findings = verify(
+        folder,
+        tokenizer_path=options.tokenizer,
+        quick=options.quick,
+        adapter=options.adapter,
+        progress=progress,
+    )
+    for finding in findings:
         failed += finding.status == "fail"
         out(f"{finding.status:<4}  {finding.name:<15}  {finding.why}")
     if failed:
@@ -52,9 +62,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _bytes_to_read(folder: Path) -> int:
+def _bytes_to_read(folder: Path, adapter: list[Path]) -> int:
     """Weights are read for their values, and again for checksums: the checklist's or the file's own."""
-    weights = [*folder.glob("*.pth"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if folder.is_file():
+        return sum(path.stat().st_size for path in (folder, *adapter))
+    weights = [path for kind in ("pth", "safetensors", "bin", "gguf") for path in folder.glob(f"*.{kind}")]
     has_checklist = (folder / "checklist.chk").is_file()
     twice = [path for path in weights if has_checklist or path.suffix in (".pth", ".bin")]
-    return sum(path.stat().st_size for path in [*weights, *twice] if path.is_file())
+    return sum(path.stat().st_size for path in [*weights, *twice, *adapter] if path.is_file())

@@ -7,12 +7,14 @@ group counts instead. Also `log`, since only one rank may print.
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import torch.distributed as dist
 
 from ..printable import tell
 
-__all__ = ["is_first_rank", "local_ranks", "log", "number", "rank", "started_by_torchrun", "world_size"]
+__all__ = ["is_first_rank", "local_ranks", "log", "log_once", "number", "rank", "started_by_torchrun"]
+__all__ += ["world_size"]
 
 
 def number(name: str, default: int) -> int:
@@ -50,3 +52,9 @@ def log(message: str) -> None:
     """Print one line to stderr on global rank 0. stdout belongs to the host program."""
     if is_first_rank():
         tell(message)
+
+
+@cache
+def log_once(message: str) -> None:
+    """`log` a line, the first time only."""
+    log(message)

@@ -16,6 +16,7 @@ layers of fairscale 0.4.13:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from fairscale.nn.model_parallel import layers as fairscale
 from fairscale.nn.model_parallel.utils import divide_and_check_no_remainder
 from torch import nn
 
-from ..kernels.operators import embed, pack, recognise
+from ..kernels.operators import embed, moved, pack, recognise
 from ..kernels.weights import PLAIN, PackedWeight
+from .environment import log_once
 from .parallel import Parallel
 
 __all__ = ["ColumnParallelLinear", "ParallelEmbedding", "ParallelLinear", "RowParallelLinear"]
@@ -69,7 +71,7 @@ class ParallelLinear(nn.Module):
         """The weight, as it is now."""
         packed, weight = self._packed, self.weight
         if packed is None or not packed.holds(weight):
-            packed = self._packed = recognise(weight, self.shape)
+            packed = self._packed = _quantized(weight, self.shape) or recognise(weight, self.shape)
         return packed
 
     def assign(self, weight: torch.Tensor | PackedWeight) -> None:
@@ -77,25 +79,44 @@ class ParallelLinear(nn.Module):
         packed = weight if isinstance(weight, PackedWeight) else pack(weight)
         self.weight = nn.Parameter(packed.codes, requires_grad=False)
         self._packed = packed if packed.holds(self.weight) else None
+        if packed.is_quantized:
+            self.weight.packed = packed  # type: ignore[attr-defined]  # for a layer that is given this parameter
+
+    def _plain(self) -> torch.Tensor:
+        return self.packed.plain().to(self.packed.dtype)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        plain = self.packed.plain()
+        plain = self._plain()
         destination[prefix + "weight"] = plain if keep_vars else plain.detach()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         given = state_dict.get(prefix + "weight")
-        packed = self.packed.format is not PLAIN
-        if packed and given is not None and given.shape == self.shape:
-            # A packed weight cannot be copied into: assign a new one, of the old one's dtype and device.
-            self.assign(given.detach().to(self.weight.device, self.weight.dtype, copy=True))
-        else:
+        packed = self.packed
+        if packed.format is PLAIN or given is None or given.shape != self.shape:
             super()._load_from_state_dict(state_dict, prefix, *rest)
+            return
+        # A packed weight cannot be copied into: assign a new one, of the old one's dtype and device.
+        value = given.detach().to(self.weight.device, packed.dtype, copy=True)
+        if packed.is_quantized:
+            if torch.equal(value, self._plain()):
+                return  # as when a state dict comes back: the codes stay
+            log_once(
+                f"Weights in {packed.dtype} were loaded in the place of quantized ones, which are smaller"
+            )
+        self.assign(value)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        """What `to`, `half`, `cuda` and their like do to each tensor is done to the plain weight."""
+        """What `to`, `half`, `cuda` and their like do to each tensor is done to the plain weight.
+
+        A quantized weight keeps its codes under a cast, which changes the dtype of the activations alone. On another
+        device it is stored as that device multiplies it.
+        """
         packed = self.packed
         if packed.format is PLAIN:
             return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if packed.is_quantized:
+            self._apply_to_quantized(fn, packed)
+            return self
         plain = packed.plain()
         changed = fn(plain)
         if changed is not plain:
@@ -104,11 +125,32 @@ class ParallelLinear(nn.Module):
             self.weight.share_memory_()  # type: ignore[no-untyped-call]
         return self
 
+    def _apply_to_quantized(self, fn: Callable[[torch.Tensor], torch.Tensor], packed: PackedWeight) -> None:
+        sample = torch.empty(1, dtype=packed.dtype, device=packed.codes.device)
+        changed = fn(sample)
+        if changed.device != sample.device:
+            self.assign(moved(packed, changed.device, changed.dtype))
+            if not self.packed.is_quantized and changed.device.type != "meta":
+                log_once(
+                    f"Quantized weights were moved to {changed.device}, which has no kernel for them: they are"
+                    f" {changed.dtype} there"
+                )
+        elif changed is sample and sample.is_shared():  # type: ignore[no-untyped-call]  # share_memory_
+            for part in (packed.codes, packed.scales, packed.zeros, packed.order):
+                if part is not None:
+                    part.share_memory_()  # type: ignore[no-untyped-call]
+            self.assign(replace(packed))
+        elif changed.dtype != sample.dtype:
+            self.assign(replace(packed, plain_dtype=changed.dtype))
+
     def __getstate__(self) -> dict[str, Any]:
-        # Copied and pickled plain: the copy packs it anew, perhaps for another CPU.
+        # Copied and pickled plain: the copy packs it anew, perhaps for another CPU. Quantized weights lie everywhere
+        # alike, and are copied as they are.
         packed = self.packed
         state = self.__dict__ | {"_packed": None, "_was_packed": packed.format is not PLAIN}
-        if packed.format is not PLAIN:
+        if packed.is_quantized:
+            state |= {"_parameters": {"weight": None}, "_was_packed": packed}
+        elif packed.format is not PLAIN:
             state["_parameters"] = {"weight": nn.Parameter(packed.plain(), requires_grad=False)}
         return state
 
@@ -116,7 +158,15 @@ class ParallelLinear(nn.Module):
         packed = state.pop("_was_packed")
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if packed:
-            self.assign(self.weight.detach())
+            self.assign(packed if isinstance(packed, PackedWeight) else self.weight.detach())
+
+
+def _quantized(weight: nn.Parameter, shape: tuple[int, int]) -> PackedWeight | None:
+    """The quantized weight whose codes are this parameter: another layer's, or one whose memory has moved."""
+    packed: PackedWeight | None = getattr(weight, "packed", None)
+    if packed is None or packed.shape != shape or packed.codes.data_ptr() != weight.data_ptr():
+        return None
+    return replace(packed)  # with the addresses of now
 
 
 class ColumnParallelLinear(ParallelLinear, fairscale.ColumnParallelLinear):  # type: ignore[misc]

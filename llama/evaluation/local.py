@@ -62,7 +62,11 @@ def model_info(llama: Llama) -> ModelInfo:
     has_step = llama.tokenizer.step_id is not None
     return ModelInfo(
         name="a Llama without a folder" if folder is None else folder.resolve().name,
-        weights=None if folder is None else fingerprint(open_checkpoint(folder, agree=False)),
+        weights=None
+        if folder is None
+        else fingerprint(
+            open_checkpoint(folder, agree=False, adapter=llama.adapter, quantize=llama.quantize)
+        ),
         dtype=str(llama.model.dtype).removeprefix("torch."),
         max_seq_len=_longest(llama),
         member=None if member is None else member.name,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import compiled
+from . import cached, compiled
 from .levels import Level
 from .quantized import BLOCK, FORMATS, Blocks, Form
 
@@ -23,6 +23,7 @@ __all__ = [
     "LANES",
     "Kernels",
     "Matrix",
+    "cache_number",
     "codes_shape",
     "has_memory",
     "kernels",
@@ -62,6 +63,11 @@ def quantized_matrix(
         *(FORMATS[form.format].number, shape[0], form.columns, shape[1], form.group),
         *(None if part is None else part.data_ptr() for part in (codes, scales, zeros, form.order)),
     )
+
+
+def cache_number(form: cached.CacheFormat) -> int:
+    """The number of a cache's format in C: as INT8 in csrc/cached.h, or a dtype's."""
+    return DTYPES[form] if isinstance(form, torch.dtype) else FORMATS[form].number
 
 
 def has_memory(x: torch.Tensor) -> bool:
@@ -144,6 +150,30 @@ class Kernels:
         )
         return y
 
+    # ---- quantizing; quantizers.py says what ----
+
+    def quantize_k4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Contiguous float32 (rows, columns), 256 divides the columns -> codes, scales and zeros of `Blocks`."""
+        rows, columns = weight.shape
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // 256, 2, dtype=torch.float16, device="cpu")
+        zeros = torch.empty(rows, columns // 32, 2, dtype=torch.uint8, device="cpu")
+        self._library.llama_quantize_k4(
+            *(x.data_ptr() for x in (weight, codes, scales, zeros)),
+            *(weight.numel() // 256, torch.get_num_threads()),
+        )
+        return codes, scales, zeros
+
+    def quantize_int4(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Contiguous float32 (rows, columns), 32 divides the columns -> codes and scales of `Blocks`."""
+        rows, columns = weight.shape
+        codes = torch.empty(rows, columns, dtype=torch.uint8, device="cpu")
+        scales = torch.empty(rows, columns // 32, dtype=torch.float16, device="cpu")
+        self._library.llama_quantize_int4(
+            *(x.data_ptr() for x in (weight, codes, scales)), weight.numel() // 32, torch.get_num_threads()
+        )
+        return codes, scales
+
     # ---- whole layers; fused_call.py has the structures ----
 
     def layers_formed(self, layers: int, count: int, dtype: torch.dtype) -> int:
@@ -191,9 +221,10 @@ class Kernels:
         values: torch.Tensor,
         start: int,
     ) -> torch.Tensor:
-        """Store tokens at positions start.. of a cache (K, capacity, D) and attend to 0..their own -> (T, H, D).
+        """Store tokens at positions start.. of a cache (K, capacity, row) and attend to 0..their own -> (T, H, D).
 
-        All tensors are of one dtype; the caches are contiguous, D is a multiple of 32, at most 256.
+        All tensors are of one dtype, but the caches may be int8; these are contiguous, D is a multiple of 32, at most
+        256.
         """
         count, heads, dim = q_THD.shape
         assert start + count <= keys.shape[1]
@@ -207,7 +238,7 @@ class Kernels:
         self._library.llama_attend(
             *(x.data_ptr() for x in (q_THD, k_TKD, v_TKD, keys, values, out_THD, score)),
             *(room, count, heads, keys.shape[0], dim, keys.shape[1], start),
-            *(dim**-0.5, DTYPES[q_THD.dtype], threads),
+            *(dim**-0.5, DTYPES[q_THD.dtype], cache_number(cached.format_of(keys)), threads),
         )
         return out_THD
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from ..sampling import SamplingParams
-from . import attention, native, norms, sampling
+from . import attention, cached, native, norms, sampling
+from .quantized import Form
+from .quantized_weights import Quantized, QuantizedFormat
 from .table import ROWS, Case, choose, implementation, is_native
 from .weights import PLAIN, Blocked, PackedWeight, Shape, WeightFormat
 
@@ -24,15 +26,18 @@ __all__ = [
     "computes_well",
     "embed",
     "log_probabilities",
+    "moved",
     "pack",
+    "quantized_format",
     "recognise",
     "rms_norm",
     "rotate",
     "sample",
     "weight_format",
+    "why_not_quantized",
 ]
 
-# (q (T, H, D), k and v (T, K, D), cached keys and values (K, capacity, D), start) -> (T, H, D); see `attention_for`.
+# (q (T, H, D), k and v (T, K, D), cached keys and values (K, capacity, row), start) -> (T, H, D); see `attention_for`.
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
@@ -46,6 +51,19 @@ def weight_format(dtype: torch.dtype, device: torch.device) -> WeightFormat:
     return found
 
 
+def quantized_format(form: Form, device: torch.device) -> QuantizedFormat | None:
+    """How weights that are quantized in that form are stored on a device; None where only plain ones are multiplied."""
+    case = Case(form.format, device.type, native.kernels(), group=form.group)
+    found = choose("linear", case).implement(case)
+    return found if isinstance(found, QuantizedFormat) else None
+
+
+def why_not_quantized(form: Form, device: torch.device) -> str:
+    """Why `quantized_format` has none, as people read it."""
+    case = Case(form.format, device.type, native.kernels(), group=form.group)
+    return "; ".join(f"{row.name}: {row.why_not(case)}" for row in ROWS["linear"][:-1])
+
+
 def pack(weight: torch.Tensor) -> PackedWeight:
     """A loaded weight (out, in) in the format of its row. The caller drops the plain one.
 
@@ -56,8 +74,26 @@ def pack(weight: torch.Tensor) -> PackedWeight:
     return form.pack(weight)
 
 
+def moved(weight: PackedWeight, device: torch.device, dtype: torch.dtype) -> PackedWeight:
+    """A quantized weight as another device multiplies it; plain, in that dtype, where it has no kernel for it."""
+    form = weight.format
+    to = quantized_format(form.form(weight), device) if isinstance(form, Quantized) else None
+    if to is None or not isinstance(form, Quantized):
+        return pack(weight.plain().to(device, dtype))
+    return to.pack_blocks(form.blocks(weight), weight.shape[1], dtype, device)
+
+
 def recognise(tensor: torch.Tensor, shape: Shape) -> PackedWeight:
-    """The weight of that shape that someone put in the place of another: plain, or another layer's packed one."""
+    """The weight of that shape that someone put in the place of another: plain, or another layer's packed one.
+
+    Raises:
+        RuntimeError: the tensor holds integers, as the codes of a quantized weight are.
+    """
+    if not tensor.is_floating_point():
+        raise RuntimeError(
+            f"a weight of {tensor.dtype} was put into a layer: codes of a quantized weight say nothing without their"
+            " scales; use layer.assign(other.packed)"
+        )
     formats = (row.implement(Case(tensor.dtype, "cpu", native.kernels())) for row in ROWS["linear"])
     form = next(each for each in formats if each.lies_in(tensor, shape))
     # Kernels know an address: what lies there is held, even if the tensor gets other memory.
@@ -72,9 +108,9 @@ def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
 # ---- the other operators ----
 
 
-def attention_for(dtype: torch.dtype, device: torch.device, head_dim: int) -> Attend:
-    """The row for caches of a dtype on a device. `attend` calls it."""
-    found: Attend = implementation("attention", Case(dtype, device.type, native.kernels(), head_dim=head_dim))
+def attention_for(form: cached.CacheFormat, device: torch.device, head_dim: int) -> Attend:
+    """The row for caches of a format on a device. `attend` calls it."""
+    found: Attend = implementation("attention", Case(form, device.type, native.kernels(), head_dim=head_dim))
     return found
 
 
@@ -91,14 +127,18 @@ def attend(
 
     Args:
         row: from `attention_for`.
-        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
+        keys, values: (K, capacity, row), contiguous; complete up to `start`, with room for the T tokens. A row is as
+            `cached.row_of` says: D numbers, or blocks in int8.
     """
+    dtype = q_THD.dtype
+    alike = dtype in native.DTYPES if cached.format_of(keys) == cached.INT8 else dtype == keys.dtype
     # A layer whose weights were replaced may make other heads than the cache has; a model may have been moved.
     fits = (
-        q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype
+        alike
+        and dtype == k_TKD.dtype == v_TKD.dtype
         and q_THD.device == keys.device
         and k_TKD.shape == v_TKD.shape == (len(q_THD), keys.shape[0], q_THD.shape[2])
-        and keys.shape[2] == q_THD.shape[2]
+        and cached.head_dim_of(keys) == q_THD.shape[2]
         and q_THD.shape[1] % keys.shape[0] == 0
         and all(map(native.has_memory, (q_THD, k_TKD, v_TKD)))
     )

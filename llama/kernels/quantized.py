@@ -20,7 +20,17 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["BLOCK", "FORMATS", "Blocks", "Form", "Quantization", "dequantize", "form_of", "to_int8"]
+__all__ = [
+    "BLOCK",
+    "FORMATS",
+    "Blocks",
+    "Form",
+    "Quantization",
+    "dequantize",
+    "form_of",
+    "in_order",
+    "to_int8",
+]
 
 # Inputs of a block: of a row of x they share a scale.
 BLOCK = 32
@@ -124,6 +134,17 @@ def dequantize(blocks: Blocks) -> torch.Tensor:
     return codes.mul_(parts[..., 0]).sub_(parts[..., 1])
 
 
+def in_order(blocks: Blocks, columns: int) -> torch.Tensor:
+    """The weights (rows, columns) in float32, in the order of x, which has so many columns."""
+    found, order = dequantize(blocks), blocks.form.order
+    if order is None:
+        return found
+    read = order >= 0
+    out = torch.zeros(len(found), columns)
+    out[:, order[read].long()] = found[:, read]
+    return out
+
+
 def _spread(x: torch.Tensor, times: int, columns: int) -> torch.Tensor:
     """(rows, n, ...) -> (rows, columns, ...): each number `times` times."""
     return x.repeat_interleave(times, 1)[:, :columns]
@@ -139,6 +160,7 @@ def to_int8(weight: torch.Tensor) -> Blocks:
     blocks = weight.float().reshape(rows, columns // BLOCK, BLOCK)
     scales = (blocks.abs().amax(2) / 127).half()
     inverse = torch.where(scales > 0, 1 / scales.float(), 0.0)
-    codes = (blocks * inverse[..., None]).round_().clamp_(-128, 127).add_(128)
-    codes = codes.nan_to_num_(128).to(torch.uint8).reshape(rows, columns)
+    codes = (blocks * inverse[..., None]).round_().clamp_(-128, 127).nan_to_num_(0)
+    # From float32 to int8 takes a seventh of the time of float32 to uint8.
+    codes = codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128).reshape(rows, columns)
     return Blocks(Form("int8", columns, BLOCK), codes, scales)

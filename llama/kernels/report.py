@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from . import compiled, levels, native
+from .cached import INT8
 from .native import DTYPES
+from .quantized import BLOCK, FORMATS
 from .table import ROWS, Case, choose, dtype_name
 
 __all__ = ["describe", "why_missing"]
@@ -23,11 +25,14 @@ def why_missing() -> str | None:
     return compiled.why_missing()
 
 
-def describe(dtype: torch.dtype | None = None, **sizes: int) -> Iterator[str]:
+def describe(
+    dtype: torch.dtype | None = None, quantized: Mapping[str, int] | None = None, **sizes: int
+) -> Iterator[str]:
     """Lines: this machine, then for each operator, format and device the row taken, and why not a better one.
 
     Args:
-        dtype: of a checkpoint's weights; None for all that csrc/ has.
+        dtype: of a checkpoint's weights, or of its activations; None for all that csrc/ has.
+        quantized: the quantized formats of its weights, and how many inputs share a scale; None for all there are.
         sizes: of that checkpoint, as in `Case`.
 
     Raises:
@@ -38,8 +43,17 @@ def describe(dtype: torch.dtype | None = None, **sizes: int) -> Iterator[str]:
     formats = list(DTYPES) if dtype is None else [dtype]
     lines = [("operator", "format", "device", "row", "why not a better one")]
     for operator in ROWS:
-        for each in [torch.float32] if operator in _LOGITS else formats:
+        its: list[torch.dtype | str] = [torch.float32] if operator in _LOGITS else list(formats)
+        if operator == "attention":
+            its.append(INT8)  # a cache's
+        for each in its:
             lines += [_line(operator, Case(each, device, native.kernels(), **sizes)) for device in _devices()]
+        if operator == "linear":
+            lines += [
+                _line(operator, Case(kind, device, native.kernels(), group=group))
+                for kind, group in (dict.fromkeys(FORMATS, BLOCK) if quantized is None else quantized).items()
+                for device in _devices()
+            ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import attention, norms, onednn, sampling
+from . import attention, cached, norms, onednn, sampling, torch_int4
 from .native import DTYPES, LANES, Kernels
-from .weights import ONEDNN, PLAIN, Blocked
+from .quantized import FORMATS
+from .quantized_weights import Quantized
+from .torch_int4 import TorchInt4
+from .weights import ONEDNN, PLAIN, Blocked, WeightFormat
 
 __all__ = ["ROWS", "Case", "Row", "choose", "dtype_name", "implementation", "is_native"]
 
@@ -30,13 +33,14 @@ class Case(NamedTuple):
     """What a row is asked about. A size that is 0 is not known, or of no matter.
 
     Args:
-        format: of the weight (linear; a name in quantized.FORMATS if it is quantized), of the cache (attention), else
-            of the rows.
+        format: of the weight (linear; a name in quantized.FORMATS if it is quantized), of the cache (attention; or
+            cached.INT8), else of the rows.
         device: its type, as torch names it.
         kernels: the compiled kernels that may be used.
         width: numbers of a row that a norm sees, or of the model.
         head_dim: numbers of a head.
         hidden: width of the feed-forward.
+        group: inputs that share a scale of a quantized weight.
     """
 
     format: torch.dtype | str
@@ -45,6 +49,7 @@ class Case(NamedTuple):
     width: int = 0
     head_dim: int = 0
     hidden: int = 0
+    group: int = 0
 
 
 class Row(NamedTuple):
@@ -91,6 +96,30 @@ def _not_csrc(case: Case) -> str | None:
     return "no compiled kernels are in use" if case.kernels is None else None
 
 
+def _not_weights(case: Case) -> str | None:
+    """Why csrc/ does not multiply by such a weight."""
+    if case.format not in FORMATS:
+        return _not_csrc(case)
+    return _not_csrc(case._replace(format=torch.float32))  # the rows beside it
+
+
+def _weights(case: Case) -> WeightFormat:
+    if isinstance(case.format, str):
+        return Quantized(case.format, case.group, case.kernels)
+    return Blocked(case.kernels)
+
+
+def _not_torch_int4(case: Case) -> str | None:
+    quantization = FORMATS.get(str(case.format))
+    if case.device != "cuda":
+        return "it is for CUDA devices"
+    if quantization is None:
+        return f"it multiplies by weights of 4 bit, not by {dtype_name(case.format)}"
+    if quantization.bits != 4:
+        return "torch's product of 8 bit takes one scale for a whole row"
+    return torch_int4.why_not()
+
+
 def _not_onednn(case: Case) -> str | None:
     if case.device != "cpu":
         return "it is for CPUs"
@@ -113,6 +142,13 @@ def _not_attention(case: Case) -> str | None:
     return _not_whole(case.head_dim, 2 * LANES, "heads")
 
 
+def _not_cached(case: Case) -> str | None:
+    """Why csrc/ has no attention over caches of this format; int8 is there for each dtype of the activations."""
+    if case.format == cached.INT8:
+        case = case._replace(format=torch.float32)
+    return _not_csrc(case) or _not_attention(case)
+
+
 def _not_layers(case: Case) -> str | None:
     return (
         _not_whole(case.width, LANES, "rows")
@@ -132,15 +168,19 @@ def dtype_name(dtype: torch.dtype | str) -> str:
 
 ROWS: dict[str, tuple[Row, ...]] = {
     "linear": (
-        Row("csrc", _not_csrc, lambda case: Blocked(case.kernels)),
+        Row("csrc", _not_weights, _weights),
         Row("oneDNN", _not_onednn, lambda case: ONEDNN),
+        Row("torch int4", _not_torch_int4, lambda case: TorchInt4(str(case.format), case.group)),
         Row("torch", _always, lambda case: PLAIN),
     ),
     "layers": (
         Row("csrc", lambda case: _not_csrc(case) or _not_layers(case), lambda case: case.kernels),
         Row("modules", _always, lambda case: None),
     ),
-    "attention": (_csrc("attention", _not_attention), _torch(attention.attend)),
+    "attention": (
+        Row("csrc", _not_cached, lambda case: _kernels(case).attention),
+        _torch(attention.attend),
+    ),
     "norm": (
         _csrc("rms_norm", lambda case: _not_whole(case.width, LANES, "rows")),
         _torch(norms.rms_norm),

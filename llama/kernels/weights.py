@@ -9,12 +9,13 @@ for bfloat16 it rearranges the weight in every call, for float32 its library is 
 `benchmarks/linear.py` repeats the measurement; docs/log.md has the numbers and what was not worth keeping. Sums are
 in float32. No global setting is touched.
 
-A new format (int8, int4, ...) is one more class here, with its rows in table.py.
+Quantized weights are in quantized_weights.py. A new format is one more class, with its row in table.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,10 @@ class WeightFormat:
     def multiply(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) -> (..., out), of x's dtype; without a derivative, unless the weight is plain."""
         return F.linear(x, weight.codes)
+
+    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor | None:
+        """The product of a quantized weight in torch, for an x that `multiply` does not take; None for F.linear's."""
+        return None
 
 
 class OneDNN(WeightFormat):
@@ -159,7 +164,9 @@ class PackedWeight:
     Args:
         shape: of the plain weight.
         codes: the numbers, as the format lays them out.
-        scales, zeros, order: what a quantized format has beside them; order: which input each column reads.
+        scales, zeros, order: what a quantized format has beside them; order: which input each column reads, -1 for
+            none.
+        plain_dtype: of the plain weight in a state dict, where codes are integers.
     """
 
     format: WeightFormat
@@ -168,28 +175,46 @@ class PackedWeight:
     scales: torch.Tensor | None = None
     zeros: torch.Tensor | None = None
     order: torch.Tensor | None = None
+    plain_dtype: torch.dtype | None = None
     # As C wants it, made once; None of other formats.
     matrix: Matrix | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "matrix", self.format.matrix(self))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An address is of no use to a copy.
+        parts = (self.codes, self.scales, self.zeros, self.order)
+        return type(self), (self.format, self.shape, *parts, self.plain_dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the plain weight in a state dict."""
+        return self.codes.dtype if self.plain_dtype is None else self.plain_dtype
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the codes mean nothing without their scales."""
+        return self.plain_dtype is not None
+
     @property
     def nbytes(self) -> int:
-        """Bytes in memory."""
+        """Bytes in memory. Several weights can share an order."""
         parts = (self.codes, self.scales, self.zeros, self.order)
         return sum(part.nbytes for part in parts if part is not None)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether these codes are that tensor's, now: a parameter's memory can be replaced."""
-        if self.matrix is None:
+        if self.matrix is None and not self.is_quantized:
             return tensor is self.codes and tensor.shape == self.shape
         # As long as the codes are held, nothing else can come to lie at their address.
         alike = tensor.shape == self.codes.shape and tensor.dtype == self.codes.dtype
-        return tensor.data_ptr() == self.matrix.codes and alike
+        codes = self.codes.data_ptr() if self.matrix is None else self.matrix.codes
+        return tensor.data_ptr() == codes and alike
 
     def plain(self) -> torch.Tensor:
-        """The weight (out, in) as it was before it was packed."""
+        """The weight (out, in) as it was before it was packed; of a quantized one what the codes stand for, in
+        float32."""
         return self.format.plain(self)
 
     def linear(self, x: torch.Tensor) -> torch.Tensor:
@@ -205,6 +230,9 @@ class PackedWeight:
             and self.format.takes(self, x)
         ):
             return self.format.multiply(self, x)
+        found = self.format.reference(self, x) if self.is_quantized else None
+        if found is not None:
+            return found
         # The reference: the last row of the table. It also differentiates, and raises.
         weight = self.plain()
         if x.dtype == weight.dtype or not x.is_floating_point():  # the latter is refused

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from .args import STEP_TOKENS, ModelArgs
-from .budget import GIB, cache_bytes_per_token, free_memory, weight_bytes
+from .budget import GIB, cache_bytes_per_token, cache_format, free_memory, weight_bytes
 from .family import MEMBERS, args_of
-from .shapes import expected_shapes
+from .quantization import quantized_bytes
 
-__all__ = ["QUANTIZATIONS", "Estimate", "devices", "estimate", "largest", "table"]
+__all__ = ["Estimate", "devices", "estimate", "largest", "table"]
 
-# Bits of a quantized weight, and how many weights share one 16-bit scale (None: those of a row).
-QUANTIZATIONS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, 128)}
 # The columns of `table`: numbers of ranks, and tokens of the cache.
 _TABLE_SIZES = (1, 2, 4, 8)
 _TABLE_CONTEXT = 16384
@@ -37,16 +35,27 @@ class Estimate:
 
 
 def estimate(
-    args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype, quant: str | None = None
+    args: ModelArgs,
+    size: int,
+    seq: int,
+    batch: int,
+    dtype: torch.dtype,
+    quant: str | None = None,
+    weights: int | None = None,
+    cache_dtype: str = "auto",
 ) -> Estimate:
     """Memory per rank when `size` ranks run `batch` sequences of `seq` tokens.
 
     Args:
-        dtype: of activations and cache, and of the weights unless `quant` is set.
-        quant: a name in QUANTIZATIONS, for the weights of the linear layers.
+        dtype: of activations, of the weights unless `quant` is set, and of the cache unless `cache_dtype` is int8.
+        quant: "int8" or "int4": the weights are quantized while they are read.
+        weights: bytes of the weights of a rank, if they are known.
     """
-    per_token = cache_bytes_per_token(args, size, dtype)
-    weights = weight_bytes(args, size, dtype) if quant is None else _quantized_bytes(args, size, dtype, quant)
+    per_token = cache_bytes_per_token(args, size, cache_format(cache_dtype, dtype))
+    if weights is None:
+        weights = (
+            weight_bytes(args, size, dtype) if quant is None else quantized_bytes(args, size, dtype, quant)
+        )
     return Estimate(weights, per_token * seq * batch, _work_bytes(args, size, seq, batch, dtype), per_token)
 
 
@@ -58,19 +67,6 @@ def _work_bytes(args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.d
     # Logits in the model's dtype, and three float32 copies: converted, sorted, exponentiated.
     logits = batch * args.vocab_size * (dtype.itemsize + 3 * 4)
     return tokens * per_token * dtype.itemsize + logits
-
-
-def _quantized_bytes(args: ModelArgs, size: int, dtype: torch.dtype, quant: str) -> int:
-    bits, group = QUANTIZATIONS[quant]
-    whole = weight_bytes(args, size, dtype)
-    total = 0
-    for name, (rows, *columns) in expected_shapes(args).items():
-        if not columns or name.startswith("tok_embeddings"):
-            continue
-        count = rows * columns[0] // size
-        scales = rows // size if group is None else -(-count // group)
-        total += count * bits // 8 + 2 * scales - count * dtype.itemsize
-    return whole + total
 
 
 def largest(works: Callable[[int], bool]) -> int:
@@ -97,7 +93,7 @@ def devices() -> list[tuple[str, int | None]]:
 
 
 def table() -> str:
-    """The memory of all members in 16 bit, as the Markdown table in docs/family.md."""
+    """The memory of all members, as the Markdown table in docs/family.md."""
     half = torch.bfloat16
     rows = []
     sizes = " / ".join(map(str, _TABLE_SIZES))
@@ -110,6 +106,11 @@ def table() -> str:
         rows.append(f"| {label} | " + " | ".join(cells) + " |")
 
     row("weights, 16 bit", [[weight_bytes(args, n, half) for n in _TABLE_SIZES] for args in models])
+    for quant, label in (("int8", "8"), ("int4", "4")):
+        row(
+            f"weights, {label} bit",
+            [[quantized_bytes(args, n, half, quant) for n in _TABLE_SIZES] for args in models],
+        )
     row(
         f"KV cache of {_TABLE_CONTEXT} tokens, 16 bit",
         [[cache_bytes_per_token(args, n, half) * _TABLE_CONTEXT for n in _TABLE_SIZES] for args in models],

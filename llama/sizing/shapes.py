@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from .args import ModelArgs
 
-__all__ = ["AXES", "axis_of", "expected_shapes", "tensor_names", "wanted_range"]
+__all__ = ["AXES", "axis_of", "expected_shapes", "is_product", "tensor_names", "wanted_range"]
 
 # The axis along which a weight is split over ranks, by the last part of its name; None: it is not split.
 AXES: dict[str, int | None] = {
@@ -37,6 +37,11 @@ _LAYER = (
 def axis_of(name: str) -> int | None:
     """The split axis of a tensor, e.g. 0 for "layers.3.attention.wq.weight"."""
     return AXES[_part(name)]
+
+
+def is_product(name: str) -> bool:
+    """Whether a tensor is a matrix of a product: not a norm, nor the embedding, whose rows are looked up."""
+    return axis_of(name) is not None and _part(name) != "tok_embeddings"
 
 
 def tensor_names(n_layers: int) -> Iterator[str]:

@@ -91,7 +91,8 @@ def _records(batch: Batch, model: Model, replicas: int, in_flight: int) -> Itera
     # A file that is short is still shared out.
     piece = max(1, min(_PIECE * in_flight, -(-len(rows) // replicas)))
     # Replicas have other working folders.
-    absolute = replace(model, folder=model.folder.resolve())
+    adapter = None if model.adapter is None else model.adapter.resolve()
+    absolute = replace(model, folder=model.folder.resolve(), adapter=adapter)
     answered = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // piece)).map_batches(
         _Replica,
         fn_constructor_args=(absolute, in_flight),

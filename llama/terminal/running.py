@@ -34,6 +34,9 @@ class Model:
     device: str = "auto"
     dtype: str = "auto"
     model_parallel_size: int | None = None
+    adapter: Path | None = None
+    quantize: str | None = None
+    cache_dtype: str = "auto"
 
     @property
     def name(self) -> str:
@@ -52,6 +55,9 @@ class Model:
             self.model_parallel_size,
             device=self.device,
             dtype=self.dtype,
+            adapter=self.adapter,
+            quantize=self.quantize,
+            cache_dtype=self.cache_dtype,
         )
 
 

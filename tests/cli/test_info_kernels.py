@@ -12,6 +12,7 @@ from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path
 
 from llama.kernels import compiled, levels, native
+from llama.kernels.quantized import FORMATS
 from llama.kernels.table import ROWS
 
 
@@ -26,12 +27,15 @@ def test_without_a_folder_it_tells_of_every_operator_and_dtype(run: Any) -> None
     assert (code, err) == (0, "")
     found = rows(out)
     assert {operator for operator, _ in found} == ROWS.keys()
-    assert {form for operator, form in found if operator == "linear"} == {"float32", "float16", "bfloat16"}
+    assert {form for operator, form in found if operator == "linear"} == {
+        *("float32", "float16", "bfloat16"),
+        *FORMATS,
+    }
     kernels = native.kernels()
     level = "none" if kernels is None else kernels.level.name
     assert f"level           {level}" in out.splitlines()[1]
     if kernels is not None:
-        assert found["linear", "bfloat16"] == ["csrc"]
+        assert found["linear", "bfloat16"] == found["linear", "k4"] == ["csrc"]
 
 
 def test_with_a_folder_it_is_of_its_shapes_and_dtype(run: Any, tmp_path: Path) -> None:
@@ -42,8 +46,12 @@ def test_with_a_folder_it_is_of_its_shapes_and_dtype(run: Any, tmp_path: Path) -
     code, out, _ = run("info", folder, "--kernels")
     assert code == 0
     found = rows(out)
-    assert {form for operator, form in found if operator not in ("draw", "scores")} == {"float16"}
-    assert found["attention", "float16"][0] == "torch"
+    assert {form for operator, form in found if operator not in ("draw", "scores", "attention")} == {
+        "float16"
+    }
+    # Caches have the checkpoint's dtype, or are int8.
+    assert [form for operator, form in found if operator == "attention"] == ["float16", "int8"]
+    assert found["attention", "float16"][0] == found["attention", "int8"][0] == "torch"
     if native.kernels() is not None:
         assert "heads of 24 numbers" in found["layers", "float16"][1]
 

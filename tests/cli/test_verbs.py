@@ -92,6 +92,8 @@ def test_info_names_the_member(member: Any) -> None:
 
     class Opened:
         layout, files, shards, dtype = "Meta", (), member.shards, torch.bfloat16
+        quantization, context_length, notes = None, None, ()
+        details = staticmethod(tuple)
 
     Opened.args = args  # type: ignore[attr-defined]
     short = "4,096 tokens" if member.name == "70B" else "not known"

@@ -11,20 +11,26 @@ from typing import Any
 import pytest
 import torch
 from compiled_levels import implemented, rows_of
+from quantized_models import quantized
 from ranks import ROOT
 
 from llama.kernels import compiled, native, operators, report
+from llama.kernels import quantized as numbers
+from llama.kernels.cached import INT8, quantize
 from llama.kernels.native import DTYPES, Kernels
 from llama.kernels.norms import rotary_table
+from llama.kernels.quantized import FORMATS, Blocks, dequantize
+from llama.kernels.quantized_weights import QuantizedFormat
 from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
+from llama.kernels.weights import PackedWeight, WeightFormat
 from llama.sampling import SamplingParams
 
 KERNELS: list[Kernels | None] = [None, *filter(None, map(native.open_kernels, compiled.runnable()))]
-SIZES = [{}, {"width": 20}, {"head_dim": 24}, {"head_dim": 288}, {"hidden": 33}]
+SIZES = [{}, {"width": 20}, {"head_dim": 24}, {"head_dim": 288}, {"hidden": 33}, {"group": 128}]
 
 
 def cases() -> list[Case]:
-    formats = (*DTYPES, torch.float64)
+    formats = (*DTYPES, torch.float64, *FORMATS)
     product = itertools.product(formats, ("cpu", "cuda", "meta"), KERNELS, SIZES)
     return [Case(form, device, kernels, **sizes) for form, device, kernels, sizes in product]
 
@@ -47,8 +53,8 @@ def test_csrc_is_taken_wherever_it_can_be(operator: str) -> None:
     for kernels in KERNELS:
         if kernels is None:
             continue
-        for dtype in [torch.float32] if operator in ("draw", "scores") else DTYPES:
-            good = Case(dtype, "cpu", kernels, width=768, head_dim=64, hidden=2048)
+        for form in formats_of(operator):
+            good = Case(form, "cpu", kernels, width=768, head_dim=64, hidden=2048, group=32)
             assert choose(operator, good).name == "csrc"
             for other in (
                 good._replace(format=torch.float64),
@@ -58,23 +64,41 @@ def test_csrc_is_taken_wherever_it_can_be(operator: str) -> None:
                 assert choose(operator, other).name != "csrc"
 
 
-def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -> list[tuple[Any, Any]]:
+def formats_of(operator: str) -> list[torch.dtype | str]:
+    """Those that csrc/ takes."""
+    if operator in ("draw", "scores"):
+        return [torch.float32]
+    more = {"linear": [*FORMATS], "attention": [INT8]}
+    return [*DTYPES, *more.get(operator, [])]
+
+
+def _quantized(form: WeightFormat, blocks: Blocks) -> PackedWeight:
+    """In a format, or plain where it is none for quantized weights."""
+    if isinstance(form, QuantizedFormat):
+        return form.pack_blocks(blocks, blocks.form.columns, torch.float32)
+    return form.pack(dequantize(blocks))
+
+
+def given(operator: str, dtype: torch.dtype | str, implemented: Any, reference: Any) -> list[tuple[Any, Any]]:
     """(result, reference's result) of an operator, on the same random numbers."""
+    of_rows = torch.float32 if isinstance(dtype, str) else dtype
 
     def make(*shape: int, seed: int = 0) -> torch.Tensor:
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(of_rows)
 
     found = []
     for rows in (1, 3, 40):
-        if operator == "linear":
+        if operator == "linear" and isinstance(dtype, str):
+            blocks, x = quantized(dtype, make(37, 96, seed=1), 32), make(rows, 96)
+            both = (_quantized(form, blocks).linear(x) for form in (implemented, reference))
+        elif operator == "linear":
             weight, x = make(37, 45, seed=1), make(rows, 45)
             both = (form.pack(weight).linear(x) for form in (implemented, reference))
         elif operator == "attention":
             each = (make(rows, 4, 64), make(rows, 2, 64, seed=1), make(rows, 2, 64, seed=2))
-            both = (
-                row(*each, make(2, 60, 64, seed=3), make(2, 60, 64, seed=4), 17)
-                for row in (implemented, reference)
-            )
+            stores = [make(2, 60, 64, seed=seed) for seed in (3, 4)]
+            stores = [quantize(x) for x in stores] if dtype == INT8 else stores
+            both = (row(*each, *(x.clone() for x in stores), 17) for row in (implemented, reference))
         elif operator == "norm":
             both = (row(make(rows, 48), make(48, seed=1), 1e-5) for row in (implemented, reference))
         elif operator == "rotation":
@@ -97,20 +121,23 @@ def given(operator: str, dtype: torch.dtype, implemented: Any, reference: Any) -
 EACH = [
     pytest.param(operator, *each.values, id=f"{operator}-{each.id}")
     for operator in sorted(ROWS.keys() - {"layers"})  # fused.py's: test_fused_laws.py
-    for each in rows_of(operator, [torch.float32] if operator in ("draw", "scores") else list(DTYPES))
+    for each in rows_of(operator, formats_of(operator))
 ]
 
 
 @pytest.mark.parametrize(("operator", "row", "level", "dtype"), EACH)
 def test_every_row_computes_what_the_reference_does(
-    operator: str, row: Row, level: str, dtype: torch.dtype
+    operator: str, row: Row, level: str, dtype: torch.dtype | str
 ) -> None:
-    """Up to rounding; each operator's own tests say more. A new row is in this test at once."""
-    case = Case(dtype, "cpu", None)
+    """Up to rounding, of x to 8 bits too where weights are quantized; each operator's own tests say more. A new row is
+    in this test at once."""
+    case = Case(dtype, "cpu", None, group=32)
     reference = ROWS[operator][-1].implement(case)
     for got, wanted in given(operator, dtype, implemented(row, level, case), reference):
         assert got.dtype == wanted.dtype
-        tolerance = 1e-4 if dtype == torch.float32 else 0.06
+        tolerance = 1e-4 if got.dtype == torch.float32 else 0.06
+        if operator == "linear" and isinstance(dtype, str):
+            tolerance = 0.3
         torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
 
 
@@ -156,7 +183,12 @@ def test_the_report_names_every_operator_and_every_reason(
     sizes = {"width": 772, "head_dim": 288, "hidden": 2048}
     lines = list(report.describe(torch.bfloat16, **sizes))
     table = [line.split(maxsplit=4) for line in lines[lines.index("") + 2 :]]
-    on_cpu = {operator: (row, *why) for operator, _, device, row, *why in table if device == "cpu"}
+    on_cpu = {
+        operator: (row, *why)
+        for operator, form, device, row, *why in table
+        if device == "cpu" and form not in FORMATS
+    }
+    assert {form for operator, form, *_ in table if operator == "linear"} == {"bfloat16", *FORMATS}
     assert on_cpu.keys() == ROWS.keys()
     for operator, (name, *why) in on_cpu.items():
         logits = operator in ("draw", "scores")
@@ -172,13 +204,17 @@ def test_the_report_names_every_operator_and_every_reason(
 # What the rest of the package may take from the kernels: operators to call, weights to hold, and the report. None of it
 # is an implementation, or tells which ones there are.
 OPEN = {
+    "cached": {"BLOCK", "INT8", "CacheFormat", "format_of", "head_dim_of", "row_bytes", "row_of"},
     "collectives": {"library"},
     "fused": {"FusedLayers", "LayerShape"},
     "norms": {"rotary_table"},
     "operators": set(operators.__all__),
+    "quantized": set(numbers.__all__),
+    "quantized_weights": {"QuantizedFormat"},
+    "quantizers": {"to_int4", "to_k4"},
     "report": set(report.__all__),
     "sampling": {"adjust", "all_finite", "count_not_finite", "most_probable", "not_finite"},
-    "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight"},
+    "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight", "WeightFormat"},
 }
 # How a program finds out what a CPU or a build of torch can do, or which weight is packed how.
 TAGS = r"\.dim\(\) [!=]= 4|is_mkldnn"

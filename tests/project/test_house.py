@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "text": {"base"},
     "kernels": {"base"},
     "distributed": {"base", "kernels"},
-    "sizing": {"base", "distributed"},
+    "sizing": {"base", "kernels", "distributed"},
     "model": {"base", "kernels", "distributed", "sizing"},
     "checkpoint": {"base", "text", "kernels", "distributed", "sizing", "model"},
     "engine": {"base", "text", "kernels", "distributed", "sizing", "model"},
@@ -57,7 +57,7 @@ ROOMS: dict[str, set[str]] = {
 # Files on the package's top floor that share a room; the others are rooms by their own name.
 TOP = {
     **dict.fromkeys(("errors", "printable", "values", "sampling"), "base"),
-    **dict.fromkeys(("tokenizer", "detokenizer", "prompts"), "text"),
+    **dict.fromkeys(("tokenizer", "detokenizer", "prompts", "chat_templates"), "text"),
     **dict.fromkeys(("model", "kv_cache"), "model"),
 }
 # Rooms that are folders within another room's.

@@ -5,6 +5,7 @@ Tests run at the levels `AT`. Each other level is skipped once, by tests/kernels
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -54,15 +55,15 @@ def use(name: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(native, "kernels", lambda: kernels)
 
 
-def rows_of(operator: str, dtypes: list[torch.dtype]) -> list[Any]:
-    """Parameters (row of the table, level or "plain", dtype): each row with each dtype that it can take."""
+def rows_of(operator: str, formats: Sequence[torch.dtype | str]) -> list[Any]:
+    """Parameters (row of the table, level or "plain", format): each row with each dtype or format that it can take."""
     found = []
     for row in ROWS[operator]:
         for level in AT if row.name == "csrc" else ["plain"]:
-            for dtype in dtypes:
-                if row.name == "csrc" or row.why_not(Case(dtype, "cpu", None)) is None:
-                    name = f"{row.name}-{level}-{str(dtype).removeprefix('torch.')}"
-                    found.append(pytest.param(row, level, dtype, id=name))
+            for form in formats:
+                if row.name == "csrc" or row.why_not(Case(form, "cpu", None)) is None:
+                    name = f"{row.name}-{level}-{str(form).removeprefix('torch.')}"
+                    found.append(pytest.param(row, level, form, id=name))
     return found
 
 

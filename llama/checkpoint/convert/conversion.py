@@ -24,6 +24,7 @@ from ...printable import reason
 from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Range, dtype_name
 from ..files import strict_object
+from ..layouts.gguf import GgufCheckpoint
 from ..layouts.hf_config import config_of, generation_config_of, params_of, trained_context
 from ..layouts.hf_tokenizer import tokenizer_files
 from ..layouts.hugging_face import HuggingFaceCheckpoint, rotary_heads
@@ -37,7 +38,7 @@ from .file_names import CHECKLIST, CONFIG, GENERATION_CONFIG, INDEX, PARAMS, TOK
 from .output_folder import OutputFolder
 from .plan import Piece, PlannedFile, plan_files
 
-__all__ = ["Converted", "convert"]
+__all__ = ["Converted", "chunks", "convert", "differences"]
 
 # Bytes of a tensor that are in memory at once, for each file being written.
 _WINDOW = 16 << 20
@@ -76,7 +77,7 @@ def convert(
         tokenizer_path: by default tokenizer.model in the source's folder.
         shards: number of files in Meta's layout. By default as many as the source has, if it is in Meta's
             layout; else as many as Meta ships that model of the family in.
-        dtype: by default as stored.
+        dtype: by default as stored; of a quantized source, whose weights become plain, float16.
         force: replace an existing checkpoint folder.
         progress: called with the bytes written, from several threads.
 
@@ -98,9 +99,11 @@ def convert(
     total = sum(file.nbytes(dtype) for file in files)
     # From Hugging Face to Hugging Face, chat templates, ids that end an answer and the context length are
     # copied.
-    copied = isinstance(source, HuggingFaceCheckpoint) and layout == "hf"
+    copied = source.layout == HuggingFaceCheckpoint.layout and layout == "hf"
     kept = companion_files(source.folder) if copied else {}
-    with OutputFolder(target, total, force=force, source=source.folder) as unfinished:
+    # Of a GGUF the folder may hold other models, and the new one too.
+    kept_whole = source.files[0] if source.layout == GgufCheckpoint.layout else source.folder
+    with OutputFolder(target, total, force=force, source=kept_whole) as unfinished:
         hashes = _write_all(source, files, unfinished.folder, dtype, progress)
         if layout == "meta":
             _finish_meta(source, tokenizer, unfinished.folder, hashes)
@@ -160,7 +163,7 @@ def _write_file(
     shapes = {piece.key: piece.shape for piece in file.pieces}
 
     def counted(piece: Piece) -> Iterator[torch.Tensor]:
-        for chunk in _chunks(source, piece, dtype, path.suffix == ".safetensors"):
+        for chunk in chunks(source, piece, dtype, path.suffix == ".safetensors"):
             if stop.is_set():
                 raise _StoppedError
             yield chunk
@@ -177,15 +180,16 @@ def _write_file(
     return written.md5
 
 
-def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
+def chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -> Iterator[torch.Tensor]:
     """A piece in contiguous windows of rows, in the row order of the target's layout."""
     heads = rotary_heads(piece.name, source.args.n_heads, source.args.kv_heads) if to_hf else 0
-    parts = list(source.parts(piece.name, piece.rows, piece.columns))
-    whole = parts[0].source
-    if not heads and len(parts) == 1 and whole.dtype == dtype and whole.is_contiguous():
-        for _, window in source.windows(whole):
-            yield window
-        return
+    if source.is_mapped(piece.name) and not heads:
+        parts = list(source.parts(piece.name, piece.rows, piece.columns))
+        whole = parts[0].source
+        if len(parts) == 1 and whole.dtype == dtype and whole.is_contiguous():
+            for _, window in source.windows(whole):
+                yield window
+            return
     height, width = piece.shape[0], piece.shape[1] if len(piece.shape) > 1 else 1
     # Whole heads: the rows of a head are permuted together.
     multiple = source.args.head_dim if heads else 1
@@ -196,8 +200,7 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
         out = buffer[: last - first]
         rows = (piece.rows[0] + first, piece.rows[0] + last)
         source.read(piece.name, out, rows, piece.columns)
-        if torch.finfo(dtype).max < torch.finfo(source.dtype).max:
-            _check_range(source, piece, rows, out)
+        _check_range(source, piece, rows, out)
         if heads:
             out = out.view(-1, multiple // 2, 2, width).transpose(1, 2).reshape(-1, width)
         yield out
@@ -205,23 +208,25 @@ def _chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) -
 
 def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
     """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
-    if out.isfinite().all():
+    # What is computed, such as a quantized weight, is so in float32.
+    stored = source.dtype_of(piece.name) if source.is_mapped(piece.name) else torch.float32
+    if torch.finfo(out.dtype).max >= torch.finfo(stored).max or out.isfinite().all():
         return
-    exact = torch.empty(out.shape, dtype=source.dtype)
+    exact = torch.empty(out.shape, dtype=stored)
     source.read(piece.name, exact, rows, piece.columns)
     lost = exact[exact.isfinite() & ~out.isfinite()]
     if lost.numel():
         raise ConfigError(
             f"{piece.name} holds values up to {float(lost.abs().max()):.6g}, but {dtype_name(out.dtype)} ends at"
-            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(source.dtype)}"
+            f" {torch.finfo(out.dtype).max:.6g}; keep {dtype_name(stored)}"
         )
 
 
 def _finish_meta(
     source: Checkpoint, tokenizer: Tokenizer, folder: Path, hashes: dict[str, str | None]
 ) -> None:
-    hashes[TOKENIZER] = create(folder / TOKENIZER, Path(tokenizer.model_path).read_bytes())
-    if isinstance(source, MetaCheckpoint):
+    hashes[TOKENIZER] = create(folder / TOKENIZER, tokenizer.model_bytes)
+    if source.layout == MetaCheckpoint.layout:
         params = (source.folder / PARAMS).read_bytes()
     else:
         params = (json.dumps(params_of(source.args)) + "\n").encode()
@@ -250,6 +255,7 @@ def _finish_hugging_face(
     if CONFIG in kept:
         own = strict_object(kept.pop(CONFIG))
         own.pop("dtype", None)  # transformers 5's name for torch_dtype
+        own.pop("quantization_config", None)  # what is written here is plain
         # vocab_size too: without it transformers assumes 32,000, whatever the embedding has.
         ours = ("architectures", "tie_word_embeddings", "torch_dtype", "vocab_size")
         config = own | {key: config[key] for key in ours}
@@ -277,15 +283,18 @@ def _check_opens(source: Checkpoint, layout: str, dtype: torch.dtype, folder: Pa
             f"{final} was not written: the converted files cannot be opened ({reason(error)}). Nothing was left behind"
         ) from error
     expected = {"meta": MetaCheckpoint, "hf": HuggingFaceCheckpoint}[layout].layout
-    wanted = _identity(source, expected, dtype)
-    found = _identity(written, written.layout, written.dtype)
-    wrong = [
-        f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value
-    ]
+    wrong = differences(source, written, expected, dtype)
     if wrong:
         raise CheckpointWriteError(
             f"{final} was not written: in the converted files {'; '.join(wrong)}. Nothing was left behind"
         )
+
+
+def differences(source: Checkpoint, written: Checkpoint, layout: str, dtype: torch.dtype) -> list[str]:
+    """What differs, in what was written, from the source or from what was asked for."""
+    wanted = _identity(source, layout, dtype)
+    found = _identity(written, written.layout, written.dtype)
+    return [f"{name} is {found[name]}, not {value}" for name, value in wanted.items() if found[name] != value]
 
 
 def _identity(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, Any]:

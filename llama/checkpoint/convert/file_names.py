@@ -20,9 +20,21 @@ TOKENIZER = "tokenizer.model"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 INDEX = "model.safetensors.index.json"
+# A GGUF file until it is complete: no loader looks for that name.
+UNFINISHED = "weights.unfinished"
 
 _FIXED = frozenset(
-    {PARAMS, CHECKLIST, TOKENIZER, CONFIG, GENERATION_CONFIG, INDEX, *TOKENIZER_FILES, *COMPANION_FILES}
+    {
+        PARAMS,
+        CHECKLIST,
+        TOKENIZER,
+        CONFIG,
+        GENERATION_CONFIG,
+        INDEX,
+        UNFINISHED,
+        *TOKENIZER_FILES,
+        *COMPANION_FILES,
+    }
 )
 
 

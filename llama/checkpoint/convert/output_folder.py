@@ -34,7 +34,7 @@ class OutputFolder:
         final: the folder to create.
         nbytes: bytes that will be written.
         force: replace `final` if it is a checkpoint folder.
-        source: a folder that must not be replaced.
+        source: a folder, or a file, that must not be replaced.
 
     Attributes:
         folder: where to write files until `publish`.
@@ -144,7 +144,8 @@ class OutputFolder:
             )
         if not self._force:
             raise CheckpointWriteError(f"{final} exists; choose another place, or pass --force to replace it")
-        linked = [path for path in source.iterdir() if final in Path(os.path.realpath(path)).parents]
+        files = source.iterdir() if source.is_dir() else ()
+        linked = [path for path in files if final in Path(os.path.realpath(path)).parents]
         if linked:
             raise CheckpointWriteError(
                 f"{final} holds {linked[0].name}, to which the source {source} has a link; choose another place"

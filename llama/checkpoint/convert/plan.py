@@ -11,7 +11,6 @@ from ...sizing.args import can_split
 from ...sizing.family import member_of
 from ..base import Checkpoint, Range
 from ..layouts.hugging_face import hf_name
-from ..layouts.meta import MetaCheckpoint
 from .file_names import part_name, shard_name
 
 __all__ = ["Piece", "PlannedFile", "plan_files"]
@@ -62,9 +61,7 @@ def plan_files(source: Checkpoint, layout: str, shards: int | None, dtype: torch
         raise ConfigError(f"the layout is {layout!r}; use meta or hf")
     if shards is None:
         member = member_of(source.args)
-        shards = (
-            source.shards if isinstance(source, MetaCheckpoint) else 1 if member is None else member.shards
-        )
+        shards = source.mp_shards or (1 if member is None else member.shards)
     if shards < 1 or not can_split(source.args, shards) or source.args.kv_heads % shards:
         sizes = [
             n

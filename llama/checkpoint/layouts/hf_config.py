@@ -15,7 +15,7 @@ from ...tokenizer import Tokenizer
 from ..base import dtype_name
 from ..files import read_json
 
-__all__ = ["config_of", "generation_config_of", "params_of", "read_config", "trained_context"]
+__all__ = ["config_of", "ffn_rule", "generation_config_of", "params_of", "read_config", "trained_context"]
 
 # transformers' defaults, for keys missing from config.json.
 _NORM_EPS, _ROPE_THETA = 1e-6, 10000.0
@@ -28,7 +28,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "sliding_window": (None,),
-    "quantization_config": (None,),
     "partial_rotary_factor": (1, 1.0, None),
     "tie_word_embeddings": (False, True, None),
 }
@@ -39,7 +38,7 @@ def read_config(folder: Path, *, max_seq_len: int, max_batch_size: int) -> tuple
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError: there is no config.json, or it is not a JSON object.
-        ConfigError: another architecture, rope scaling, biases, a quantized model, missing or invalid values.
+        ConfigError: another architecture, rope scaling, biases, missing or invalid values.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -131,7 +130,7 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
             f"head_dim is {shown(head_dim)}, but hidden_size {shape['dim']} / {shape['n_heads']} heads ="
             f" {shape['dim'] / shape['n_heads']:g}; this runtime splits hidden_size evenly"
         )
-    multiple_of, multiplier = _ffn_rule(shape["dim"], ffn)
+    multiple_of, multiplier = ffn_rule(shape["dim"], ffn)
     return {
         **shape,
         "n_kv_heads": config.get("num_key_value_heads"),
@@ -141,11 +140,14 @@ def _shape(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ffn_rule(dim: int, ffn: int) -> tuple[int, float]:
+def ffn_rule(dim: int, ffn: int, key: str = "intermediate_size") -> tuple[int, float]:
     """The multiple_of and ffn_dim_multiplier from which Meta's rule computes a feed-forward dimension.
 
     Meta's own values are tried first, so that a model of the family gets the params.json it was published
     with.
+
+    Raises:
+        ConfigError: there are none; the message names `key`.
     """
     hidden = int(2 * 4 * dim / 3)
     largest = ffn & -ffn  # the largest power of two that divides it
@@ -159,7 +161,7 @@ def _ffn_rule(dim: int, ffn: int) -> tuple[int, float]:
     for multiple_of, multiplier in tried:
         if multiple_of * -(-int(multiplier * hidden) // multiple_of) == ffn:
             return multiple_of, multiplier
-    raise ConfigError(f"intermediate_size {ffn} cannot be expressed for hidden_size {dim}")
+    raise ConfigError(f"{key} {ffn} cannot be expressed for hidden_size {dim}")
 
 
 def params_of(args: ModelArgs) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from pathlib import Path
 from typing import Any
 
 from ...errors import TokenizerError
@@ -24,18 +23,15 @@ _MOST_MERGES = 500_000
 
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
-    """The content of each of `TOKENIZER_FILES`. The first is a copy of the tokenizer's own file.
+    """The content of each of `TOKENIZER_FILES`. The first is the tokenizer's own model.
 
     Args:
         context: context length of the training, for tokenizer_config.json.
-
-    Raises:
-        OSError: the tokenizer's file can no longer be read.
     """
     named = _named_pieces(tokenizer)
     plain = {key: named[key] for key in ("bos_token", "eos_token", "unk_token")}
     contents = (
-        Path(tokenizer.model_path).read_bytes(),
+        tokenizer.model_bytes,
         _json(_tokenizer_json(tokenizer, named)),
         _json(_tokenizer_config(tokenizer, named, context)),
         _json(plain),

@@ -4,6 +4,8 @@ Besides the names, two things differ from Meta's layout. No tensor is split over
 and k_proj are permuted so that the two rows of a rotary pair lie half a head apart: row 2i + p of a head in
 Meta's order is row p * D/2 + i here (D = head_dim). Reading undoes that, for n_heads heads of q_proj and
 kv_heads heads of k_proj; v_proj is the same in both.
+
+Linear modules may be quantized, in a scheme that hf_schemes.py finds.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from pathlib import Path
 import torch
 
 from ...errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
+from ...kernels.quantized import Blocks, Form
 from ...printable import shown
 from ..base import Checkpoint, Part, Range, checked_dtype
 from ..files import is_there, read_json, some
 from ..weight_files.pth import open_pth
 from ..weight_files.safetensors import open_safetensors
+from .bitsandbytes import Requantized
 from .hf_config import read_config
+from .hf_schemes import quantized_matrices, scheme_of
 from .meta_files import with_vocab
 
 __all__ = ["COMPANION_FILES", "HuggingFaceCheckpoint", "hf_name", "rotary_heads", "weight_files"]
@@ -53,6 +58,8 @@ COMPANION_FILES = (
 )
 # Written by older exporters; the runtime computes these from rope_theta, in float32.
 _IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# What tensors beside quantized ones may be.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -159,6 +166,7 @@ class HuggingFaceCheckpoint(Checkpoint):
     ) -> None:
         self.folder = folder
         args, tied = read_config(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
+        scheme = scheme_of(folder)
         self.files, where = weight_files(folder)
         self.mapped = []
         self._tensors: dict[str, tuple[Path, torch.Tensor]] = {}
@@ -170,8 +178,15 @@ class HuggingFaceCheckpoint(Checkpoint):
         if tied and shared is not None:
             # Even if lm_head.weight is stored too: transformers ties them when it loads.
             self._tensors[_WHOLE["output.weight"]] = shared
-        self.args = with_vocab(args, self._vocab(), self.config_name)
-        self.dtype = checked_dtype(self._tensors[_WHOLE["tok_embeddings.weight"]][1].dtype, folder)
+        self.args = with_vocab(args, len(self._embedding()), self.config_name)
+        found = quantized_matrices(scheme, self._tensors, self._matrix_shapes(), self.windows)
+        self._matrices = {name: matrix for name, (matrix, _) in found.items()}
+        self._packed = {name: names for name, (_, names) in found.items()}
+        self.dtype = checked_dtype(self._embedding().dtype, folder)
+        if scheme is not None:
+            # Also beside bfloat16: float16 has three more bits, and these schemes' own programs compute in it.
+            self.quantization, self.dtype = scheme.title, torch.float16
+            self.notes.extend(scheme.notes(self._matrix_shapes()[name] for name in found))
         self._check(where)
 
     def _take(self, path: Path, opened: Mapping[str, torch.Tensor], where: dict[str, str] | None) -> None:
@@ -190,17 +205,26 @@ class HuggingFaceCheckpoint(Checkpoint):
                 )
             self._tensors[name] = path, tensor
 
-    def _vocab(self) -> int:
+    def _embedding(self) -> torch.Tensor:
         name = _WHOLE["tok_embeddings.weight"]
         _, embedding = self._tensors.get(name, (None, None))
         if embedding is None or embedding.dim() != 2:
             raise CheckpointMismatchError(f"{self.folder} has no tensor {name} of two dimensions")
-        return embedding.shape[0]
+        return embedding
+
+    def _matrix_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all matrices that can be quantized, by Hugging Face's names."""
+        return {
+            hf_name(name): shape
+            for name, shape in self.shapes.items()
+            if len(shape) == 2 and name != "tok_embeddings.weight"
+        }
 
     def _check(self, where: dict[str, str] | None) -> None:
+        packed = {each for names in self._packed.values() for each in names}
         shapes = {hf_name(name): shape for name, shape in self.shapes.items()}
         problems, mixed = [], []
-        missing = [name for name in shapes if name not in self._tensors]
+        missing = [name for name in shapes if name not in self._tensors and name not in self._matrices]
         if missing:
             problems.append(f"it lacks {some(missing)}")
         promised = [
@@ -208,17 +232,21 @@ class HuggingFaceCheckpoint(Checkpoint):
         ]
         if promised:
             problems.append(f"the index names {some(promised)}, which no file holds")
-        surplus = [name for name in self._tensors if name not in shapes]
+        surplus = [name for name in self._tensors if name not in shapes and name not in packed]
         if surplus:
             problems.append(f"it has tensors that this runtime does not know: {some(surplus)}")
+        # Beside quantized matrices, norms and embeddings of several dtypes are common; all are converted.
+        dtypes = _FLOATS if self._matrices else (self.dtype,)
         for name, shape in shapes.items():
             path, tensor = self._tensors.get(name, (None, None))
-            if path is None or tensor is None:
+            if path is None or tensor is None or name in self._matrices:
                 continue
             if tuple(tensor.shape) != shape:
                 problems.append(f"{name} in {path.name} is {list(tensor.shape)}, not {list(shape)}")
-            elif tensor.dtype != self.dtype:
-                mixed.append(f"{name} in {path.name} is {tensor.dtype}, the embedding {self.dtype}")
+            elif tensor.dtype not in dtypes:
+                mixed.append(
+                    f"{name} in {path.name} is {tensor.dtype}, the embedding {self._embedding().dtype}"
+                )
         if mixed and not problems:
             raise CheckpointMismatchError(
                 f"{self.folder} holds weights of several dtypes: {some(mixed)}. This runtime reads those of one:"
@@ -253,5 +281,51 @@ class HuggingFaceCheckpoint(Checkpoint):
                     yield Part(source[at + start : at + stop], slice(to, last - rows[0], 2), taken)
 
     def stored(self) -> Iterator[tuple[str, Path, torch.Tensor]]:
-        for name in self.shapes:
-            yield hf_name(name), *self._tensors[hf_name(name)]
+        for name in map(hf_name, self.shapes):
+            for each in self._packed.get(name, [name]):
+                # Zeros in these mean something; opening has checked all of them.
+                if not each.endswith((".g_idx", ".bias", ".weight_format")):
+                    yield each, *self._tensors[each]
+
+    # ---- quantized weights ----
+
+    @property
+    def is_quantized(self) -> bool:
+        return bool(self._matrices)
+
+    def is_mapped(self, name: str) -> bool:
+        return hf_name(name) not in self._matrices
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._tensors[hf_name(name)][1].dtype if self.is_mapped(name) else torch.float32
+
+    def form(self, name: str, columns: Range) -> Form | None:
+        matrix = self._matrices.get(hf_name(name))
+        return None if matrix is None else matrix.form(columns)
+
+    def blocks(self, name: str, rows: Range, columns: Range) -> Blocks:
+        stored, order = self._stored_rows(name, rows)
+        found = self._matrices[hf_name(name)].blocks(stored, columns)
+        if order is None:
+            return found
+        zeros = None if found.zeros is None else found.zeros[order]
+        return Blocks(found.form, found.codes[order], found.scales[order], zeros)
+
+    def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
+        matrix = self._matrices[hf_name(name)]
+        if columns is None or not isinstance(matrix, Requantized):
+            return super().compute(name, rows, columns)
+        stored, order = self._stored_rows(name, rows)
+        found = matrix.values(stored, columns)
+        return found if order is None else found[order]
+
+    def _stored_rows(self, name: str, rows: Range) -> tuple[Range, torch.Tensor | None]:
+        """The rows of the file that hold `rows` in Meta's order, and where each is among them (None: as they are)."""
+        heads = rotary_heads(name, self.args.n_heads, self.args.kv_heads)
+        if not heads or rows[0] == rows[1]:
+            return rows, None
+        dim = self.shapes[name][0] // heads
+        row = torch.arange(*rows)
+        place = row // dim * dim + row % 2 * (dim // 2) + row % dim // 2
+        first = int(place.min())
+        return (first, int(place.max()) + 1), place - first

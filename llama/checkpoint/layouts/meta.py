@@ -47,6 +47,7 @@ class MetaCheckpoint(Checkpoint):
         args = read_params(folder, max_seq_len=max_seq_len, max_batch_size=max_batch_size)
         self._shards = [open_pth(path) for path in self.files]
         self.mapped = [shard.file for shard in self._shards]
+        self.mp_shards = len(self.files)
         self.args = with_vocab(args, self._vocab())
         self.dtype = checked_dtype(self._shards[0]["tok_embeddings.weight"].dtype, folder)
         self._check(agree)
@@ -100,7 +101,6 @@ class MetaCheckpoint(Checkpoint):
         return None
 
     def disagreements(self) -> list[str]:
-        """Replicated weights whose values differ between shards: the shards belong to different models."""
         first, *others = self._shards
         for file in self.mapped:
             file.check()

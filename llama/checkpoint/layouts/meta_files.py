@@ -100,6 +100,10 @@ def _what_is_there(folder: Path) -> str:
         return "the folder is empty; the download has not begun, or went elsewhere"
     if any(name.endswith(".part") for name in names):
         return "it holds unfinished downloads (.part); run the download again to complete them"
+    if "adapter_config.json" in names:
+        return (
+            "it holds an adapter; pass its base model, and this folder as adapter (--adapter of the commands)"
+        )
     if any(name.endswith((".safetensors", ".bin")) for name in names):
         return (
             "it has weights in Hugging Face's layout, but no config.json; fetch the one that came with them"

@@ -11,7 +11,7 @@
 | `bodies`, `problems`, `replies` | reading a body; errors; answers, whole or streamed |
 | `openai/`, `llamacpp/`, `tgi/`, `mistral`, `ollama/` | the doors: each has a `FAMILY` and its `ROUTES` |
 | `messages`, `text_fim`, `other_samplers` | what several doors read: chats, infilling as text, llama.cpp's samplers |
-| `answer_fields`, `token_texts`, `response_fields`, `chat_templates` | what several doors write |
+| `answer_fields`, `token_texts`, `response_fields` | what several doors write |
 | `playground/` | the page that `serve --playground` shows, and `codellama playground` |
 | `ray_serve` | replicas behind one address, extra [ray] |
 

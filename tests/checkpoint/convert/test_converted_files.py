@@ -35,7 +35,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 from llama import Llama
 from llama.checkpoint.convert import plan
 from llama.checkpoint.convert.plan import plan_files
-from llama.checkpoint.layouts.hf_config import _ffn_rule, config_of, params_of, read_config
+from llama.checkpoint.layouts.hf_config import config_of, ffn_rule, params_of, read_config
 from llama.sizing.family import MEMBERS, args_of
 from llama.sizing.shapes import expected_shapes
 
@@ -231,7 +231,7 @@ def test_the_family_gets_back_the_params_it_had(tmp_path: Path, name: str) -> No
 @example(dim=2048, ffn=5632)
 @example(dim=3072, ffn=8192)
 def test_any_feed_forward_dimension_can_be_told_in_params(dim: int, ffn: int) -> None:
-    multiple_of, multiplier = _ffn_rule(dim, ffn)
+    multiple_of, multiplier = ffn_rule(dim, ffn)
     params = {"dim": dim, "multiple_of": multiple_of, "ffn_dim_multiplier": multiplier}
     assert ffn_dim(json.loads(json.dumps(params))) == ffn
 

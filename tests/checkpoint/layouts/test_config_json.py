@@ -104,7 +104,11 @@ SCALED = {"rope_theta": 1e6, "rope_type": "llama3", "factor": 8.0, "low_freq_fac
         ({"attention_bias": True}, ["attention_bias", "True"]),
         ({"mlp_bias": True}, ["mlp_bias", "True"]),
         ({"sliding_window": 4096}, ["sliding_window", "4096"]),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config", "gptq"]),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 3}},
+            ["quantization_config", "gptq", "bits is 3"],
+        ),
+        ({"quantization_config": {"quant_method": "hqq"}}, ["quantization_config", "hqq", "gptq, awq"]),
         ({"hidden_act": "gelu"}, ["hidden_act", "'gelu'", "'silu'"]),
         ({"head_dim": 16}, ["head_dim", "16", "64", "8"]),
         ({"head_dim": "8"}, ["head_dim", "'8'"]),

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from starlette.responses import Response
 
 from .... import __version__
+from ....chat_templates import chat_template
 from ..bodies import Body, parse
-from ..chat_templates import chat_template
 from ..messages import ChatMessage, plain_messages
 from ..problems import Problem
 from ..replies import JsonReply

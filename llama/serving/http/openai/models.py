@@ -6,9 +6,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+from ....chat_templates import chat_template
 from ....sizing.budget import parameter_count
 from ....sizing.family import context_of
-from ..chat_templates import chat_template
 from ..replies import JsonReply
 from ..routes import Call, Route
 from ..service import Service

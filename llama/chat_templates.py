@@ -1,12 +1,12 @@
 """The chat formats as Jinja templates, for programs that render prompts themselves.
 
-This server does not use them: its prompts are made of ids (llama/prompts.py). Rendered with `bos_token` and
+The runtime does not use them: its prompts are made of ids (llama/prompts.py). Rendered with `bos_token` and
 `eos_token`, a template gives the text of those ids, control pieces spelled out.
 """
 
 from __future__ import annotations
 
-from ...tokenizer import Tokenizer
+from .tokenizer import Tokenizer
 
 __all__ = ["chat_template"]
 

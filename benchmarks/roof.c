@@ -1,8 +1,8 @@
 /* What kernels.py measures the kernels against: a plain read of memory, and multiply-adds that wait for no memory.
    It is compiled with a level's flags, and with -ffp-contract=fast: a * b + c is one instruction. */
-#if defined(__AVX512BF16__)
+#if defined(__x86_64__)
 #include <immintrin.h>
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
@@ -64,5 +64,40 @@ double roof_dots(long rounds, float *out) {
     return 4.0 * rounds * SUMS * (BYTES / 4);
 #else
     return roof_fma(rounds, out);
+#endif
+}
+
+/* The same in integers as x and weights of 8 or of 4 bits are multiplied: an instruction that multiplies bytes in fours,
+ * or pairs of 16 or 8 bits and an addition. */
+double roof_integers(long rounds, int *out, int bits) {
+    words sum[SUMS], a = {}, b = {};
+    a += (unsigned)out[0], b += (unsigned)out[1];
+    UNROLL for (int i = 0; i < SUMS; i++) sum[i] = b * (unsigned)i;
+    for (long round = 0; round < rounds; round++)
+        UNROLL for (int i = 0; i < SUMS; i++) {
+#if defined(__AVX512VNNI__)
+            sum[i] = (words)_mm512_dpbusd_epi32((__m512i)sum[i], (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+            sum[i] += (words)(bits == 8 ? _mm512_madd_epi16((__m512i)a, (__m512i)b) : _mm512_maddubs_epi16((__m512i)a, (__m512i)b));
+            __asm__("" : "+v"(a), "+v"(sum[i]));
+#elif defined(__AVXVNNI__)
+            sum[i] = (words)_mm256_dpbusd_avx_epi32((__m256i)sum[i], (__m256i)a, (__m256i)b);
+#elif defined(__AVX2__)
+            sum[i] += (words)(bits == 8 ? _mm256_madd_epi16((__m256i)a, (__m256i)b) : _mm256_maddubs_epi16((__m256i)a, (__m256i)b));
+            __asm__("" : "+x"(a), "+x"(sum[i]));
+#elif defined(__ARM_FEATURE_DOTPROD)
+            sum[i] = (words)vdotq_s32((int32x4_t)sum[i], (int8x16_t)a, (int8x16_t)b);
+#else
+            sum[i] = (words)vpadalq_s16((int32x4_t)sum[i], vmull_s8(vget_low_s8((int8x16_t)a), vget_high_s8((int8x16_t)b)));
+#endif
+        }
+    for (int i = 1; i < SUMS; i++) sum[0] += sum[i];
+    *out = (int)sum[0][0];
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(__ARM_FEATURE_DOTPROD)
+    return 2.0 * rounds * SUMS * BYTES;
+#elif defined(__x86_64__)
+    return 2.0 * rounds * SUMS * (bits == 8 ? BYTES / 2 : BYTES);
+#else
+    return 2.0 * rounds * SUMS * (BYTES / 2);
 #endif
 }

@@ -32,6 +32,7 @@ def main(
     seed: int = 1,
     adapter: str | None = None,
     quantize: str | None = None,
+    cache_dtype: str = "auto",
 ) -> None:
     """Print completions of two prompts.
 
@@ -49,6 +50,7 @@ def main(
         seed: sampling repeats with it.
         adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
         quantize: int8 or int4, to quantize the weights while they are read.
+        cache_dtype: of keys and values: auto or int8.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -61,6 +63,7 @@ def main(
         seed=seed,
         adapter=adapter,
         quantize=quantize,
+        cache_dtype=cache_dtype,
     )
     results = llama.text_completion(PROMPTS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
     if is_first_rank():

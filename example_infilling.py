@@ -45,6 +45,7 @@ def main(
     seed: int = 1,
     adapter: str | None = None,
     quantize: str | None = None,
+    cache_dtype: str = "auto",
 ) -> None:
     """Print two texts with their gaps filled.
 
@@ -63,6 +64,7 @@ def main(
         seed: sampling repeats with it.
         adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
         quantize: int8 or int4, to quantize the weights while they are read.
+        cache_dtype: of keys and values: auto or int8.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -75,6 +77,7 @@ def main(
         seed=seed,
         adapter=adapter,
         quantize=quantize,
+        cache_dtype=cache_dtype,
     )
     prefixes, suffixes = zip(*(prompt.split("<FILL>") for prompt in PROMPTS), strict=True)
     results = llama.text_infilling(

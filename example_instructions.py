@@ -28,6 +28,7 @@ def main(
     seed: int = 1,
     adapter: str | None = None,
     quantize: str | None = None,
+    cache_dtype: str = "auto",
 ) -> None:
     """Print answers to two dialogs.
 
@@ -45,6 +46,7 @@ def main(
         seed: sampling repeats with it.
         adapter: folder of a LoRA adapter, as PEFT saves it, to merge into the weights.
         quantize: int8 or int4, to quantize the weights while they are read.
+        cache_dtype: of keys and values: auto or int8.
     """
     llama = Llama.build(
         ckpt_dir,
@@ -57,6 +59,7 @@ def main(
         seed=seed,
         adapter=adapter,
         quantize=quantize,
+        cache_dtype=cache_dtype,
     )
     results = llama.chat_completion(DIALOGS, temperature=temperature, top_p=top_p, max_gen_len=max_gen_len)
     if is_first_rank():

@@ -72,6 +72,7 @@ class Llama:
         prefix_reuse: bool = True,
         adapter: str | os.PathLike[str] | None = None,
         quantize: str | None = None,
+        cache_dtype: str = "auto",
     ) -> Llama:
         """Load a checkpoint, of any number of shards, onto the ranks of this launch.
 
@@ -96,6 +97,7 @@ class Llama:
                 prompts that begin alike.
             adapter: folder of a LoRA adapter, as PEFT saves it; merged into the weights while they are read.
             quantize: "int8" or "int4": quantize a plain checkpoint while it is read (docs/checkpoints.md).
+            cache_dtype: of keys and values: auto (as the activations), or int8, 8.5 bits a number.
 
         Raises:
             CheckpointError: files missing, broken, or not fitting together.
@@ -109,7 +111,7 @@ class Llama:
         if seed is not None:
             seed = arguments.check_seed(seed)  # before minutes of loading
         given = (ckpt_dir, tokenizer_path, max_seq_len, max_batch_size, model_parallel_size, device, dtype)
-        built = loading.build(*given, cache_memory=cache_memory, adapter=adapter, quantize=quantize)
+        built = loading.build(*given, cache_memory, cache_dtype, adapter=adapter, quantize=quantize)
         llama = Llama(
             built.model,
             built.tokenizer,

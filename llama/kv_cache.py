@@ -4,7 +4,8 @@
 max_batch_size never size an allocation. `BatchCache` is what one step sees: several sequences, each with the
 number of its tokens in the flattened run.
 
-Shapes: T new tokens, S cached positions, H query heads, K key/value heads, D head dimension.
+Shapes: T new tokens, S cached positions, H query heads, K key/value heads, D head dimension, R numbers of a row in
+memory: D, or the bytes of an int8 cache's blocks (kernels/cached.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .kernels.cached import INT8, CacheFormat, format_of, head_dim_of, row_of
 from .kernels.operators import attend, attention_for
 
 __all__ = ["BatchCache", "KVCache"]
@@ -31,7 +33,7 @@ class KVCache:
 
     Args:
         n_layers, n_kv_heads, head_dim: of this rank's part of the model.
-        dtype, device: of the stored keys and values.
+        form, device: of the stored keys and values. The format is the activations' dtype or "int8".
         limit: the most positions it will hold. Growth never allocates more, so a sequence takes no more memory
             than it was admitted with. None: not known.
     """
@@ -41,17 +43,18 @@ class KVCache:
         n_layers: int,
         n_kv_heads: int,
         head_dim: int,
-        dtype: torch.dtype,
+        form: CacheFormat,
         device: torch.device,
         limit: int | None = None,
     ) -> None:
         self.limit = limit
-        empty = torch.empty(n_kv_heads, 0, head_dim, dtype=dtype, device=device)
+        dtype, numbers = row_of(form, head_dim)
+        empty = torch.empty(n_kv_heads, 0, numbers, dtype=dtype, device=device)
         self.length = 0
         self._keys = [empty] * n_layers
         self._values = [empty] * n_layers
         self._addresses: _Integers | None = None
-        self._attention = attention_for(dtype, device, head_dim)
+        self._attention = attention_for(form, device, head_dim)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled cache lies elsewhere, perhaps on another machine.
@@ -59,7 +62,7 @@ class KVCache:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
-        self._attention = attention_for(self.dtype, self.device, self._keys[0].shape[2])
+        self._attention = attention_for(self.form, self.device, head_dim_of(self._keys[0]))
 
     @property
     def capacity(self) -> int:
@@ -67,9 +70,9 @@ class KVCache:
         return self._keys[0].shape[1]
 
     @property
-    def dtype(self) -> torch.dtype:
+    def form(self) -> CacheFormat:
         """Of the keys and values."""
-        return self._keys[0].dtype
+        return format_of(self._keys[0])
 
     @property
     def device(self) -> torch.device:
@@ -156,18 +159,18 @@ class KVCache:
         return attend(self._attention, q_THD, k_TKD, v_TKD, keys, values, self.length)
 
 
-def _copied(x_KSD: torch.Tensor, length: int) -> torch.Tensor:
-    fresh = torch.empty_like(x_KSD)
-    fresh[:, :length] = x_KSD[:, :length]
+def _copied(x_KSR: torch.Tensor, length: int) -> torch.Tensor:
+    fresh = torch.empty_like(x_KSR)
+    fresh[:, :length] = x_KSR[:, :length]
     return fresh
 
 
-def _shrunk(x_KSD: torch.Tensor, capacity: int, length: int) -> torch.Tensor:
+def _shrunk(x_KSR: torch.Tensor, capacity: int, length: int) -> torch.Tensor:
     """The first `length` positions, in place, in a layout of `capacity`."""
-    heads, _, dim = x_KSD.shape
-    small = x_KSD.view(-1)[: heads * capacity * dim].view(heads, capacity, dim)
+    heads, _, row = x_KSR.shape
+    small = x_KSR.view(-1)[: heads * capacity * row].view(heads, capacity, row)
     for head in range(heads):  # each moves forward, over heads that were moved before
-        small[head, :length] = x_KSD[head, :length].clone()
+        small[head, :length] = x_KSR[head, :length].clone()
     return small
 
 
@@ -181,10 +184,11 @@ class BatchCache:
         for cache, count in zip(caches, counts, strict=True):
             cache.reserve(cache.length + count)
 
-    def rows(self) -> tuple[_Integers, _Integers, _Integers]:
+    def rows(self) -> tuple[_Integers, _Integers, _Integers, CacheFormat]:
         """For kernels that take addresses: where the keys and values of each token's sequence are.
 
-        Returns addresses (layers, T, 2), and of each token its cache's capacity and its position, (T,) each.
+        Returns addresses (layers, T, 2), of each token its cache's capacity and its position, (T,) each, and the
+        format of all caches.
         """
         total = sum(self.counts)
         addresses = np.empty((len(self.caches[0].addresses()), total, 2), dtype=np.int64)
@@ -194,11 +198,15 @@ class BatchCache:
             addresses[:, start : start + count] = cache.addresses()[:, None]
             capacity[start : start + count] = cache.capacity
             start += count
-        return addresses, capacity, np.array(self.positions(), dtype=np.int64)
+        return addresses, capacity, np.array(self.positions(), dtype=np.int64), self.caches[0].form
 
     def lies_like(self, x: torch.Tensor) -> bool:
-        """Whether all caches have x's dtype and device: a model can be cast, or moved, while they are in use."""
-        return all(cache.dtype == x.dtype and cache.device == x.device for cache in self.caches)
+        """Whether all caches have x's device, and its dtype or int8: a model can be cast, or moved, while they are in
+        use."""
+        form = self.caches[0].form
+        return form in (x.dtype, INT8) and all(
+            cache.form == form and cache.device == x.device for cache in self.caches
+        )
 
     def positions(self) -> list[int]:
         """The position of each token of the run in its sequence."""

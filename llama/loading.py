@@ -27,10 +27,12 @@ from .model import Transformer
 from .printable import shown
 from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
+    CACHE_DTYPES,
     GIB,
     CacheMemory,
     CachePlan,
     cache_bytes_per_token,
+    check_cache_dtype,
     check_cache_memory,
     parameter_count,
     plan_cache,
@@ -42,6 +44,7 @@ __all__ = [
     "Built",
     "build",
     "check_same_adapter",
+    "check_same_cache",
     "check_same_dtype",
     "check_same_formats",
     "choose_dtype",
@@ -71,8 +74,9 @@ def build(
     model_parallel_size: int | None,
     device: str | torch.device,
     dtype: str | torch.dtype,
-    *,
     cache_memory: CacheMemory | None = None,
+    cache_dtype: str = "auto",
+    *,
     adapter: str | os.PathLike[str] | None = None,
     quantize: str | None = None,
 ) -> Built:
@@ -89,15 +93,21 @@ def build(
     tokenizer = tokenizer_of(checkpoint, tokenizer_path)
     size = _model_parallel_size(model_parallel_size)
     check_size(checkpoint.args, size)
+    check_cache_dtype(cache_dtype, checkpoint.args.head_dim)
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
     parallel = join(size, target)
     try:
         check_same_dtype(parallel, chosen, target)
         check_same_adapter(parallel, checkpoint, target)
+        check_same_cache(parallel, cache_dtype, target)
         memory = weight_memory(checkpoint, parallel.rank, parallel.size, target, chosen)
         check_same_formats(parallel, memory)
-        plan = plan_cache(checkpoint.args, parallel, chosen, target, cache_memory, weights=memory.nbytes)
-        model = _load(checkpoint, parallel, memory)
+        plan = plan_cache(
+            *(checkpoint.args, parallel, chosen, target, cache_memory),
+            weights=memory.nbytes,
+            cache_dtype=cache_dtype,
+        )
+        model = _load(checkpoint, parallel, memory, cache_dtype)
     except BaseException as error:
         leave(parallel, error)
         raise
@@ -128,10 +138,10 @@ def _count(name: str, value: object) -> int:
     return number
 
 
-def _load(checkpoint: Checkpoint, parallel: Parallel, memory: WeightMemory) -> Transformer:
+def _load(checkpoint: Checkpoint, parallel: Parallel, memory: WeightMemory, cache_dtype: str) -> Transformer:
     """Make the model without memory, then give it this rank's weights."""
     with torch.device("meta"):
-        model = Transformer(checkpoint.args, parallel=parallel)
+        model = Transformer(checkpoint.args, parallel=parallel, cache_dtype=cache_dtype)
     with rank_threads(memory.device):
         progress = Progress(memory.nbytes, "loading")
         load_weights(model, checkpoint, memory.device, memory.dtype, memory=memory, progress=progress)
@@ -149,10 +159,11 @@ def _log_missing_kernels(why: str) -> None:
 def _sizes(args: ModelArgs, parallel: Parallel, memory: WeightMemory, plan: CachePlan, seconds: float) -> str:
     """The numbers of the line that says what was loaded."""
     replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
-    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, memory.dtype) / GIB
+    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, plan.form) / GIB
+    stored = "" if plan.form == memory.dtype else f" in {plan.form}"
     return (
         f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {memory.nbytes / GIB:.2f} GiB per rank,"
-        f" cache for up to {plan.tokens:,} tokens ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
+        f" cache for up to {plan.tokens:,} tokens{stored} ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
     )
 
 
@@ -194,6 +205,21 @@ def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.devic
     raise ConfigError(
         f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
         " compiled kernels differ; give all the same dtype"
+    )
+
+
+def check_same_cache(parallel: Parallel, cache_dtype: str, device: torch.device) -> None:
+    """All ranks store keys and values alike: their caches are planned, and filled, together.
+
+    Raises:
+        ConfigError: they do not. Raised on all ranks.
+    """
+    number = CACHE_DTYPES.index(cache_dtype)
+    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
+    if lowest is None or highest is None or lowest == -highest:
+        return
+    raise ConfigError(
+        f"one rank has cache_dtype {CACHE_DTYPES[lowest]} and another {CACHE_DTYPES[-highest]}; give all the same"
     )
 
 

@@ -27,6 +27,7 @@ from .kernels.norms import rotary_table
 from .kernels.operators import rms_norm, rotate
 from .kv_cache import BatchCache, KVCache
 from .sizing.args import ModelArgs, check_size, valid_sizes
+from .sizing.budget import cache_format, check_cache_dtype
 
 __all__ = [
     "Attention",
@@ -143,18 +144,22 @@ class Transformer(nn.Module):
     Args:
         params: with vocab_size set.
         parallel: this rank's place; by default from the host's fairscale groups, else a single rank.
+        cache_dtype: of the caches that it makes: "auto" (as the activations) or "int8".
 
     Raises:
-        ConfigError: vocab_size is not set.
+        ConfigError: vocab_size is not set; heads of these sizes have no int8 cache.
         ParallelismError: the ranks cannot split the heads evenly; the message names the sizes that work.
     """
 
-    def __init__(self, params: ModelArgs, *, parallel: Parallel | None = None) -> None:
+    def __init__(
+        self, params: ModelArgs, *, parallel: Parallel | None = None, cache_dtype: str = "auto"
+    ) -> None:
         super().__init__()
         parallel = host_parallel() if parallel is None else parallel
         if params.vocab_size < 1:
             raise ConfigError(f"vocab_size is {params.vocab_size}; set it to the rows of the embedding")
         check_size(params, parallel.size)
+        self.cache_dtype = check_cache_dtype(cache_dtype, params.head_dim)
         self.params = params
         self.parallel = parallel
         self.vocab_size = params.vocab_size
@@ -194,9 +199,8 @@ class Transformer(nn.Module):
 
     def new_cache(self, limit: int | None = None) -> KVCache:
         """An empty cache for one sequence of this model, of at most `limit` positions."""
-        return KVCache(
-            self.n_layers, self.local_kv_heads, self.params.head_dim, self.dtype, self.device, limit
-        )
+        form = cache_format(self.cache_dtype, self.dtype)
+        return KVCache(self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, limit)
 
     @torch.inference_mode()
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,13 +11,21 @@ from hypothesis import strategies as st
 from tiny_llama import tiny_model
 
 from llama.kernels.attention import store
+from llama.kernels.cached import INT8, dequantize, quantize
 from llama.kv_cache import BatchCache, KVCache
 
-LAYERS, K, D = 2, 3, 4
+LAYERS, K, D = 2, 3, 32
+each_format = pytest.mark.parametrize("form", [torch.float32, INT8], ids=str)
 
 
-def empty(dtype=torch.float32):
-    return KVCache(LAYERS, K, D, dtype, torch.device("cpu"))
+def empty(form=torch.float32):
+    return KVCache(LAYERS, K, D, form, torch.device("cpu"))
+
+
+def kept(cache, x_TKD):
+    """What a cache of this format holds of keys or values, (K, T, D)."""
+    x_KTD = x_TKD.transpose(0, 1)
+    return dequantize(quantize(x_KTD), torch.float32) if cache.form == INT8 else x_KTD
 
 
 def tokens(count, seed=0):
@@ -43,7 +53,7 @@ def holds(cache, run, length):
     # To store no token returns all that is complete.
     seen = [put(cache, layer, nothing, nothing) for layer in range(LAYERS)]
     return cache.length == length and all(
-        torch.equal(got, wanted[:length].transpose(0, 1))
+        torch.equal(got, kept(cache, wanted[:length]))
         for pair, expected in zip(seen, run, strict=True)
         for got, wanted in zip(pair, expected, strict=True)
     )
@@ -52,27 +62,29 @@ def holds(cache, run, length):
 partitions = st.lists(st.integers(1, 90), min_size=1, max_size=6)
 
 
+@each_format
 @settings(deadline=None, derandomize=True)
-@given(partitions)
-def test_any_chunking_gives_the_same_keys_and_values(chunks):
-    run, cache, start = tokens(sum(chunks)), empty(), 0
+@given(chunks=partitions)
+def test_any_chunking_gives_the_same_keys_and_values(form, chunks):
+    run, cache, start = tokens(sum(chunks)), empty(form), 0
     for chunk in chunks:
         seen = write(cache, run, start, start + chunk)
         start += chunk
         for (keys, values), (k, v) in zip(seen, run, strict=True):
-            assert torch.equal(keys, k[:start].transpose(0, 1))
-            assert torch.equal(values, v[:start].transpose(0, 1))
+            assert torch.equal(keys, kept(cache, k[:start]))
+            assert torch.equal(values, kept(cache, v[:start]))
     assert holds(cache, run, sum(chunks))
 
 
+@each_format
 @settings(deadline=None, derandomize=True)
-@given(st.integers(0, 70), st.integers(1, 70), st.integers(1, 70))
-def test_a_fork_goes_its_own_way(shared, one_more, other_more):
+@given(shared=st.integers(0, 70), one_more=st.integers(1, 70), other_more=st.integers(1, 70))
+def test_a_fork_goes_its_own_way(form, shared, one_more, other_more):
     one, other = tokens(shared + one_more, seed=1), tokens(shared + other_more, seed=2)
     for mine, theirs in zip(one, other, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             b[:shared] = a[:shared]
-    cache = empty()
+    cache = empty(form)
     if shared:
         write(cache, one, 0, shared)
     cache.reserve(shared + one_more)  # so that a fork which shares memory has room to spoil it
@@ -85,10 +97,11 @@ def test_a_fork_goes_its_own_way(shared, one_more, other_more):
     assert holds(fork, other, shared + other_more)
 
 
+@each_format
 @settings(deadline=None, derandomize=True)
-@given(st.integers(1, 200), st.lists(st.integers(0, 1000), max_size=5))
-def test_reserve_keeps_the_content(length, wishes):
-    run, cache = tokens(length), empty()
+@given(length=st.integers(1, 200), wishes=st.lists(st.integers(0, 1000), max_size=5))
+def test_reserve_keeps_the_content(form, length, wishes):
+    run, cache = tokens(length), empty(form)
     write(cache, run, 0, length)
     for wish in wishes:
         cache.reserve(wish)
@@ -111,10 +124,11 @@ def test_capacity_follows_the_tokens():
     assert len(capacities) < 25  # in steps of one grain it would be 300
 
 
-def test_bytes_count_the_dtype():
-    cache = empty(torch.bfloat16)
+@pytest.mark.parametrize(("form", "bits"), [(torch.float32, 32), (torch.bfloat16, 16), (INT8, 8.5)], ids=str)
+def test_bytes_count_the_format(form, bits):
+    cache = empty(form)
     cache.reserve(64)
-    assert cache.nbytes == 2 * LAYERS * K * 64 * D * 2
+    assert cache.nbytes == 2 * LAYERS * K * 64 * D * bits / 8
 
 
 def test_the_limits_of_a_model_size_no_allocation():
@@ -126,8 +140,24 @@ def test_the_limits_of_a_model_size_no_allocation():
     assert cache.capacity <= 64
 
 
-def test_truncate_forgets_the_end():
-    run, other, cache = tokens(20), tokens(25, seed=3), empty()
+@each_format
+def test_a_prefix_is_copied_and_a_cache_is_moved(form):
+    run, cache, other = tokens(50), empty(form), empty(form)
+    write(cache, run, 0, 40)
+    other.copy_prefix(cache, 30, 64)
+    write(other, run, 30, 50)
+    assert holds(other, run, 50)
+    assert holds(cache, run, 40)
+    moved = cache.take()
+    assert (cache.length, cache.nbytes, cache.form) == (0, 0, form)
+    assert holds(moved, run, 40)
+    again = pickle.loads(pickle.dumps(moved))
+    assert holds(again, run, 40)
+
+
+@each_format
+def test_truncate_forgets_the_end(form):
+    run, other, cache = tokens(20), tokens(25, seed=3), empty(form)
     write(cache, run, 0, 20)
     cache.truncate(8)
     assert holds(cache, run, 8)

@@ -10,7 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from cpu_levels import has_compiler, runs
+from tiny_models import SHAPE, random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
+from llama import Llama
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.memory import WeightMemory, weight_memory
 from llama.distributed import world
@@ -98,6 +101,50 @@ def test_auto_without_kernels_takes_the_fast_dtype(monkeypatch: pytest.MonkeyPat
     chosen, why = choose_dtype("auto", torch.bfloat16, CPU)
     assert chosen == torch.float32
     assert "bfloat16" in why
+
+
+# ---- the cache's dtype ----
+
+WIDE = {**SHAPE, "dim": 128, "n_heads": 4}
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
+    """A checkpoint whose heads have 32 numbers."""
+    weights = random_weights(WIDE, tiny_tokenizer().n_words)
+    return save_checkpoint(tmp_path / "wide", WIDE, weights, tiny_model_path())
+
+
+@pytest.mark.parametrize("wanted", ["int4", "INT8", "", "float16", torch.int8, None, 8, ["int8"]])
+def test_unknown_cache_dtypes_are_refused(tiny_checkpoint: Path, wanted: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^cache_dtype is .*; use auto or int8$"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", cache_dtype=wanted)
+
+
+def test_heads_that_are_no_whole_blocks_are_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="blocks of 32 numbers, but this model's heads have 8; use auto"):
+        build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", cache_dtype="int8")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_int8_cache_holds_more_tokens_in_the_same_memory(
+    wide: Path, dtype: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for cache_dtype in ("auto", "int8"):
+        with Llama.build(
+            wide, None, 64, 2, device="cpu", dtype=dtype, cache_memory="1MiB", cache_dtype=cache_dtype
+        ) as llama:
+            cache = llama.model.new_cache()
+            cache.reserve(64)
+            found.append((llama.engine.blocks.total, cache.nbytes))
+            llama.text_completion(["def f(x):"], max_gen_len=5)
+    bits = 32 if dtype == "float32" else 16
+    assert found[1][0] == pytest.approx(found[0][0] * bits / 8.5, rel=0.01)
+    assert found[1][1] * bits == found[0][1] * 8.5
+    line, other = capfd.readouterr().err.splitlines()
+    assert " in int8 (0.00 GiB)" in other
+    assert "int8" not in line
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.0, "2", True])

@@ -9,6 +9,7 @@ convert and info are written against that class alone.
     layouts/              one class for each layout: meta, hugging_face, gguf
     wrapped.py, lora/     a checkpoint around another one; LoRA adapters, merged while weights are read
     weight_files/         one reader and writer for each file format: pth, safetensors, gguf
+    memory.py             what each tensor will be in memory on a rank, and its bytes, before any is read
     load.py, verify.py, info.py                     Checkpoint -> one rank's weights, findings, a description
     convert/              Checkpoint -> a new folder, which appears complete or not at all
     files.py, huge_pages.py, progress.py            small files, memory pages, the progress bar

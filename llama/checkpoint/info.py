@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-
 from ..sizing.args import ModelArgs, can_split
-from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count, weight_bytes
+from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
 from .lora import AdaptedCheckpoint
+from .memory import largest_rank
 
 __all__ = ["amount", "describe", "guess", "shortened"]
 
@@ -85,7 +84,7 @@ def describe(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> Iterator[tu
             "yes" if tokenizer.supports_infilling else "no: the vocabulary has no infilling pieces",
         )
         yield "chat format", "Source: / Destination: / <step>" if tokenizer.step_id is not None else "[INST]"
-    yield from _memory(args, dtype)
+    yield from _memory(checkpoint)
 
 
 def _context(args: ModelArgs, stated: int | None) -> str:
@@ -98,12 +97,13 @@ def _context(args: ModelArgs, stated: int | None) -> str:
     return f"{length:,} tokens in training, if it is that member ({theta})"
 
 
-def _memory(args: ModelArgs, dtype: torch.dtype) -> Iterator[tuple[str, str]]:
+def _memory(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    args, dtype = checkpoint.args, checkpoint.dtype
     for size in _SIZES:
         if not can_split(args, size):
             yield f"memory, MP {size}", "does not fit its heads"
             continue
-        weights = weight_bytes(args, size, dtype)
+        weights = largest_rank(checkpoint, size, dtype)
         cache = cache_bytes_per_token(args, size, dtype) * _CACHED
         yield (
             f"memory, MP {size}",

@@ -91,19 +91,19 @@ def _arena(memory: WeightMemory, plain: WeightFormat) -> tuple[torch.Tensor | No
         return None, {}
     sizes = [_aligned(size, dtype) for parts in lies.values() for size, dtype in parts.values()]
     arena = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu")
-    pieces = iter(arena.split(sizes))
+    pieces = iter(torch.split(arena, sizes))
     weights = {}
     for name, parts in lies.items():
         window = memory.windows[name]
         found = {
-            field: next(pieces)[: size.numel() * dtype.itemsize].view(dtype).view(size)
-            for field, (size, dtype) in parts.items()
+            field: next(pieces)[: size.numel() * each.itemsize].view(each).view(size)
+            for field, (size, each) in parts.items()
         }
-        if window.format is None or window.form is None:
-            weights[name] = PackedWeight(plain, window.matrix, **found)
-        else:
-            more = {"order": window.form.order, "plain_dtype": memory.dtype}
-            weights[name] = PackedWeight(window.format, window.matrix, **found, **more)
+        form = None if window.format is None else window.form
+        order, dtype = (None, None) if form is None else (form.order, memory.dtype)
+        weights[name] = PackedWeight(
+            window.format or plain, window.matrix, **found, order=order, plain_dtype=dtype
+        )
     return arena, weights
 
 

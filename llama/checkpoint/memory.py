@@ -16,7 +16,7 @@ from ..sizing.budget import GIB
 from ..sizing.shapes import is_product
 from .base import Checkpoint, Range, dtype_name
 
-__all__ = ["WeightMemory", "Window", "weight_memory"]
+__all__ = ["WeightMemory", "Window", "largest_rank", "weight_memory"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def weight_memory(
         rows, columns = checkpoint.slice_of(name, rank, size)
         form = checkpoint.form(name, columns) if columns is not None and is_product(name) else None
         stored = None if form is None else quantized_format(form, device)
-        shape = (rows[1] - rows[0],) if columns is None else (rows[1] - rows[0], columns[1] - columns[0])
+        shape: tuple[int, ...] = tuple(each[1] - each[0] for each in (rows, columns) if each is not None)
         nbytes = math.prod(shape) * dtype.itemsize
         if form is not None and stored is not None:
             nbytes = 0
@@ -116,6 +116,12 @@ def weight_memory(
             nbytes += sum(sizes.numel() * each.itemsize for sizes, each in parts.values())
         windows[name] = Window(name, rows, columns, shape, form, stored, nbytes)
     return WeightMemory(windows, device, dtype)
+
+
+def largest_rank(checkpoint: Checkpoint, size: int, dtype: torch.dtype) -> int:
+    """Bytes of the weights on that of `size` ranks which holds most, on CPUs."""
+    device = torch.device("cpu")
+    return max(weight_memory(checkpoint, rank, size, device, dtype).nbytes for rank in range(size))
 
 
 def _known(order: torch.Tensor, orders: deque[torch.Tensor]) -> tuple[torch.Tensor, int]:

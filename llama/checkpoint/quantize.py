@@ -110,8 +110,9 @@ def quantized(checkpoint: Checkpoint, quantize: str) -> QuantizingCheckpoint:
     """
     check_quantize(quantize)
     if checkpoint.is_quantized:
+        where = checkpoint.files[0] if checkpoint.layout == "GGUF" else checkpoint.folder
         raise ConfigError(
-            f"{checkpoint.folder} is quantized already ({checkpoint.quantization}), so quantize={quantize!r} cannot"
+            f"{where} is quantized already ({checkpoint.quantization}), so quantize={quantize!r} cannot"
             " apply: leave it out, or name the unquantized checkpoint"
         )
     return QuantizingCheckpoint(checkpoint, quantize)

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "CACHE_DTYPES",
     "DTYPES",
     "Parser",
     "add_adapter",
+    "add_cache_dtype",
     "add_loading",
     "add_quantize",
     "add_replicas",
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 DTYPES = ("bfloat16", "float16", "float32")
+# As in sizing/budget.py, which imports torch.
+CACHE_DTYPES = ("auto", "int8")
 _MAX_DIGITS = 12
 
 
@@ -67,6 +71,16 @@ def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> No
         type=path,
         metavar="FILE",
         help=f"the SentencePiece model (default: tokenizer.model in {folder})",
+    )
+
+
+def add_cache_dtype(parser: argparse._ActionsContainer) -> None:
+    """Add --cache-dtype."""
+    parser.add_argument(
+        "--cache-dtype",
+        choices=CACHE_DTYPES,
+        default="auto",
+        help="of keys and values; int8 takes about half of 16 bits (default: as the arithmetic)",
     )
 
 
@@ -120,6 +134,7 @@ def add_loading(parser: argparse._ActionsContainer, *, max_batch_size: int | Non
         default="auto",
         help="of weights and arithmetic (default: as stored)",
     )
+    add_cache_dtype(parser)
     add_adapter(parser)
     add_quantize(parser)
 

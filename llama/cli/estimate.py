@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointNotFoundError, ConfigError
 from ..sizing.family import MEMBERS, args_of
-from .arguments import DTYPES, positive, torch_dtype
+from .arguments import DTYPES, add_cache_dtype, positive, torch_dtype
 from .terminal import out
 
 if TYPE_CHECKING:
     import torch
 
+    from ..checkpoint import Checkpoint
     from ..sizing.args import ModelArgs
 
 _FAMILY = tuple(member.name.lower() for member in MEMBERS)
@@ -45,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=positive, default=1, metavar="B", help="sequences at the same time (default 1)"
     )
     parser.add_argument(
-        "--dtype", choices=DTYPES, help="of weights and cache (default: as stored; bfloat16 for a name)"
+        "--dtype", choices=DTYPES, help="of weights and arithmetic (default: as stored; bfloat16 for a name)"
     )
+    add_cache_dtype(parser)
     parser.add_argument(
         "--quant",
         choices=("int8", "int4"),
@@ -58,9 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import torch
+
     from ..checkpoint.base import dtype_name
-    from ..sizing.args import check_size
-    from ..sizing.budget import GIB
+    from ..checkpoint.memory import largest_rank
+    from ..sizing.args import ModelArgs, check_size
+    from ..sizing.budget import GIB, check_cache_dtype
     from ..sizing.estimate import estimate, table
 
     if options.table:
@@ -69,20 +74,33 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.model is None:
         raise ConfigError(f"pass --model with one of {', '.join(_FAMILY)} or a checkpoint folder, or --table")
-    args, stored = _shapes(options.model)
-    dtype = torch_dtype(options.dtype) or stored
-    check_size(args, options.mp)
-    found = estimate(args, options.mp, options.seq, options.batch, dtype, options.quant)
+    checkpoint = _checkpoint(options)
+    if isinstance(checkpoint, ModelArgs):
+        args, kind, dtype = checkpoint, options.quant, torch_dtype(options.dtype) or torch.bfloat16
+        check_size(args, options.mp)
+        weights = estimate(args, options.mp, 1, 1, dtype, kind).weights
+    else:
+        args, kind, dtype = (
+            checkpoint.args,
+            checkpoint.quantization,
+            torch_dtype(options.dtype) or checkpoint.dtype,
+        )
+        check_size(args, options.mp)
+        weights = largest_rank(checkpoint, options.mp, dtype)
+    cache = check_cache_dtype(options.cache_dtype, args.head_dim)
+    sizes = (options.mp, options.seq, options.batch)
+    found = estimate(args, *sizes, dtype, weights=weights, cache_dtype=cache)
     out(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
-    out(f"  weights     {found.weights / GIB:8.2f}  {options.quant or dtype_name(dtype)}")
-    out(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens")
+    out(f"  weights     {found.weights / GIB:8.2f}  {kind or dtype_name(dtype)}")
+    in_format = "" if cache == "auto" else f" in {cache}"
+    out(f"  cache       {found.cache / GIB:8.2f}  {options.batch} x {options.seq:,} tokens{in_format}")
     out(f"  work space  {found.work / GIB:8.2f}")
     out(f"  total       {found.total / GIB:8.2f}")
-    _print_devices(args, dtype, options)
+    _print_devices(args, dtype, weights, options)
     return 0
 
 
-def _print_devices(args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace) -> None:
+def _print_devices(args: ModelArgs, dtype: torch.dtype, weights: int, options: argparse.Namespace) -> None:
     """A line for each device: whether the model fits on it."""
     from ..sizing import estimate
 
@@ -91,13 +109,18 @@ def _print_devices(args: ModelArgs, dtype: torch.dtype, options: argparse.Namesp
     for name, free in devices:
         # The ranks of one machine share its memory; each GPU has its own.
         per_rank = None if free is None else free // options.mp if on_cpu else free
-        out(_fit(name, per_rank, args, dtype, options))
+        out(_fit(name, per_rank, args, dtype, weights, options))
     if not on_cpu and len(devices) < options.mp:
         out(f"{options.mp} ranks need as many GPUs; this machine has {len(devices)}")
 
 
 def _fit(
-    name: str, free: int | None, args: ModelArgs, dtype: torch.dtype, options: argparse.Namespace
+    name: str,
+    free: int | None,
+    args: ModelArgs,
+    dtype: torch.dtype,
+    weights: int,
+    options: argparse.Namespace,
 ) -> str:
     """Whether a rank's part fits in the free bytes, and the longest sequences and largest batch that do."""
     from ..sizing.budget import GIB, SPARE
@@ -105,10 +128,13 @@ def _fit(
 
     if free is None:
         return f"{name}: the system does not say how much memory is free"
-    size, seq, batch, quant = options.mp, options.seq, options.batch, options.quant
+    size, seq, batch = options.mp, options.seq, options.batch
+    cache = options.cache_dtype
 
     def fits(seq: int, batch: int) -> bool:
-        return estimate(args, size, seq, batch, dtype, quant).total <= free * SPARE
+        return (
+            estimate(args, size, seq, batch, dtype, weights=weights, cache_dtype=cache).total <= free * SPARE
+        )
 
     has = f"{name}: {free / GIB:.2f} GiB free per rank"
     if not fits(1, 1):
@@ -118,18 +144,16 @@ def _fit(
     return f"{has}: {verdict}; what fits: {batch:,} x {longest:,} tokens, or {most:,} x {seq:,}"
 
 
-def _shapes(model: str) -> tuple[ModelArgs, torch.dtype]:
-    """Shapes and dtype of a model of the family, by its name, or of a checkpoint folder."""
-    import torch
-
+def _checkpoint(options: argparse.Namespace) -> ModelArgs | Checkpoint:
+    """The shapes of a model of the family, by its name; or a checkpoint, quantized if that is asked for."""
     from ..checkpoint import open_checkpoint
 
+    model = options.model
     for member in MEMBERS:
         if model.lower() == member.name.lower():
-            return args_of(member), torch.bfloat16
+            return args_of(member)
     if not Path(model).exists():
         raise CheckpointNotFoundError(
             f"there is no model and no folder {model!r}; pass one of {', '.join(_FAMILY)}, or a checkpoint folder"
         )
-    checkpoint = open_checkpoint(model)
-    return checkpoint.args, checkpoint.dtype
+    return open_checkpoint(model, quantize=options.quant)

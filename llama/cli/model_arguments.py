@@ -105,6 +105,7 @@ def source(options: argparse.Namespace) -> Model | Server:
         options.dtype,
         adapter=options.adapter,
         quantize=options.quantize,
+        cache_dtype=options.cache_dtype,
     )
 
 

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
         options.dtype,
         adapter=options.adapter,
         quantize=options.quantize,
+        cache_dtype=options.cache_dtype,
     )
     texts: list[str] | None = None
     if first_rank_of(model):  # it reads and prints

@@ -157,6 +157,7 @@ def _build(options: argparse.Namespace) -> dict[str, Any]:
         "cache_memory": options.cache_memory,
         "adapter": options.adapter,
         "quantize": options.quantize,
+        "cache_dtype": options.cache_dtype,
     }
 
 

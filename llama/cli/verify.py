@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
 
     folder = options.folder
     check_path(folder)
-    progress = Progress(_bytes_to_read(folder), "verifying")
+    adapter = [] if options.adapter is None else [*options.adapter.glob("adapter_model.*")]
+    progress = Progress(_bytes_to_read(folder, adapter), "verifying")
     failed = 0
     findings = verify(
         folder,
@@ -61,11 +62,11 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _bytes_to_read(folder: Path) -> int:
+def _bytes_to_read(folder: Path, adapter: list[Path]) -> int:
     """Weights are read for their values, and again for checksums: the checklist's or the file's own."""
     if folder.is_file():
-        return folder.stat().st_size
+        return sum(path.stat().st_size for path in (folder, *adapter))
     weights = [path for kind in ("pth", "safetensors", "bin", "gguf") for path in folder.glob(f"*.{kind}")]
     has_checklist = (folder / "checklist.chk").is_file()
     twice = [path for path in weights if has_checklist or path.suffix in (".pth", ".bin")]
-    return sum(path.stat().st_size for path in [*weights, *twice] if path.is_file())
+    return sum(path.stat().st_size for path in [*weights, *twice, *adapter] if path.is_file())

@@ -2,7 +2,8 @@
 
 | operator                     | rows of table.py, best first                                     |
 |------------------------------|------------------------------------------------------------------|
-| linear: y = x W^T            | csrc/linear.c, pack.c; oneDNN with packed weights; F.linear      |
+| linear: y = x W^T            | csrc/linear.c, quantized.c, blocks.c, pack.c; oneDNN with        |
+|                              | packed weights; torch's int4 on CUDA; F.linear                   |
 | layers: all layers at once   | csrc/layers.c; the model's modules                               |
 | attention: store K and V,    | csrc/attention.c, lanes.c; PyTorch                               |
 | then causal attention        |                                                                  |
@@ -14,6 +15,9 @@ What callers use: operators.py (each function looks up its row), weights.py (`Pa
 product), fused.py (whole layers). Steps of up to 128 rows go through all layers in one call of the row `layers`, if
 that is csrc's; every other step runs the modules of model.py, which call the operators. Both compute the same up to
 rounding; tests hold both to one oracle.
+
+Quantized weights: quantized.py has their numbers, as checkpoints give them; quantized_weights.py lays them out for
+csrc, and has the reference of their product; torch_int4.py lays them out for CUDA; quantizers.py makes them.
 
 Below the table: native.py (`Kernels`: csrc's functions on tensors), compiled.py (opens the library of the best level
 of levels.py that this CPU runs), onednn.py, and the references in plain torch: attention.py, norms.py, sampling.py.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from . import cached
+
 __all__ = ["attend", "causal_attention", "store"]
 
 # Bytes of one float32 block of keys in the CPU's 16-bit decode path: small enough for its caches.
@@ -32,7 +34,8 @@ def attend(
     """Store T tokens at positions start.. of a cache and attend from each to all up to itself -> (T, H, D).
 
     Args:
-        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
+        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens. Of int8 caches
+            rows of blocks instead of D; see cached.py.
     """
     k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
     return causal_attention(q_THD, k_KSD, v_KSD)
@@ -43,9 +46,13 @@ def store(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Store T tokens at positions start.. of a cache (K, capacity, D) -> all so far, (K, start + T, D)."""
     end = start + k_TKD.shape[0]
-    keys[:, start:end] = k_TKD.transpose(0, 1)
-    values[:, start:end] = v_TKD.transpose(0, 1)
-    return keys[:, :end], values[:, :end]
+    if cached.format_of(keys) != cached.INT8:
+        keys[:, start:end] = k_TKD.transpose(0, 1)
+        values[:, start:end] = v_TKD.transpose(0, 1)
+        return keys[:, :end], values[:, :end]
+    keys[:, start:end] = cached.quantize(k_TKD.transpose(0, 1))
+    values[:, start:end] = cached.quantize(v_TKD.transpose(0, 1))
+    return cached.dequantize(keys[:, :end], k_TKD.dtype), cached.dequantize(values[:, :end], v_TKD.dtype)
 
 
 def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:

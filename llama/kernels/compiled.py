@@ -49,7 +49,7 @@ _KERNELS: _Signatures = {
     "rms_norm": ("pppnnfnn", ""),
     "rotate": ("ppnnnnn", ""),
     "attend_room": ("nnnnn", "n"),
-    "attend": ("pppppppnnnnnnnfnn", ""),
+    "attend": ("pppppppnnnnnnnfnnn", ""),
     "layers_formed": ("pnn", "n"),
     "layers_space": ("p", "n"),
     "layers": ("pppnn", ""),

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cached import CacheFormat
 from .fused_call import Addresses, FusedCall, Layers, LayerShape
 from .hooks import hooked
 from .native import Kernels, has_memory
@@ -125,20 +126,22 @@ class FusedLayers:
         caches: Addresses,
         capacity_T: Addresses,
         position_T: Addresses,
+        cache_format: CacheFormat,
     ) -> torch.Tensor:
         """x (T, C) -> x (T, C) behind the last layer. The rows' keys and values are stored in their caches.
 
         Args:
             theta: base of the rotary positions.
-            caches: addresses (layers, T, 2) of the keys and values (K, capacity, D) of each row's sequence.
+            caches: addresses (layers, T, 2) of the keys and values (K, capacity, row) of each row's sequence.
             capacity_T: positions allocated there.
             position_T: of each row in its sequence.
+            cache_format: of all these caches: x's dtype or cached.INT8.
         """
         # The C works in place, but a hook of the embedding may have kept x.
         x_TC = x_TC.clone(memory_format=torch.contiguous_format)
         table = rotary_pairs(position_T, self._shape.head_dim, theta)
         assert self._layers is not None
-        run = self._call.prepare(x_TC, self._layers, caches, capacity_T, position_T, table)
+        run = self._call.prepare(x_TC, self._layers, caches, capacity_T, position_T, cache_format, table)
         layers = len(self._layers)
         if self._all_reduce is None:
             return run(0, layers, 0)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .native import DTYPES, Kernels, Matrix
+from .cached import CacheFormat
+from .native import DTYPES, Kernels, Matrix, cache_number
 
 __all__ = ["Addresses", "FusedCall", "LayerShape", "Layers"]
 
@@ -26,7 +27,10 @@ class _Step(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_long)
-            for name in ("rows", "width", "heads", "kv_heads", "dim", "hidden", "dtype", "threads", "formed")
+            for name in (
+                *("rows", "width", "heads", "kv_heads", "dim", "hidden"),
+                *("dtype", "cache", "threads", "formed"),
+            )
         ),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
@@ -106,13 +110,15 @@ class FusedCall:
         caches: Addresses,
         capacity_T: Addresses,
         position_T: Addresses,
+        cache_format: CacheFormat,
         table: np.ndarray[Any, np.dtype[np.float32]],
     ) -> Callable[[int, int, int], torch.Tensor]:
         """Set the arguments for rows x, contiguous -> run(first, last, part).
 
         Args:
-            caches: addresses (layers, T, 2) of each row's keys and values (kv_heads, capacity, head_dim).
+            caches: addresses (layers, T, 2) of each row's keys and values (kv_heads, capacity, row).
             position_T: of each row in its sequence; its key and value are stored there.
+            cache_format: of the keys and values.
             table: (T, head_dim): cos and sin of each pair at the row's position.
 
         `run(first, last, 0)` takes x through whole layers, in place, and returns it. Parts 1 and 2 return
@@ -125,7 +131,7 @@ class FusedCall:
         step.table, step.capacity, step.position = (
             each.ctypes.data for each in (table, capacity_T, position_T)
         )
-        step.x = x_TC.data_ptr()
+        step.x, step.cache = x_TC.data_ptr(), cache_number(cache_format)
         kept = (table, capacity_T, position_T, caches)  # as long as `run` is
         at_caches, caches_step = caches.ctypes.data, caches.strides[0]
 
@@ -171,6 +177,6 @@ class _Space:
 def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, formed: int, room: int) -> _Step:
     return _Step(
         *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden),
-        *(DTYPES[dtype], threads, formed, shape.eps, shape.head_dim**-0.5),
+        *(DTYPES[dtype], DTYPES[dtype], threads, formed, shape.eps, shape.head_dim**-0.5),
         *(None, None, None, room),
     )

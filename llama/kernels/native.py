@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import compiled
+from . import cached, compiled
 from .levels import Level
 from .quantized import BLOCK, FORMATS, Blocks, Form
 
@@ -23,6 +23,7 @@ __all__ = [
     "LANES",
     "Kernels",
     "Matrix",
+    "cache_number",
     "codes_shape",
     "has_memory",
     "kernels",
@@ -62,6 +63,11 @@ def quantized_matrix(
         *(FORMATS[form.format].number, shape[0], form.columns, shape[1], form.group),
         *(None if part is None else part.data_ptr() for part in (codes, scales, zeros, form.order)),
     )
+
+
+def cache_number(form: cached.CacheFormat) -> int:
+    """The number of a cache's format in C: as INT8 in csrc/cached.h, or a dtype's."""
+    return DTYPES[form] if isinstance(form, torch.dtype) else FORMATS[form].number
 
 
 def has_memory(x: torch.Tensor) -> bool:
@@ -215,9 +221,10 @@ class Kernels:
         values: torch.Tensor,
         start: int,
     ) -> torch.Tensor:
-        """Store tokens at positions start.. of a cache (K, capacity, D) and attend to 0..their own -> (T, H, D).
+        """Store tokens at positions start.. of a cache (K, capacity, row) and attend to 0..their own -> (T, H, D).
 
-        All tensors are of one dtype; the caches are contiguous, D is a multiple of 32, at most 256.
+        All tensors are of one dtype, but the caches may be int8; these are contiguous, D is a multiple of 32, at most
+        256.
         """
         count, heads, dim = q_THD.shape
         assert start + count <= keys.shape[1]
@@ -231,7 +238,7 @@ class Kernels:
         self._library.llama_attend(
             *(x.data_ptr() for x in (q_THD, k_TKD, v_TKD, keys, values, out_THD, score)),
             *(room, count, heads, keys.shape[0], dim, keys.shape[1], start),
-            *(dim**-0.5, DTYPES[q_THD.dtype], threads),
+            *(dim**-0.5, DTYPES[q_THD.dtype], cache_number(cached.format_of(keys)), threads),
         )
         return out_THD
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..sampling import SamplingParams
-from . import attention, native, norms, sampling
+from . import attention, cached, native, norms, sampling
 from .quantized import Form
 from .quantized_weights import Quantized, QuantizedFormat
 from .table import ROWS, Case, choose, implementation, is_native
@@ -37,7 +37,7 @@ __all__ = [
     "why_not_quantized",
 ]
 
-# (q (T, H, D), k and v (T, K, D), cached keys and values (K, capacity, D), start) -> (T, H, D); see `attention_for`.
+# (q (T, H, D), k and v (T, K, D), cached keys and values (K, capacity, row), start) -> (T, H, D); see `attention_for`.
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
@@ -108,9 +108,9 @@ def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
 # ---- the other operators ----
 
 
-def attention_for(dtype: torch.dtype, device: torch.device, head_dim: int) -> Attend:
-    """The row for caches of a dtype on a device. `attend` calls it."""
-    found: Attend = implementation("attention", Case(dtype, device.type, native.kernels(), head_dim=head_dim))
+def attention_for(form: cached.CacheFormat, device: torch.device, head_dim: int) -> Attend:
+    """The row for caches of a format on a device. `attend` calls it."""
+    found: Attend = implementation("attention", Case(form, device.type, native.kernels(), head_dim=head_dim))
     return found
 
 
@@ -127,14 +127,18 @@ def attend(
 
     Args:
         row: from `attention_for`.
-        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens.
+        keys, values: (K, capacity, row), contiguous; complete up to `start`, with room for the T tokens. A row is as
+            `cached.row_of` says: D numbers, or blocks in int8.
     """
+    dtype = q_THD.dtype
+    alike = dtype in native.DTYPES if cached.format_of(keys) == cached.INT8 else dtype == keys.dtype
     # A layer whose weights were replaced may make other heads than the cache has; a model may have been moved.
     fits = (
-        q_THD.dtype == k_TKD.dtype == v_TKD.dtype == keys.dtype
+        alike
+        and dtype == k_TKD.dtype == v_TKD.dtype
         and q_THD.device == keys.device
         and k_TKD.shape == v_TKD.shape == (len(q_THD), keys.shape[0], q_THD.shape[2])
-        and keys.shape[2] == q_THD.shape[2]
+        and cached.head_dim_of(keys) == q_THD.shape[2]
         and q_THD.shape[1] % keys.shape[0] == 0
         and all(map(native.has_memory, (q_THD, k_TKD, v_TKD)))
     )

@@ -104,17 +104,9 @@ class Quantized(QuantizedFormat):
     # ---- the layout ----
 
     def parts(self, shape: Shape, form: Form) -> Parts:
-        quantization, groups = FORMATS[self.kind], -(-shape[0] // LANES)
-        inputs = 32 // quantization.bits  # whose codes lie behind one another, in four bytes
-        scales: tuple[int, ...] = (groups, form.groups, LANES)
-        zeros: tuple[int, ...] = scales
-        if quantization.parts == 2:
-            scales, zeros = (groups, form.groups, 2, LANES), (groups, form.columns // BLOCK, 2, LANES)
-        found = {
-            "codes": (torch.Size((groups, form.columns // inputs, LANES, 4)), torch.uint8),
-            "scales": (torch.Size(scales), torch.float16),
-        }
-        return found if quantization.zero is not None else found | {"zeros": (torch.Size(zeros), torch.uint8)}
+        codes, scales, zeros = native.quantized_shapes(form, shape[0])
+        found = {"codes": (torch.Size(codes), torch.uint8), "scales": (torch.Size(scales), torch.float16)}
+        return found if zeros is None else found | {"zeros": (torch.Size(zeros), torch.uint8)}
 
     def columns(self, weight: PackedWeight) -> int:
         """Columns of the codes."""
@@ -125,22 +117,12 @@ class Quantized(QuantizedFormat):
         return Form(self.kind, self.columns(weight), self.group, weight.order)
 
     def write(self, weight: PackedWeight, blocks: Blocks, row: int) -> None:
-        rows, first = blocks.codes.shape[0], row // LANES
-        last = first + -(-rows // LANES)
+        assert self.kernels is not None
+        assert weight.matrix is not None
         assert row % LANES == 0
-        assert rows % LANES == 0 or row + rows == weight.shape[0]
-        assert blocks.codes.shape[1] == self.columns(weight)
-        bits = FORMATS[self.kind].bits
-        codes = _grouped(blocks.codes)  # (groups, 16, columns)
-        if bits == 4:
-            low, high = codes.unflatten(2, (-1, 2, 4)).unbind(3)
-            laid = high.bitwise_left_shift(4).bitwise_or_(low).transpose(1, 2)
-        else:
-            laid = codes.unflatten(2, (-1, 4)).transpose(1, 2)
-        weight.codes[first:last].copy_(laid)
-        for to, given in ((weight.scales, blocks.scales), (weight.zeros, blocks.zeros)):
-            if to is not None and given is not None:
-                to[first:last].copy_(_grouped(given).movedim(1, -1))
+        assert len(blocks.codes) % LANES == 0 or row + len(blocks.codes) == weight.shape[0]
+        assert blocks.codes.shape[1] == weight.matrix.inputs
+        self.kernels.pack_blocks(blocks, weight.matrix, row)
 
     def blocks(self, weight: PackedWeight) -> Blocks:
         """The numbers that were packed."""
@@ -156,12 +138,11 @@ class Quantized(QuantizedFormat):
     # ---- what layers ask ----
 
     def matrix(self, weight: PackedWeight) -> Matrix | None:
-        if self.kernels is None or weight.codes.data_ptr() == 0 or len(Matrix._fields_) < 9:
+        if self.kernels is None or weight.codes.data_ptr() == 0:
             return None
-        parts = {"codes": weight.codes, "scales": weight.scales, "zeros": weight.zeros, "order": weight.order}
-        return Matrix(
-            *(FORMATS[self.kind].number, weight.shape[0], self.columns(weight), weight.shape[1], self.group),
-            **{name: part.data_ptr() for name, part in parts.items() if part is not None},
+        assert weight.scales is not None
+        return native.quantized_matrix(
+            self.form(weight), weight.shape, weight.codes, weight.scales, weight.zeros
         )
 
     def plain(self, weight: PackedWeight) -> torch.Tensor:
@@ -176,24 +157,16 @@ class Quantized(QuantizedFormat):
         assert weight.matrix is not None
         return self.kernels.linear(x, weight.matrix)
 
-    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
+    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor | None:
         alike = x.shape[-1] == weight.shape[1] and x.device == weight.codes.device and x.is_floating_point()
         if not alike or not native.has_memory(x):
-            return super().reference(weight, x)  # which refuses it, or knows shapes only
+            return None  # F.linear refuses it, or knows shapes only
         found: torch.Tensor = _Product.apply(x, weight)  # type: ignore[no-untyped-call]
         return found
 
 
 def _here(kind: str, group: int) -> Quantized:
     return Quantized(kind, group, native.kernels())
-
-
-def _grouped(rows: torch.Tensor) -> torch.Tensor:
-    """(rows, ...) -> (groups, 16, ...), filled up with zeros."""
-    missing = -rows.shape[0] % LANES
-    if missing:
-        rows = torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:])))
-    return rows.unflatten(0, (-1, LANES))
 
 
 # ---- the reference ----
@@ -239,9 +212,9 @@ def quantized_rows(x: torch.Tensor, order: torch.Tensor | None) -> tuple[torch.T
     x = x.float()
     if order is not None:
         x = F.pad(x, (0, 1))[:, order.long()]  # -1 reads the zero behind the row
-    blocks = x.unflatten(1, (-1, BLOCK)) if x.shape[1] else x[:, :, None]
+    blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     largest = blocks.abs().amax(2)
-    inverse = 127 / largest
+    inverse = torch.full_like(largest, 127) / largest  # `127 / largest` would round twice
     usable = largest.isfinite() & inverse.isfinite()
     codes = torch.where(usable[..., None], (blocks * inverse[..., None]).round(), 0.0)
     scales = torch.where(usable, largest / 127, torch.where(largest.isfinite(), 0.0, torch.nan))
@@ -264,7 +237,7 @@ def _sums(codes: torch.Tensor, scales: torch.Tensor, weight: Blocks) -> torch.Te
             sums = _fma(by_dots * xs, dots, sums)
             sums = _fma(-(by_ones * xs), ones, sums)
             continue
-        zero = kind.zero if weight.zeros is None else weight.zeros[:, group].float()
+        zero = kind.zero or 0 if weight.zeros is None else weight.zeros[:, group].float()
         sums = _fma(by_scales[:, group] * xs, dots - zero * ones, sums)
     return sums
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from . import compiled, levels, native
+from .cached import INT8
 from .native import DTYPES
 from .quantized import BLOCK, FORMATS
 from .table import ROWS, Case, choose, dtype_name
@@ -42,7 +43,10 @@ def describe(
     formats = list(DTYPES) if dtype is None else [dtype]
     lines = [("operator", "format", "device", "row", "why not a better one")]
     for operator in ROWS:
-        for each in [torch.float32] if operator in _LOGITS else formats:
+        its: list[torch.dtype | str] = [torch.float32] if operator in _LOGITS else list(formats)
+        if operator == "attention":
+            its.append(INT8)  # a cache's
+        for each in its:
             lines += [_line(operator, Case(each, device, native.kernels(), **sizes)) for device in _devices()]
         if operator == "linear":
             lines += [

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import attention, norms, onednn, sampling, torch_int4
+from . import attention, cached, norms, onednn, sampling, torch_int4
 from .native import DTYPES, LANES, Kernels
 from .quantized import FORMATS
 from .quantized_weights import Quantized
@@ -33,8 +33,8 @@ class Case(NamedTuple):
     """What a row is asked about. A size that is 0 is not known, or of no matter.
 
     Args:
-        format: of the weight (linear; a name in quantized.FORMATS if it is quantized), of the cache (attention), else
-            of the rows.
+        format: of the weight (linear; a name in quantized.FORMATS if it is quantized), of the cache (attention; or
+            cached.INT8), else of the rows.
         device: its type, as torch names it.
         kernels: the compiled kernels that may be used.
         width: numbers of a row that a norm sees, or of the model.
@@ -142,6 +142,13 @@ def _not_attention(case: Case) -> str | None:
     return _not_whole(case.head_dim, 2 * LANES, "heads")
 
 
+def _not_cached(case: Case) -> str | None:
+    """Why csrc/ has no attention over caches of this format; int8 is there for each dtype of the activations."""
+    if case.format == cached.INT8:
+        case = case._replace(format=torch.float32)
+    return _not_csrc(case) or _not_attention(case)
+
+
 def _not_layers(case: Case) -> str | None:
     return (
         _not_whole(case.width, LANES, "rows")
@@ -170,7 +177,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row("csrc", lambda case: _not_csrc(case) or _not_layers(case), lambda case: case.kernels),
         Row("modules", _always, lambda case: None),
     ),
-    "attention": (_csrc("attention", _not_attention), _torch(attention.attend)),
+    "attention": (
+        Row("csrc", _not_cached, lambda case: _kernels(case).attention),
+        _torch(attention.attend),
+    ),
     "norm": (
         _csrc("rms_norm", lambda case: _not_whole(case.width, LANES, "rows")),
         _torch(norms.rms_norm),

@@ -59,13 +59,9 @@ class WeightFormat:
         """x (..., in) -> (..., out), of x's dtype; without a derivative, unless the weight is plain."""
         return F.linear(x, weight.codes)
 
-    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor:
-        """The last row of the table, for any x on any device. It also differentiates, and raises as F.linear does."""
-        plain = self.plain(weight)
-        if x.dtype == plain.dtype or not x.is_floating_point():  # the latter is refused
-            return F.linear(x, plain)
-        wide = torch.promote_types(x.dtype, plain.dtype)
-        return F.linear(x.to(wide), plain.to(wide)).to(x.dtype)
+    def reference(self, weight: PackedWeight, x: torch.Tensor) -> torch.Tensor | None:
+        """The product of a quantized weight in torch, for an x that `multiply` does not take; None for F.linear's."""
+        return None
 
 
 class OneDNN(WeightFormat):
@@ -234,4 +230,12 @@ class PackedWeight:
             and self.format.takes(self, x)
         ):
             return self.format.multiply(self, x)
-        return self.format.reference(self, x)
+        found = self.format.reference(self, x) if self.is_quantized else None
+        if found is not None:
+            return found
+        # The reference: the last row of the table. It also differentiates, and raises.
+        weight = self.plain()
+        if x.dtype == weight.dtype or not x.is_floating_point():  # the latter is refused
+            return F.linear(x, weight)
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)

@@ -13,17 +13,21 @@ import torch
 from ..distributed.environment import local_ranks
 from ..distributed.parallel import Parallel
 from ..errors import ConfigError, OutOfMemoryError
+from ..kernels.cached import BLOCK, INT8, CacheFormat, row_bytes
 from ..printable import shown
 from ..values import integer, real
 from .args import ModelArgs
 from .shapes import axis_of, expected_shapes, wanted_range
 
 __all__ = [
+    "CACHE_DTYPES",
     "GIB",
     "SPARE",
     "CacheMemory",
     "CachePlan",
     "cache_bytes_per_token",
+    "cache_format",
+    "check_cache_dtype",
     "check_cache_memory",
     "free_memory",
     "parameter_count",
@@ -34,6 +38,8 @@ __all__ = [
 # Bytes, a share in (0, 1] of the free memory, or a string like "4GiB" or "50%".
 CacheMemory = int | float | str
 
+# What keys and values may be stored in: as the activations, or int8.
+CACHE_DTYPES = ("auto", INT8)
 GIB = 1 << 30
 _UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power
@@ -68,9 +74,30 @@ def parameter_count(args: ModelArgs) -> int:
     return weight_bytes(args, 1, torch.int8)
 
 
-def cache_bytes_per_token(args: ModelArgs, size: int, dtype: torch.dtype) -> int:
-    """Bytes of the keys and values of one token on each of `size` ranks."""
-    return 2 * args.n_layers * max(1, args.kv_heads // size) * args.head_dim * dtype.itemsize
+def check_cache_dtype(wanted: str, head_dim: int) -> str:
+    """`cache_dtype`, if it is one that heads of this size can have.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(wanted, str) or wanted not in CACHE_DTYPES:
+        raise ConfigError(f"cache_dtype is {shown(wanted)}; use {' or '.join(CACHE_DTYPES)}")
+    if wanted == INT8 and head_dim % BLOCK:
+        raise ConfigError(
+            f"cache_dtype is {INT8}, which stores blocks of {BLOCK} numbers, but this model's heads have {head_dim};"
+            " use auto"
+        )
+    return wanted
+
+
+def cache_format(cache_dtype: str, dtype: torch.dtype) -> CacheFormat:
+    """The format of keys and values, where activations have this dtype."""
+    return dtype if cache_dtype == "auto" else cache_dtype
+
+
+def cache_bytes_per_token(args: ModelArgs, size: int, form: CacheFormat) -> int:
+    """Bytes of the keys and values of one token on each of `size` ranks, in a format of `cache_format`."""
+    return 2 * args.n_layers * max(1, args.kv_heads // size) * row_bytes(form, args.head_dim)
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -112,10 +139,12 @@ def _available_ram() -> int | None:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """How many tokens all caches may hold together, and how many of them may be prefixes kept for reuse."""
+    """How many tokens all caches may hold together, how many of them may be prefixes kept for reuse, and the format in
+    which they are stored."""
 
     tokens: int
     retained: int
+    form: CacheFormat
 
 
 def check_cache_memory(wanted: CacheMemory | None) -> int | float | None:
@@ -154,8 +183,11 @@ def plan_cache(
     cache_memory: CacheMemory | None = None,
     *,
     weights: int | None = None,
+    cache_dtype: str = "auto",
 ) -> CachePlan:
     """How many tokens of cache fit beside the weights; the same plan on every rank.
+
+    Keys and values have `dtype`, or `cache_dtype` if that is not auto.
 
     By default there are max_batch_size x max_seq_len tokens, and as many again for retained prefixes, though
     these get at most a quarter of what fits. `cache_memory` sets the size instead: bytes per rank, or a share
@@ -172,15 +204,17 @@ def plan_cache(
     wanted = check_cache_memory(cache_memory)
     limit = args.max_batch_size * args.max_seq_len
     free = parallel.smallest(free_memory(device), device)
-    per_token = cache_bytes_per_token(args, parallel.size, dtype)
+    form = cache_format(cache_dtype, dtype)
+    per_token = cache_bytes_per_token(args, parallel.size, form)
     if weights is None:
         weights = weight_bytes(args, parallel.size, dtype)
     largest = parallel.smallest(-weights, device)
     assert largest is not None
-    capacity = None if free is None else _capacity(args, parallel, dtype, device, free, -largest)
+    capacity = None if free is None else _capacity(args, per_token, device, free, -largest)
     if wanted is None:
         retained = min(limit, args.max_seq_len if capacity is None else capacity // _RETAINED_DIVISOR)
-        return CachePlan(limit + retained if capacity is None else min(capacity, limit + retained), retained)
+        tokens = limit + retained if capacity is None else min(capacity, limit + retained)
+        return CachePlan(tokens, retained, form)
     if isinstance(wanted, float):
         if capacity is None:
             raise ConfigError(
@@ -199,14 +233,11 @@ def plan_cache(
             f"cache_memory {cache_memory!r} is {tokens * per_token / GIB:.2f} GiB, but beside the weights"
             f" only {capacity * per_token / GIB:.2f} GiB are free for each rank on {device}"
         )
-    return CachePlan(tokens, tokens)
+    return CachePlan(tokens, tokens, form)
 
 
-def _capacity(
-    args: ModelArgs, parallel: Parallel, dtype: torch.dtype, device: torch.device, free: int, weights: int
-) -> int:
+def _capacity(args: ModelArgs, per_token: int, device: torch.device, free: int, weights: int) -> int:
     """How many tokens of cache fit beside the weights; OutOfMemoryError if fewer than max_seq_len."""
-    per_token = cache_bytes_per_token(args, parallel.size, dtype)
     tokens = int(free * SPARE - weights) // per_token
     if tokens < args.max_seq_len:
         if tokens > 0:

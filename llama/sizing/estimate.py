@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .args import STEP_TOKENS, ModelArgs
-from .budget import GIB, cache_bytes_per_token, free_memory, weight_bytes
+from .budget import GIB, cache_bytes_per_token, cache_format, free_memory, weight_bytes
 from .family import MEMBERS, args_of
 from .quantization import quantized_bytes
 
@@ -42,15 +42,16 @@ def estimate(
     dtype: torch.dtype,
     quant: str | None = None,
     weights: int | None = None,
+    cache_dtype: str = "auto",
 ) -> Estimate:
     """Memory per rank when `size` ranks run `batch` sequences of `seq` tokens.
 
     Args:
-        dtype: of activations and cache, and of the weights unless `quant` is set.
+        dtype: of activations, of the weights unless `quant` is set, and of the cache unless `cache_dtype` is int8.
         quant: "int8" or "int4": the weights are quantized while they are read.
         weights: bytes of the weights of a rank, if they are known.
     """
-    per_token = cache_bytes_per_token(args, size, dtype)
+    per_token = cache_bytes_per_token(args, size, cache_format(cache_dtype, dtype))
     if weights is None:
         weights = (
             weight_bytes(args, size, dtype) if quant is None else quantized_bytes(args, size, dtype, quant)

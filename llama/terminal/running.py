@@ -36,6 +36,7 @@ class Model:
     model_parallel_size: int | None = None
     adapter: Path | None = None
     quantize: str | None = None
+    cache_dtype: str = "auto"
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ class Model:
             dtype=self.dtype,
             adapter=self.adapter,
             quantize=self.quantize,
+            cache_dtype=self.cache_dtype,
         )
 
 

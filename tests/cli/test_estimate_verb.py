@@ -44,6 +44,16 @@ def test_ranks_and_dtype_change_what_a_rank_holds(run: Any) -> None:
     assert 0.29 * whole < weights("--quant", "int4") < 0.31 * whole
 
 
+def test_an_int8_cache_takes_half(run: Any) -> None:
+    found = []
+    for more in ((), ("--cache-dtype", "int8")):
+        code, out, _ = run("estimate", "--model", "7b", "--seq", 16384, "--batch", 4, *more)
+        assert code == 0
+        found.append(out.splitlines()[2].split(maxsplit=2))
+    assert float(found[1][1]) == pytest.approx(float(found[0][1]) * 8.5 / 16, abs=0.01)
+    assert [each[2] for each in found] == ["4 x 16,384 tokens", "4 x 16,384 tokens in int8"]
+
+
 @pytest.mark.parametrize(
     ("free", "words"),
     [

@@ -19,7 +19,8 @@ from llama import Llama
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Holds s1, s2 and s4, the same weights in so many shards, and nan, whose embedding has a row of NaN."""
+    """Holds s1, s2 and s4, the same weights in so many shards; nan, whose embedding has a row of NaN; and wide, whose
+    heads have 32 numbers."""
     folder = shared_folder(tmp_path_factory, "ranks")
     once(folder / "saved", lambda: _save(folder))
     return folder
@@ -31,6 +32,8 @@ def _save(folder: Path) -> None:
     weights = random_weights(SHAPE, vocab)
     for shards in SHARDS:
         save_checkpoint(folder / f"s{shards}", SHAPE, weights, tiny_model_path(), shards)
+    wide = {**SHAPE, "dim": 128, "n_heads": 4}
+    save_checkpoint(folder / "wide", wide, random_weights(wide, vocab), tiny_model_path())
     weights["tok_embeddings.weight"][NAN_ID] = torch.nan
     save_checkpoint(folder / "nan", SHAPE, weights, tiny_model_path(), 2)
 

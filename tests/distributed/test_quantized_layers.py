@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from quantized_models import quantized
+from quantized_models import packed, quantized
 from torch import nn
 
 from llama.distributed import environment
@@ -58,8 +58,7 @@ def blocks_of(kind: str, seed: int = 0) -> Blocks:
 def layer(blocks: Blocks, dtype: torch.dtype = torch.float32) -> ColumnParallelLinear:
     with torch.device("meta"):
         made = ColumnParallelLinear(SIZE[1], SIZE[0], parallel=Parallel())
-    form = Quantized(blocks.form.format, blocks.form.group, native.kernels())
-    made.assign(form.pack_blocks(blocks, SIZE[1], dtype))
+    made.assign(packed(blocks, SIZE[1], dtype))
     return made
 
 
@@ -164,6 +163,14 @@ def test_memory_that_is_shared_in_place_is_used_from_there(kind: str) -> None:
         parts = (weight.codes, weight.scales, weight.zeros, weight.order)
         assert all(part.is_shared() for part in parts if part is not None)
         check(module, wanted)
+
+
+def test_codes_are_read_where_they_are_now(kind: str) -> None:
+    module, blocks = layer(blocks_of(kind)), blocks_of(kind)
+    module(make(1, SIZE[1]))
+    module.weight.share_memory_()
+    module.weight.zero_()
+    check(module, Blocks(blocks.form, torch.zeros_like(blocks.codes), blocks.scales, blocks.zeros))
 
 
 def test_weights_of_one_piece_of_memory_are_shared_together(kind: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from once import once
-from rank_script import EXAMPLES, LONG, PROMPTS, SHARDS, score_texts
+from rank_script import EXAMPLES, LONG, PROMPTS, SHARDS, score_texts, short_texts
 from ranks import ROOT, Finished, run_ranks
 from same_texts import same_texts
 from tiny_models import SHAPE
@@ -32,6 +32,7 @@ SCENARIOS = (
     "changed",
     "refusals",
     "dtypes",
+    "int8_cache",
     "threads",
     "host",
     "examples",
@@ -199,6 +200,23 @@ def test_ranks_that_compute_in_different_dtypes_all_say_so(world: World) -> None
         assert found["type"] == "ConfigError"
         assert "torch.bfloat16" in found["text"]
         assert "torch.float32" in found["text"]
+
+
+def test_int8_caches_on_ranks_give_the_same_text(world: World, folder: Path) -> None:
+    """Sums over ranks round otherwise, and now and then a key or value to another code."""
+    with Llama.build(
+        folder / "wide", None, 96, 8, device="cpu", dtype="float32", cache_dtype="int8"
+    ) as llama:
+        one = json.loads(json.dumps(short_texts(llama)))
+    for found in world.of("int8_cache"):
+        assert all(found["bytes"])
+        same_texts(found, one, within=0.05)
+
+
+def test_ranks_whose_caches_differ_all_say_so(world: World) -> None:
+    for found in world.of("int8_cache"):
+        assert found["differ"]["type"] == "ConfigError"
+        assert "one rank has cache_dtype auto and another int8" in found["differ"]["text"]
 
 
 def test_a_process_group_of_the_host_program_survives(world: World, one: dict[str, Any]) -> None:

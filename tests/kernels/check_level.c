@@ -1,8 +1,11 @@
 /* The laws of csrc/ at one level, for CPUs that this machine has to emulate and for vectors that none has: compiled
- * with the sources and run by test_levels.py. Prints a number for the results of each dtype, which must be the same
- * on all levels, but for bfloat16 where there are instructions for pairs. */
+ * with the sources and run by test_levels.py. Prints a number for the results of each dtype, one for attention over int8
+ * caches, and one for quantized weights. They must be the same on all levels, but for bfloat16 where there are
+ * instructions for pairs. */
 
 #include "attention.h"
+#include "cached.h"
+#include "check_quantized.h"
 #include "layers.h"
 #include "norms.h"
 #include "one_number.h"
@@ -11,7 +14,7 @@ void llama_pack(const matrix_t *, const void *, long, long, long, long, long, lo
 long llama_linear_space(const matrix_t *, long, long);
 void llama_linear(const matrix_t *, const void *, void *, void *, long, long, long);
 void llama_attend(const void *, const void *, const void *, void *, void *, void *, float *, long, long, long, long, long,
-                  long, long, float, long, long);
+                  long, long, float, long, long, long);
 
 static uint64_t hash;
 
@@ -87,17 +90,56 @@ static void check_norm_and_rotation(int dtype, long n) {
     free(x), free(weight), free(y), free(table);
 }
 
-static void check_attention(int dtype, long heads, long kv_heads, long dim, long count, long start) {
+/* A number of a cache. */
+static double stored(const void *p, long i, int format) {
+    if (format != INT8) return number(p, i, format);
+    const unsigned char *block = (const unsigned char *)p + i / 32 * 34;
+    return (double)float_of((uint32_t)(block[0] | block[1] << 8) << 16) * (signed char)block[2 + i % 32];
+}
+
+/* The scale of a block that holds these 32 numbers. */
+static double scale_for(const void *p, long i, int dtype) {
+    double top = 0;
+    for (long j = i / 32 * 32; j < i / 32 * 32 + 32; j++) top = fmax(top, fabs(number(p, j, dtype)));
+    return float_of((uint32_t)nearest_bf16((float)top / 127) << 16);
+}
+
+/* Random numbers as a cache has them; of blocks, any bytes, with scales up to 1/128. */
+static void *cached_numbers(long count, int format) {
+    if (format != INT8) return numbers(count, format);
+    char *p = malloc(count / BLOCK_SIZE * BLOCK_BYTES + 64);
+    for (long i = 0; i < count; i += BLOCK_SIZE) {
+        const uint16_t scale = nearest_bf16(fabsf(uniform()) / 128);
+        memcpy(cached(p, i, format), &scale, 2);
+        for (int j = 0; j < BLOCK_SIZE; j++) cached(p, i, format)[2 + j] = (char)draw();
+    }
+    return p;
+}
+
+static void check_stored(int dtype, int format, const void *x, const void *rows, long count, long start, long capacity,
+                         long kv_heads, long dim) {
+    for (long t = 0; t < count; t++)
+        for (long i = 0; i < kv_heads * dim; i++) {
+            const long from = t * kv_heads * dim + i, to = (i / dim * capacity + start + t) * dim + i % dim;
+            const double off = fabs(stored(rows, to, format) - number(x, from, dtype));
+            check(off <= (format == dtype ? 0 : scale_for(x, from, dtype) * 0.5000001), "what is stored");
+        }
+}
+
+static void check_attention(int dtype, int format, long heads, long kv_heads, long dim, long count, long start) {
     const long length = start + count, capacity = length + 3, query = heads * dim, key = kv_heads * dim;
     void *q = numbers(count * query, dtype), *k = numbers(count * key, dtype), *v = numbers(count * key, dtype);
-    void *keys = numbers(kv_heads * capacity * dim, dtype), *values = numbers(kv_heads * capacity * dim, dtype);
+    void *keys = cached_numbers(kv_heads * capacity * dim, format);
+    void *values = cached_numbers(kv_heads * capacity * dim, format);
     void *y = malloc(count * query * 4), *threads = malloc(count * query * 4);
     float *score = malloc(3 * (length + 16) * 4);
     llama_attend(q, k, v, keys, values, threads, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f,
-                 dtype, 3);
+                 dtype, format, 3);
     llama_attend(q, k, v, keys, values, y, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f, dtype,
-                 1);
+                 format, 1);
     check(!memcmp(y, threads, count * query * size_of(dtype)), "attention on 1 = 3 threads");
+    check_stored(dtype, format, k, keys, count, start, capacity, kv_heads, dim);
+    check_stored(dtype, format, v, values, count, start, capacity, kv_heads, dim);
     for (long t = 0; t < count; t++)
         for (long h = 0; h < heads; h++) {
             double weights[512], top = -1e300, total = 0;
@@ -105,13 +147,13 @@ static void check_attention(int dtype, long heads, long kv_heads, long dim, long
             for (long s = 0; s <= start + t; s++) {
                 weights[s] = 0;
                 for (long i = 0; i < dim; i++)
-                    weights[s] += number(q, (t * heads + h) * dim + i, dtype) * number(keys, cache + s * dim + i, dtype) / 8;
+                    weights[s] += number(q, (t * heads + h) * dim + i, dtype) * stored(keys, cache + s * dim + i, format) / 8;
                 top = fmax(top, weights[s]);
             }
             for (long s = 0; s <= start + t; s++) total += weights[s] = exp(weights[s] - top);
             for (long i = 0; i < dim; i++) {
                 double exact = 0;
-                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * number(values, cache + s * dim + i, dtype);
+                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * stored(values, cache + s * dim + i, format);
                 const double got = number(y, (t * heads + h) * dim + i, dtype);
                 check(fabs(got - exact) <= 2 * precision(dtype), "attention");
             }
@@ -124,8 +166,9 @@ static void check_attention(int dtype, long heads, long kv_heads, long dim, long
 
 enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, MOST = 14 };
 
-/* Random weights; of the matrices of a layer each has a format of its own where `mixed`. */
+/* Random weights. */
 static matrix_t random_matrix(long out, long in, int format) {
+    if (format >= INT8) return random_quantized(format, out, in, format == K4 ? 64 : 32, 0);
     void *w = numbers(out * in, format);
     const matrix_t m = {format, out, in, in, 0, aligned_alloc(64, (out + 15) / 16 * 64 * (in + 1)), 0, 0, 0};
     llama_pack(&m, w, in, 0, 0, out, in, 1);
@@ -133,43 +176,51 @@ static matrix_t random_matrix(long out, long in, int format) {
     return m;
 }
 
-static layer_t random_layer(int dtype, int mixed) {
-    const int other = mixed ? (dtype + 1) % 3 : dtype, third = mixed ? (dtype + 2) % 3 : dtype;
+/* The format of a matrix of a layer: the dtype; other dtypes (MIXED); quantized formats and a plain one (QUANTIZED). */
+enum { ALIKE, MIXED, QUANTIZED };
+static int format_of(int kinds, int dtype, int which) {
+    static const int others[] = {0, 1, 2, 1, 0, 2, 1}, quantized[] = {K4, INT8, F16, INT4, INT8Z, INT4Z, K4};
+    return kinds == ALIKE ? dtype : kinds == MIXED ? (dtype + others[which]) % 3 : quantized[which];
+}
+
+static layer_t random_layer(int dtype, int kinds) {
     const long query = HEADS * DIM, key = HEADS / 2 * DIM;
     return (layer_t){
         numbers(WIDTH, dtype),
         numbers(WIDTH, dtype),
-        random_matrix(query, WIDTH, dtype),
-        random_matrix(key, WIDTH, other),
-        random_matrix(key, WIDTH, third),
-        random_matrix(WIDTH, query, other),
-        random_matrix(HIDDEN, WIDTH, dtype),
-        random_matrix(HIDDEN, WIDTH, third),
-        random_matrix(WIDTH, HIDDEN, other),
+        random_matrix(query, WIDTH, format_of(kinds, dtype, 0)),
+        random_matrix(key, WIDTH, format_of(kinds, dtype, 1)),
+        random_matrix(key, WIDTH, format_of(kinds, dtype, 2)),
+        random_matrix(WIDTH, query, format_of(kinds, dtype, 3)),
+        random_matrix(HIDDEN, WIDTH, format_of(kinds, dtype, 4)),
+        random_matrix(HIDDEN, WIDTH, format_of(kinds, dtype, 5)),
+        random_matrix(WIDTH, HIDDEN, format_of(kinds, dtype, 6)),
     };
 }
 
 /* Rows of a step, of two sequences that had `before` positions each: `first` rows of one, then `second` of the other.
  * What the caches hold before is the same in every call. -> the rows behind the layers, to be freed. */
-static char *step(int dtype, const layer_t *layers, const void *x, long first, long second, long skip, int threads,
-                  int parts) {
+static char *step(int dtype, int format, const layer_t *layers, const void *x, long first, long second, long skip,
+                  int threads, int parts) {
     const long rows = first + second - skip, before = 60, cache = HEADS / 2 * CAPACITY * DIM;
     char *keys[2], *values[2], *y = malloc(MOST * WIDTH * 4), *out = malloc(MOST * WIDTH * 4);
     cache_t caches[LAYERS * MOST];
     long position[MOST], capacity[MOST];
     state = 11;
     float *table = numbers(MOST * DIM, F32);
-    for (int i = 0; i < 2; i++) keys[i] = numbers(LAYERS * cache, dtype), values[i] = numbers(LAYERS * cache, dtype);
+    for (int i = 0; i < 2; i++)
+        keys[i] = cached_numbers(LAYERS * cache, format), values[i] = cached_numbers(LAYERS * cache, format);
     for (long r = 0; r < rows; r++) {
         const int which = r + skip >= first;
         position[r] = before + r + skip - (which ? first : 0), capacity[r] = CAPACITY;
         for (long l = 0; l < LAYERS; l++)
-            caches[l * rows + r] = (cache_t){at(keys[which], l * cache, dtype), at(values[which], l * cache, dtype)};
+            caches[l * rows + r] =
+                (cache_t){cached(keys[which], l * cache, format), cached(values[which], l * cache, format)};
     }
     memcpy(y, at(x, skip * WIDTH, dtype), rows * WIDTH * size_of(dtype));
     const long formed = llama_layers_formed(layers, LAYERS, dtype);
-    step_t s = {rows,       WIDTH, HEADS, HEADS / 2, DIM, HIDDEN,     dtype, threads, formed, 1e-5f,
-                0.17677669f, table + skip * DIM, capacity, position,  CAPACITY, y, out,   0};
+    step_t s = {rows,        WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, formed, 1e-5f,
+                0.17677669f, table + skip * DIM, capacity, position, CAPACITY, y, out, 0};
     s.space = aligned_alloc(64, llama_layers_space(&s));
     if (!parts) llama_layers(&s, layers, caches, LAYERS, 0);
     for (long i = 0; i < 2 * LAYERS && parts; i++) {
@@ -184,14 +235,16 @@ static char *step(int dtype, const layer_t *layers, const void *x, long first, l
     return y;
 }
 
-static void check_layers(int dtype, int mixed, long first, long second) {
+static void check_layers(int dtype, int format, int kinds, long first, long second) {
     layer_t layers[LAYERS];
-    for (int l = 0; l < LAYERS; l++) layers[l] = random_layer(dtype, mixed);
+    for (int l = 0; l < LAYERS; l++) layers[l] = random_layer(dtype, kinds);
     void *x = numbers(MOST * WIDTH, dtype);
     const long bytes = (first + second) * WIDTH * size_of(dtype), alone = first * WIDTH * size_of(dtype);
-    char *all = step(dtype, layers, x, first, second, 0, 1, 0), *threads = step(dtype, layers, x, first, second, 0, 3, 0);
-    char *one = step(dtype, layers, x, first, 0, 0, 1, 0), *other = step(dtype, layers, x, first, second, first, 1, 0);
-    char *parts = step(dtype, layers, x, first, second, 0, 1, 1);
+    char *all = step(dtype, format, layers, x, first, second, 0, 1, 0);
+    char *threads = step(dtype, format, layers, x, first, second, 0, 3, 0);
+    char *one = step(dtype, format, layers, x, first, 0, 0, 1, 0);
+    char *other = step(dtype, format, layers, x, first, second, first, 1, 0);
+    char *parts = step(dtype, format, layers, x, first, second, 0, 1, 1);
     check(!memcmp(all, threads, bytes), "layers on 1 = 3 threads");
     check(!memcmp(all, one, alone) && !memcmp(all + alone, other, bytes - alone), "a sequence alone = among others");
     check(!memcmp(all, parts, bytes), "a step = the sum of its parts");
@@ -208,17 +261,30 @@ int main(void) {
         check_linear(dtype, dtype, 20, 64, 140);
         check_linear((dtype + 1) % 3, dtype == BF16 ? F16 : dtype, 70, 45, 9);
         for (long n = 16; n <= 64; n += 16) check_norm_and_rotation(dtype, n);
-        check_attention(dtype, 4, 2, 64, 1, 70);
-        check_attention(dtype, 2, 2, 96, 2, 33);
-        check_attention(dtype, 4, 1, 32, 1, 130);
-        check_attention(dtype, 3, 1, 64, 19, 61);
-        check_layers(dtype, 0, 1, 1);
-        check_layers(dtype, 0, 2, 5);
-        check_layers(dtype, 0, 9, 4);
+        check_attention(dtype, dtype, 4, 2, 64, 1, 70);
+        check_attention(dtype, dtype, 2, 2, 96, 2, 33);
+        check_attention(dtype, dtype, 4, 1, 32, 1, 130);
+        check_attention(dtype, dtype, 3, 1, 64, 19, 61);
+        check_layers(dtype, dtype, ALIKE, 1, 1);
+        check_layers(dtype, dtype, ALIKE, 2, 5);
+        check_layers(dtype, dtype, ALIKE, 9, 4);
         /* Not of bfloat16: which of its matrices are multiplied by pairs depends on the level. */
-        check_layers(dtype == BF16 ? F16 : dtype, 1, 3, 9);
+        check_layers(dtype == BF16 ? F16 : dtype, dtype == BF16 ? F16 : dtype, MIXED, 3, 9);
+        check_layers(dtype, INT8, ALIKE, 1, 5);
         printf("%016llx\n", (unsigned long long)hash);
         hash = 0;
     }
+    for (int dtype = F32; dtype <= BF16; dtype++) {
+        check_attention(dtype, INT8, 4, 2, 64, 1, 70);
+        check_attention(dtype, INT8, 2, 2, 96, 2, 33);
+        check_attention(dtype, INT8, 4, 1, 32, 1, 130);
+        check_attention(dtype, INT8, 3, 1, 64, 19, 61);
+    }
+    printf("%016llx\n", (unsigned long long)hash);
+    hash = check_quantized();
+    check_layers(F32, F32, QUANTIZED, 2, 5);
+    check_layers(F16, F16, QUANTIZED, 9, 4);
+    check_layers(F16, INT8, QUANTIZED, 2, 5);
+    printf("%016llx\n", (unsigned long long)hash);
     return 0;
 }

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama.kernels import native, operators
+from llama.kernels.cached import INT8, dequantize, format_of, head_dim_of, quantize
 from llama.kernels.native import Kernels
 
 # query heads, key/value heads, head dimension. 256 is the largest head of the kernel for chunks.
@@ -27,21 +28,26 @@ def random(
 
 
 class Case(NamedTuple):
-    """What attention reads, and what it should give; the same for every level, so made once."""
+    """What attention reads, how it lies in a cache, and what it should give; the same for every level, so made once."""
 
     query: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
+    stored: list[torch.Tensor]
     exact: torch.Tensor
     size: torch.Tensor
 
 
 @cache
-def case(length: int, count: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> Case:
+def case(
+    length: int, count: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, form: torch.dtype | str
+) -> Case:
     k = random(length, kv_heads, dim, seed=1, scale=2, dtype=dtype)
     v = random(length, kv_heads, dim, seed=2, dtype=dtype)
     query = random(count, heads, dim, seed=3, scale=2, dtype=dtype)
-    return Case(query, k, v, *oracle(query, k, v))
+    stored = [quantize(x) if form == INT8 else x for x in (k, v)]
+    read = [dequantize(x, torch.float32) if form == INT8 else x for x in stored]
+    return Case(query, k, v, stored, *oracle(query, *read))
 
 
 def attend(
@@ -53,7 +59,7 @@ def attend(
     start: int,
 ) -> torch.Tensor:
     """As a cache does."""
-    row = operators.attention_for(keys.dtype, keys.device, keys.shape[2])
+    row = operators.attention_for(format_of(keys), keys.device, head_dim_of(keys))
     return operators.attend(row, q_THD, k_TKD, v_TKD, keys, values, start)
 
 
@@ -84,12 +90,14 @@ def check(
     dim: int,
     way: str = "level",
     dtype: torch.dtype = torch.bfloat16,
+    form: torch.dtype | str | None = None,
 ) -> None:
-    length = before + count
-    query, k, v, exact, size = case(length, count, heads, kv_heads, dim, dtype)
+    length, form = before + count, form or dtype
+    query, k, v, stored, exact, size = case(length, count, heads, kv_heads, dim, dtype, form)
     # Behind the complete positions there may be anything, and so there may behind the new ones.
-    stores = [torch.full((kv_heads, length + 9, dim), torch.nan, dtype=dtype) for _ in range(2)]
-    for store, x in zip(stores, (k, v), strict=True):
+    nothing = torch.full((kv_heads, length + 9, dim), torch.nan, dtype=dtype)
+    stores = [quantize(nothing) if form == INT8 else nothing.clone() for _ in range(2)]
+    for store, x in zip(stores, stored, strict=True):
         store[:, :before] = x[:before].transpose(0, 1)
     out = attend(query, k[before:], v[before:], *stores, before)
 
@@ -98,9 +106,10 @@ def check(
     joined = way == "plain" or dim not in (32, 64, 128, 256)
     tolerance = PRECISION[dtype] * (size + v.abs().max().double() * joined) + 1e-6
     assert ((out.double() - exact).abs() <= tolerance).all()
-    for store, x in zip(stores, (k, v), strict=True):
+    for store, x in zip(stores, stored, strict=True):
         assert torch.equal(store[:, :length], x.transpose(0, 1))
-        assert store[:, length:].isnan().all()
+        behind = store[:, length:]
+        assert (dequantize(behind, dtype) if form == INT8 else behind).isnan().all()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), HEADS)
@@ -120,6 +129,14 @@ def test_a_chunk_behind_a_prefix(way: str, heads: int, kv_heads: int, dim: int, 
         check(before, count, heads, kv_heads, dim, way, dtype)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [each for each in HEADS if each[2] % 32 == 0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_int8_cache(way: str, heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    """Attention to what is stored, in each dtype of the activations."""
+    for before, count in [(0, 1), (16, 1), (499, 1), *CHUNKS]:
+        check(before, count, heads, kv_heads, dim, way, dtype, INT8)
+
+
 @pytest.mark.usefixtures("level")
 def test_the_compiled_kernel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """For one query and several; not where heads are too large, nor where they are of no whole vector."""
@@ -131,7 +148,10 @@ def test_the_compiled_kernel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     for count, dim in ((1, 32), (2, 32), (2, 256), (1, 288), (2, 288), (1, 24), (2, 24)):
         check(3, count, 2, 1, dim)
         taken.append("|")
-    assert "".join(taken) == "taken|taken|taken|||||"
+    for count, dim in ((1, 32), (2, 256), (1, 288)):
+        check(3, count, 2, 1, dim, form=INT8)
+        taken.append("|")
+    assert "".join(taken) == "taken|taken|taken|||||taken|taken||"
 
 
 @pytest.mark.usefixtures("level")

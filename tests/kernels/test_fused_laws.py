@@ -62,16 +62,57 @@ def test_fused_layers_are_the_modules(
     )
 
 
+def test_fused_layers_fill_and_read_int8_caches_as_the_modules_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to keys whose rounding falls to the other side, which is far less than what int8 changes."""
+    taken = []
+    run = fused.FusedLayers.run
+    monkeypatch.setattr(fused.FusedLayers, "run", lambda *args: (taken.append(1), run(*args))[1])
+    for dtype in DTYPES:
+        found = {}
+        for cache_dtype, most in (("int8", 128), ("int8", 0), ("auto", 0)):
+            monkeypatch.setattr(fused, "_MAX_ROWS", most)
+            taken.clear()
+            model = made(PARAMS, dtype=dtype, cache_dtype=cache_dtype)
+            found[cache_dtype, most] = steps(model, [40, 0, 7, 100], [1, 5, 2, 20])
+            assert bool(taken) == (most > 0)
+        for fast, plain, without in zip(*found.values(), strict=True):
+            change = rms(plain.float() - without.float())
+            assert 0.01 < change < 0.1
+            assert rms(fast.float() - plain.float()) < 0.1 * change
+
+
+def test_a_batch_of_several_formats_goes_through_the_modules() -> None:
+    """As after `cache_dtype` of a model was set: each sequence goes on in the cache that it has."""
+    model = made(PARAMS, dtype=torch.float32)
+    ids = torch.randint(0, VOCAB, (2,), generator=torch.Generator().manual_seed(9))
+    mixed = caches(model, [20])
+    model.cache_dtype = "int8"
+    mixed += caches(model, [30])
+    alone = [model.hidden(ids[i : i + 1], BatchCache([cache.fork()], [1])) for i, cache in enumerate(mixed)]
+    torch.testing.assert_close(model.hidden(ids, BatchCache(mixed, [1, 1])), torch.cat(alone))
+
+
+def test_an_int8_cache_is_read_in_any_dtype_that_the_model_gets() -> None:
+    model = made(PARAMS, dtype=torch.float32, cache_dtype="int8")
+    (filled,) = caches(model, [40])
+    wanted = model.hidden(torch.tensor([5]), BatchCache([filled.fork()], [1]))
+    model.to(torch.bfloat16)
+    found = model.hidden(torch.tensor([5]), BatchCache([filled], [1]))
+    assert found.dtype == torch.bfloat16
+    assert rms(found.float() - wanted) < 0.1 * rms(wanted)
+
+
 # Few tokens of a sequence go one by one through attention, many in lanes.
 @pytest.mark.parametrize(
     ("lengths", "counts"), [([0, 40, 7, 100], [1, 5, 2, 20]), ([12], [1])], ids=["several", "one token"]
 )
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
 def test_a_sequence_is_the_same_alone_and_among_others(
-    dtype: torch.dtype, lengths: list[int], counts: list[int]
+    cache_dtype: str, dtype: torch.dtype, lengths: list[int], counts: list[int]
 ) -> None:
     """Bit for bit, on any number of threads."""
-    model = made(PARAMS, dtype=dtype)
+    model = made(PARAMS, dtype=dtype, cache_dtype=cache_dtype)
     ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(9))
     before = torch.get_num_threads()
     found = []

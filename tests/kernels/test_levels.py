@@ -42,7 +42,7 @@ def build(program: str, to: Path, command: str, *flags: str) -> Path:
     sources: dict[str, set[Path]] = {
         "check_vectors": set(),
         "check_features": for_any,
-        "check_level": set(CSRC.glob("*.c")) - for_any,
+        "check_level": (set(CSRC.glob("*.c")) - for_any) | {HERE / "check_quantized.c"},
     }
     files = (HERE / f"{program}.c", *sorted(sources[program]))
     run(command, *COMMON, *flags, f"-I{CSRC}", *files, "-o", to, "-lm", "-ldl")
@@ -117,7 +117,8 @@ def why_not(name: str) -> str | None:
 
 @cache
 def found(name: str, folder: Path) -> tuple[str, ...]:
-    """A number for the results of each dtype, from the check of a level, which fails where a law does not hold."""
+    """A number for the results of each dtype, one for int8 caches, and one for quantized weights; the check of a level
+    fails where a law does."""
     if name in EMULATED:
         command, flags, machine = CROSS, FLAGS[name], (*ARM, EMULATED[name])
     else:
@@ -132,7 +133,7 @@ def found(name: str, folder: Path) -> tuple[str, ...]:
 def test_a_level_that_no_cpu_here_has_keeps_the_laws(name: str, folder: Path) -> None:
     if reason := why_not(name):
         pytest.skip(reason)
-    assert len(found(name, folder)) == 3
+    assert len(found(name, folder)) == 4
 
 
 @pytest.mark.parametrize("name", [*SPLIT, *EMULATED])
@@ -142,7 +143,7 @@ def test_levels_give_the_same_bits(name: str, folder: Path) -> None:
     if reason := why_not(name):
         pytest.skip(reason)
     one, other = found(first, folder), found(name, folder)
-    assert one[:2] == other[:2]
+    assert (*one[:2], *one[3:]) == (*other[:2], *other[3:])
     assert (one[2] == other[2]) == (name not in (SIMDE, "armv8-bf16"))
 
 
@@ -154,16 +155,19 @@ def listing(command: str, path: Path) -> str:
     return done.stdout
 
 
-# Of each level: instructions that its library must contain, and must not.
+# Of each level: instructions that its library must contain, of floats and of integers, and must not.
 INSTRUCTIONS = {
-    "x86-64-v3": (r"vfmadd\w+ps .*%ymm", r"%zmm"),
-    "x86-64-v3-vnni": (r"vfmadd\w+ps .*%ymm", r"%zmm"),
-    "x86-64-v4": (r"vfmadd\w+ps .*%zmm", r"vdpbf16ps|vpdpbusd"),
-    "x86-64-v4-vnni": (r"vfmadd\w+ps .*%zmm", r"vdpbf16ps"),
-    "x86-64-v4-bf16": (r"vdpbf16ps .*%zmm", r"tdpbf16ps"),
-    "armv8-a": (r"fmla\s", r"bfdot"),
-    "armv8-dotprod": (r"fmla\s", r"bfdot"),
-    "armv8-bf16": (r"bfdot\s", r"\bz\d+\.[hs]"),
+    "x86-64-v3": ((r"vfmadd\w+ps .*%ymm", r"vpmaddubsw .*%ymm", r"vpmaddwd .*%ymm"), r"%zmm|vpdpbusd"),
+    "x86-64-v3-vnni": ((r"vfmadd\w+ps .*%ymm", r"vpdpbusd .*%ymm"), r"%zmm"),
+    "x86-64-v4": (
+        (r"vfmadd\w+ps .*%zmm", r"vpmaddubsw .*%zmm", r"vpmaddwd .*%zmm"),
+        r"vdpbf16ps|vpdpbusd",
+    ),
+    "x86-64-v4-vnni": ((r"vfmadd\w+ps .*%zmm", r"vpdpbusd .*%zmm"), r"vdpbf16ps"),
+    "x86-64-v4-bf16": ((r"vdpbf16ps .*%zmm", r"vpdpbusd .*%zmm"), r"tdpbf16ps"),
+    "armv8-a": ((r"fmla\s", r"smull2?\s", r"sadalp\s"), r"bfdot|[us]dot\s"),
+    "armv8-dotprod": ((r"fmla\s", r"\ssdot\s"), r"bfdot|usdot"),
+    "armv8-bf16": ((r"bfdot\s", r"usdot\s"), r"\bz\d+\.[hs]"),
 }
 
 
@@ -178,7 +182,7 @@ def test_a_library_has_the_instructions_of_its_level(name: str) -> None:
     assert path is not None, f"the kernels of {name} were not built"
     wanted, unwanted = INSTRUCTIONS[name]
     code = listing("objdump", path)
-    assert re.search(wanted, code)
+    assert all(re.search(each, code) for each in wanted)
     assert not re.search(unwanted, code)
 
 
@@ -190,7 +194,7 @@ def test_a_cross_compiled_level_has_its_instructions(name: str, folder: Path) ->
     found(name, folder)
     wanted, unwanted = INSTRUCTIONS[name]
     code = listing("aarch64-linux-gnu-objdump", folder / name)
-    assert re.search(wanted, code)
+    assert all(re.search(each, code) for each in wanted)
     assert not re.search(unwanted, code)
 
 

@@ -61,6 +61,13 @@ def test_cache_bytes_of_the_family(name: str, mib: float) -> None:
     assert cache_bytes_per_token(args, 8, torch.bfloat16) * 8 == whole
 
 
+@pytest.mark.parametrize("name", ["7B", "13B", "34B", "70B"])
+def test_int8_takes_eight_and_a_half_bits(name: str) -> None:
+    for size in (1, 8, 16):
+        half = cache_bytes_per_token(FAMILY[name], size, torch.bfloat16)
+        assert cache_bytes_per_token(FAMILY[name], size, "int8") * 16 == half * 8.5
+
+
 def test_more_ranks_than_key_value_heads_do_not_share_the_cache_further() -> None:
     args = FAMILY["34B"]
     eight, sixteen = (cache_bytes_per_token(args, size, torch.bfloat16) for size in (8, 16))

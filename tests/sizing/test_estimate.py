@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,21 +23,28 @@ from llama.sizing.shapes import expected_shapes
 GIB = 1 << 30
 # A shape that 1, 2, 4 and 8 ranks share, where ranks come to outnumber key/value heads.
 ARGS = ModelArgs(dim=64, n_layers=3, n_heads=8, n_kv_heads=4, vocab_size=440, multiple_of=16, rope_theta=1e6)
+# Its heads have 32 numbers, as an int8 cache takes them.
+WIDE = replace(ARGS, dim=256)
 
 
+@pytest.mark.parametrize("cache_dtype", ["auto", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
-def test_weights_and_cache_are_those_of_a_built_model(size: int, dtype: torch.dtype) -> None:
+def test_weights_and_cache_are_those_of_a_built_model(
+    size: int, dtype: torch.dtype, cache_dtype: str
+) -> None:
     """Of every rank: tensors that are really there, and a cache that is really reserved."""
-    found = estimate.estimate(ARGS, size, 100, 3, dtype)
+    args = ARGS if cache_dtype == "auto" else WIDE
+    found = estimate.estimate(args, size, 100, 3, dtype, cache_dtype=cache_dtype)
     for rank in range(size):
         with torch.device("meta"):
-            model = Transformer(ARGS, parallel=Parallel(rank, size)).to(dtype)
+            model = Transformer(args, parallel=Parallel(rank, size), cache_dtype=cache_dtype).to(dtype)
         assert found.weights == sum(value.nbytes for value in model.state_dict().values())
         caches = []
         for _ in range(3):
+            form = dtype if cache_dtype == "auto" else cache_dtype
             cpu = torch.device("cpu")
-            caches.append(KVCache(ARGS.n_layers, model.local_kv_heads, ARGS.head_dim, dtype, cpu, 100))
+            caches.append(KVCache(args.n_layers, model.local_kv_heads, args.head_dim, form, cpu, 100))
             caches[-1].reserve(100)
         assert found.cache == sum(cache.nbytes for cache in caches)
     assert found.total == found.weights + found.cache + found.work

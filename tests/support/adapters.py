@@ -49,13 +49,14 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def save_adapter(folder: Path, seed: int = 0, **options: Any) -> Path:
-    """An adapter with random values, as PEFT saves it."""
+def save_adapter(folder: Path, seed: int = 0, model: Any = None, **options: Any) -> Path:
+    """An adapter with random values, as PEFT saves it; of `base`, or of another model."""
     import peft
 
     config = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"} | options)
-    with quiet():
-        model = peft.get_peft_model(copy.deepcopy(base()), config)
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # PEFT draws the first values of A
+        model = peft.get_peft_model(copy.deepcopy(model or base()), config)
         generator = torch.Generator().manual_seed(seed)
         for value in model.parameters():
             if value.requires_grad:
@@ -64,12 +65,12 @@ def save_adapter(folder: Path, seed: int = 0, **options: Any) -> Path:
     return folder
 
 
-def merged(folder: Path) -> dict[str, torch.Tensor]:
+def merged(folder: Path, model: Any = None) -> dict[str, torch.Tensor]:
     """The base with an adapter, by PEFT's own hand: all weights by Meta's names, in Meta's order."""
     import peft
 
     with quiet():
-        model = peft.PeftModel.from_pretrained(copy.deepcopy(base()), folder).merge_and_unload()
+        model = peft.PeftModel.from_pretrained(copy.deepcopy(model or base()), folder).merge_and_unload()
     return in_meta_order(model)
 
 

@@ -24,7 +24,7 @@ _CLONE_NEWNS = 0x20000  # of unshare(2): a mount namespace of its own
 
 def slowly(arguments: list[str]) -> int:
     """A minute for each tensor, a tenth of a second at once."""
-    chunks = conversion._chunks
+    chunks = conversion.chunks
 
     def slow_chunks(*a: Any) -> Iterator[Any]:
         for chunk in chunks(*a):
@@ -33,7 +33,7 @@ def slowly(arguments: list[str]) -> int:
                 yield chunk[:0]
             yield chunk
 
-    conversion._chunks = slow_chunks
+    conversion.chunks = slow_chunks
     return main(arguments)
 
 

@@ -19,10 +19,12 @@ MHA: dict[str, Any] = {"dim": 192, "n_layers": 2, "n_heads": 6, "multiple_of": 4
 VOCAB = 99
 
 
-def made(params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Transformer:
+def made(
+    params: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.bfloat16, cache_dtype: str = "auto"
+) -> Transformer:
     args = ModelArgs(**params, vocab_size=VOCAB, rope_theta=1e6, max_seq_len=256, max_batch_size=64)
     with torch.device("meta"):
-        model = Transformer(args)
+        model = Transformer(args, cache_dtype=cache_dtype)
     give(model, _weights(tuple(params.items()), seed), dtype)
     return model.eval()
 

@@ -240,6 +240,7 @@ def save_quantized(
     head: bool = False,
     dtype: torch.dtype = torch.float16,
     bins: bool = False,
+    left: str | None = None,
 ) -> Any:
     """Write a folder whose linear modules are quantized -> transformers' model with the weights that this means.
 
@@ -247,6 +248,7 @@ def save_quantized(
         head: quantize the output matrix too, which has a few rows more then.
         dtype: of the plain tensors.
         bins: as pytorch_model.bin.
+        left: modules of this name stay plain.
     """
     from transformers import LlamaForCausalLM
 
@@ -254,6 +256,8 @@ def save_quantized(
     config, state = random_state(dtype, 440 if head else tiny_tokenizer().n_words)
     stored, meant = dict(state), {name: value.float() for name, value in state.items()}
     for seed, (name, value) in enumerate(state.items()):
+        if left is not None and left in name:
+            continue
         if name.endswith("_proj.weight") or (head and name == "lm_head.weight"):
             tensors, meant[name] = pack(*value.shape, seed)
             del stored[name]

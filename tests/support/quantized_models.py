@@ -9,9 +9,12 @@ import torch
 
 from llama.checkpoint.base import Checkpoint, Range
 from llama.checkpoint.wrapped import WrappedCheckpoint
+from llama.kernels import native
 from llama.kernels.quantized import FORMATS, Blocks, Form, form_of
+from llama.kernels.quantized_weights import Quantized
+from llama.kernels.weights import PackedWeight
 
-__all__ = ["GROUPS", "QuantizedTwin", "quantized"]
+__all__ = ["GROUPS", "QuantizedTwin", "laid_out", "packed", "quantized"]
 
 # Inputs of a group, of each format.
 GROUPS = {"int8": 32, "int4": 32, "int8z": 128, "int4z": 64, "k4": 256}
@@ -53,6 +56,37 @@ def per_group(x: torch.Tensor, group: int, what: str) -> torch.Tensor:
 
 def spread(x: torch.Tensor, group: int, like: torch.Tensor) -> torch.Tensor:
     return x.float().repeat_interleave(group, 1)[:, : like.shape[1]]
+
+
+def laid_out(blocks: Blocks) -> dict[str, torch.Tensor]:
+    """Codes, scales and zeros as csrc/matrix.h has them: 16 rows a group, the last one filled up with zeros."""
+
+    def grouped(x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat((x, x.new_zeros(-len(x) % 16, *x.shape[1:])))
+        return x.unflatten(0, (-1, 16))
+
+    codes = grouped(blocks.codes)
+    if FORMATS[blocks.form.format].bits == 4:
+        low, high = codes.unflatten(2, (-1, 2, 4)).unbind(3)  # inputs k..k+3, k+4..k+7
+        codes = high << 4 | low
+    else:
+        codes = codes.unflatten(2, (-1, 4))
+    found = {
+        "codes": codes.transpose(1, 2).contiguous(),
+        "scales": grouped(blocks.scales).movedim(1, -1).contiguous(),
+    }
+    return (
+        found
+        if blocks.zeros is None
+        else found | {"zeros": grouped(blocks.zeros).movedim(1, -1).contiguous()}
+    )
+
+
+def packed(blocks: Blocks, columns: int | None = None, dtype: torch.dtype = torch.float16) -> PackedWeight:
+    """A weight in these blocks for the kernels in use, or for none; `columns`: of x."""
+    form = Quantized(blocks.form.format, blocks.form.group, native.kernels())
+    shape = len(blocks.codes), columns or blocks.form.columns
+    return PackedWeight(form, shape, **laid_out(blocks), order=blocks.form.order, plain_dtype=dtype)
 
 
 class QuantizedTwin(WrappedCheckpoint):

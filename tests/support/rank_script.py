@@ -1,7 +1,7 @@
 """What the tests of ranks run on every rank: `rank_script.py FOLDER SCENARIO...`.
 
-FOLDER holds the checkpoints s1, s2, s4 (the same weights in so many shards) and nan (one row of the embedding
-is NaN). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
+FOLDER holds the checkpoints s1, s2, s4 (the same weights in so many shards), nan (one row of the embedding
+is NaN) and wide (heads of 32 numbers). Each scenario writes what it saw to FOLDER/out-<world>/<scenario>.<rank>.json.
 """
 
 from __future__ import annotations
@@ -218,6 +218,18 @@ def dtypes(folder: Path) -> Any:
     """The last rank's CPU takes another dtype than the others'."""
     dtype = "float32" if RANK == WORLD - 1 else "bfloat16"
     return raised(lambda: Llama.build(folder / "s2", None, 96, 8, device="cpu", dtype=dtype))
+
+
+def int8_cache(folder: Path) -> Any:
+    """Keys and values in int8, on all ranks; and where the last rank wants floats."""
+
+    def build(cache_dtype: str) -> Llama:
+        where: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
+        return Llama.build(folder / "wide", None, 96, 8, **where, cache_dtype=cache_dtype)
+
+    with build("int8") as llama:
+        found = short_texts(llama) | {"bytes": [x.dtype == torch.int8 for x in llama.model.new_cache()._keys]}
+    return found | {"differ": raised(lambda: build("auto" if RANK == WORLD - 1 else "int8"))}
 
 
 def host(folder: Path) -> Any:

@@ -6,6 +6,6 @@ and file_names.py lists every name that a conversion writes.
 """
 
 from .conversion import Converted, convert
-from .gguf import convert_to_gguf
+from .gguf import convert_to_gguf, gguf_bytes
 
-__all__ = ["Converted", "convert", "convert_to_gguf"]
+__all__ = ["Converted", "convert", "convert_to_gguf", "gguf_bytes"]

@@ -25,7 +25,7 @@ from .conversion import Converted, chunks, differences
 from .output_gguf import OutputGguf
 from .plan import Piece
 
-__all__ = ["convert_to_gguf"]
+__all__ = ["convert_to_gguf", "gguf_bytes"]
 
 # Codes of a matrix that are in memory at once.
 _WINDOW = 16 << 20
@@ -68,7 +68,7 @@ def convert_to_gguf(
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         raise ConfigError(f"weights of {dtype} cannot be written; pass --dtype bfloat16, float16 or float32")
     tokenizer = tokenizer_of(source, tokenizer_path)
-    tensors = {name: _planned(source, name, dtype) for name in source.shapes}
+    tensors = _plan(source, dtype)
     metadata = metadata_of(
         source.args,
         tokenizer,
@@ -83,6 +83,15 @@ def convert_to_gguf(
         _check(source, dtype, tensors, unfinished)
         unfinished.publish()
     return Converted(target, (target.name,), total, dtype)
+
+
+def gguf_bytes(source: Checkpoint, dtype: torch.dtype) -> int:
+    """Bytes of the tensors that `convert_to_gguf` writes."""
+    return sum(each.nbytes for each in _plan(source, dtype).values())
+
+
+def _plan(source: Checkpoint, dtype: torch.dtype) -> dict[str, PlannedTensor]:
+    return {name: _planned(source, name, dtype) for name in source.shapes}
 
 
 def _planned(source: Checkpoint, name: str, dtype: torch.dtype) -> PlannedTensor:

@@ -34,6 +34,10 @@ class OutputGguf(OutputFolder):
         super().__init__(final, nbytes, force=force, source=Path(os.devnull))
         self._sources = sources
 
+    def __enter__(self) -> OutputGguf:
+        super().__enter__()
+        return self
+
     @property
     def file(self) -> Path:
         """Where to write until `publish`."""

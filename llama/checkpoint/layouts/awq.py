@@ -57,7 +57,8 @@ class Awq(Scheme):
         )
         only(config, "zero_point", True, True)
         only(config, "version", "gemm", "gemm")
-        only(config, "checkpoint_format", None, None, "gemm")
+        for key in ("checkpoint_format", "format"):  # as GPTQModel names the version
+            only(config, key, None, None, "gemm")
         self.title = f"AWQ 4 bit, {'a scale per row' if self.group == -1 else f'groups of {self.group}'}"
 
     def is_quantized(self, endings: Iterable[str]) -> bool:

@@ -68,8 +68,8 @@ class BitsAndBytes(Scheme):
         sizes = [math.prod(shape) for shape in shapes]
         stored, ours = sum(sizes) * (8 if self.kind == "int8" else 4.5) / 8, sum(sizes) * 8.5 / 8
         yield (
-            f"{len(sizes)} matrices in {self.title} are quantized again, to int8: {ours / GIB:.2f} GiB in place of"
-            f" about {stored / GIB:.2f}"
+            f"{len(sizes)} matrices in {self.title}, which has no kernel: where int8 has one they are quantized again,"
+            f" {ours / GIB:.2f} GiB in place of about {stored / GIB:.2f}"
         )
 
     def matrix(self, linear: StoredLinear) -> QuantizedMatrix:

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...errors import CheckpointMismatchError
+from ...errors import CheckpointMismatchError, ConfigError
 from ...kernels.quantized import BLOCK, Blocks, Form, form_of
+from ...printable import shown
 from ..base import Range
 from .hf_quantized import (
     QuantizedMatrix,
@@ -63,14 +64,29 @@ class Gptq(Scheme):
         self.group = checked_group(config, "group_size", row=True)
         self.act_order: bool = only(config, "desc_act", False, False, True)
         self.symmetric: bool = only(config, "sym", True, False, True)
-        kind = only(config, "checkpoint_format", None, None, "gptq", "gptq_v2")
-        kind = only(config, "format", kind, None, "gptq", "gptq_v2")
+        kinds = {
+            only(config, key, None, None, "gptq", "gptq_v2") for key in ("checkpoint_format", "format")
+        } - {None}
+        if len(kinds) > 1:
+            raise ConfigError(
+                "checkpoint_format and format differ; leave the one that the weights were saved in"
+            )
         only(config, "is_marlin_format", False, False, None)
         only(config, "pack_dtype", "int32", "int32")
-        only(config, "dynamic", None, None, {})
-        self.minus_one = kind != "gptq_v2"
+        self._check_modules(config.get("dynamic"))
+        self.minus_one = kinds != {"gptq_v2"}
         groups = "a scale per row" if self.group == -1 else f"groups of {self.group}"
         self.title = f"GPTQ {self.bits} bit, {groups}{', act-order' if self.act_order else ''}"
+
+    @staticmethod
+    def _check_modules(dynamic: Any) -> None:
+        """GPTQModel's settings for single modules: those that it left plain ("-:") show in the tensors."""
+        own = [name for name in dynamic if not name.startswith("-:")] if isinstance(dynamic, dict) else []
+        if own or not (dynamic is None or dynamic is False or isinstance(dynamic, dict)):
+            raise ConfigError(
+                f"dynamic has settings of their own for {shown(own or dynamic)}; this runtime reads one setting for all"
+                " quantized modules"
+            )
 
     def is_quantized(self, endings: Iterable[str]) -> bool:
         return "qweight" in endings

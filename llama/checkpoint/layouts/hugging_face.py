@@ -289,8 +289,15 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     # ---- quantized weights ----
 
+    @property
+    def is_quantized(self) -> bool:
+        return bool(self._matrices)
+
     def is_mapped(self, name: str) -> bool:
         return hf_name(name) not in self._matrices
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self._tensors[hf_name(name)][1].dtype if self.is_mapped(name) else torch.float32
 
     def form(self, name: str, columns: Range) -> Form | None:
         matrix = self._matrices.get(hf_name(name))

@@ -3,8 +3,10 @@
 
 #include "attention.h"
 
+#include <float.h>
 #include <math.h>
 
+#include "cached.h"
 #include "matrix.h"
 
 /* LANES_PAY: from so many queries on, one pass with one query in each lane takes less time than one pass for each
@@ -13,19 +15,26 @@ enum { LANES_PAY = 3, WIDE = 64 };
 
 /* ---- one query ---- */
 
-/* The product of a query, as floats, or with PAIRS as it is, and a key. */
-INLINE float product(int dtype, const void *query, const void *key, long dim) {
+/* The product of a query, as floats, or of pairs as it is, and a key. */
+INLINE float product(int pairs, int cache, const void *query, const void *key, long dim) {
     vf sum[VECTORS] = {0};
-    if (DOTS && dtype == BF16)
+    if (pairs)
         for (long i = 0; i < dim; i += 2 * GROUP)
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const long pair = i + v * 2 * LANES;
                 sum[v] = dot_pairs(sum[v], load_bits(at(query, pair, BF16)), load_bits(at(key, pair, BF16)));
             }
+    else if (cache == INT8)
+        for (long i = 0; i < dim; i += BLOCK_SIZE) {
+            const char *block = cached(key, i, cache);
+            UNROLL for (int v = 0; v < BLOCK_SIZE / LANES; v++)
+                sum[v % VECTORS] = fma_of(load((const float *)query + i + v * LANES),
+                                          get_cached(cache, block, v * LANES), sum[v % VECTORS]);
+        }
     else
         for (long i = 0; i < dim; i += GROUP)
             UNROLL for (int v = 0; v < VECTORS; v++)
-                sum[v] = fma_of(load((const float *)query + i + v * LANES), get(dtype, key, i + v * LANES), sum[v]);
+                sum[v] = fma_of(load((const float *)query + i + v * LANES), get(cache, key, i + v * LANES), sum[v]);
     return total_of(sum);
 }
 
@@ -44,36 +53,38 @@ static float softmax(float *score, long length, float top) {
 }
 
 /* `groups` x 16 of y (dim): the values, weighed by the scores, times share. */
-INLINE void weigh_values(int dtype, const float *score, const void *values, void *y, long length, long dim,
+INLINE void weigh_values(int dtype, int cache, const float *score, const void *values, void *y, long length, long dim,
                          float share, int groups) {
     vf sum[WIDE / LANES];
     UNROLL for (int v = 0; v < groups * VECTORS; v++) sum[v] = (vf){};
     for (long s = 0; s < length; s++) {
         const vf weight = broadcast(score[s]);
+        const char *row = cached(values, s * dim, cache);
         UNROLL for (int v = 0; v < groups * VECTORS; v++)
-            sum[v] = fma_of(weight, get(dtype, values, s * dim + v * LANES), sum[v]);
+            sum[v] = fma_of(weight, get_cached(cache, row, v * LANES), sum[v]);
     }
     UNROLL for (int v = 0; v < groups * VECTORS; v++) put(dtype, y, v * LANES, sum[v] * share);
 }
 
-INLINE void attend_query(int dtype, const void *q, const void *keys, const void *values, void *y, float *score,
-                         long length, long dim, float scale) {
+INLINE void attend_query(int dtype, int cache, const void *q, const void *keys, const void *values, void *y,
+                         float *score, long length, long dim, float scale) {
+    const int pairs = pairs_of(dtype, cache);
     float wide[dim], top = -INFINITY;
     const void *query = q;
-    if (!(DOTS && dtype == BF16)) {
+    if (!pairs) {
         for (long i = 0; i < dim; i += LANES) store(wide + i, get(dtype, q, i));
         query = wide;
     }
     for (long s = 0; s < length; s++) {
-        score[s] = product(dtype, query, at(keys, s * dim, dtype), dim) * scale;
+        score[s] = product(pairs, cache, query, cached(keys, s * dim, cache), dim) * scale;
         top = score[s] > top ? score[s] : top;
     }
     const float share = 1 / softmax(score, length, top);
     long i = 0;
     for (; i + WIDE <= dim; i += WIDE)
-        weigh_values(dtype, score, at(values, i, dtype), at(y, i, dtype), length, dim, share, WIDE / GROUP);
+        weigh_values(dtype, cache, score, cached(values, i, cache), at(y, i, dtype), length, dim, share, WIDE / GROUP);
     for (; i < dim; i += 2 * GROUP)
-        weigh_values(dtype, score, at(values, i, dtype), at(y, i, dtype), length, dim, share, 2);
+        weigh_values(dtype, cache, score, cached(values, i, cache), at(y, i, dtype), length, dim, share, 2);
 }
 
 /* ---- a sequence: its queries cut into items, each for one thread ---- */
@@ -101,18 +112,55 @@ void attend_item(const heads_t *h, const run_t *run, long item, long threads, fl
         return;
     }
     const long token = first / group, query = (token * h->heads + head * group + first % group) * h->dim;
-    const long cache = head * run->capacity * h->dim;
-    FOR_DTYPE(h->dtype, attend_query, at(run->q, query, h->dtype), at(run->keys, cache, h->dtype),
-              at(run->values, cache, h->dtype), at(run->y, query, h->dtype), score, run->start + token + 1, h->dim,
-              h->scale);
+    const long first_key = head * run->capacity * h->dim;
+    FOR_CACHE(h->dtype, h->cache, attend_query, at(run->q, query, h->dtype), cached(run->keys, first_key, h->cache),
+              cached(run->values, first_key, h->cache), at(run->y, query, h->dtype), score, run->start + token + 1,
+              h->dim, h->scale);
+}
+
+/* 32 numbers -> a block. The scale is that of the greatest, 1/127 of it in bfloat16, and bytes belong to the scale as
+ * it was rounded: each is off by half a scale at most. Numbers whose scale would be subnormal become 0. A NaN or an
+ * infinity makes the scale a NaN, and so the whole block. */
+INLINE void quantize_block(int dtype, const void *x, char *block) {
+    vf v[BLOCK_SIZE / LANES];
+    vi most = {0};
+    UNROLL for (int i = 0; i < BLOCK_SIZE / LANES; i++) {
+        v[i] = get(dtype, x, i * LANES);
+        /* As integers, so that a NaN is the greatest. */
+        const vi size = (vi)v[i] & 0x7fffffff, more = size > most;
+        most = (size & more) | (most & ~more);
+    }
+    int32_t bits = 0;
+    for (int i = 0; i < LANES; i++) bits = most[i] > bits ? most[i] : bits;
+    float top;
+    memcpy(&top, &bits, sizeof(top));
+    const vf rounded_scale = rounded_bf16(broadcast(top / 127));
+    const float scale = rounded_scale[0], inverse = scale >= FLT_MIN && bits < 0x7f800000 ? 1 / scale : 0;
+    const uint16_t kept = bits >= 0x7f800000 ? 0x7fc0 : inverse == 0 ? 0 : (uint16_t)(((vu)rounded_scale)[0] >> 16);
+    memcpy(block, &kept, sizeof(kept));
+    UNROLL for (int i = 0; i < BLOCK_SIZE / LANES; i++) {
+        const float shift = 12582912; /* 1.5 x 2^23: what is added to it is rounded to an integer */
+        const vf whole = v[i] * inverse + shift - shift;
+        /* 127.5 becomes 128 */
+        const vf code = choose(whole > 127, broadcast(127), choose(whole < -127, broadcast(-127), whole));
+        narrow_i8(block + 2 + i * LANES, inverse == 0 ? (vf){} : code);
+    }
+}
+
+INLINE void store_row(int dtype, int cache, const void *x, void *rows, long to, long dim) {
+    char *row = cached(rows, to, cache);
+    if (cache != INT8)
+        memcpy(row, x, dim * size_of(dtype));
+    else
+        for (long i = 0; i < dim; i += BLOCK_SIZE) quantize_block(dtype, at(x, i, dtype), cached(row, i, cache));
 }
 
 /* Store one head's key and value (kv_heads, dim) of a token in the caches (kv_heads, capacity, dim). */
 void store_token(const heads_t *h, const void *key, const void *value, void *keys, void *values, long position,
                  long capacity, long head) {
-    const long from = head * h->dim, to = (head * capacity + position) * h->dim, bytes = h->dim * size_of(h->dtype);
-    memcpy(at(keys, to, h->dtype), at(key, from, h->dtype), bytes);
-    memcpy(at(values, to, h->dtype), at(value, from, h->dtype), bytes);
+    const long from = head * h->dim, to = (head * capacity + position) * h->dim;
+    FOR_CACHE(h->dtype, h->cache, store_row, at(key, from, h->dtype), keys, to, h->dim);
+    FOR_CACHE(h->dtype, h->cache, store_row, at(value, from, h->dtype), values, to, h->dim);
 }
 
 /* ---- the operator ---- */
@@ -142,17 +190,17 @@ static void attend_share(void *what, team_t *team, long thread) {
 
 /* Floats of a thread's scores that `llama_attend` needs. */
 EXPORT long llama_attend_room(long count, long start, long heads, long kv_heads, long dim) {
-    const heads_t h = {heads, kv_heads, dim, 1, F32};
+    const heads_t h = {heads, kv_heads, dim, 1, F32, F32};
     return tile_size(&h, count * (heads / kv_heads), 1) == 1 ? (start + count + GROUP - 1) / GROUP * GROUP : 0;
 }
 
 /* Store the keys and values (count, kv_heads, dim) of tokens at positions start.. of a sequence in its caches
  * (kv_heads, capacity, dim), then attend from their queries (count, heads, dim) to all positions up to their own ->
- * y (count, heads, dim). score: threads x room floats. dim is a multiple of 32. */
+ * y (count, heads, dim). score: threads x room floats. cache: the caches' format. dim is a multiple of 32. */
 EXPORT void llama_attend(const void *q, const void *key, const void *value, void *keys, void *values, void *y,
                          float *score, long room, long count, long heads, long kv_heads, long dim, long capacity,
-                         long start, float scale, long dtype, long threads) {
-    attend_t p = {{heads, kv_heads, dim, scale, (int)dtype}, {q, keys, values, y, count, start, capacity},
+                         long start, float scale, long dtype, long cache, long threads) {
+    attend_t p = {{heads, kv_heads, dim, scale, (int)dtype, (int)cache}, {q, keys, values, y, count, start, capacity},
                   key, value, keys, values, score, room};
     run_team(attend_share, &p, threads);
 }

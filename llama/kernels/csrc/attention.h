@@ -7,7 +7,7 @@
 typedef struct {
     long heads, kv_heads, dim;
     float scale; /* of scores */
-    int dtype;
+    int dtype, cache; /* of queries and results; of keys and values: a dtype, the same, or INT8 */
 } heads_t;
 
 /* The tokens of one sequence in a step: q and y (count, heads, dim), which begin at position `start`; keys and

@@ -8,6 +8,7 @@
 #include "vectors.h"
 
 typedef int16_t vs __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vh2 __attribute__((vector_size(4 * LANES)));
 typedef int8_t vq __attribute__((vector_size(LANES)));
 
 /* FOURS: whether an instruction multiplies bytes in fours; without one, 8-bit codes are multiplied as 16-bit pairs,
@@ -22,6 +23,14 @@ enum { FOURS = 1, EXCESS = 128 };
 #endif
 #else
 enum { FOURS = 0, EXCESS = 0 };
+#endif
+
+/* The sum is made here and lies in a register. GCC otherwise computes the products of a whole block, on the stack,
+ * before it adds them. */
+#if defined(__x86_64__) && (LANES == 8 || defined(__AVX512F__))
+#define IN_REGISTER(sum) __asm__("" : "+v"(sum))
+#else
+#define IN_REGISTER(sum) ((void)0)
 #endif
 
 INLINE vi broadcast_int(int32_t x) { return x - (vi){}; }
@@ -54,24 +63,27 @@ INLINE vi times(vi a, vi b) {
 /* sum + a0 b0 + a1 b1 in each lane, of 16-bit integers. */
 INLINE vi dot_pairs_of_words(vi sum, vu a, vu b) {
 #if defined(__AVX512BW__) && LANES == 16
-    return sum + (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+    sum += (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__) && LANES == 8
-    return sum + (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+    sum += (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 #else
-    const vi low = ((vi)a << 16 >> 16) * ((vi)b << 16 >> 16), high = ((vi)a >> 16) * ((vi)b >> 16);
-    return sum + low + high;
+    sum += ((vi)a << 16 >> 16) * ((vi)b << 16 >> 16) + ((vi)a >> 16) * ((vi)b >> 16);
 #endif
+    IN_REGISTER(sum);
+    return sum;
 }
 
 /* sum + a0 b0 + a1 b1 in each half of a lane, 16 bits: a are bytes up to 15, b signed bytes. */
-INLINE vu dot_pairs_of_bytes(vu sum, vu a, vu b) {
+INLINE vs dot_pairs_of_bytes(vs sum, vu a, vu b) {
 #if defined(__AVX512BW__) && LANES == 16
-    return (vu)((vs)sum + (vs)_mm512_maddubs_epi16((__m512i)a, (__m512i)b));
+    sum += (vs)_mm512_maddubs_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__) && LANES == 8
-    return (vu)((vs)sum + (vs)_mm256_maddubs_epi16((__m256i)a, (__m256i)b));
+    sum += (vs)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
 #else
-    return (vu)((vs)sum + ((vs)a & 255) * ((vs)b << 8 >> 8) + ((vs)a >> 8) * ((vs)b >> 8));
+    sum += ((vs)a & 255) * ((vs)b << 8 >> 8) + ((vs)a >> 8) * ((vs)b >> 8);
 #endif
+    IN_REGISTER(sum);
+    return sum;
 }
 
 /* Bytes in the form that dot_fours takes, where it takes something off them. */

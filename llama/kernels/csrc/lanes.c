@@ -6,6 +6,7 @@
 #include <float.h>
 #include <math.h>
 
+#include "cached.h"
 #include "matrix.h"
 
 /* BLOCK: positions of a block, which stays in the first-level cache while all queries of a tile pass over it.
@@ -136,8 +137,8 @@ INLINE void accumulate_set(lanes_t *l, int pairs, const char *values, long row, 
 }
 
 /* A query's floats or pairs -> its lane. */
-INLINE void fill_lane(int dtype, lanes_t *l, long lane, const void *query, long dim) {
-    if (DOTS && dtype == BF16) {
+INLINE void fill_lane(int dtype, int pairs, lanes_t *l, long lane, const void *query, long dim) {
+    if (pairs) {
         for (long i = 0; i < dim / 2; i++) memcpy(l->query + i * GROUP + lane, (const char *)query + 4 * i, 4);
         return;
     }
@@ -148,7 +149,7 @@ INLINE void fill_lane(int dtype, lanes_t *l, long lane, const void *query, long 
 }
 
 /* Queries `first` to first + count of a key head into lanes. Query i is head i % group of token i / group. */
-INLINE void fill_lanes(int dtype, lanes_t *l, const heads_t *h, const run_t *run, const void *q, long first,
+INLINE void fill_lanes(int dtype, int pairs, lanes_t *l, const heads_t *h, const run_t *run, const void *q, long first,
                        long count) {
     const long group = h->heads / h->kv_heads;
     memset(l->query, 0, h->dim * GROUP * sizeof(*l->query));
@@ -156,7 +157,7 @@ INLINE void fill_lanes(int dtype, lanes_t *l, const heads_t *h, const run_t *run
     memset(l->limits, 0, sizeof(l->limits));
     for (long lane = 0; lane < count; lane++) {
         const long token = (first + lane) / group;
-        fill_lane(dtype, l, lane, at(q, (token * h->heads + (first + lane) % group) * h->dim, dtype), h->dim);
+        fill_lane(dtype, pairs, l, lane, at(q, (token * h->heads + (first + lane) % group) * h->dim, dtype), h->dim);
         l->limits[lane] = (int32_t)(run->start + token + 1);
     }
     for (int lane = 0; lane < GROUP; lane++) l->top[lane] = -FLT_MAX, l->total[lane] = 0;
@@ -164,10 +165,10 @@ INLINE void fill_lanes(int dtype, lanes_t *l, const heads_t *h, const run_t *run
 }
 
 /* The sums of a query over its total -> y. */
-INLINE void store_sums(int dtype, const float *sums, float share, void *y, long dim) {
+INLINE void store_sums(int dtype, int pairs, const float *sums, float share, void *y, long dim) {
     for (long i = 0; i < dim; i += 2 * LANES) {
         const vf low = load(sums + i) * share, high = load(sums + i + LANES) * share;
-        if (DOTS && dtype == BF16)
+        if (pairs)
             store(at(y, i, BF16), (vf)(upper_bf16(low) >> 16 | upper_bf16(high)));
         else {
             put(dtype, y, i, low);
@@ -177,9 +178,12 @@ INLINE void store_sums(int dtype, const float *sums, float share, void *y, long 
 }
 
 /* Where `length` rows of a cache can be read as floats or pairs: in place, or widened into `to`. */
-INLINE const char *readable(int dtype, const void *rows, long length, long dim, float *to) {
-    if (dtype == F32 || (DOTS && dtype == BF16)) return rows;
-    for (long i = 0; i < length * dim; i += LANES) store(to + i, get(dtype, rows, i));
+INLINE const char *readable(int cache, int pairs, const void *rows, long length, long dim, float *to) {
+    if (cache == F32 || pairs) return rows;
+    for (long i = 0; i < length * dim; i += 2 * GROUP) {
+        const char *from = cached(rows, i, cache);
+        UNROLL for (int v = 0; v < 2 * VECTORS; v++) store(to + i + v * LANES, get_cached(cache, from, v * LANES));
+    }
     return (const char *)to;
 }
 
@@ -189,19 +193,18 @@ INLINE long seen(const lanes_t *l, long block, long length) {
 }
 
 /* All positions up to `last` of one head's keys and values, for all sets. */
-INLINE void pass(int dtype, lanes_t *sets, long used, const heads_t *h, const void *keys, const void *values,
-                 long last) {
-    const int pairs = DOTS && dtype == BF16;
+INLINE void pass(int cache, int pairs, lanes_t *sets, long used, const heads_t *h, const void *keys,
+                 const void *values, long last) {
     const long row = h->dim * (pairs ? 2 : 4);
     float wide[BLOCK * DEEP];
     for (long block = 0; block < last; block += BLOCK) {
         const long length = last - block < BLOCK ? last - block : BLOCK;
-        const char *k = readable(dtype, at(keys, block * h->dim, dtype), length, h->dim, wide);
+        const char *k = readable(cache, pairs, cached(keys, block * h->dim, cache), length, h->dim, wide);
         for (long set = 0; set < used; set++) {
             const long mine = seen(sets + set, block, length);
             if (mine > 0) score_set(sets + set, pairs, k, row, block, mine, h->dim, h->scale);
         }
-        const char *v = readable(dtype, at(values, block * h->dim, dtype), length, h->dim, wide);
+        const char *v = readable(cache, pairs, cached(values, block * h->dim, cache), length, h->dim, wide);
         for (long set = 0; set < used; set++) {
             const long mine = seen(sets + set, block, length);
             if (mine > 0) accumulate_set(sets + set, pairs, v, row, mine, h->dim);
@@ -209,25 +212,26 @@ INLINE void pass(int dtype, lanes_t *sets, long used, const heads_t *h, const vo
     }
 }
 
-INLINE void tile(int dtype, const heads_t *h, const run_t *run, long head, long first, long count) {
+INLINE void tile(int dtype, int cache, const heads_t *h, const run_t *run, long head, long first, long count) {
+    const int pairs = pairs_of(dtype, cache);
     lanes_t sets[MAX_SETS];
     const long group = h->heads / h->kv_heads, used = (count + GROUP - 1) / GROUP;
-    const long cache = head * run->capacity * h->dim, last = run->start + (first + count - 1) / group + 1;
+    const long first_key = head * run->capacity * h->dim, last = run->start + (first + count - 1) / group + 1;
     const void *q = at(run->q, head * group * h->dim, dtype);
     for (long set = 0; set < used; set++) {
         const long left = count - set * GROUP;
-        fill_lanes(dtype, sets + set, h, run, q, first + set * GROUP, left < GROUP ? left : GROUP);
+        fill_lanes(dtype, pairs, sets + set, h, run, q, first + set * GROUP, left < GROUP ? left : GROUP);
     }
-    pass(dtype, sets, used, h, at(run->keys, cache, dtype), at(run->values, cache, dtype), last);
+    pass(cache, pairs, sets, used, h, cached(run->keys, first_key, cache), cached(run->values, first_key, cache), last);
     for (long i = 0; i < count; i++) {
         const lanes_t *l = sets + i / GROUP;
         const long query = first + i;
         void *y = at(run->y, (query / group * h->heads + head * group + query % group) * h->dim, dtype);
-        store_sums(dtype, l->sums + i % GROUP * h->dim, 1 / l->total[i % GROUP], y, h->dim);
+        store_sums(dtype, pairs, l->sums + i % GROUP * h->dim, 1 / l->total[i % GROUP], y, h->dim);
     }
 }
 
 /* Queries `first` to first + count of a key head, at most MAX_SETS x 16. dim is a multiple of 32, at most DEEP. */
 void attend_tile(const heads_t *h, const run_t *run, long head, long first, long count) {
-    FOR_DTYPE(h->dtype, tile, h, run, head, first, count);
+    FOR_CACHE(h->dtype, h->cache, tile, h, run, head, first, count);
 }

@@ -262,7 +262,7 @@ static void layers_share(void *what, team_t *team, long thread) {
  * sequence stand together. The width is a multiple of 16, hidden even, dim a multiple of 32. */
 EXPORT void llama_layers(const step_t *s, const layer_t *layers, const cache_t *caches, long count, long part) {
     work_layers_t w = {.s = s, .layers = layers, .caches = caches, .count = count, .part = part};
-    w.heads = (heads_t){s->heads, s->kv_heads, s->dim, s->scale, (int)s->dtype};
+    w.heads = (heads_t){s->heads, s->kv_heads, s->dim, s->scale, (int)s->dtype, (int)s->cache};
     lay_out(&w, s->space);
     run_team(layers_share, &w, s->threads);
 }

@@ -19,8 +19,8 @@ typedef struct {
 /* As _Step in fused_call.py. */
 typedef struct {
     long rows, width, heads, kv_heads, dim, hidden; /* width of the model, hidden of its feed-forward */
-    long dtype, threads;
-    long formed; /* bytes: llama_layers_formed of the layers and the dtype */
+    long dtype, cache, threads; /* cache: the format of keys and values, see cached.h */
+    long formed;                /* bytes: llama_layers_formed of the layers and the dtype */
     float eps, scale;
     const float *table;              /* (rows, dim): cos and sin of each pair at the row's position */
     const long *capacity, *position; /* of each row */

@@ -9,7 +9,7 @@
 /* As DTYPES in native.py. */
 enum { F32, F16, BF16 };
 
-/* Of weights only, as FORMATS in quantized.py. */
+/* Of weights only, as FORMATS in quantized.py; INT8 also of caches (cached.h). */
 enum { INT8 = 3, INT4, INT8Z, INT4Z, K4 };
 
 /* f(dtype, ...) with the dtype as a constant: the compiler makes one f for each. */

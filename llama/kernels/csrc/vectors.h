@@ -48,6 +48,7 @@ typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vu __attribute__((vector_size(4 * LANES)));
 typedef uint16_t vh __attribute__((vector_size(2 * LANES)));
+typedef int8_t vb __attribute__((vector_size(LANES)));
 
 /* ---- memory, constants, choice ---- */
 
@@ -298,6 +299,26 @@ INLINE void narrow_f16(void *p, vf v) {
         memcpy((char *)p + 2 * i, &h, 2);
     }
 #endif
+}
+
+/* ---- signed bytes ---- */
+
+INLINE vf widen_i8(const void *p) {
+#if defined(__AVX512F__) && LANES == 16
+    return (vf)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+#elif defined(__AVX2__) && LANES == 8
+    return (vf)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+#else
+    vb bytes;
+    memcpy(&bytes, p, sizeof(bytes));
+    return __builtin_convertvector(bytes, vf);
+#endif
+}
+
+/* Whole numbers from -128 to 127. */
+INLINE void narrow_i8(void *p, vf v) {
+    const vb bytes = __builtin_convertvector(__builtin_convertvector(v, vi), vb);
+    memcpy(p, &bytes, sizeof(bytes));
 }
 
 /* ---- dot products of 16-bit floats ---- */

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hf_models import IDS, in_meta_order, logits_of
+from hf_models import IDS, in_meta_order, load, logits_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_folders import AWQ, GPTQ, SCHEMES, awq, gptq, save_quantized
@@ -22,6 +23,7 @@ from llama.checkpoint import HuggingFaceCheckpoint, open_checkpoint
 from llama.checkpoint.base import Checkpoint
 from llama.checkpoint.fingerprint import fingerprint
 from llama.checkpoint.verify import verify
+from llama.errors import CheckpointFormatError
 from llama.kernels.quantized import FORMATS, dequantize
 from llama.model import Transformer
 
@@ -160,6 +162,16 @@ def test_logits_are_those_of_transformers_with_these_weights(folders: Any, schem
     assert (logits_here(checkpoint) - logits_of(model)).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_built_model_computes_the_same_up_to_what_int8_inputs_cost(folders: Any, scheme: str) -> None:
+    """Through whatever kernel this machine has: about 3 % of the logits' size. A wrong order gives 100 %."""
+    checkpoint, _, model = folders(scheme)
+    expected = logits_of(model)
+    with load(checkpoint.folder) as llama:
+        found = llama.model(torch.tensor(IDS))
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
 @pytest.mark.parametrize(("settings", "pack"), [(GPTQ, gptq()), (AWQ, awq())], ids=["gptq", "awq"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_quantized_output_matrix_and_bins(
@@ -170,9 +182,34 @@ def test_a_quantized_output_matrix_and_bins(
     assert checkpoint.dtype == torch.float16
     assert checkpoint.form("output.weight", (0, 64)) is not None
     assert checkpoint.form("tok_embeddings.weight", (0, 64)) is None
+    assert checkpoint.dtype_of("tok_embeddings.weight") == dtype
     for name, whole in in_meta_order(model).items():
         columns = (0, whole.shape[1]) if whole.dim() == 2 else None
         assert torch.equal(read(checkpoint, name, (0, len(whole)), columns), whole), name
+
+
+@pytest.mark.parametrize("scheme", ["gptq 4", "awq", "nf4", "int8"])
+def test_modules_that_were_left_out_are_plain(tmp_path: Path, scheme: str) -> None:
+    config, pack = SCHEMES[scheme]
+    key = "llm_int8_skip_modules" if scheme in ("nf4", "int8") else "modules_to_not_convert"
+    model = save_quantized(tmp_path, {**config, key: ["down_proj"]}, pack, left="down_proj")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.form("layers.0.feed_forward.w2.weight", (0, 192)) is None
+    assert checkpoint.form("layers.0.feed_forward.w1.weight", (0, 64)) is not None
+    for name, whole in in_meta_order(model).items():
+        columns = (0, whole.shape[1]) if whole.dim() == 2 else None
+        assert torch.equal(read(checkpoint, name, (0, len(whole)), columns), whole), name
+
+
+@pytest.mark.parametrize("scheme", ["gptq 4", "gptq 4 act-order", "awq", "nf4 nested", "int8"])
+def test_a_file_that_is_cut_while_it_is_open_is_noticed(tmp_path: Path, scheme: str) -> None:
+    """Touching what is gone would end the process."""
+    save_quantized(tmp_path, *SCHEMES[scheme])
+    checkpoint = open_checkpoint(tmp_path)
+    os.truncate(tmp_path / "model.safetensors", 4096)
+    for read_it in (checkpoint.blocks, checkpoint.compute):
+        with pytest.raises(CheckpointFormatError, match="was cut from"):
+            read_it("layers.1.attention.wq.weight", (3, 20), (0, 64))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +232,7 @@ def test_a_quantized_output_matrix_and_bins(
 )
 def test_the_config_may_lie_beside(tmp_path: Path, file: str, config: Any, pack: Any, title: str) -> None:
     model = save_quantized(tmp_path, None, pack)
+    (tmp_path / "model.safetensors").rename(tmp_path / "gptq_model-4bit-32g.safetensors")  # AutoGPTQ's name
     (tmp_path / file).write_text(json.dumps(config))
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.quantization == title

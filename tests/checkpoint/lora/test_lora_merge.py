@@ -31,8 +31,6 @@ from llama import Llama
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.base import Checkpoint
 from llama.checkpoint.lora import AdaptedCheckpoint
-from llama.checkpoint.wrapped import WrappedCheckpoint
-from llama.kernels.quantized import BLOCK, Blocks, dequantize, form_of, to_int8
 
 ROUNDING = 3e-7
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -177,70 +175,3 @@ def test_a_tied_output_keeps_its_weight_when_the_embedding_is_changed(tmp_path: 
     embedding = model.state_dict()["model.embed_tokens.weight"]
     assert torch.equal(found["output.weight"], embedding)
     assert not torch.equal(found["tok_embeddings.weight"], embedding)
-
-
-class Int8(WrappedCheckpoint):
-    """A checkpoint whose matrices are quantized."""
-
-    def _values(self, name: str, rows: tuple[int, int]) -> torch.Tensor:
-        out = torch.empty(rows[1] - rows[0], self.shapes[name][1])
-        self.source.read(name, out, rows, (0, out.shape[1]))
-        return out
-
-    def is_mapped(self, name: str) -> bool:
-        return Checkpoint.is_mapped(self, name)
-
-    def compute(self, name: str, rows: Any, columns: Any) -> torch.Tensor:
-        return Checkpoint.compute(self, name, rows, columns)
-
-    def form(self, name: str, columns: Any) -> Any:
-        total = self.shapes[name][1]
-        return form_of("int8", columns, BLOCK, total) if total % BLOCK == 0 else None
-
-    def blocks(self, name: str, rows: Any, columns: Any) -> Blocks:
-        found, form = to_int8(self._values(name, rows)), self.form(name, columns)
-        first = columns[0] // BLOCK * BLOCK
-        groups = slice(first // BLOCK, (first + form.columns) // BLOCK)
-        return Blocks(form, found.codes[:, first : first + form.columns], found.scales[:, groups])
-
-
-@pytest.mark.parametrize("columns", [(0, 64), (32, 64), (5, 41), (40, 48)])
-@pytest.mark.parametrize(
-    "name", ["layers.0.attention.wq.weight", "output.weight", "layers.1.feed_forward.w1.weight"]
-)
-def test_quantized_weights_are_merged_in_float32_and_quantized_again(
-    tmp_path: Path, folders: dict[str, Path], name: str, columns: tuple[int, int]
-) -> None:
-    adapter = save_adapter(tmp_path / "adapter", target_modules=["q_proj", "lm_head", "down_proj"])
-    # Of embeddings PEFT also saves a copy of the base weight.
-    replace_tensors(
-        adapter, {key: each for key, each in tensors_of(adapter).items() if "base_layer" not in key}
-    )
-    plain = Int8(open_checkpoint(folders["hf"]))
-    checkpoint = AdaptedCheckpoint(plain, open_checkpoint(folders["hf"], adapter=adapter).adapter)  # type: ignore
-    change = checkpoint.adapter.changes.get(name)
-    base_, found = (torch.empty(20, columns[1] - columns[0]) for _ in range(2))
-    plain.read(name, base_, (3, 23), columns)
-    checkpoint.read(name, found, (3, 23), columns)
-    form = checkpoint.form(name, columns)
-    assert form is not None
-    again = Checkpoint.compute(checkpoint, name, (3, 23), columns)
-    if change is None:
-        assert torch.equal(found, base_)
-        assert torch.equal(again, base_)
-        return
-    exact = open_checkpoint(folders["hf"], adapter=adapter)
-    delta, without = (torch.empty_like(found) for _ in range(2))
-    exact.read(name, delta, (3, 23), columns)
-    exact.source.read(name, without, (3, 23), columns)  # type: ignore[attr-defined]
-    assert (found - base_ - (delta - without)).abs().max() < 1e-6
-    wide = torch.empty(20, form.columns)
-    first = columns[0] // BLOCK * BLOCK
-    checkpoint.read(name, wide, (3, 23), (first, first + form.columns))
-    largest = wide.view(20, -1, BLOCK).abs().amax(2).repeat_interleave(BLOCK, 1)
-    largest = largest[:, columns[0] - first :][:, : found.shape[1]]
-    assert ((again - found).abs() <= largest / 250).all()
-    assert not torch.equal(again, found)
-    # w2 of this shape has rows of 176, which are not whole blocks: it is not quantized.
-    assert checkpoint.notes == ["3 quantized matrices that the adapter changes are quantized again, to int8"]
-    assert dequantize(checkpoint.blocks(name, (3, 23), columns)).shape == (20, form.columns)

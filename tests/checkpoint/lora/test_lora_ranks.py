@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from typing import Any
 
 import peft
@@ -25,8 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
     options: dict[str, Any] = {"modules_to_save": ["norm"], "rank_pattern": {"k_proj": 6}, "use_rslora": True}
     adapter = save_adapter(place / "adapter", target_modules=[*LINEAR, "embed_tokens", "lm_head"], **options)
     # The same tensors, but another scaling.
-    save_adapter(place / "other", target_modules=[*LINEAR, "embed_tokens", "lm_head"], **options)
-    change_config(place / "other", lora_alpha=9)
+    change_config(shutil.copytree(adapter, place / "other"), lora_alpha=9)
     for report in run_forked(place / "reports", *((size, "adapter_script.py", place) for size in RANKS)):
         assert not any(report["codes"]), report["stderr"]
     with quiet():

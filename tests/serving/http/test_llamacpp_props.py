@@ -12,8 +12,8 @@ from starlette.requests import Request
 from tiny_llama import tiny_llama
 
 from llama import Llama
-from llama.prompts import chat_prompt
 from llama.chat_templates import chat_template
+from llama.prompts import chat_prompt
 from llama.serving.http.llamacpp.props import ROUTES
 from llama.serving.http.problems import Problem
 from llama.serving.http.routes import Call

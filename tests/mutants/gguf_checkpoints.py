@@ -52,7 +52,7 @@ MUTANTS = [
         new="    d = torch.cat([low & 63, high & 15], -1)",
         tests=(
             f"{_TYPES}::test_random_blocks_have_the_values_of_the_package",
-            f"{_LAYOUT}::test_any_window_is_that_part_of_the_whole",
+            f"{_LAYOUT}::test_every_type_is_read_as_the_package_reads_it",
         ),
     ),
     Mutant(
@@ -60,7 +60,7 @@ MUTANTS = [
         file=_KINDS,
         old="        return raw[..., 2:] ^ 128  # from signed to unsigned with 128 as the zero",
         new="        return raw[..., 2:].clone()",
-        tests=(f"{_LAYOUT}::test_any_window_is_that_part_of_the_whole",),
+        tests=(f"{_LAYOUT}::test_every_type_is_read_as_the_package_reads_it",),
     ),
     Mutant(
         name="scales of a slice begin at the first group",

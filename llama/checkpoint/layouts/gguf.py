@@ -25,7 +25,8 @@ from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Part, Range
 from ..files import some
 from ..info import amount
-from ..weight_files.gguf import GgufTensor, open_gguf, split_files
+from ..weight_files.gguf import GgufTensor, open_gguf
+from ..weight_files.gguf_split import split_files
 from ..weight_files.gguf_types import GgufType, codes_of, k_factors, scales_of, values_of
 from .gguf_config import FILE_TYPES, args_of
 from .gguf_tokenizer import has_tokenizer, pieces_of, tokenizer_model

@@ -11,7 +11,7 @@ import gguf
 import pytest
 import torch
 from gguf_files import BLOCKED, PLAIN, QUANTIZED, TAKEN, name_of, random_blocks, save_gguf, whole
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from slices import mine
 from tiny_models import hugging_face_twin, random_weights, save_checkpoint
@@ -101,7 +101,12 @@ def test_names_are_those_of_the_package() -> None:
 def test_every_type_is_read_as_the_package_reads_it(mixed: Path, theirs: dict[str, torch.Tensor]) -> None:
     checkpoint = open_checkpoint(mixed)
     for name in WEIGHTS:
-        assert torch.equal(read(checkpoint, name), theirs[name_of(name)].float()), MIXED.get(name)
+        kind, values = MIXED.get(name), theirs[name_of(name)].float()
+        assert torch.equal(read(checkpoint, name), values), kind
+        if kind in TAKEN:
+            assert torch.equal(
+                dequantize(checkpoint.blocks(name, (0, len(values)), (0, values.shape[1]))), values
+            )
 
 
 def test_transformers_reads_the_same_file_as_the_same_model(mixed: Path) -> None:
@@ -137,6 +142,9 @@ def windows(draw: st.DrawFn) -> tuple[str, tuple[int, int], tuple[int, int]]:
 
 
 @given(window=windows())
+@example(window=("layers.0.feed_forward.w2.weight", (0, 9), (32, 320)))  # Q4_K, into the second block
+@example(window=("layers.0.feed_forward.w2.weight", (5, 6), (250, 512)))
+@example(window=("layers.1.feed_forward.w2.weight", (3, 4), (100, 300)))  # Q6_K
 def test_any_window_is_that_part_of_the_whole(
     mixed: Path, theirs: dict[str, torch.Tensor], window: Any
 ) -> None:

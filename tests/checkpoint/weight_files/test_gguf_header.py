@@ -20,7 +20,8 @@ from gguf_forge import Forged, Tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama.checkpoint.weight_files.gguf import open_gguf, split_files
+from llama.checkpoint.weight_files.gguf import open_gguf
+from llama.checkpoint.weight_files.gguf_split import split_files
 from llama.errors import (
     CheckpointFormatError,
     CheckpointMismatchError,

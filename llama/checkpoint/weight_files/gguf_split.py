@@ -1,0 +1,67 @@
+"""The files of a GGUF model that was split: NAME-00001-of-00003.gguf, the metadata in the first."""
+
+from __future__ import annotations
+
+import re
+
+from ...errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
+from ...printable import shown
+from ..files import is_there
+from .gguf import GgufFile, open_gguf
+
+__all__ = ["split_files"]
+
+_MOST_FILES = 1024
+
+
+def split_files(first: GgufFile) -> list[GgufFile]:
+    """All files of a model of which one is open, in order: it says in how many it was split.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointFormatError: as for `open_gguf`.
+        CheckpointMismatchError: they do not belong together.
+    """
+    count = _split(first, "split.count", 1)
+    if count <= 1:
+        return [first]
+    path = first.path
+    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    if match is None or int(match[3]) != count:
+        number = _split(first, "split.no", 0) + 1
+        raise CheckpointMismatchError(
+            f"{path} is part {number} of {count} of a model; name the parts NAME-00001-of-{count:05d}.gguf and so on,"
+            " as they were published, in one folder"
+        )
+    if count > _MOST_FILES:
+        raise CheckpointFormatError(
+            f"{path} says that it is one of {count:,} files; at most {_MOST_FILES:,} are read"
+        )
+    paths = [path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf") for i in range(1, count + 1)]
+    missing = [each.name for each in paths if not is_there(each)]
+    if missing:
+        raise CheckpointNotFoundError(
+            f"{path.parent} lacks {len(missing)} of the {count} files of {match[1]}, first {missing[0]}; download"
+            " them"
+        )
+    files = [first if each == path else open_gguf(each) for each in paths]
+    for i, file in enumerate(files):
+        told = _split(file, "split.no", -1), _split(file, "split.count", -1)
+        if told != (i, count):
+            raise CheckpointMismatchError(
+                f"{file.path} says that it is file {told[0] + 1} of {told[1]}, but its name {i + 1} of {count}; files"
+                " of different downloads may have been mixed"
+            )
+    total, announced = sum(len(file.tensors) for file in files), _split(files[0], "split.tensors.count", -1)
+    if total != announced:
+        raise CheckpointMismatchError(
+            f"the {count} files of {match[1]} hold {total} tensors, but {files[0].path.name} announces {announced};"
+            " download them again"
+        )
+    return files
+
+
+def _split(file: GgufFile, key: str, default: int) -> int:
+    value = file.metadata.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise CheckpointFormatError(f"{file.path}: {key} is {shown(value)}; it must be an integer")
+    return value

@@ -195,8 +195,8 @@ MUTANTS = [
     Mutant(
         name="the cache is planned as if no weight was quantized",
         file="llama/loading.py",
-        old=", weights=memory.nbytes)",
-        new=")",
+        old="            weights=memory.nbytes,\n",
+        new="",
         tests=("tests/test_loading.py::test_the_cache_is_planned_beside_the_real_bytes",),
     ),
     Mutant(

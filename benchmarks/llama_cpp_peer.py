@@ -1,6 +1,6 @@
 """llama.cpp as a peer, through llama-cpp-python's low-level calls (`pip install -e ".[bench]"`).
 
-It is given the same weights as a GGUF file; see gguf_files.py.
+It is given the same weights as a GGUF file; see gguf_export.py.
 
 pip compiles llama.cpp for the CPU at hand. To compare with it on AVX2 (`--level x86-64-v3`) where the CPU has more,
 compile another one, and name the folder of its libraries:
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf_files import export, library
+from gguf_export import export, library
 from machine import avx2_only
 from transformers_peer import plain_weights
 

@@ -89,7 +89,7 @@ def peer_worker(path: str) -> None:
 
 def llama_cpp_worker(path: str) -> None:
     """The same with llama.cpp, which reads the file into memory of its own, and repacks it for this CPU."""
-    from gguf_files import library
+    from gguf_export import library
 
     lc = library()
     before = _status("VmRSS")
@@ -192,7 +192,7 @@ def main(
         folder: an existing checkpoint to use instead.
         ranks: numbers of ranks, with commas.
         rounds: turns of each measurement.
-        gguf: only load GGUF files of these types (see gguf_files.py), with commas, beside llama.cpp.
+        gguf: only load GGUF files of these types (see gguf_export.py), with commas, beside llama.cpp.
     """
     counts = [int(each) for each in str(ranks).strip("()").split(",") if each.strip()]
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as temporary:
@@ -267,7 +267,7 @@ def _loads(sources: list[Path], counts: list[int], rounds: int) -> None:
 
 
 def _ggufs(base: Path, args: ModelArgs, kinds: list[str], rounds: int) -> None:
-    from gguf_files import export, quantize
+    from gguf_export import export, quantize
 
     generator = torch.Generator().manual_seed(0)
     weights = (

@@ -200,7 +200,7 @@ def events(streams: Any = (1, 8, 32), new: int = 300, rounds: int = 3) -> None:
 @contextlib.contextmanager
 def _llama_server(program: str, llama: Llama, streams: int, threads: int) -> Iterator[int]:
     """llama.cpp's own server on the same weights -> its port."""
-    from gguf_files import export
+    from gguf_export import export
     from transformers_peer import plain_weights
 
     with tempfile.TemporaryDirectory() as folder, socket.socket() as found:

@@ -19,7 +19,7 @@ from pathlib import Path
 import fire
 import numpy as np
 import torch
-from gguf_files import export, quantize
+from gguf_export import export, quantize
 from llama_cpp_peer import LlamaCpp
 from peers import parts
 

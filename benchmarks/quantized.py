@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fire
 import torch
-from gguf_files import TYPES, export, quantize
+from gguf_export import TYPES, export, quantize
 from machine import at_level, describe
 from peers import (
     TOKENIZER,
@@ -104,7 +104,7 @@ def main(
 
     Args:
         shapes: of 110m, 1.1b, 7b, with commas.
-        types: of gguf_files.TYPES, with commas.
+        types: of gguf_export.TYPES, with commas.
         peers: of llama.cpp, ctranslate2, openvino, with commas.
         works: of decode, batch, ragged, prefill.
         dtype: of our activations.

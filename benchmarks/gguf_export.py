@@ -76,7 +76,7 @@ def library() -> Any:
     import llama_cpp as lc
 
     quiet = lc.llama_log_callback(lambda *_: None)
-    lc.kept_by_gguf_files = quiet  # a callback must outlive its use
+    lc.kept_by_gguf_export = quiet  # a callback must outlive its use
     lc.llama_log_set(quiet, ctypes.c_void_p(0))
     lc.llama_backend_init()
     return lc

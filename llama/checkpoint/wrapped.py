@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.quantized import Blocks, Form, RawRows
 from ..errors import CheckpointFormatError
+from ..kernels.quantized import Blocks, Form, RawRows
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, Part, Range
 

@@ -1,5 +1,6 @@
-/* Rows of blocks as a GGUF file holds them -> the layout of matrix.h, in one pass. checkpoint/weight_files/gguf_types.py
- * and to_int8 in kernels/quantized.py have the same in torch: the same bits, on every level.
+/* Rows of blocks as a GGUF file holds them -> the layout of matrix.h, in one pass.
+ * checkpoint/weight_files/gguf_types.py and to_int8 in kernels/quantized.py have the same in torch: the same bits, on
+ * every level.
  *
  * 16 rows are taken together, 256 weights of each at a time. Blocks of Q8_0, Q4_0 and Q4_K keep their codes and
  * scales. Those of other types become floats, and these become int8. */
@@ -67,7 +68,7 @@ INLINE void take_halves(const uint8_t *from, long bytes, long run, uint8_t *code
         }
 }
 
-/* 64 bytes -> 256 codes of 2 bits, of each 32 bytes the lowest first; times `unit`, into codes of which they are a part. */
+/* 64 bytes -> 256 times 2 bits, of each 32 bytes the lowest first. They become bits `shift` and up of the codes. */
 INLINE void add_pairs(const uint8_t *from, int shift, uint8_t *codes) {
     for (int k = 0; k < 64; k += 32)
         for (int i = 0; i < 32; i += 16) {
@@ -79,7 +80,7 @@ INLINE void add_pairs(const uint8_t *from, int shift, uint8_t *codes) {
         }
 }
 
-/* 32 bytes -> 256 codes of a bit, the lowest of all bytes first; likewise. */
+/* 32 bytes -> 256 bits, the lowest of all bytes first. They become bit `shift` of the codes. */
 INLINE void add_bits(const uint8_t *from, int shift, uint8_t *codes) {
     for (int i = 0; i < 32; i += 16) {
         const v16 v = bytes_at(from + i);
@@ -92,7 +93,14 @@ INLINE void add_bits(const uint8_t *from, int shift, uint8_t *codes) {
 
 /* 4 bytes -> bit 4 of 32 codes, the lowest first. */
 INLINE void add_fifth(const uint8_t *from, uint8_t *codes) {
-    for (int i = 0; i < BLOCK; i++) codes[i] |= (from[i / 8] >> i % 8 & 1) << 4;
+    for (int i = 0; i < BLOCK / 8; i++) {
+        /* A bit in each of 8 bytes, which carries into the highest one of its byte. */
+        const uint64_t bits = from[i] * 0x0101010101010101u & 0x8040201008040201u;
+        uint64_t eight;
+        memcpy(&eight, codes + 8 * i, sizeof(eight));
+        eight |= (bits + 0x7f7f7f7f7f7f7f7fu) >> 3 & 0x1010101010101010u;
+        memcpy(codes + 8 * i, &eight, sizeof(eight));
+    }
 }
 
 /* The 6-bit factors of d and of dmin in the 12 bytes of Q4_K and Q5_K. */
@@ -112,8 +120,8 @@ typedef struct {
     long first, last, column;
 } part_t;
 
-/* A piece of one row -> its codes, and its scales and zeros in the matrix, of which `n` groups lie from `scales` on.
- * Returns whether all scales are finite. */
+/* A piece of one row -> its codes. Its scales and zeros go into the matrix, where the row's begin at `scales` and
+ * `zeros`. Returns whether all scales are finite. */
 INLINE int take_row(const unpack_t *u, int type, part_t part, const uint8_t *from, uint8_t *codes, uint16_t *scales,
                     uint8_t *zeros) {
     int finite = 1;
@@ -217,7 +225,7 @@ INLINE void take_large(int type, const uint8_t *from, numbers_t *to) {
 /* Blocks of 32 floats -> their scales and codes in int8, by to_int8's rule. */
 INLINE void to_int8(const float x[GROUP * BLOCK], uint16_t scales[GROUP], uint8_t codes[GROUP * BLOCK]) {
     float top[GROUP * LANES], inverse[GROUP];
-    const float shift = 12582912; /* 1.5 x 2^23: the integer is in the last bits of what is added to it */
+    const float shift = 12582912; /* 1.5 x 2^23: rounds what is added to it to integers */
     for (int i = 0; i < GROUP; i++) {
         vf most = {};
         UNROLL for (int k = 0; k < BLOCK; k += LANES)
@@ -237,16 +245,17 @@ INLINE void to_int8(const float x[GROUP * BLOCK], uint16_t scales[GROUP], uint8_
     for (int i = 0; i < GROUP; i++)
         UNROLL for (int k = 0; k < BLOCK; k += LANES) {
             const vf q = smaller(larger(load(x + i * BLOCK + k) * inverse[i], broadcast(-128)), broadcast(127));
-            const vb bytes = __builtin_convertvector((vi)(q + shift) ^ 0x80, vb);
-            memcpy(codes + i * BLOCK + k, &bytes, sizeof(bytes));
+            narrow_i8(codes + i * BLOCK + k, (q + shift) - shift);
         }
+    for (int i = 0; i < GROUP * BLOCK; i += 16) put_bytes(codes + i, bytes_at(codes + i) ^ 0x80808080u);
 }
 
 /* A piece of two rows, of which the second may be missing; the rest as in take_row. */
 INLINE int requantize(int type, part_t part, const uint8_t *from, long stride, long rows, uint8_t *codes,
                       uint16_t *scales) {
-    float x[2 * PIECE] = {0};
+    float x[2 * PIECE];
     uint16_t found[GROUP];
+    if (rows < 2 || part.last - part.first < PIECE) memset(x, 0, sizeof(x));
     int finite = 1;
     for (long r = 0; r < rows; r++) {
         numbers_t n;
@@ -258,7 +267,11 @@ INLINE int requantize(int type, part_t part, const uint8_t *from, long stride, l
             const float d = n.d[i / RUN], m = n.m[i / RUN];
             UNROLL for (int k = 0; k < RUN; k += LANES)
                 store(x + r * PIECE + i + k, widen_i8(n.codes + i + k) * d - broadcast(m));
-            finite &= d - d == 0 && m - m == 0;
+        }
+        for (long i = part.first / RUN; i < part.last / RUN; i++) {
+            uint32_t d, m;
+            memcpy(&d, n.d + i, sizeof(d)), memcpy(&m, n.m + i, sizeof(m));
+            finite &= ((d & 0x7f800000) != 0x7f800000) & ((m & 0x7f800000) != 0x7f800000);
         }
     }
     to_int8(x, found, codes);
@@ -289,6 +302,10 @@ INLINE int unpack_group(const unpack_t *u, int type, int kept, long g) {
         if (zeros) memset(zeros, 0, bytes);
     }
     for (long k = 0; k < end; k += PIECE, from += PIECE / length_of(type) * bytes_of(type)) {
+        /* 16 rows side by side are more than the CPU fetches ahead by itself. */
+        for (long r = 0; r < rows && k + PIECE < end; r++)
+            for (long i = 0; i < PIECE / length_of(type) * bytes_of(type); i += 64)
+                __builtin_prefetch(from + r * u->stride + PIECE / length_of(type) * bytes_of(type) + i);
         const part_t part = {k < u->skip ? u->skip - k : 0, end - k < PIECE ? end - k : PIECE, k - u->skip};
         if (kept)
             for (long r = 0; r < rows; r++)
@@ -307,16 +324,18 @@ INLINE int unpack_group(const unpack_t *u, int type, int kept, long g) {
     return finite;
 }
 
-/* f(type, ...) with the type as a constant. */
-#define UNPACK(type, kept)                                                            \
-    case type:                                                                        \
-        for (long g; (g = next_piece(team)) < groups;)                                \
-            if (!unpack_group(u, type, kept, g)) __atomic_store_n(&u->bad, 1, __ATOMIC_RELAXED); \
+/* Takes groups of a type, which is a constant, until none is left. */
+#define UNPACK(type, kept)                                \
+    case type:                                            \
+        while ((g = next_piece(team)) < groups)           \
+            finite &= unpack_group(u, type, kept, g);     \
         break;
 
 static void unpack_share(void *what, team_t *team, long thread) {
     unpack_t *u = what;
     const long groups = (u->rows + GROUP - 1) / GROUP;
+    int finite = 1;
+    long g;
     switch (u->type) {
         UNPACK(Q8_0, 1)
         UNPACK(Q4_0, 1)
@@ -329,6 +348,7 @@ static void unpack_share(void *what, team_t *team, long thread) {
         UNPACK(Q5_K, 0)
         UNPACK(Q6_K, 0)
     }
+    if (!finite) __atomic_store_n(&u->bad, 1, __ATOMIC_RELAXED);
     end_stream();
 }
 

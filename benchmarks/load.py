@@ -66,7 +66,10 @@ def load_worker(path: str, tokenizer: str | None = None) -> None:
     peak = _status("VmHWM") - before
     llama.generate([[1, 300, 301]], 1, temperature=0.0)
     first = time.perf_counter() - started
-    weights = sum(value.nbytes for value in llama.model.parameters())
+    packed = {id(module): module.packed for module in llama.model.modules() if hasattr(module, "packed")}
+    counted = {weight.codes.data_ptr() for weight in packed.values()}
+    weights = sum(weight.nbytes for weight in packed.values())  # with scales, which are no parameters
+    weights += sum(value.nbytes for value in llama.model.parameters() if value.data_ptr() not in counted)
     _tell(s=seconds, first=first, peak=peak, peak_first=_status("VmHWM") - before, weights=weights)
     llama.close()
 

@@ -16,11 +16,12 @@ import torch
 
 from . import cached, compiled
 from .levels import Level
-from .quantized import BLOCK, FORMATS, Blocks, Form
+from .quantized import BLOCK, FORMATS, Blocks, Form, RawRows
 
 __all__ = [
     "DTYPES",
     "LANES",
+    "UNPACKED",
     "Kernels",
     "Matrix",
     "cache_number",
@@ -37,6 +38,11 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Outputs of one group of a packed weight, on every level.
 LANES = 16
+# Types of GGUF that csrc/unpack.c takes, by the numbers that stand in a file.
+UNPACKED = {
+    **{"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8},
+    **{"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14},
+}
 # Inputs of one step of a packed weight: bfloat16 lies in pairs.
 _STEP = {torch.float32: 1, torch.float16: 1, torch.bfloat16: 2}
 
@@ -134,6 +140,20 @@ class Kernels:
             *(ctypes.byref(whole), codes.data_ptr(), codes.stride(0), scales.data_ptr()),
             *(None if zeros is None else zeros.data_ptr(), row, len(codes), torch.get_num_threads()),
         )
+
+    def unpack(self, raw: RawRows, whole: Matrix, row: int = 0) -> bool:
+        """Write rows of a file, of which the first is `row`, into the packed form -> whether all scales are finite.
+
+        Rows as in `pack_blocks`. The whole has the format of the type's codes: Q8_0 int8, Q4_0 int4, Q4_K k4; int8
+        if it is another one of UNPACKED, which is quantized again, as `to_int8` does it.
+        """
+        data = raw.data
+        assert data.stride()[1:] == (data.shape[2], 1)
+        finite: int = self._library.llama_unpack(
+            *(ctypes.byref(whole), data.data_ptr(), data.stride(0), UNPACKED[raw.kind], raw.skip),
+            *(row, len(data), torch.get_num_threads()),
+        )
+        return finite != 0
 
     def linear(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
         """x (..., in) times the transpose of a packed weight, of any format -> (..., out), of x's dtype."""

@@ -57,7 +57,7 @@ class FusedLayers:
         weights, around = _modules(layers)
         self._kinds = [type(module) for module in (*weights, *around)]
         self._sizes = _plain_sizes(shape)
-        # The weights behind the addresses are held, so that no other weight can come to lie at one of them.
+        # The weights behind `_found`, ids and addresses of parameters, are held: no other one can come to lie there.
         self._held: list[torch.Tensor | PackedWeight] = []
         self._found: list[int] = []
         self._layers: Layers | None = None
@@ -78,11 +78,13 @@ class FusedLayers:
             weights, around = _modules(layers)
             if not self._unchanged(weights, around):
                 return False
-            found = [module._parameters["weight"].data_ptr() for module in weights]
+            parameters = [module._parameters["weight"] for module in weights]
+            # Two parameters may have the same codes and different scales.
+            found = [*map(id, parameters), *(each.data_ptr() for each in parameters)]
         except (AttributeError, KeyError, RuntimeError):
             return False  # no such module, or no weight with memory of its own
         if found != self._found:
-            self._look_up(weights, found)
+            self._look_up(weights, parameters, found)
         return self._layers is not None and self._dtype == x_TC.dtype
 
     def _unchanged(self, weights: list[Any], around: list[Any]) -> bool:
@@ -96,7 +98,7 @@ class FusedLayers:
             and all(attention.layer == layer for layer, attention in enumerate(around[1::3]))
         )
 
-    def _look_up(self, modules: list[Any], found: list[int]) -> None:
+    def _look_up(self, modules: list[Any], parameters: list[torch.Tensor], found: list[int]) -> None:
         """Take over the addresses of these modules' weights, if the kernels can run them."""
         held = [
             module.packed if len(size) == 2 else module.weight.detach()
@@ -117,7 +119,7 @@ class FusedLayers:
         self._layers = None if kernels is None else Layers(kernels, norms, found_matrices)
         self._dtype = dtype
         # Last: from here on another thread takes the addresses for these weights.
-        self._held, self._found = held, found
+        self._held, self._found = [*held, *parameters], found
 
     def run(
         self,

@@ -59,7 +59,7 @@ class FusedLayers:
         self._kinds = [type(module) for part in _modules(layers) for module in part]
         self._sizes = _plain_sizes(shape)
         self._parts: _Parts | None = None
-        # The weights behind the addresses are held, so that no other weight can come to lie at one of them.
+        # The weights behind `_found`, ids and addresses of parameters, are held: no other one can come to lie there.
         self._held: list[torch.Tensor | PackedWeight] = []
         self._found: list[int] = []
         self._layers: Layers | None = None
@@ -86,12 +86,14 @@ class FusedLayers:
                     return False
             if not self._unchanged(parts):
                 return False
-            found = parts.addresses()
+            parameters = parts.parameters()
+            # Two parameters may have the same codes and different scales.
+            found = [*map(id, parameters), *map(torch.Tensor.data_ptr, parameters)]
         except (AttributeError, KeyError, RuntimeError, TypeError):
             return False  # no such module, or no weight with memory of its own
         self._parts = parts
         if found != self._found:
-            self._look_up(parts.weights, found)
+            self._look_up(parts.weights, parameters, found)
         return self._layers is not None and self._dtype == x_TC.dtype
 
     def _unchanged(self, parts: _Parts) -> bool:
@@ -104,7 +106,7 @@ class FusedLayers:
             and list(map(_layer, parts.attentions)) == parts.order
         )
 
-    def _look_up(self, modules: list[Any], found: list[int]) -> None:
+    def _look_up(self, modules: list[Any], parameters: list[torch.Tensor], found: list[int]) -> None:
         """Take over the addresses of these modules' weights, if the kernels can run them."""
         held = [
             module.packed if len(size) == 2 else module.weight.detach()
@@ -125,7 +127,7 @@ class FusedLayers:
         self._layers = None if kernels is None else Layers(kernels, norms, found_matrices)
         self._dtype = dtype
         # Last: from here on another thread takes the addresses for these weights.
-        self._held, self._found = held, found
+        self._held, self._found = [*held, *parameters], found
 
     def run(
         self,
@@ -190,9 +192,9 @@ class _Parts:
         """Whether a collection of now would find the same modules, and no hook was registered since."""
         return RemovableHandle.next_id == self._handles and self._now(layers) == self._all
 
-    def addresses(self) -> list[int]:
-        """Where the weights are now."""
-        return list(map(torch.Tensor.data_ptr, map(_weight, self._parameters)))
+    def parameters(self) -> list[torch.Tensor]:
+        """The weights, as they are now."""
+        return list(map(_weight, self._parameters))
 
 
 def _modules(layers: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:

@@ -181,8 +181,8 @@ MUTANTS = [
     Mutant(
         name="quantized weights do not notice that their memory has moved",
         file="llama/distributed/layers.py",
-        old="    return replace(packed)  # with the addresses of now\n",
-        new="    return packed\n",
+        old="    if not packed.holds(weight):\n        packed = weight.packed = replace(packed)",
+        new="    if False:\n        packed = weight.packed = replace(packed)",
         tests=("tests/distributed/test_quantized_layers.py",),
     ),
     Mutant(

@@ -92,13 +92,13 @@ def peer_worker(path: str) -> None:
 
 def llama_cpp_worker(path: str) -> None:
     """The same with llama.cpp, which reads the file into memory of its own, and repacks it for this CPU."""
-    from gguf_export import library
+    from gguf_export import library, without_mapping
 
     lc = library()
     before = _status("VmRSS")
     started = time.perf_counter()
     parameters = lc.llama_model_default_params()
-    parameters.use_mmap = False
+    without_mapping(parameters)
     model = lc.llama_model_load_from_file(path.encode(), parameters)
     seconds = time.perf_counter() - started
     _tell(s=seconds, peak=_status("VmHWM") - before, weights=lc.llama_model_size(model))

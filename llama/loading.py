@@ -28,9 +28,9 @@ from .printable import shown
 from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
     CACHE_DTYPES,
-    GIB,
     CacheMemory,
     CachePlan,
+    amount,
     cache_bytes_per_token,
     check_cache_dtype,
     check_cache_memory,
@@ -159,11 +159,11 @@ def _log_missing_kernels(why: str) -> None:
 def _sizes(args: ModelArgs, parallel: Parallel, memory: WeightMemory, plan: CachePlan, seconds: float) -> str:
     """The numbers of the line that says what was loaded."""
     replicas = f" x {parallel.replicas} replicas" if parallel.replicas > 1 else ""
-    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, plan.form) / GIB
+    cache_size = plan.tokens * cache_bytes_per_token(args, parallel.size, plan.form)
     stored = "" if plan.form == memory.dtype else f" in {plan.form}"
     return (
-        f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {memory.nbytes / GIB:.2f} GiB per rank,"
-        f" cache for up to {plan.tokens:,} tokens{stored} ({cache_size:.2f} GiB), {plan.retained:,} of them for reuse"
+        f"model-parallel {parallel.size}{replicas}, in {seconds:.1f} s: {amount(memory.nbytes)} per rank,"
+        f" cache for up to {plan.tokens:,} tokens{stored} ({amount(cache_size)}), {plan.retained:,} of them for reuse"
     )
 
 

@@ -55,12 +55,12 @@ def check_folder(folder: Path, kind: str = "checkpoint") -> None:
     """
     found = _look_at(folder)
     if found is None:
-        raise CheckpointNotFoundError(
-            f"{kind} folder {folder} does not exist; check the path, or download it"
-        )
+        what = kind if folder.suffix == ".gguf" else f"{kind} folder"
+        raise CheckpointNotFoundError(f"{what} {folder} does not exist; check the path, or download it")
     if not stat.S_ISDIR(found.st_mode):
+        or_gguf = ", nor a GGUF file" if kind == "checkpoint" else ""
         raise CheckpointNotFoundError(
-            f"{folder} is a file, and not a GGUF; pass the folder that holds the {kind}"
+            f"{folder} is not a folder{or_gguf}; pass the folder that holds the {kind}"
         )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..sizing.args import ModelArgs, can_split
-from ..sizing.budget import GIB, cache_bytes_per_token, parameter_count
+from ..sizing.budget import amount, cache_bytes_per_token, parameter_count
 from ..sizing.family import context_of, member_of
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, dtype_name
 from .lora import AdaptedCheckpoint
 from .memory import largest_rank
 
-__all__ = ["amount", "describe", "guess", "shortened"]
+__all__ = ["describe", "guess", "shortened"]
 
 _SIZES = (1, 2, 4, 8)
 _CACHED = 4096
@@ -25,11 +25,6 @@ def shortened(count: float) -> str:
             return f"{count:.3g}{unit}"
         count /= 1000
     return f"{count:.3g}B"
-
-
-def amount(nbytes: float) -> str:
-    """A size in GiB, or in MiB if it is small."""
-    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB / 10 else f"{nbytes / (1 << 20):.1f} MiB"
 
 
 def guess(args: ModelArgs, tokenizer: Tokenizer | None) -> str:

@@ -12,7 +12,7 @@ import torch
 from ..kernels.operators import quantized_format, why_not_quantized
 from ..kernels.quantized import Form
 from ..kernels.quantized_weights import QuantizedFormat
-from ..sizing.budget import GIB
+from ..sizing.budget import amount
 from ..sizing.shapes import is_product
 from .base import Checkpoint, Range, dtype_name
 
@@ -88,7 +88,7 @@ class WeightMemory:
                 key = window.form.format, why_not_quantized(window.form, self.device)
                 found.setdefault(key, []).append(window.nbytes)
         return [
-            f"{len(sizes)} matrices of {kind} are loaded as {dtype_name(self.dtype)}, {sum(sizes) / GIB:.2f} GiB:"
+            f"{len(sizes)} matrices of {kind} are loaded as {dtype_name(self.dtype)}, {amount(sum(sizes))}:"
             f" {self.device.type} has no kernel for them ({why})"
             for (kind, why), sizes in found.items()
         ]

@@ -62,14 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..checkpoint import open_checkpoint
+    from ..sizing.budget import amount
 
     layout = _layout(options)
     source = open_checkpoint(options.source, adapter=options.adapter, quantize=options.quantize)
     done = _convert(source, layout, options)
     if layout == "gguf":
-        out(f"Wrote {done.nbytes / 1e9:.2f} GB in {_kind(done, source)} to {done.folder}")
+        out(f"Wrote {amount(done.nbytes)} in {_kind(done, source)} to {done.folder}")
         return 0
-    out(f"Wrote {done.nbytes / 1e9:.2f} GB of weights in {_dtype(done)} to {done.folder}:")
+    out(f"Wrote {amount(done.nbytes)} of weights in {_dtype(done)} to {done.folder}:")
     for file in done.files:
         out(f"  {file}")
     return 0
@@ -124,7 +125,14 @@ def _kind(done: Converted, source: Checkpoint) -> str:
 
     if not source.is_quantized:
         return _dtype(done)
-    return f"{source.quantization} ({done.nbytes * 8 / parameter_count(source.args):.2f} bits a weight)"
+    return f"{_formats(done)} ({done.nbytes * 8 / parameter_count(source.args):.2f} bits a weight)"
+
+
+def _formats(done: Converted) -> str:
+    """What a GGUF file came out as: what had no block of its own there is another type now than in the source."""
+    from ..checkpoint import open_checkpoint
+
+    return open_checkpoint(done.folder).quantization or _dtype(done)
 
 
 def _dtype(done: Converted) -> str:

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_cache_dtype(parser)
     parser.add_argument(
+        "--quantize",
         "--quant",
         choices=("int8", "int4"),
         help="of a plain model: as --quantize of the other verbs and quantize= of Llama.build load it",
@@ -73,10 +74,12 @@ def run(options: argparse.Namespace) -> int:
             out(line)
         return 0
     if options.model is None:
-        raise ConfigError(f"pass --model with one of {', '.join(_FAMILY)} or a checkpoint folder, or --table")
+        raise ConfigError(
+            f"pass --model with one of {', '.join(_FAMILY)}, a checkpoint's folder or GGUF file, or --table"
+        )
     checkpoint = _checkpoint(options)
     if isinstance(checkpoint, ModelArgs):
-        args, kind, dtype = checkpoint, options.quant, torch_dtype(options.dtype) or torch.bfloat16
+        args, kind, dtype = checkpoint, options.quantize, torch_dtype(options.dtype) or torch.bfloat16
         check_size(args, options.mp)
         weights = estimate(args, options.mp, 1, 1, dtype, kind).weights
     else:
@@ -154,6 +157,7 @@ def _checkpoint(options: argparse.Namespace) -> ModelArgs | Checkpoint:
             return args_of(member)
     if not Path(model).exists():
         raise CheckpointNotFoundError(
-            f"there is no model and no folder {model!r}; pass one of {', '.join(_FAMILY)}, or a checkpoint folder"
+            f"there is no model, folder or GGUF file {model!r}; pass one of {', '.join(_FAMILY)}, or a"
+            " checkpoint's folder or GGUF file"
         )
-    return open_checkpoint(model, quantize=options.quant)
+    return open_checkpoint(model, quantize=options.quantize)

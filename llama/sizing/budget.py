@@ -25,6 +25,7 @@ __all__ = [
     "SPARE",
     "CacheMemory",
     "CachePlan",
+    "amount",
     "cache_bytes_per_token",
     "cache_format",
     "check_cache_dtype",
@@ -52,6 +53,11 @@ _MOST = 1 << 62
 _RETAINED_DIVISOR = 4
 # The share of the free memory for weights and cache. Activations, logits and the allocator need the rest.
 SPARE = 0.9
+
+
+def amount(nbytes: float) -> str:
+    """A size in GiB, or in MiB if it is small."""
+    return f"{nbytes / GIB:.2f} GiB" if nbytes >= GIB / 10 else f"{nbytes / (1 << 20):.1f} MiB"
 
 
 def weight_bytes(args: ModelArgs, size: int, dtype: torch.dtype) -> int:

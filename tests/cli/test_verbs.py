@@ -74,7 +74,9 @@ def test_info_reads_no_weights(run: Any, meta: Path) -> None:
 
 @pytest.mark.parametrize("member", MEMBERS, ids=lambda member: member.name)
 def test_info_names_the_member(member: Any) -> None:
+    from llama.checkpoint import Checkpoint
     from llama.checkpoint.info import describe, guess
+    from llama.sizing.shapes import expected_shapes
 
     args = args_of(member)
     assert guess(args, None).startswith(f"Code Llama {member.name}")
@@ -93,9 +95,11 @@ def test_info_names_the_member(member: Any) -> None:
     class Opened:
         layout, files, shards, dtype = "Meta", (), member.shards, torch.bfloat16
         quantization, context_length, notes = None, None, ()
+        form, slice_of = staticmethod(lambda *_: None), Checkpoint.slice_of
         details = staticmethod(tuple)
 
     Opened.args = args  # type: ignore[attr-defined]
+    Opened.shapes = expected_shapes(args)  # type: ignore[attr-defined]
     short = "4,096 tokens" if member.name == "70B" else "not known"
     for theta, context in ((1e6, "16,384 tokens"), (1e4, short), (5e5, "not known")):
         args.rope_theta = theta

@@ -27,7 +27,7 @@ import torch
 
 from ...kernels.quantized import BLOCK, Blocks, Form, form_of, to_int8
 from ...printable import shown
-from ...sizing.budget import GIB
+from ...sizing.budget import amount
 from ..base import Range
 from ..files import strict_object
 from .hf_quantized import QuantizedMatrix, Scheme, StoredLinear, only, whole_blocks
@@ -68,8 +68,8 @@ class BitsAndBytes(Scheme):
         sizes = [math.prod(shape) for shape in shapes]
         stored, ours = sum(sizes) * (8 if self.kind == "int8" else 4.5) / 8, sum(sizes) * 8.5 / 8
         yield (
-            f"{len(sizes)} matrices in {self.title}, which has no kernel: where int8 has one they are quantized again,"
-            f" {ours / GIB:.2f} GiB in place of about {stored / GIB:.2f}"
+            f"{len(sizes)} matrices in {self.title}, which has no kernel, are quantized again, to int8 (where int8 has"
+            f" one): {amount(ours)} instead of about {amount(stored)}"
         )
 
     def matrix(self, linear: StoredLinear) -> QuantizedMatrix:

@@ -21,10 +21,10 @@ from ...errors import (
     TokenizerError,
 )
 from ...kernels.quantized import BLOCK, FORMATS, Blocks, Form, RawRows, form_of, to_int8
+from ...sizing.budget import amount
 from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Part, Range
 from ..files import some
-from ..info import amount
 from ..weight_files.gguf import GgufTensor, open_gguf
 from ..weight_files.gguf_split import split_files
 from ..weight_files.gguf_types import GgufType, codes_of, k_factors, scales_of, values_of

@@ -192,8 +192,10 @@ def _check_start(header: _Header) -> None:
             )
         elif start[:4] in (b"lmgg", b"fmgg", b"tjgg", b"algg"):
             why = "is a GGML file from before GGUF; convert it with the tools of llama.cpp, or fetch a GGUF"
+        elif not start:
+            why = "is empty; download it again"
         else:
-            why = f"is not a GGUF file: it begins with {start[:4]!r}, not {MAGIC!r}"
+            why = f"is not a GGUF file: it begins with {start[:4]!r}, not {MAGIC!r}; download it again"
         raise _RefusedError(why)
     if len(start) < 8:
         raise ValueError(f"it is cut short: {header.size:,} bytes")
@@ -201,7 +203,9 @@ def _check_start(header: _Header) -> None:
     if version in (2, 3):
         return
     if int.from_bytes(start[4:], "big") in (1, 2, 3):
-        raise _RefusedError("is in big-endian byte order; this runtime reads little-endian files")
+        raise _RefusedError(
+            "is in big-endian byte order; this runtime reads little-endian files. Convert it with llama.cpp"
+        )
     raise _RefusedError(
         f"is of version {version:,} of GGUF; this runtime reads 2 and 3. Convert it with llama.cpp"
     )

@@ -217,8 +217,8 @@ def test_other_files_are_named(tmp_path: Path, refuse: Refuse, name: str) -> Non
     if name == "x.gguf":
         refuse(tmp_path / name, CheckpointFormatError, "is not a GGUF file: it begins with b'# he'")
     else:
-        refuse(tmp_path / name, CheckpointNotFoundError, "is a file, and not a GGUF; pass the folder")
-    refuse(tmp_path / "none.gguf", CheckpointNotFoundError, "does not exist")
+        refuse(tmp_path / name, CheckpointNotFoundError, "is not a folder, nor a GGUF file; pass the folder")
+    refuse(tmp_path / "none.gguf", CheckpointNotFoundError, "checkpoint", "none.gguf does not exist")
 
 
 def test_the_vocabulary_is_written_as_by_the_converter(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ class ParallelLinear(nn.Module):
     def packed(self) -> PackedWeight:
         """The weight, as it is now."""
         packed, weight = self._packed, self.weight
-        if packed is None or not packed.holds(weight):
+        # Another parameter may have the same codes, and bring other scales.
+        if packed is None or not packed.holds(weight) or getattr(weight, "packed", packed) is not packed:
             packed = self._packed = _quantized(weight, self.shape) or recognise(weight, self.shape)
         return packed
 
@@ -164,9 +165,14 @@ class ParallelLinear(nn.Module):
 def _quantized(weight: nn.Parameter, shape: tuple[int, int]) -> PackedWeight | None:
     """The quantized weight whose codes are this parameter: another layer's, or one whose memory has moved."""
     packed: PackedWeight | None = getattr(weight, "packed", None)
-    if packed is None or packed.shape != shape or packed.codes.data_ptr() != weight.data_ptr():
+    if packed is None or packed.shape != shape:
         return None
-    return replace(packed)  # with the addresses of now
+    if packed.codes.data_ptr() != weight.data_ptr():
+        del weight.packed  # type: ignore[attr-defined]  # other memory was put into the parameter
+        return None
+    if not packed.holds(weight):
+        packed = weight.packed = replace(packed)  # type: ignore[attr-defined]  # with the addresses of now
+    return packed
 
 
 class ColumnParallelLinear(ParallelLinear, fairscale.ColumnParallelLinear):  # type: ignore[misc]

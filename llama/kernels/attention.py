@@ -38,7 +38,18 @@ def attend(
             rows of blocks instead of D; see cached.py.
     """
     k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
-    return causal_attention(q_THD, k_KSD, v_KSD)
+    out_THD = causal_attention(q_THD, k_KSD, v_KSD)
+    return _with_nan(out_THD, q_THD, k_KSD[:, start:]) if q_THD.is_cpu else out_THD
+
+
+def _with_nan(out_THD: torch.Tensor, q_THD: torch.Tensor, k_KTD: torch.Tensor) -> torch.Tensor:
+    """Make NaN what a head gives for a query that has a NaN, or that sees one in a key of this step.
+
+    torch's CPU kernels (2.13) lose it where all scores of a query are NaN: the text would be wrong without a word.
+    """
+    by_key_KT = k_KTD.isnan().any(2).cummax(1).values
+    bad_TH = q_THD.isnan().any(2) | by_key_KT.T.repeat_interleave(q_THD.shape[1] // len(k_KTD), 1)
+    return out_THD.masked_fill(bad_TH[..., None], torch.nan)
 
 
 def store(

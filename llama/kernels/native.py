@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -280,10 +279,10 @@ class Kernels:
 
     def log_probabilities(self, logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
         """log softmax of each row of finite logits at its id, (R,) float32."""
-        logs = torch.empty(len(logits_RV), dtype=torch.float32, device="cpu")
+        logs = torch.empty(logits_RV.shape[0], dtype=torch.float32, device="cpu")
         ids_R = ids_R.contiguous()
         assert ids_R.dtype == torch.int64
-        assert len(ids_R) == len(logits_RV)
+        assert ids_R.shape == logits_RV.shape[:1]
         self._on_rows("logs", logits_RV, ids_R.data_ptr(), logs.data_ptr())
         return logs
 
@@ -293,17 +292,22 @@ class Kernels:
         threads = min(rows, torch.get_num_threads())
         size = threads * self._library.llama_rows_space(vocab)
         space: torch.Tensor | None = getattr(self._logits_space, "space", None)
-        if space is None or len(space) < size:
+        if space is None or space.numel() < size:
             space = self._logits_space.space = torch.empty(size, dtype=torch.uint8, device="cpu")
         function = getattr(self._library, f"llama_rows_{name}")
         function(logits_RV.data_ptr(), *pointers, space.data_ptr(), rows, vocab, threads)
 
 
-@cache
+_opened: dict[str, Kernels | None] = {}
+
+
 def open_kernels(level: Level) -> Kernels | None:
     """The kernels of a level that this CPU runs; None if they were not compiled, or from another source."""
-    library = compiled.open_level(level)
-    return None if library is None else Kernels(level, library)
+    # By name: every operator asks, and the hash of a level's features is computed in Python.
+    if level.name not in _opened:
+        library = compiled.open_level(level)
+        _opened[level.name] = None if library is None else Kernels(level, library)
+    return _opened[level.name]
 
 
 def kernels() -> Kernels | None:

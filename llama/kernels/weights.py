@@ -14,7 +14,8 @@ Quantized weights are in quantized_weights.py. A new format is one more class, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -183,9 +184,16 @@ class PackedWeight:
         object.__setattr__(self, "matrix", self.format.matrix(self))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An address is of no use to a copy.
-        parts = (self.codes, self.scales, self.zeros, self.order)
-        return type(self), (self.format, self.shape, *parts, self.plain_dtype)
+        # An address is of no use to a copy. Codes and scales of a loaded model are parts of one piece of memory, which
+        # pickle would write whole for each of them, and which torch.save refuses to write in several dtypes.
+        parts = map(_with_own_memory, (self.codes, self.scales, self.zeros))
+        return type(self), (self.format, self.shape, *parts, self.order, self.plain_dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        scales, zeros = (None if part is None else part.clone() for part in (self.scales, self.zeros))
+        # Several weights share an order.
+        order = copy.deepcopy(self.order, memo)
+        return replace(self, codes=self.codes.clone(), scales=scales, zeros=zeros, order=order)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -239,3 +247,10 @@ class PackedWeight:
             return F.linear(x, weight)
         wide = torch.promote_types(x.dtype, weight.dtype)
         return F.linear(x.to(wide), weight.to(wide)).to(x.dtype)
+
+
+def _with_own_memory(part: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor, or a copy if it is a part of a larger piece of memory. What is shared stays shared."""
+    if part is None or part.is_shared() or part.untyped_storage().nbytes() == part.nbytes:  # type: ignore[no-untyped-call]
+        return part
+    return part.clone()

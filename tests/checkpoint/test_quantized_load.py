@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +188,41 @@ def test_weights_made_plain_are_told_with_the_reason(folder: Path, monkeypatch: 
     assert memory.describe("Q_X") == "torch.float16"
 
 
+@pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
+@pytest.mark.parametrize("kinds", [("int4z",), ("k4", "int8")], ids="-".join)
+def test_a_copy_of_a_loaded_model_holds_each_weight_once(
+    folder: Path, kinds: tuple[str, ...], whole: bool
+) -> None:
+    """Though all weights are parts of one piece of memory, of several dtypes."""
+    model = loaded(twin(folder / "narrow", *kinds, act_order=kinds == ("int4z",)))
+    module: Any = model if whole else model.layers[1].attention.wo
+    wanted = module.state_dict()
+    taken = sum(weight.nbytes for weight in quantized_layers(module).values())
+    taken += sum(each.nbytes for each in module.parameters() if each.dtype == torch.float32)
+    file = io.BytesIO()
+    torch.save(module, file)
+    written = pickle.dumps(module)
+    assert max(len(written), len(file.getvalue())) < 1.25 * taken + 60_000
+    file.seek(0)
+    copies = [torch.load(file, weights_only=False), pickle.loads(written), copy.deepcopy(module)]
+    for each in copies:
+        assert all(torch.equal(value, wanted[name]) for name, value in each.state_dict().items())
+        for weight in quantized_layers(each).values():
+            assert weight.codes.untyped_storage().nbytes() == weight.codes.nbytes
+
+
 # ---- what it computes ----
+
+
+def test_new_scales_for_the_same_codes_count(folder: Path) -> None:
+    model = loaded(twin(folder / "wide", "int4z"))
+    layer: Any = model.layers[1].feed_forward.w2
+    before, weight = logits(model), layer.packed
+    layer.assign(replace(weight, scales=weight.scales * 0.5))
+    changed = logits(model)
+    assert not torch.equal(changed, before)
+    layer.assign(weight)
+    assert torch.equal(logits(model), before)
 
 
 @each_kinds

@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -228,6 +229,19 @@ def test_a_parameter_of_another_layer_brings_its_scales(kind: str) -> None:
         fresh = ColumnParallelLinear(SIZE[1], SIZE[0], parallel=Parallel())
     fresh.weight = other.weight
     check(fresh, blocks_of(kind, seed=2))
+
+
+def test_a_parameter_with_the_same_codes_brings_its_scales(kind: str) -> None:
+    module, other = layer(blocks_of(kind)), layer(blocks_of(kind))
+    module.assign(other.packed)
+    assert other.packed.scales is not None
+    other.assign(replace(other.packed, scales=other.packed.scales * 2))
+    x = make(3, SIZE[1], seed=1)
+    single = module(x)
+    module.weight = other.weight
+    assert torch.equal(module(x), other(x))
+    assert torch.equal(module(x), single * 2)
+    assert module.packed is module.packed is other.packed
 
 
 def test_codes_without_scales_are_refused(kind: str) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from llama.kernels import native, operators
+from llama.kernels import attention, native, operators
 from llama.kernels.cached import INT8, dequantize, format_of, head_dim_of, quantize
 from llama.kernels.native import Kernels
 
@@ -180,6 +180,25 @@ def test_scores_of_any_size(place: int, count: int) -> None:
     query = torch.full((count, 1, 32), 100.0).bfloat16()
     out = attend(query, -query, 9 * query, keys, values, 100)
     assert torch.equal(out, torch.ones(count, 1, 32, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+@pytest.mark.parametrize("before", [0, 30])
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_torch_row_keeps_a_nan(where: str, dtype: torch.dtype, count: int, before: int) -> None:
+    """In every token of the head that sees it, and in no other; torch's own kernels lose some. (Of a value they put it
+    into earlier tokens too, with a weight of 0.)"""
+    q, k, v = (random(count, heads, 32, seed=heads, dtype=dtype) for heads in (4, 2, 2))
+    at = count // 2
+    {"query": q, "key": k, "value": v}[where][at, 1, 7] = torch.nan
+    stores = [torch.ones(2, before + count, 32, dtype=dtype) for _ in range(2)]
+    found = attention.attend(q, k, v, *stores, before).isnan().any(2)
+    if where == "value":
+        found[:at] = False
+    heads = [1] if where == "query" else [2, 3]
+    see_it = [at] if where == "query" else range(at, count)
+    assert found.nonzero().tolist() == [[token, head] for token in see_it for head in heads]
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value"])

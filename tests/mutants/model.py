@@ -89,8 +89,8 @@ MUTANTS = [
     Mutant(
         name="the fused step ignores hooks",
         file="llama/kernels/fused.py",
-        old="            and not hooked(modules)\n",
-        new="",
+        old="if hooked(parts.modules):",
+        new="if False:",
         tests=FUSED,
     ),
     Mutant(
@@ -103,15 +103,15 @@ MUTANTS = [
     Mutant(
         name="the fused step ignores modules of another kind",
         file="llama/kernels/fused.py",
-        old="list(map(type, modules)) == self._kinds",
-        new="len(modules) == len(self._kinds)",
+        old="list(map(type, parts.modules)) == self._kinds",
+        new="len(parts.modules) == len(self._kinds)",
         tests=FUSED,
     ),
     Mutant(
         name="the fused step ignores the order of the layers",
         file="llama/kernels/fused.py",
-        old="all(attention.layer == layer for layer,",
-        new="all(attention.layer >= 0 for _,",
+        old="list(map(_layer, parts.attentions)) == parts.order",
+        new="len(parts.attentions) == len(parts.order)",
         tests=FUSED,
     ),
     Mutant(
@@ -181,8 +181,8 @@ MUTANTS = [
     Mutant(
         name="quantized weights do not notice that their memory has moved",
         file="llama/distributed/layers.py",
-        old="    return replace(packed)  # with the addresses of now\n",
-        new="    return packed\n",
+        old="    if not packed.holds(weight):\n        packed = weight.packed = replace(packed)",
+        new="    if False:\n        packed = weight.packed = replace(packed)",
         tests=("tests/distributed/test_quantized_layers.py",),
     ),
     Mutant(

@@ -15,20 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from llama.checkpoint.layouts.gguf import gguf_name
 from llama.model import ModelArgs
-
-_NAMES = {
-    "attention.wq": "attn_q",
-    "attention.wk": "attn_k",
-    "attention.wv": "attn_v",
-    "attention.wo": "attn_output",
-    "feed_forward.w1": "ffn_gate",
-    "feed_forward.w2": "ffn_down",
-    "feed_forward.w3": "ffn_up",
-    "attention_norm": "attn_norm",
-    "ffn_norm": "ffn_norm",
-}
-_WHOLE = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
 
 
 def export(args: ModelArgs, weights: Iterable[tuple[str, torch.Tensor]], path: Path) -> None:
@@ -51,15 +39,14 @@ def export(args: ModelArgs, weights: Iterable[tuple[str, torch.Tensor]], path: P
     writer.add_token_scores([0.0] * args.vocab_size)
     writer.add_token_types([gguf.TokenType.NORMAL] * args.vocab_size)
     for name, value in weights:
-        part = name.removesuffix(".weight").split(".")
-        mine = f"blk.{part[1]}.{_NAMES['.'.join(part[2:])]}" if part[0] == "layers" else _WHOLE[part[0]]
+        mine = gguf_name(name)
         if value.dim() == 1:
-            writer.add_tensor(f"{mine}.weight", value.float().numpy())
+            writer.add_tensor(mine, value.float().numpy())
         elif value.dtype == torch.bfloat16:
             raw: Any = value.contiguous().view(torch.uint16).numpy()
-            writer.add_tensor(f"{mine}.weight", raw.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+            writer.add_tensor(mine, raw.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
-            writer.add_tensor(f"{mine}.weight", value.contiguous().numpy())
+            writer.add_tensor(mine, value.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

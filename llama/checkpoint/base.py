@@ -98,7 +98,7 @@ class Checkpoint(ABC):
         """The tokenizer that the weight files hold; None if it is a file of its own.
 
         Raises:
-            TokenizerError: it is none that this runtime reads.
+            TokenizerError: it is of a kind that this runtime does not read.
         """
         return None
 

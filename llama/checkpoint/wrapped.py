@@ -62,7 +62,7 @@ class WrappedCheckpoint(Checkpoint):
         return self.source.blocks(name, rows, columns)
 
     def raw(self, name: str, rows: Range, columns: Range) -> RawRows | None:
-        # A subclass with blocks of its own must not be passed by: it says itself which matrices it leaves alone.
+        # A subclass that has `blocks` of its own must be asked here: only it knows which matrices it leaves alone.
         own = type(self).blocks is not WrappedCheckpoint.blocks
         return None if own else self.source.raw(name, rows, columns)
 

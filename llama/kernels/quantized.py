@@ -151,7 +151,7 @@ def dequantize(blocks: Blocks) -> torch.Tensor:
 
 
 def in_order(blocks: Blocks, columns: int) -> torch.Tensor:
-    """The weights (rows, columns) in float32, in the order of x, which has so many columns."""
+    """The weights (rows, columns) in float32, in the order of x. `columns` are those of x."""
     found, order = dequantize(blocks), blocks.form.order
     if order is None:
         return found

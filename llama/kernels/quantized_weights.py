@@ -90,7 +90,7 @@ class QuantizedFormat(WeightFormat):
         return weight
 
     def lies_in(self, tensor: torch.Tensor, shape: Shape) -> bool:
-        return False  # codes without their scales are no weight
+        return False  # codes mean nothing without their scales
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _here(kind: str, group: int) -> Quantized:
 
 
 class _Product(torch.autograd.Function):
-    """`product`, whose derivative by x is that of the plain weight: rounding has none."""
+    """`product`, with the plain weight's gradient for x: rounding has no useful one."""
 
     @staticmethod
     def forward(

@@ -17,9 +17,9 @@ from .quantized import BLOCK, FORMATS, Blocks, Form
 __all__ = ["to_int4", "to_k4"]
 
 _SUPER = FORMATS["k4"].group or 0
-# Scales that are tried: so many on either side, a fifth of a code apart.
+# How many scales are tried on either side of the first, a fifth of a code apart.
 _TRIES = 6
-# Smaller ranges are taken for 0: their inverse is no float.
+# Smaller ranges count as 0: their inverse overflows float32.
 _TINY = 1e-30
 # Weights that are quantized at a time here: a few temporaries of them fit a CPU's caches.
 _WINDOW = 1 << 20

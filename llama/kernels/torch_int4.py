@@ -4,8 +4,8 @@ It knows one format, w = s (q - 8) + z with s and z in bfloat16 for each group, 
 format of 4 bit becomes that: codes stay as they are, scales lose three of their bits. x is rounded to bfloat16, not to
 8 bits.
 
-The operators are private to torch and come and go with its builds, so they are tried once before they are used. This
-was never run on the project's own machines, which have no GPU.
+The operators are private to torch and come and go with its builds, so they are tried once before they are used. The
+tests run torch's twin of them for CPUs; no GPU was at hand.
 """
 
 from __future__ import annotations

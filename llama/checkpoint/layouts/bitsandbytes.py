@@ -153,7 +153,7 @@ class _FourBitMatrix(Requantized):
         stored = linear.tensors[ending][1]
         if stored.dtype != torch.uint8 or stored.dim() != 1 or len(stored) > _LONGEST_STATE:
             raise linear.mismatch(
-                f"has {ending} of {stored.dtype} and {list(stored.shape)}, which is no text"
+                f"has {ending} of {stored.dtype} and {list(stored.shape)}; it should be JSON text, in uint8"
             )
         try:
             state = strict_object(bytes(linear.copied(stored).tolist()))

@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf_files import add_vocabulary
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import INFILLING, public_tokenizer, tiny_model_path, tiny_tokenizer
 
@@ -118,6 +118,7 @@ def test_the_familys_vocabularies_have_the_same_ids(tmp_path: Path, name: str) -
     twin = Tokenizer.from_bytes(tokenizer_model(metadata_of(tokenizer, tmp_path)), name)
     assert_same_pieces(tokenizer, twin)
 
+    @settings(max_examples=40)
     @given(text=TEXTS)
     def alike(text: str) -> None:
         assert_alike(tokenizer, twin, text)

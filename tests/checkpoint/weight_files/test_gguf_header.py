@@ -228,11 +228,11 @@ def test_damaged_headers_are_refused_or_read_as_the_package_reads_them(tmp_path:
     """Some of what `make fuzz` tries: an answer other than the package's raises."""
     TARGET.prepare(tmp_path)
     seen = {"accepted": 0, "refused": 0}
-    for number in range(400):
+    for number in range(200):
         path = TARGET.mutate(random.Random(number), tmp_path)
         try:
             seen[TARGET.read(path)] += 1
         except LlamaError:
             seen["refused"] += 1
-    assert seen["refused"] > 200
-    assert seen["accepted"] > 10
+    assert seen["refused"] > 100
+    assert seen["accepted"] > 5

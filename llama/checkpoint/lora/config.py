@@ -5,7 +5,7 @@ computed here is refused, with the key's name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ _READ = frozenset(
         *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
     }
 )
-_MOST_RANK = 1 << 16
+# A 70B has 562 matrices. Each name is compared with each of them.
+_MOST_RANK, _MOST_NAMES = 1 << 16, 4096
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,7 @@ def _pairs(config: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
     value = config.get(key) or {}
     if not isinstance(value, dict):
         raise ConfigError(f"{key} is {shown(value)}; it must be an object")
+    _check_count(key, value)
     return value.items()
 
 
@@ -235,7 +237,13 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise ConfigError(f"{key} is {shown(value)}; it must be a list of names")
+    _check_count(key, value)
     return tuple(value)
+
+
+def _check_count(key: str, names: Sized) -> None:
+    if len(names) > _MOST_NAMES:
+        raise ConfigError(f"{key} has {len(names):,} names; no Llama has more than {_MOST_NAMES:,} modules")
 
 
 def _layers(config: dict[str, Any]) -> tuple[int, ...] | None:
@@ -249,4 +257,5 @@ def _layers(config: dict[str, Any]) -> tuple[int, ...] | None:
     layers = value if isinstance(value, list) else [value]
     if not all(isinstance(each, int) and not isinstance(each, bool) for each in layers):
         raise ConfigError(f"layers_to_transform is {shown(value)}; it must be the numbers of layers")
+    _check_count("layers_to_transform", layers)
     return tuple(layers)

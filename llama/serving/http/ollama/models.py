@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from starlette.responses import Response
 
-from ....distributed.layers import held_bytes
 from ....sizing.budget import parameter_count
 from ..bodies import Body, parse
 from ..problems import Family, Problem
@@ -98,7 +97,7 @@ def _details(service: Service) -> dict[str, Any]:
 
 def _level(service: Service) -> str:
     """What most of the weights are stored as, the embedding aside: that is plain in a quantized model."""
-    found = held_bytes(service.llama.model)
+    found = service.llama.model.held_bytes
     quantized = Counter({name: size for name, size in found.items() if name.startswith(("int", "k"))})
     name = quantized.most_common(1)[0][0] if quantized else service.dtype
     return _SHORT_NAMES.get(name, name)
@@ -140,7 +139,7 @@ def _entry(service: Service) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "size": sum(held_bytes(model).values()) * model.parallel.size,
+        "size": sum(model.held_bytes.values()) * model.parallel.size,
         "digest": hashlib.sha256(dumps(_model_info(service)).encode()).hexdigest(),
         "details": _details(service),
     }

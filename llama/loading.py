@@ -11,6 +11,7 @@ from functools import cache
 import torch
 
 from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
+from .checkpoint.base import dtype_name
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
 from .checkpoint.lora import adapter_of
@@ -95,6 +96,8 @@ def build(
     check_size(checkpoint.args, size)
     check_cache_dtype(cache_dtype, checkpoint.args.head_dim)
     chosen, why = choose_dtype(dtype, checkpoint.dtype, target)
+    if checkpoint.quantization is not None and dtype != "auto":
+        why = ""  # its dtype is the one to compute in, not one that the weights are stored in
     parallel = join(size, target)
     try:
         check_same_dtype(parallel, chosen, target)
@@ -181,7 +184,7 @@ def choose_dtype(
         dtype = _DTYPES.get(wanted) if isinstance(wanted, str) else wanted
         if dtype is None or dtype not in _DTYPES.values():
             raise ConfigError(f"dtype is {wanted!r}; use auto, {', '.join(_DTYPES)}")
-        return dtype, "" if dtype == stored else f", stored as {stored}"
+        return dtype, "" if dtype == stored else f", stored as {dtype_name(stored)}"
     if stored not in _DTYPES.values():
         return torch.float32, f", since {stored} cannot be computed in"
     if device.type == "cuda" and stored == torch.bfloat16 and not _gpu_has_bfloat16(device):

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .distributed.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+from .distributed.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear, held_bytes
 from .distributed.parallel import Parallel
 from .distributed.world import host_parallel
 from .errors import ConfigError
@@ -212,6 +212,11 @@ class Transformer(nn.Module):
     def device(self) -> torch.device:
         """That holds the weights."""
         return self.norm.weight.device
+
+    @property
+    def held_bytes(self) -> dict[str, int]:
+        """Bytes of the weights on this rank, by what they are stored as: int8, k4, bfloat16, ..."""
+        return held_bytes(self)
 
     @property
     def local_kv_heads(self) -> int:

@@ -21,7 +21,7 @@ from llama.distributed.parallel import Parallel
 from llama.errors import ConfigError, OutOfMemoryError, ParallelismError, RankError
 from llama.kernels import compiled
 from llama.loading import build, check_same_formats, choose_dtype
-from llama.sizing.budget import GIB
+from llama.sizing.budget import amount
 
 CPU = torch.device("cpu")
 
@@ -143,7 +143,7 @@ def test_an_int8_cache_holds_more_tokens_in_the_same_memory(
     assert found[1][0] == pytest.approx(found[0][0] * bits / 8.5, rel=0.01)
     assert found[1][1] * bits == found[0][1] * 8.5
     line, other = capfd.readouterr().err.splitlines()
-    assert " in int8 (0.00 GiB)" in other
+    assert " in int8 (1.0 MiB)" in other
     assert "int8" not in line
 
 
@@ -228,11 +228,11 @@ def test_the_line_says_what_is_in_memory(tiny_checkpoint: Path, capsys: pytest.C
     built = build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", quantize="int8")
     err = capsys.readouterr().err
     assert "parameters, int8, activations float32) on cpu" in err
-    assert f"{memory.nbytes / GIB:.2f} GiB per rank" in err
+    assert f"{amount(memory.nbytes)} per rank" in err
     assert memory.nbytes < 0.6 * memory_of(tiny_checkpoint).nbytes
     assert built.model.layers[0].attention.wq.packed.is_quantized
     build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")
-    assert "parameters, torch.float32) on cpu" in capsys.readouterr().err
+    assert "parameters, float32) on cpu" in capsys.readouterr().err
 
 
 def test_a_device_without_kernels_loads_plain_weights_and_says_so(

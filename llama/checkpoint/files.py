@@ -58,10 +58,9 @@ def check_folder(folder: Path, kind: str = "checkpoint") -> None:
         what = kind if folder.suffix == ".gguf" else f"{kind} folder"
         raise CheckpointNotFoundError(f"{what} {folder} does not exist; check the path, or download it")
     if not stat.S_ISDIR(found.st_mode):
-        or_gguf = ", nor a GGUF file" if kind == "checkpoint" else ""
-        raise CheckpointNotFoundError(
-            f"{folder} is not a folder{or_gguf}; pass the folder that holds the {kind}"
-        )
+        is_what = "is a file" if stat.S_ISREG(found.st_mode) else "is neither a file nor a folder"
+        other = ", and not a GGUF" if kind == "checkpoint" and stat.S_ISREG(found.st_mode) else ""
+        raise CheckpointNotFoundError(f"{folder} {is_what}{other}; pass the folder that holds the {kind}")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CheckpointNotFoundError(f"{folder} may not be read; ask its owner for the permission")
 

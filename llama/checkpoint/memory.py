@@ -76,7 +76,7 @@ class WeightMemory:
                 by_kind[window.kind] += window.nbytes
         kinds = " and ".join(kind for kind, _ in by_kind.most_common())
         if not kinds:
-            return str(self.dtype)
+            return dtype_name(self.dtype) if called is None else f"{dtype_name(self.dtype)}, from {called}"
         name = f" ({called})" if called not in (None, kinds) else ""
         return f"{kinds}{name}, activations {dtype_name(self.dtype)}"
 

@@ -15,6 +15,7 @@ layers of fairscale 0.4.13:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -25,11 +26,12 @@ from fairscale.nn.model_parallel.utils import divide_and_check_no_remainder
 from torch import nn
 
 from ..kernels.operators import embed, moved, pack, recognise
+from ..kernels.quantized_weights import QuantizedFormat
 from ..kernels.weights import PLAIN, PackedWeight
 from .environment import log_once
 from .parallel import Parallel
 
-__all__ = ["ColumnParallelLinear", "ParallelEmbedding", "ParallelLinear", "RowParallelLinear"]
+__all__ = ["ColumnParallelLinear", "ParallelEmbedding", "ParallelLinear", "RowParallelLinear", "held_bytes"]
 
 
 def _parameter(rows: int, columns: int) -> nn.Parameter:
@@ -173,6 +175,20 @@ def _quantized(weight: nn.Parameter, shape: tuple[int, int]) -> PackedWeight | N
     if not packed.holds(weight):
         packed = weight.packed = replace(packed)  # type: ignore[attr-defined]  # with the addresses of now
     return packed
+
+
+def held_bytes(model: nn.Module) -> Counter[str]:
+    """Bytes of a model's weights on this rank, by what they are stored as: int8, k4, bfloat16, ..."""
+    found = Counter[str]()
+    quantized = set()
+    for layer in model.modules():
+        if isinstance(layer, ParallelLinear) and isinstance(layer.packed.format, QuantizedFormat):
+            found[layer.packed.format.kind] += layer.packed.nbytes
+            quantized.add(id(layer.weight))
+    for weight in model.parameters():
+        if id(weight) not in quantized:
+            found[str(weight.dtype).removeprefix("torch.")] += weight.nbytes
+    return found
 
 
 class ColumnParallelLinear(ParallelLinear, fairscale.ColumnParallelLinear):  # type: ignore[misc]

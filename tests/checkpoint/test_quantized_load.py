@@ -184,8 +184,8 @@ def test_weights_made_plain_are_told_with_the_reason(folder: Path, monkeypatch: 
     memory = weight_memory(checkpoint, 0, 1, CPU, torch.float16)
     lines = memory.made_plain()
     assert [line.split(" of ")[1].split()[0] for line in lines] == ["int8", "k4"]
-    assert all("no compiled kernels are in use" in line and "GiB" in line for line in lines)
-    assert memory.describe("Q_X") == "torch.float16"
+    assert all("no compiled kernels are in use" in line and " MiB: " in line for line in lines)
+    assert memory.describe("Q_X") == "float16, from Q_X"
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import BLOCKED, name_of, random_blocks, save_gguf, whole
+from quantized_folders import SCHEMES, save_quantized
 from tiny_models import random_weights
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
@@ -142,3 +143,11 @@ def test_score_takes_a_file(run: Any, tmp_path: Path) -> None:
 def test_a_tokenizer_that_is_named_takes_precedence(run: Any, tmp_path: Path) -> None:
     path = saved(tmp_path)
     assert "441" in run("verify", path, "--tokenizer", tiny_model_path("step"))[1]
+
+
+def test_convert_names_the_types_that_it_wrote(run: Any, tmp_path: Path) -> None:
+    config, pack = SCHEMES["nf4"]
+    save_quantized(tmp_path / "nf4", config, pack)
+    code, out, err = run("convert", tmp_path / "nf4", tmp_path / "x.gguf")
+    assert (code, err) == (0, "")
+    assert out.startswith("Wrote 0.2 MiB in Q8_0 (")

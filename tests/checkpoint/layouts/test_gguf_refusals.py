@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,9 @@ def test_other_files_are_named(tmp_path: Path, refuse: Refuse, name: str) -> Non
     if name == "x.gguf":
         refuse(tmp_path / name, CheckpointFormatError, "is not a GGUF file: it begins with b'# he'")
     else:
-        refuse(tmp_path / name, CheckpointNotFoundError, "is not a folder, nor a GGUF file; pass the folder")
+        refuse(tmp_path / name, CheckpointNotFoundError, "is a file, and not a GGUF; pass the folder")
+    os.mkfifo(tmp_path / "pipe.gguf")
+    refuse(tmp_path / "pipe.gguf", CheckpointNotFoundError, "is neither a file nor a folder")
     refuse(tmp_path / "none.gguf", CheckpointNotFoundError, "checkpoint", "none.gguf does not exist")
 
 

@@ -287,6 +287,14 @@ def test_lists_hold_the_one_model(server) -> None:
     assert [int(part) for part in server.client.get("/api/version").json()["version"].split(".")] >= [0, 6, 4]
 
 
+def test_a_quantized_model_has_its_real_size() -> None:
+    with bundled(quantize="int8") as llama, serving(llama) as served:
+        (tag,) = served.client.get("/api/tags").json()["models"]
+    matrices, embedding = 4_000_000, 4096 * 256
+    assert tag["details"]["quantization_level"] == "Q8_0"
+    assert matrices * 34 / 32 + 4 * embedding < tag["size"] < matrices * 34 / 32 + 4 * embedding + 50_000
+
+
 def test_the_served_model_is_pulled_already(server) -> None:
     for name in ("CodeLlama-tiny", "CodeLlama-tiny:latest"):
         found = server.post("/api/pull", {"model": name, "insecure": False})

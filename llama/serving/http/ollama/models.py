@@ -6,6 +6,7 @@ What would change or add models is refused: an operator chooses the model with t
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -34,7 +35,9 @@ _STEP = (
     "Source: system\n\n {{ .System }}<step> Source: user\n\n {{ .Prompt }}<step> Source: assistant\nDestination:"
     " user\n\n "
 )
+# What weights are stored as, under Ollama's names; int4z and int8z, of GPTQ and AWQ, have none there.
 _SHORT_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+_SHORT_NAMES |= {"int8": "Q8_0", "int4": "Q4_0", "k4": "Q4_K", "int4z": "INT4", "int8z": "INT8"}
 
 
 class OllamaModelBody(Body):
@@ -88,8 +91,16 @@ def _details(service: Service) -> dict[str, Any]:
         "family": "llama",
         "families": ["llama"],
         "parameter_size": _shortened(parameter_count(service.llama.model.params)),
-        "quantization_level": _SHORT_NAMES.get(service.dtype, service.dtype),
+        "quantization_level": _level(service),
     }
+
+
+def _level(service: Service) -> str:
+    """What most of the weights are stored as, the embedding aside: that is plain in a quantized model."""
+    found = service.llama.model.held_bytes
+    quantized = Counter({name: size for name, size in found.items() if name.startswith(("int", "k"))})
+    name = quantized.most_common(1)[0][0] if quantized else service.dtype
+    return _SHORT_NAMES.get(name, name)
 
 
 def _shortened(count: int) -> str:
@@ -128,7 +139,7 @@ def _entry(service: Service) -> dict[str, Any]:
     return {
         "name": name,
         "model": name,
-        "size": parameter_count(model.params) * model.dtype.itemsize,
+        "size": sum(model.held_bytes.values()) * model.parallel.size,
         "digest": hashlib.sha256(dumps(_model_info(service)).encode()).hexdigest(),
         "details": _details(service),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from llama import Llama
 from llama.checkpoint import open_checkpoint
 from llama.checkpoint.base import Checkpoint
 from llama.checkpoint.lora import AdaptedCheckpoint
+from llama.errors import CheckpointFormatError
 
 ROUNDING = 3e-7
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -175,3 +177,13 @@ def test_a_tied_output_keeps_its_weight_when_the_embedding_is_changed(tmp_path: 
     embedding = model.state_dict()["model.embed_tokens.weight"]
     assert torch.equal(found["output.weight"], embedding)
     assert not torch.equal(found["tok_embeddings.weight"], embedding)
+
+
+def test_an_adapter_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    """Touching the lost bytes could end the process, or read zeros."""
+    adapter = save_adapter(tmp_path / "adapter", target_modules=ATTENTION)
+    checkpoint = open_checkpoint(base_folders(tmp_path)["meta 1"], adapter=adapter)
+    os.truncate(adapter / "adapter_model.safetensors", 100)
+    name = "layers.0.attention.wv.weight"
+    with pytest.raises(CheckpointFormatError, match=r"adapter_model\.safetensors was cut from"):
+        checkpoint.read(name, torch.empty(checkpoint.shapes[name]), *checkpoint.slice_of(name, 0, 1))

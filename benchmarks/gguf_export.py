@@ -82,6 +82,16 @@ def library() -> Any:
     return lc
 
 
+def without_mapping(parameters: Any) -> None:
+    """Let llama.cpp read a model's file into memory of its own. The field's name depends on the version, and ctypes
+    takes any other name without a word."""
+    if any(name == "load_mode" for name, *_ in parameters._fields_):
+        parameters.load_mode = 0  # LLAMA_LOAD_MODE_NONE
+    else:
+        assert any(name == "use_mmap" for name, *_ in parameters._fields_)
+        parameters.use_mmap = False
+
+
 def quantize(source: Path, target: Path, kind: str, threads: int = 2) -> None:
     """llama.cpp's own quantization of a GGUF file, as its llama-quantize does it.
 

@@ -66,7 +66,10 @@ def load_worker(path: str, tokenizer: str | None = None) -> None:
     peak = _status("VmHWM") - before
     llama.generate([[1, 300, 301]], 1, temperature=0.0)
     first = time.perf_counter() - started
-    weights = sum(value.nbytes for value in llama.model.parameters())
+    packed = {id(module): module.packed for module in llama.model.modules() if hasattr(module, "packed")}
+    counted = {weight.codes.data_ptr() for weight in packed.values()}
+    weights = sum(weight.nbytes for weight in packed.values())  # with scales, which are no parameters
+    weights += sum(value.nbytes for value in llama.model.parameters() if value.data_ptr() not in counted)
     _tell(s=seconds, first=first, peak=peak, peak_first=_status("VmHWM") - before, weights=weights)
     llama.close()
 
@@ -89,13 +92,13 @@ def peer_worker(path: str) -> None:
 
 def llama_cpp_worker(path: str) -> None:
     """The same with llama.cpp, which reads the file into memory of its own, and repacks it for this CPU."""
-    from gguf_export import library
+    from gguf_export import library, without_mapping
 
     lc = library()
     before = _status("VmRSS")
     started = time.perf_counter()
     parameters = lc.llama_model_default_params()
-    parameters.use_mmap = False
+    without_mapping(parameters)
     model = lc.llama_model_load_from_file(path.encode(), parameters)
     seconds = time.perf_counter() - started
     _tell(s=seconds, peak=_status("VmHWM") - before, weights=lc.llama_model_size(model))

@@ -20,13 +20,22 @@ from .api import arguments
 from .api.compat import dialog_prompt_tokens, infilling_prompt_tokens, sample_top_p
 from .api.options import Logprobs, Options, SamplingOptions
 from .api.replicas import first_of
-from .api.results import ChatPrediction, CompletionPrediction, InfillingPrediction, Output, StreamDelta
+from .api.results import (
+    ChatPrediction,
+    CompletionPrediction,
+    InfillingPrediction,
+    Output,
+    StreamDelta,
+    answers,
+    completions,
+    infillings,
+)
 from .api.seeds import Seeds
 from .api.session import Session
 from .api.texts import Texts
 from .distributed.world import leave
 from .engine import Engine, Request
-from .errors import RequestError, UnsafeTagError
+from .errors import RequestError
 from .model import Transformer
 from .prompts import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS, UNSAFE_ERROR, Dialog, Message, Prompt, Role
 from .serving import AsyncEngine, serve
@@ -239,14 +248,7 @@ class Llama:
         texts = arguments.text_list("prompts", prompts)
         call = Options.of(temperature, top_p, max_gen_len, logprobs, echo, options)
         made = arguments.for_each_prompt(partial(self._texts.completion, allow_control=allow_control), texts)
-        return [
-            {
-                "generation": (texts[i // call.n] if echo else "") + output.text,
-                "finish_reason": output.finish_reason,
-                **output.scored(self.tokenizer, call),
-            }
-            for i, output in enumerate(self.session.run(made, call))
-        ]
+        return completions(self.session.run(made, call), texts, self.tokenizer, call)
 
     def text_infilling(
         self,
@@ -281,15 +283,7 @@ class Llama:
 
         prompt = partial(self._texts.infilling, suffix_first=suffix_first)
         outputs = self.session.run(arguments.for_each_prompt(prompt, pairs), call)
-        return [
-            {
-                "generation": output.text,
-                "full_text": pairs[i // call.n][0] + output.text + pairs[i // call.n][1],
-                "finish_reason": output.finish_reason,
-                **output.scored(self.tokenizer, call),
-            }
-            for i, output in enumerate(outputs)
-        ]
+        return infillings(outputs, pairs, self.tokenizer, call)
 
     def chat_completion(
         self,
@@ -314,23 +308,10 @@ class Llama:
         call = Options.of(temperature, top_p, max_gen_len, logprobs, False, options)
         prompts = arguments.for_each_prompt(self._texts.chat, asked)
         allowed = {row: prompt for row, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
-        outputs: Iterator[Output] = iter(())
+        outputs: list[Output] = []
         if allowed or not prompts:
-            outputs = iter(self.session.run(list(allowed.values()), call, list(allowed), len(prompts)))
-        results: list[ChatPrediction] = []
-        for prompt in prompts:
-            error = prompt if isinstance(prompt, UnsafeTagError) else None
-            for _ in range(call.n):
-                output = next(outputs) if error is None else Output.refused(UNSAFE_ERROR)
-                results.append(
-                    {
-                        "generation": formats.answer_message(self.tokenizer, output.text),
-                        "finish_reason": output.finish_reason,
-                        **({} if error is None else {"error": str(error)}),
-                        **output.scored(self.tokenizer, call),
-                    }
-                )
-        return results
+            outputs = self.session.run(list(allowed.values()), call, list(allowed), len(prompts))
+        return answers(outputs, prompts, self.tokenizer, call)
 
     # ---- streams and services --------------------------------------------------------------------
 
@@ -348,9 +329,9 @@ class Llama:
 
         The deltas of a prompt, joined, are the `generation` of the blocking call. Their scores have
         alternatives if logprobs is a number. Raises as `text_completion`: RequestError here, not at the first
-        delta. Leaving the loop early ends the generation. On several
-        ranks close the iterator then, with `contextlib.closing` or its `close`: the garbage collector may end
-        it at different times on different ranks.
+        delta. Leaving the loop early ends the generation. On several ranks close the iterator then, with
+        `contextlib.closing` or its `close`: the garbage collector may end it at different times on different
+        ranks.
         """
         asked = self.requests(prompts, temperature, top_p, max_gen_len, logprobs=logprobs, **options)
         return self.session.stream(asked)

@@ -191,6 +191,10 @@ class BatchCache:
         format of all caches.
         """
         total = sum(self.counts)
+        if total == 1:  # most steps of one sequence
+            (cache,) = self.caches
+            capacity, position = np.array([[cache.capacity], [cache.length]], dtype=np.int64)
+            return cache.addresses()[:, None], capacity, position, cache.form
         addresses = np.empty((len(self.caches[0].addresses()), total, 2), dtype=np.int64)
         capacity = np.empty(total, dtype=np.int64)
         start = 0

@@ -198,12 +198,11 @@ def check_same_dtype(parallel: Parallel, dtype: torch.dtype, device: torch.devic
         ConfigError: they do not. Raised on all ranks.
     """
     numbers = list(_DTYPES.values())
-    number = numbers.index(dtype)
-    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
-    if lowest is None or highest is None or lowest == -highest:
+    ends = _differing(parallel, numbers.index(dtype), device)
+    if ends is None:
         return
     raise ConfigError(
-        f"one rank computes in {numbers[lowest]} and another in {numbers[-highest]}, since their devices or their"
+        f"one rank computes in {numbers[ends[0]]} and another in {numbers[ends[1]]}, since their devices or their"
         " compiled kernels differ; give all the same dtype"
     )
 
@@ -214,13 +213,11 @@ def check_same_cache(parallel: Parallel, cache_dtype: str, device: torch.device)
     Raises:
         ConfigError: they do not. Raised on all ranks.
     """
-    number = CACHE_DTYPES.index(cache_dtype)
-    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
-    if lowest is None or highest is None or lowest == -highest:
+    ends = _differing(parallel, CACHE_DTYPES.index(cache_dtype), device)
+    if ends is None:
         return
-    raise ConfigError(
-        f"one rank has cache_dtype {CACHE_DTYPES[lowest]} and another {CACHE_DTYPES[-highest]}; give all the same"
-    )
+    one, other = (CACHE_DTYPES[end] for end in ends)
+    raise ConfigError(f"one rank has cache_dtype {one} and another {other}; give all the same")
 
 
 def check_same_adapter(parallel: Parallel, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -230,11 +227,9 @@ def check_same_adapter(parallel: Parallel, checkpoint: Checkpoint, device: torch
         CheckpointMismatchError: they do not, or only some have one. Raised on all ranks.
     """
     if parallel.group is None and parallel.replica_group is None:
-        return
+        return  # without a digest of the adapter's files
     adapter = adapter_of(checkpoint)
-    number = -1 if adapter is None else adapter.digest
-    lowest, highest = parallel.smallest(number, device), parallel.smallest(-number, device)
-    if lowest is None or highest is None or lowest == -highest:
+    if _differing(parallel, -1 if adapter is None else adapter.digest, device) is None:
         return
     has = "none" if adapter is None else f"the one in {adapter.folder}"
     raise CheckpointMismatchError(
@@ -252,14 +247,20 @@ def check_same_formats(parallel: Parallel, memory: WeightMemory) -> None:
         ConfigError: they do not. Raised on all ranks.
     """
     kinds = [window.kind or "" for window in memory.windows.values()]
-    number = zlib.crc32(" ".join(kinds).encode())
-    lowest, highest = parallel.smallest(number, memory.device), parallel.smallest(-number, memory.device)
-    if lowest is None or highest is None or lowest == -highest:
+    if _differing(parallel, zlib.crc32(" ".join(kinds).encode()), memory.device) is None:
         return
     raise ConfigError(
         f"this rank stores the weights as {memory.describe()}, and another rank otherwise, since their devices or"
         " their compiled kernels differ; use machines and installations that are alike"
     )
+
+
+def _differing(parallel: Parallel, number: int, device: torch.device) -> tuple[int, int] | None:
+    """The lowest and the highest of all ranks' numbers; None if all ranks have the same."""
+    lowest, negated = parallel.smallest(number, device), parallel.smallest(-number, device)
+    assert lowest is not None
+    assert negated is not None
+    return None if lowest == -negated else (lowest, -negated)
 
 
 def _gpu_has_bfloat16(device: torch.device) -> bool:

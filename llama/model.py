@@ -11,7 +11,8 @@ key/value heads of this rank, D head dimension, N positions whose logits are wan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,6 +136,26 @@ _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
 }
 
 
+def _undisturbed(device: str) -> AbstractContextManager[None]:
+    """Inference mode without autocast: that of a host program must not change the model's dtypes.
+
+    The engine is in inference mode already, and few programs use autocast. Entering torch's contexts all the same
+    would cost a decode step as much as two operators.
+    """
+    if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device):
+        return _NOTHING
+    return _entered(device)
+
+
+@contextmanager
+def _entered(device: str) -> Iterator[None]:
+    with torch.inference_mode(), torch.autocast(device, enabled=False):
+        yield
+
+
+_NOTHING = nullcontext()
+
+
 class Transformer(nn.Module):
     """One rank's part of the model. Inference only: no parameter requires a gradient.
 
@@ -202,30 +223,27 @@ class Transformer(nn.Module):
         form = cache_format(self.cache_dtype, self.dtype)
         return KVCache(self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, limit)
 
-    @torch.inference_mode()
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         """Run flattened tokens -> normed last hidden states (T, C); the cache gains their keys and values."""
-        # A host program's autocast must not change the model's dtypes.
-        with torch.autocast(self.device.type, enabled=False):
-            x_TC = self.tok_embeddings(tokens_T)
+        with _undisturbed(tokens_T.device.type):
+            x_TC, layers = self.tok_embeddings(tokens_T), self.layers
             # Kernels that take addresses would read and write caches of another dtype as if they were x's.
-            if cache.lies_like(x_TC) and self._fused.takes(x_TC, self.layers):
+            if cache.lies_like(x_TC) and self._fused.takes(x_TC, layers):
                 x_TC = self._fused.run(x_TC, self.params.rope_theta, *cache.rows())
             else:
                 positions = torch.tensor(cache.positions(), device=tokens_T.device)
                 rotary = rotary_table(positions, self.params.head_dim, self.params.rope_theta)
-                for layer in self.layers:
+                for layer in layers:
                     x_TC = layer(x_TC, rotary, cache)
             cache.commit()
             out: torch.Tensor = self.norm(x_TC)
         return out
 
-    @torch.inference_mode()
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
         """Logits of the whole vocabulary (N, V) in float32, on every rank."""
-        with torch.autocast(self.device.type, enabled=False):
+        with _undisturbed(hidden_NC.device.type):
             out: torch.Tensor = self.output(hidden_NC)
-        return out.float()
+            return out.float()
 
     @torch.inference_mode()
     def forward(self, tokens: torch.Tensor, start_pos: int = 0) -> torch.Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
 from ..engine import Counts, Delta, Times, TokenScore
-from ..prompts import Message
+from ..errors import UnsafeTagError
+from ..prompts import UNSAFE_ERROR, Message, Prompt, answer_message
 from ..tokenizer import Tokenizer
 from .options import Options
 
@@ -17,6 +19,9 @@ __all__ = [
     "Output",
     "Scores",
     "StreamDelta",
+    "answers",
+    "completions",
+    "infillings",
     "place",
 ]
 
@@ -142,3 +147,55 @@ def place(delta: Delta) -> tuple[int, int]:
     """(prompt, sample) of a delta in its call."""
     sequence = delta.sequence
     return sequence.request.row, sequence.request.first_sample + sequence.sample
+
+
+# ---- the reference's dictionaries. The n samples of a prompt follow one another in `outputs`. ----
+
+
+def completions(
+    outputs: Sequence[Output], texts: Sequence[str], tokenizer: Tokenizer, call: Options
+) -> list[CompletionPrediction]:
+    """What `text_completion` returns for its texts."""
+    return [
+        {
+            "generation": (texts[i // call.n] if call.echo else "") + output.text,
+            "finish_reason": output.finish_reason,
+            **output.scored(tokenizer, call),
+        }
+        for i, output in enumerate(outputs)
+    ]
+
+
+def infillings(
+    outputs: Sequence[Output], pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer, call: Options
+) -> list[InfillingPrediction]:
+    """What `text_infilling` returns for its pairs of prefix and suffix."""
+    return [
+        {
+            "generation": output.text,
+            "full_text": pairs[i // call.n][0] + output.text + pairs[i // call.n][1],
+            "finish_reason": output.finish_reason,
+            **output.scored(tokenizer, call),
+        }
+        for i, output in enumerate(outputs)
+    ]
+
+
+def answers(
+    outputs: Sequence[Output], prompts: Sequence[Prompt | UnsafeTagError], tokenizer: Tokenizer, call: Options
+) -> list[ChatPrediction]:
+    """What `chat_completion` returns for its dialogs: `outputs` are those of the dialogs that were not refused."""
+    ran, results = iter(outputs), list[ChatPrediction]()
+    for prompt in prompts:
+        error = prompt if isinstance(prompt, UnsafeTagError) else None
+        for _ in range(call.n):
+            output = next(ran) if error is None else Output.refused(UNSAFE_ERROR)
+            results.append(
+                {
+                    "generation": answer_message(tokenizer, output.text),
+                    "finish_reason": output.finish_reason,
+                    **({} if error is None else {"error": str(error)}),
+                    **output.scored(tokenizer, call),
+                }
+            )
+    return results

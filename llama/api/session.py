@@ -139,7 +139,7 @@ class Session:
         Raises:
             NumericsError: of one of these requests; those of other calls go on.
         """
-        engine = self.engine
+        engine, device = self.engine, self.engine.model.device
         feed = Feed()
         left = sum(request.n for request in requests)
         try:
@@ -151,7 +151,7 @@ class Session:
                 with engine.lock:
                     if not feed.news:
                         self._check_not_serving()
-                        with rank_threads(engine.model.device):
+                        with rank_threads(device):
                             engine.advance()
                     deltas = engine.read(feed)
                 self._tidy()

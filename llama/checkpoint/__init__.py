@@ -7,7 +7,8 @@ convert and info are written against that class alone.
     opening.py            folder -> Checkpoint; the table of layouts; the tokenizer that goes with it
     base.py               Checkpoint, the base class
     layouts/              one class for each layout: meta, hugging_face, gguf
-    wrapped.py, lora/     a checkpoint around another one; LoRA adapters, merged while weights are read
+    wrapped.py            a checkpoint around another one, which changes weights while they are read
+    lora/, quantize.py    such changes: LoRA adapters are merged, plain matrices quantized
     weight_files/         one reader and writer for each file format: pth, safetensors, gguf
     memory.py             what each tensor will be in memory on a rank, and its bytes, before any is read
     load.py, verify.py, info.py                     Checkpoint -> one rank's weights, findings, a description

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointFormatError
-from ..kernels.quantized import Blocks, Form, in_order
+from ..kernels.quantized import Blocks, Form, RawRows, in_order
 from ..sizing.args import ModelArgs
 from ..sizing.shapes import axis_of, expected_shapes, wanted_range
 from ..tokenizer import Tokenizer
@@ -133,6 +133,17 @@ class Checkpoint(ABC):
     def blocks(self, name: str, rows: Range, columns: Range) -> Blocks:
         """Rows of a quantized matrix, in Meta's row order, with the columns of `form(name, columns)`."""
         raise NotImplementedError
+
+    def raw(self, name: str, rows: Range, columns: Range) -> RawRows | None:
+        """What `blocks` would be made of, as it lies in the file: `windows` walks it. None if only `blocks` tells."""
+        return None
+
+    def not_finite(self, name: str, rows: Range) -> CheckpointFormatError:
+        """The error that says that a scale in some rows is NaN or infinite."""
+        return CheckpointFormatError(
+            f"{self.folder}: {name} has a scale that is NaN or infinite in rows {rows[0]:,} to {rows[1]:,};"
+            " download the file again"
+        )
 
     def is_mapped(self, name: str) -> bool:
         """Whether `parts` gives a tensor as it is stored. Otherwise `compute` makes its values."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -112,10 +113,17 @@ def _aligned(size: torch.Size, dtype: torch.dtype) -> int:
 
 
 def _write_blocks(checkpoint: Checkpoint, window: Window, form: Form, weight: PackedWeight) -> None:
-    """Fill a quantized weight, some rows at a time."""
+    """Fill a quantized weight, some rows at a time, straight from the file if the kernels take its blocks."""
     assert window.columns is not None
     assert window.format is not None
     height = window.shape[0]
+    raw = checkpoint.raw(window.name, window.rows, window.columns)
+    if raw is not None and window.format.takes_raw(raw):
+        for first, data in checkpoint.windows(raw.data, LANES):
+            if not window.format.write_raw(weight, replace(raw, data=data), first):
+                rows = window.rows[0] + first, window.rows[0] + first + len(data)
+                raise checkpoint.not_finite(window.name, rows)
+        return
     step = max(1, _BLOCK // form.columns // LANES) * LANES
     for first in range(0, height, step):
         last = min(first + step, height)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..kernels.quantized import Blocks, Form
+from ..errors import CheckpointFormatError
+from ..kernels.quantized import Blocks, Form, RawRows
 from ..tokenizer import Tokenizer
 from .base import Checkpoint, Part, Range
 
@@ -59,6 +60,14 @@ class WrappedCheckpoint(Checkpoint):
 
     def blocks(self, name: str, rows: Range, columns: Range) -> Blocks:
         return self.source.blocks(name, rows, columns)
+
+    def raw(self, name: str, rows: Range, columns: Range) -> RawRows | None:
+        # A subclass with blocks of its own must not be passed by: it says itself which matrices it leaves alone.
+        own = type(self).blocks is not WrappedCheckpoint.blocks
+        return None if own else self.source.raw(name, rows, columns)
+
+    def not_finite(self, name: str, rows: Range) -> CheckpointFormatError:
+        return self.source.not_finite(name, rows)
 
     def is_mapped(self, name: str) -> bool:
         return self.source.is_mapped(name)

@@ -99,7 +99,8 @@ def _cores() -> int:
 def rank_threads(device: torch.device) -> Iterator[None]:
     """Give a CPU rank its share of the cores inside the block; restore the thread count afterwards."""
     before = torch.get_num_threads()
-    wanted = threads_per_rank(before, _cores()) if device.type == "cpu" else before
+    # Asking for the cores is a call into the system, in every step.
+    wanted = threads_per_rank(before, _cores()) if before == 1 and device.type == "cpu" else before
     if wanted != before:
         torch.set_num_threads(wanted)
     try:

@@ -83,11 +83,11 @@ class Runner:
             cache.limit = scheduled.sequence.blocks * self.block
             cache.reserve(cache.limit)
         tokens = [token for scheduled in batch for token in scheduled.tokens]
-        model = self.model
+        model, device = self.model, self.model.device
         if model.parallel.size > 1:
-            model.parallel.begin(step_of(batch, tokens), model.device)
+            model.parallel.begin(step_of(batch, tokens), device)
         caches = BatchCache([each.sequence.cache for each in batch], [each.length for each in batch])
-        hidden_TC = model.hidden(torch.tensor(tokens, device=model.device), caches)
+        hidden_TC = model.hidden(torch.tensor(tokens, device=device), caches)
         results = self._score_prompts(batch, hidden_TC)
         sampled = iter(self._sample(_due(results), hidden_TC))
         for result in results:
@@ -155,22 +155,25 @@ class Runner:
         top = max(each.sequence.request.top for each in rows)
         return self._decide(self.model.logits(hidden_NC), name, top, choose)
 
-    @torch.inference_mode()
     def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[SampledToken]:
         """Ids and scores that the first rank decides, on all ranks.
 
         One float32 row for each id, which holds every id below 2^24 exactly. If logits are not finite, the
         row is NaN and their number, so that all ranks raise alike.
         """
-        parallel, device = self.model.parallel, logits_NV.device
-        packet = torch.full((len(logits_NV), 2 + 2 * top), torch.nan, dtype=torch.float32, device=device)
-        if parallel.rank == 0:
-            if all_finite(logits_NV):
-                packet = _packet(logits_NV, choose(logits_NV), top)
-            else:
-                bad_N = count_not_finite(logits_NV)
-                packet[:, 0] = torch.where(bad_N > 0, torch.nan, 0.0)
-                packet[:, 1] = bad_N
+        parallel = self.model.parallel
+        size = (len(logits_NV), 2 + 2 * top)
+        if parallel.rank != 0:
+            packet = torch.empty(size, dtype=torch.float32, device=logits_NV.device)
+        elif not all_finite(logits_NV):
+            packet = _refusal(logits_NV, size)
+        else:
+            ids_N = choose(logits_NV)
+            if parallel.size == 1 and not top and ids_N.is_cpu:
+                # Most steps on a CPU. Nothing has to travel, and two lists are made sooner than one tensor.
+                logs_N = log_probabilities(logits_NV, ids_N)
+                return list(map(SampledToken, ids_N.tolist(), map(TokenScore, logs_N.tolist())))
+            packet = _packet(logits_NV, ids_N, top)
         rows = parallel.broadcast(packet).tolist()
         for i, row in enumerate(rows):
             if math.isnan(row[0]):
@@ -234,6 +237,15 @@ def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Ten
     best_NK = logits_NV.topk(top, dim=-1).indices
     columns = [ids_N1.float(), logs_NV.gather(1, ids_N1), best_NK.float(), logs_NV.gather(1, best_NK)]
     return torch.cat(columns, dim=-1)
+
+
+def _refusal(logits_NV: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """What stands for a packet of this size if logits are not finite."""
+    bad_N = count_not_finite(logits_NV)
+    packet = torch.full(size, torch.nan, dtype=torch.float32, device=bad_N.device)
+    packet[:, 0] = torch.where(bad_N > 0, torch.nan, 0.0)
+    packet[:, 1] = bad_N
+    return packet
 
 
 def _given(ids: Sequence[int]) -> _Choose:

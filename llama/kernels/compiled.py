@@ -42,6 +42,7 @@ _BASE: _Signatures = {
 _KERNELS: _Signatures = {
     "pack": ("ppnnnnnn", ""),
     "pack_blocks": ("ppnppnnn", ""),
+    "unpack": ("ppnnnnnn", "n"),
     "quantize_k4": ("ppppnn", ""),
     "quantize_int4": ("pppnn", ""),
     "linear_space": ("pnn", "n"),

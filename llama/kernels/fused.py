@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter, contains, itemgetter
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .cached import CacheFormat
 from .fused_call import Addresses, FusedCall, Layers, LayerShape
@@ -54,9 +56,9 @@ class FusedLayers:
         self._forwards = list(forwards.items())
         self._all_reduce = all_reduce
         self._call = FusedCall(shape)
-        weights, around = _modules(layers)
-        self._kinds = [type(module) for module in (*weights, *around)]
+        self._kinds = [type(module) for part in _modules(layers) for module in part]
         self._sizes = _plain_sizes(shape)
+        self._parts: _Parts | None = None
         # The weights behind `_found`, ids and addresses of parameters, are held: no other one can come to lie there.
         self._held: list[torch.Tensor | PackedWeight] = []
         self._found: list[int] = []
@@ -65,37 +67,43 @@ class FusedLayers:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied or pickled model has its weights at other addresses.
-        return self.__dict__ | {"_held": [], "_found": [], "_layers": None}
+        return self.__dict__ | {"_parts": None, "_held": [], "_found": [], "_layers": None}
 
     def takes(self, x_TC: torch.Tensor, layers: Iterable[nn.Module]) -> bool:
         """Whether `run` takes these rows through the layers that the model has now."""
         if not 0 < x_TC.shape[0] <= _MAX_ROWS or x_TC.shape[1] != self._shape.width:
             return False
         if not x_TC.is_cpu or not has_memory(x_TC) or (x_TC.requires_grad and torch.is_grad_enabled()):
-            self._held, self._found = [], []
+            self._parts, self._held, self._found = None, [], []
             return False
         try:
-            weights, around = _modules(layers)
-            if not self._unchanged(weights, around):
+            parts = self._parts
+            if parts is None or not parts.are_those_of(layers):
+                # In this order: a hook of now is counted, and the modules are the ones that have none.
+                parts = _Parts(layers)
+                if hooked(parts.modules):
+                    self._parts = None
+                    return False
+            if not self._unchanged(parts):
                 return False
-            parameters = [module._parameters["weight"] for module in weights]
+            parameters = parts.parameters()
             # Two parameters may have the same codes and different scales.
-            found = [*map(id, parameters), *(each.data_ptr() for each in parameters)]
-        except (AttributeError, KeyError, RuntimeError):
+            found = [*map(id, parameters), *map(torch.Tensor.data_ptr, parameters)]
+        except (AttributeError, KeyError, RuntimeError, TypeError):
             return False  # no such module, or no weight with memory of its own
+        self._parts = parts
         if found != self._found:
-            self._look_up(weights, parameters, found)
+            self._look_up(parts.weights, parameters, found)
         return self._layers is not None and self._dtype == x_TC.dtype
 
-    def _unchanged(self, weights: list[Any], around: list[Any]) -> bool:
-        """Whether these modules are, and do, what the model's did when it was made."""
-        modules = [*weights, *around]
+    def _unchanged(self, parts: _Parts) -> bool:
+        """Whether these modules are, and do, what the model's did when it was made; but for hooks."""
         return (
-            list(map(type, modules)) == self._kinds
+            list(map(type, parts.modules)) == self._kinds
             and all(kind.forward is forward for kind, forward in self._forwards)
-            and not hooked(modules)
-            and all(norm.eps == self._shape.eps for norm in weights[::_WEIGHTS] + weights[5::_WEIGHTS])
-            and all(attention.layer == layer for layer, attention in enumerate(around[1::3]))
+            and not any(map(contains, parts.attributes, itertools.repeat("forward")))
+            and list(map(_eps, parts.norms)) == [self._shape.eps] * len(parts.norms)
+            and list(map(_layer, parts.attentions)) == parts.order
         )
 
     def _look_up(self, modules: list[Any], parameters: list[torch.Tensor], found: list[int]) -> None:
@@ -151,6 +159,42 @@ class FusedLayers:
             for part in (1, 2):
                 x_TC += self._all_reduce(run(layer, layer + 1, part))
         return x_TC
+
+
+_eps, _layer = attrgetter("eps"), attrgetter("layer")
+_weight = itemgetter("weight")
+
+
+class _Parts:
+    """The modules that a model's layers were made of when they were last collected, without hooks.
+
+    A step looks at all of them, hundreds of objects that are in no cache of the CPU any more: the weights went
+    through it. So they are kept in lists that C code walks, and each is touched as little as possible. Kept
+    dictionaries are those of the modules: they show replaced submodules and parameters.
+    """
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        self.weights, around = _modules(layers)
+        self.modules = [*self.weights, *around]
+        self.norms = self.weights[::_WEIGHTS] + self.weights[5::_WEIGHTS]
+        self.attentions = around[1::3]
+        self.order = list(range(len(self.attentions)))
+        self.attributes = [module.__dict__ for module in self.modules]
+        self._parameters = [module._parameters for module in self.weights]
+        self._inner = [module._modules for module in around]
+        self._all = self._now(layers)
+        self._handles = RemovableHandle.next_id
+
+    def _now(self, layers: Iterable[nn.Module]) -> list[Any]:
+        return [*layers, *itertools.chain.from_iterable(map(dict.values, self._inner))]
+
+    def are_those_of(self, layers: Iterable[nn.Module]) -> bool:
+        """Whether a collection of now would find the same modules, and no hook was registered since."""
+        return RemovableHandle.next_id == self._handles and self._now(layers) == self._all
+
+    def parameters(self) -> list[torch.Tensor]:
+        """The weights, as they are now."""
+        return list(map(_weight, self._parameters))
 
 
 def _modules(layers: Iterable[nn.Module]) -> tuple[list[Any], list[Any]]:

@@ -126,18 +126,14 @@ class FusedCall:
         next call overwrites that.
         """
         kernels = layers.kernels
-        space = self._space(layers, x_TC, torch.get_num_threads(), int(position_T.max()) + 1)
+        space = self._space(layers, x_TC, torch.get_num_threads(), max(position_T.tolist()) + 1)
         step, out = space.step, space.out
-        step.table, step.capacity, step.position = (
-            each.ctypes.data for each in (table, capacity_T, position_T)
-        )
+        space.table[:], space.capacity[:], space.position[:] = table, capacity_T, position_T
+        space.caches[:] = caches
         step.x, step.cache = x_TC.data_ptr(), cache_number(cache_format)
-        kept = (table, capacity_T, position_T, caches)  # as long as `run` is
-        at_caches, caches_step = caches.ctypes.data, caches.strides[0]
 
         def run(first: int, last: int, part: int) -> torch.Tensor:
-            assert kept
-            at = at_caches + first * caches_step
+            at = space.at_caches + first * space.caches.strides[0]
             kernels.layers(step, layers.at(first), at, last - first, part)
             return out if part else x_TC
 
@@ -147,14 +143,22 @@ class FusedCall:
         """This thread's work space for so many rows, with scores of at least so many positions."""
         space: _Space | None = getattr(self._local, "space", None)
         kernels = layers.kernels
-        wanted = (kernels, layers.formed, len(x_TC), x_TC.dtype, threads)
+        wanted = (kernels, layers.formed, len(layers), x_TC.shape[0], x_TC.dtype, threads)
         if space is None or space.sized_for != wanted or positions > space.room:
             room = -(-positions // _SCORE_STEP) * _SCORE_STEP
             step = _step(self._shape, len(x_TC), x_TC.dtype, threads, layers.formed, room)
             memory = torch.empty(kernels.layers_space(step), dtype=torch.uint8, device="cpu")
             out = torch.empty(len(x_TC), self._shape.width, dtype=x_TC.dtype, device="cpu")
             step.space, step.out = memory.data_ptr(), out.data_ptr()
-            self._local.space = space = _Space(wanted, room, step, out, memory)
+            table = np.empty((len(x_TC), self._shape.head_dim), dtype=np.float32)
+            capacity, position = np.empty((2, len(x_TC)), dtype=np.int64)
+            caches = np.empty((len(layers), len(x_TC), 2), dtype=np.int64)
+            # Each step copies its rows here: numpy takes longer to tell an address.
+            step.table, step.capacity, step.position, at_caches = (
+                each.ctypes.data for each in (table, capacity, position, caches)
+            )
+            space = _Space(wanted, room, step, out, memory, table, capacity, position, caches, at_caches)
+            self._local.space = space
         return space
 
 
@@ -163,15 +167,21 @@ class _Space:
     """The memory of a step, and the structure that points to it.
 
     Args:
-        sized_for: (kernels, bytes of a row in what they read of it, rows, dtype, threads).
+        sized_for: (kernels, bytes of a row in what they read of it, layers, rows, dtype, threads).
         room: positions that the scores have room for.
+        table, capacity, position, caches: of `prepare`, for the step to come. at_caches: where the last are.
     """
 
-    sized_for: tuple[Kernels, int, int, torch.dtype, int]
+    sized_for: tuple[Kernels, int, int, int, torch.dtype, int]
     room: int
     step: _Step
     out: torch.Tensor
     memory: torch.Tensor
+    table: np.ndarray[Any, np.dtype[np.float32]]
+    capacity: Addresses
+    position: Addresses
+    caches: Addresses
+    at_caches: int
 
 
 def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, formed: int, room: int) -> _Step:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,12 @@ import torch
 
 from . import cached, compiled
 from .levels import Level
-from .quantized import BLOCK, FORMATS, Blocks, Form
+from .quantized import BLOCK, FORMATS, Blocks, Form, RawRows
 
 __all__ = [
     "DTYPES",
     "LANES",
+    "UNPACKED",
     "Kernels",
     "Matrix",
     "cache_number",
@@ -37,6 +37,11 @@ __all__ = [
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 # Outputs of one group of a packed weight, on every level.
 LANES = 16
+# Types of GGUF that csrc/unpack.c takes, by the numbers that stand in a file.
+UNPACKED = {
+    **{"Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8},
+    **{"Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14},
+}
 # Inputs of one step of a packed weight: bfloat16 lies in pairs.
 _STEP = {torch.float32: 1, torch.float16: 1, torch.bfloat16: 2}
 
@@ -134,6 +139,20 @@ class Kernels:
             *(ctypes.byref(whole), codes.data_ptr(), codes.stride(0), scales.data_ptr()),
             *(None if zeros is None else zeros.data_ptr(), row, len(codes), torch.get_num_threads()),
         )
+
+    def unpack(self, raw: RawRows, whole: Matrix, row: int = 0) -> bool:
+        """Write rows of a file, of which the first is `row`, into the packed form -> whether all scales are finite.
+
+        Rows as in `pack_blocks`. The whole has the format of the type's codes: Q8_0 int8, Q4_0 int4, Q4_K k4; int8
+        if it is another one of UNPACKED, which is quantized again, as `to_int8` does it.
+        """
+        data = raw.data
+        assert data.stride()[1:] == (data.shape[2], 1)
+        finite: int = self._library.llama_unpack(
+            *(ctypes.byref(whole), data.data_ptr(), data.stride(0), UNPACKED[raw.kind], raw.skip),
+            *(row, len(data), torch.get_num_threads()),
+        )
+        return finite != 0
 
     def linear(self, x: torch.Tensor, weight: Matrix) -> torch.Tensor:
         """x (..., in) times the transpose of a packed weight, of any format -> (..., out), of x's dtype."""
@@ -260,10 +279,10 @@ class Kernels:
 
     def log_probabilities(self, logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
         """log softmax of each row of finite logits at its id, (R,) float32."""
-        logs = torch.empty(len(logits_RV), dtype=torch.float32, device="cpu")
+        logs = torch.empty(logits_RV.shape[0], dtype=torch.float32, device="cpu")
         ids_R = ids_R.contiguous()
         assert ids_R.dtype == torch.int64
-        assert len(ids_R) == len(logits_RV)
+        assert ids_R.shape == logits_RV.shape[:1]
         self._on_rows("logs", logits_RV, ids_R.data_ptr(), logs.data_ptr())
         return logs
 
@@ -273,17 +292,22 @@ class Kernels:
         threads = min(rows, torch.get_num_threads())
         size = threads * self._library.llama_rows_space(vocab)
         space: torch.Tensor | None = getattr(self._logits_space, "space", None)
-        if space is None or len(space) < size:
+        if space is None or space.numel() < size:
             space = self._logits_space.space = torch.empty(size, dtype=torch.uint8, device="cpu")
         function = getattr(self._library, f"llama_rows_{name}")
         function(logits_RV.data_ptr(), *pointers, space.data_ptr(), rows, vocab, threads)
 
 
-@cache
+_opened: dict[str, Kernels | None] = {}
+
+
 def open_kernels(level: Level) -> Kernels | None:
     """The kernels of a level that this CPU runs; None if they were not compiled, or from another source."""
-    library = compiled.open_level(level)
-    return None if library is None else Kernels(level, library)
+    # By name: every operator asks, and the hash of a level's features is computed in Python.
+    if level.name not in _opened:
+        library = compiled.open_level(level)
+        _opened[level.name] = None if library is None else Kernels(level, library)
+    return _opened[level.name]
 
 
 def kernels() -> Kernels | None:

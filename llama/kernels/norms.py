@@ -5,13 +5,16 @@ Shapes: T tokens, H heads, D head dimension.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
 __all__ = ["rms_norm", "rotary_pairs", "rotary_table", "rotate"]
+
+# Whose pairs are computed at once for single tokens.
+_POSITIONS = 64
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -44,6 +47,21 @@ def rotary_pairs(
     position_T: np.ndarray[Any, np.dtype[np.int64]], head_dim: int, theta: float
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """`rotary_table` for fused.py, as cos and sin of each pair, (T, D). numpy is faster for so few rows."""
+    if len(position_T) == 1:
+        block, row = divmod(int(position_T[0]), _POSITIONS)
+        return _next_pairs(block, head_dim, theta)[row : row + 1]
+    return _pairs(position_T, head_dim, theta)
+
+
+@lru_cache(maxsize=16)
+def _next_pairs(block: int, head_dim: int, theta: float) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The pairs of a block of positions, for the tokens that a sequence decodes one after the other."""
+    return _pairs(np.arange(block * _POSITIONS, (block + 1) * _POSITIONS), head_dim, theta)
+
+
+def _pairs(
+    position_T: np.ndarray[Any, np.dtype[np.int64]], head_dim: int, theta: float
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     angle = np.multiply.outer(position_T.astype(np.float32), _numpy_frequencies(head_dim, theta))
     pairs = np.empty((len(position_T), head_dim), dtype=np.float32)
     np.cos(angle, out=pairs[:, 0::2])

@@ -152,7 +152,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     row = norms.rms_norm
     alike = weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:]
     if alike and x.numel() and weight.is_contiguous() and _calls(x):
-        row = implementation("norm", Case(x.dtype, x.device.type, native.kernels(), width=x.shape[-1]))
+        row = implementation("norm", Case(x.dtype, _device(x), native.kernels(), x.shape[-1]))
     return row(x, weight, eps)
 
 
@@ -172,9 +172,8 @@ def rotate(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def embed(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Rows of a weight (V, n) -> (..., n)."""
-    found: torch.Tensor = implementation("embedding", Case(weight.dtype, weight.device.type, None))(
-        ids, weight
-    )
+    row = implementation("embedding", Case(weight.dtype, _device(weight), None))
+    found: torch.Tensor = row(ids, weight)
     return found
 
 
@@ -198,7 +197,12 @@ def log_probabilities(logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Ten
 def _of_logits(operator: str, logits_RV: torch.Tensor, reference: Any) -> Any:
     if not logits_RV.is_contiguous() or not logits_RV.numel() or not native.has_memory(logits_RV):
         return reference
-    return implementation(operator, Case(logits_RV.dtype, logits_RV.device.type, native.kernels()))
+    return implementation(operator, Case(logits_RV.dtype, _device(logits_RV), native.kernels()))
+
+
+def _device(x: torch.Tensor) -> str:
+    """`x.device.type`, which makes a device and a string each time."""
+    return "cpu" if x.is_cpu else x.device.type
 
 
 def _calls(x: torch.Tensor) -> bool:

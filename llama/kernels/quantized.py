@@ -26,6 +26,7 @@ __all__ = [
     "Blocks",
     "Form",
     "Quantization",
+    "RawRows",
     "dequantize",
     "form_of",
     "in_order",
@@ -101,6 +102,21 @@ class Blocks:
     codes: torch.Tensor
     scales: torch.Tensor
     zeros: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RawRows:
+    """Rows of a quantized weight as the blocks of a GGUF file, which may be a window of the mapped file.
+
+    Args:
+        kind: their type, as llama.cpp writes it, e.g. "Q4_K".
+        data: (rows, blocks, bytes of a block) uint8; the blocks of a row lie side by side.
+        skip: weights of the first block that come before the first column of the `Form`, a multiple of its group.
+    """
+
+    kind: str
+    data: torch.Tensor
+    skip: int
 
 
 def form_of(kind: str, columns: tuple[int, int], group: int, total: int) -> Form:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from . import native
 from .native import LANES, Kernels, Matrix
-from .quantized import BLOCK, FORMATS, Blocks, Form, in_order
+from .quantized import BLOCK, FORMATS, Blocks, Form, RawRows, in_order
 from .weights import PackedWeight, Shape, WeightFormat
 
 __all__ = ["Quantized", "QuantizedFormat", "product"]
@@ -52,6 +52,14 @@ class QuantizedFormat(WeightFormat):
         `row`, the first of them, is a multiple of 16; so is their number, unless they end with the weight. What is
         missing of the last group of 16 gets scales of zero.
         """
+        raise NotImplementedError
+
+    def takes_raw(self, raw: RawRows) -> bool:
+        """Whether `write_raw` takes rows as they lie in the file."""
+        return False
+
+    def write_raw(self, weight: PackedWeight, raw: RawRows, row: int) -> bool:
+        """As `write`, from the blocks of a file: the same bits -> whether all scales are finite."""
         raise NotImplementedError
 
     def empty(
@@ -123,6 +131,16 @@ class Quantized(QuantizedFormat):
         assert len(blocks.codes) % LANES == 0 or row + len(blocks.codes) == weight.shape[0]
         assert blocks.codes.shape[1] == weight.matrix.inputs
         self.kernels.pack_blocks(blocks, weight.matrix, row)
+
+    def takes_raw(self, raw: RawRows) -> bool:
+        return self.kernels is not None and raw.kind in native.UNPACKED
+
+    def write_raw(self, weight: PackedWeight, raw: RawRows, row: int) -> bool:
+        assert self.kernels is not None
+        assert weight.matrix is not None
+        assert row % LANES == 0
+        assert len(raw.data) % LANES == 0 or row + len(raw.data) == weight.shape[0]
+        return self.kernels.unpack(raw, weight.matrix, row)
 
     def blocks(self, weight: PackedWeight) -> Blocks:
         """The numbers that were packed."""

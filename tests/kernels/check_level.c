@@ -15,6 +15,7 @@ long llama_linear_space(const matrix_t *, long, long);
 void llama_linear(const matrix_t *, const void *, void *, void *, long, long, long);
 void llama_attend(const void *, const void *, const void *, void *, void *, void *, float *, long, long, long, long, long,
                   long, long, float, long, long, long);
+long llama_unpack(const matrix_t *, const void *, long, long, long, long, long, long);
 
 static uint64_t hash;
 
@@ -252,6 +253,35 @@ static void check_layers(int dtype, int format, int kinds, long first, long seco
     free(all), free(threads), free(one), free(other), free(parts);
 }
 
+/* Blocks of every type of GGUF -> the layout of matrix.h; from column 64 on, where that is within a block. */
+static void check_unpack(void) {
+    static const struct { int type, format; long length, bytes, halves[2]; } types[] = {
+        {8, INT8, 32, 34, {0, 0}},  {2, INT4, 32, 18, {0, 0}},      {12, K4, 256, 144, {0, 2}},
+        {3, INT8, 32, 20, {0, 2}},  {6, INT8, 32, 22, {0, 0}},      {7, INT8, 32, 24, {0, 2}},
+        {10, INT8, 256, 84, {80, 82}}, {11, INT8, 256, 110, {108, 108}}, {13, INT8, 256, 176, {0, 2}},
+        {14, INT8, 256, 210, {208, 208}},
+    };
+    enum { ROWS = 21, COLUMNS = 512 };
+    for (unsigned i = 0; i < sizeof(types) / sizeof(*types); i++) {
+        const long row = COLUMNS / types[i].length * types[i].bytes, skip = types[i].length > 64 ? 64 : 0;
+        const long in = COLUMNS - skip, group = types[i].format == K4 ? 64 : 32;
+        uint8_t *raw = malloc(ROWS * row);
+        for (long k = 0; k < ROWS * row; k++) raw[k] = (uint8_t)draw();
+        for (long k = 0; k < ROWS * row; k += types[i].bytes)
+            for (int half = 0; half < 2; half++) /* a scale from 2^-9 to 2^-5, so a finite one */
+                raw[k + types[i].halves[half] + 1] = 0x18 + raw[k + types[i].halves[half]] % 16;
+        uint8_t *packed = aligned_alloc(64, 3 * 32 * COLUMNS);
+        memset(packed, 0, 3 * 32 * COLUMNS);
+        const matrix_t m = {types[i].format,         ROWS, in, in, group, packed, packed + 32 * COLUMNS,
+                            packed + 2 * 32 * COLUMNS, 0};
+        check(llama_unpack(&m, raw, row, types[i].type, skip, 0, ROWS, 2) == 1, "scales are finite");
+        remember(packed, 3 * 32 * COLUMNS);
+        raw[20 * row + types[i].halves[1] + 1] |= 0x7c;
+        check(llama_unpack(&m, raw, row, types[i].type, skip, 0, ROWS, 2) == 0, "a scale is not finite");
+        free(raw), free(packed);
+    }
+}
+
 int main(void) {
     for (int dtype = F32; dtype <= BF16; dtype++) {
         state = 7;
@@ -285,6 +315,7 @@ int main(void) {
     check_layers(F32, F32, QUANTIZED, 2, 5);
     check_layers(F16, F16, QUANTIZED, 9, 4);
     check_layers(F16, INT8, QUANTIZED, 2, 5);
+    check_unpack();
     printf("%016llx\n", (unsigned long long)hash);
     return 0;
 }

@@ -26,7 +26,7 @@ EMULATED = {"armv8-a": "cortex-a72", "armv8-dotprod": "neoverse-n1", "armv8-bf16
 # 16 lanes, as on AVX-512, that the compiler splits for AVX2; and with AVX512-BF16's instructions out of SIMDe.
 WIDE, SIMDE = "16 lanes", "16 lanes with pairs"
 SPLIT = {WIDE: ("-DLANES=16",), SIMDE: ("-DLANES=16", "-DBY_SIMDE")}
-COMMON = ("-O1", "-Wno-psabi", "-D_GNU_SOURCE=")
+COMMON = ("-Og", "-Wno-psabi", "-D_GNU_SOURCE=")
 COMMON = (*COMMON, *(flag for flag in COMMON_FLAGS if flag not in ("-O3", "-fvisibility=hidden")))
 
 

@@ -89,8 +89,8 @@ MUTANTS = [
     Mutant(
         name="the fused step ignores hooks",
         file="llama/kernels/fused.py",
-        old="            and not hooked(modules)\n",
-        new="",
+        old="if hooked(parts.modules):",
+        new="if False:",
         tests=FUSED,
     ),
     Mutant(
@@ -103,15 +103,15 @@ MUTANTS = [
     Mutant(
         name="the fused step ignores modules of another kind",
         file="llama/kernels/fused.py",
-        old="list(map(type, modules)) == self._kinds",
-        new="len(modules) == len(self._kinds)",
+        old="list(map(type, parts.modules)) == self._kinds",
+        new="len(parts.modules) == len(self._kinds)",
         tests=FUSED,
     ),
     Mutant(
         name="the fused step ignores the order of the layers",
         file="llama/kernels/fused.py",
-        old="all(attention.layer == layer for layer,",
-        new="all(attention.layer >= 0 for _,",
+        old="list(map(_layer, parts.attentions)) == parts.order",
+        new="len(parts.attentions) == len(parts.order)",
         tests=FUSED,
     ),
     Mutant(

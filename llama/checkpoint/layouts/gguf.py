@@ -20,7 +20,7 @@ from ...errors import (
     ConfigError,
     TokenizerError,
 )
-from ...kernels.quantized import BLOCK, FORMATS, Blocks, Form, form_of, to_int8
+from ...kernels.quantized import BLOCK, FORMATS, Blocks, Form, RawRows, form_of, to_int8
 from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Part, Range
 from ..files import some
@@ -257,7 +257,7 @@ class GgufCheckpoint(Checkpoint):
         assert form is not None
         first = columns[0] // BLOCK * BLOCK
         wanted = first, first + form.columns
-        found = [_blocks(raw, kind, form, wanted[0] % kind.length) for raw in self._raw(name, rows, wanted)]
+        found = [_blocks(part, kind, form, first % kind.length) for part in self._raw(name, rows, wanted)]
         codes = torch.cat([each.codes for each in found]) if len(found) > 1 else found[0].codes
         scales = torch.cat([each.scales for each in found]) if len(found) > 1 else found[0].scales
         zeros = None
@@ -265,6 +265,14 @@ class GgufCheckpoint(Checkpoint):
             zeros = torch.cat([each.zeros for each in found if each.zeros is not None])
         self._check_finite(name, rows, scales)
         return Blocks(form, codes, scales, zeros)
+
+    def raw(self, name: str, rows: Range, columns: Range) -> RawRows | None:
+        kind, form = self._of(name).kind, self.form(name, columns)
+        if form is None:
+            return None
+        first = columns[0] // BLOCK * BLOCK
+        data = self._within(name, rows, (first, first + form.columns))
+        return RawRows(kind.name, data, first % kind.length)
 
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         assert columns is not None
@@ -274,26 +282,35 @@ class GgufCheckpoint(Checkpoint):
         at = 0
         for raw in self._raw(name, rows, columns):
             found = values_of(raw, kind)[:, skip : skip + out.shape[1]]
-            self._check_finite(name, rows, found)
+            self._check_finite(
+                name, rows, scales_of(raw, kind)
+            )  # few; one that is not finite spoils its block
             out[at : at + len(found)] = found
             at += len(found)
         return out
 
     def _raw(self, name: str, rows: Range, columns: Range) -> Iterator[torch.Tensor]:
         """The blocks that hold a window of a quantized tensor, some rows at a time."""
-        kind, data = self._of(name).kind, self._of(name).data
-        source = data[rows[0] : rows[1], columns[0] // kind.length : -(-columns[1] // kind.length)]
+        kind, source = self._of(name).kind, self._within(name, rows, columns)
         step = len(source) if kind.kind else max(1, _AT_ONCE // (source.shape[1] * kind.length))
         for _, window in self.windows(source):
             for first in range(0, len(window), step):
                 yield window[first : first + step]
 
+    def _within(self, name: str, rows: Range, columns: Range) -> torch.Tensor:
+        """The blocks that hold a window, as a view."""
+        kind, data = self._of(name).kind, self._of(name).data
+        return data[rows[0] : rows[1], columns[0] // kind.length : -(-columns[1] // kind.length)]
+
     def _check_finite(self, name: str, rows: Range, numbers: torch.Tensor) -> None:
         if not bool(numbers.isfinite().all()):
-            raise CheckpointFormatError(
-                f"{self._of(name).file.path}: {gguf_name(name)} has a scale that is NaN or infinite in rows {rows[0]:,}"
-                f" to {rows[1]:,}; download the file again"
-            )
+            raise self.not_finite(name, rows)
+
+    def not_finite(self, name: str, rows: Range) -> CheckpointFormatError:
+        return CheckpointFormatError(
+            f"{self._of(name).file.path}: {gguf_name(name)} has a scale that is NaN or infinite in rows {rows[0]:,}"
+            f" to {rows[1]:,}; download the file again"
+        )
 
 
 def _only_file(folder: Path) -> Path:

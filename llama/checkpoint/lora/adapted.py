@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ...kernels.quantized import BLOCK, Blocks, Form, form_of, to_int8
+from ...kernels.quantized import BLOCK, Blocks, Form, RawRows, form_of, to_int8
 from ..base import Checkpoint, Part, Range
 from ..files import as_path
 from ..layouts.hugging_face import rotary_heads
@@ -78,6 +78,9 @@ class AdaptedCheckpoint(WrappedCheckpoint):
         first = columns[0] // BLOCK * BLOCK  # where form_of begins
         found = to_int8(self.compute(name, rows, (first, first + form.columns)))
         return Blocks(form, found.codes, found.scales)
+
+    def raw(self, name: str, rows: Range, columns: Range) -> RawRows | None:
+        return None if name in self.adapter.changes else self.source.raw(name, rows, columns)
 
     def compute(self, name: str, rows: Range, columns: Range | None) -> torch.Tensor:
         change = self.adapter.changes.get(name)

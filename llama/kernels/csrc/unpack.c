@@ -238,7 +238,10 @@ INLINE void to_int8(const float x[GROUP * BLOCK], uint16_t scales[GROUP], uint8_
         transpose(v);
         vf most = (vf)v[0];
         UNROLL for (int k = 1; k < LANES; k++) most = larger(most, (vf)v[k]);
-        narrow_f16(scales + i, most / 127);
+        const vf exact = most / 127;
+        narrow_f16(scales + i, exact);
+        const vi too_small = (widen_f16(scales + i) < exact) & (exact < 0x1p-14f); /* subnormal in float16 */
+        for (int k = 0; k < LANES; k++) scales[i + k] -= too_small[k];
         const vf s = widen_f16(scales + i);
         store(inverse + i, choose(s > 0, 1 / s, (vf){}));
     }

@@ -223,7 +223,7 @@ def test_the_command_line(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     target = tmp_path / "x.gguf"
     assert main(["convert", str(tiny), str(target), "--quantize", "int8"]) == 0
     told = capsys.readouterr().out
-    assert "GB in int8 (" in told
+    assert "in Q8_0 (" in told
     assert str(target) in told
     for name, arguments, why in (
         ("x.gguf", ["--to", "hf"], "ends in .gguf, which is a file's name, but --to says hf"),

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf_export import export, library, without_mapping
+from gguf_export import export, library
 from machine import avx2_only
 from transformers_peer import plain_weights
 
@@ -45,7 +45,6 @@ class LlamaCpp:
         if avx2_only() and "AVX512 = 1" in has:
             raise SystemExit(f"this llama.cpp was compiled with more than AVX2: {has}\n\n{__doc__}")
         parameters = lc.llama_model_default_params()
-        without_mapping(parameters)
         self._model = lc.llama_model_load_from_file(str(file).encode(), parameters)
         self._vocab = vocab
         options = lc.llama_context_default_params()

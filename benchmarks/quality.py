@@ -133,13 +133,15 @@ def main(
             peer = LlamaCpp(file, vocab, threads=2, context=_WINDOW, sequences=1)
             measure(f"{kind}, llama.cpp", peer.logits)
             peer.close()
-            made = Llama.build(file, TINY / "tokenizer.model", device="cpu", dtype=dtype)
+            made = Llama.build(
+                file, TINY / "tokenizer.model", device="cpu", dtype=dtype, cache_dtype=cache_dtype
+            )
             measure(f"{kind}, ours", ours(made))
         for kind in parts(own):
-            made = Llama.build(TINY, device="cpu", dtype=dtype, quantize=kind)
+            made = Llama.build(TINY, device="cpu", dtype=dtype, cache_dtype=cache_dtype, quantize=kind)
             measure(f"{kind}, ours, quantized while loading", ours(made))
         if cache_dtype != "auto":
-            made = Llama.build(TINY, device="cpu", dtype=dtype)
+            made = Llama.build(TINY, device="cpu", dtype=dtype, cache_dtype=cache_dtype)
             measure(f"plain weights, cache in {cache_dtype}", ours(made))
 
 

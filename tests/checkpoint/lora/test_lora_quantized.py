@@ -122,7 +122,9 @@ def test_quantized_weights_are_merged_in_float32_and_quantized_again(
         adapter, {key: each for key, each in tensors_of(adapter).items() if "base_layer" not in key}
     )
     plain = Int8(open_checkpoint(folders["hf"]))
-    checkpoint = AdaptedCheckpoint(plain, open_checkpoint(folders["hf"], adapter=adapter).adapter)  # type: ignore
+    adapted = open_checkpoint(folders["hf"], adapter=adapter)
+    assert isinstance(adapted, AdaptedCheckpoint)
+    checkpoint = AdaptedCheckpoint(plain, adapted.adapter)
     change = checkpoint.adapter.changes.get(name)
     base_, found = (torch.empty(20, columns[1] - columns[0]) for _ in range(2))
     plain.read(name, base_, (3, 23), columns)

@@ -184,7 +184,7 @@ static void attend_share(void *what, team_t *team, long thread) {
                         p->run.start + r, p->run.capacity, head);
     wait_all(team);
     const long items = attention_items(h, p->run.count, team->threads);
-    for (long i; (i = next_piece(team)) < items;)
+    for (long i; (i = next_piece(team, items)) < items;)
         attend_item(h, &p->run, i, team->threads, p->score + thread * p->room);
 }
 

@@ -162,7 +162,7 @@ static void finish(const work_layers_t *w, const char *x, const matrix_t *m, lon
     const step_t *s = w->s;
     const int dtype = (int)s->dtype;
     const input_t input = input_of(w, x, &m, 1, thread, team);
-    for (long panel; (panel = next_piece(team)) < panels_of(m);) {
+    for (long panel; (panel = next_piece(team, panels_of(m))) < panels_of(m);) {
         sums_of(w, input.of[0], m, panel, sums);
         char *y = at(w->part ? s->out : s->x, panel * PANEL, dtype);
         if (w->part)
@@ -179,7 +179,7 @@ static void turn_and_store(const work_layers_t *w, const cache_t *caches, team_t
     const step_t *s = w->s;
     const heads_t *h = &w->heads;
     const long group = h->heads / h->kv_heads, query = h->heads * h->dim, key = h->kv_heads * h->dim;
-    for (long i; (i = next_piece(team)) < s->rows * h->kv_heads;) {
+    for (long i; (i = next_piece(team, s->rows * h->kv_heads)) < s->rows * h->kv_heads;) {
         const long r = i / h->kv_heads, head = i % h->kv_heads;
         const float *table = s->table + r * h->dim;
         char *k = at(w->k, r * key, h->dtype), *v = at(w->v, r * key, h->dtype);
@@ -189,19 +189,35 @@ static void turn_and_store(const work_layers_t *w, const cache_t *caches, team_t
     }
 }
 
+/* Rows from `first` on that belong to its sequence. */
+static long rows_of_sequence(const step_t *s, const cache_t *caches, long first) {
+    long rows = 1;
+    while (first + rows < s->rows && caches[first + rows].keys == caches[first].keys) rows++;
+    return rows;
+}
+
 /* Attention of each row to its sequence. Rows of one sequence stand together and are cut into items together. */
 static void attend_rows(const work_layers_t *w, const cache_t *caches, long thread, team_t *team) {
     const step_t *s = w->s;
     const heads_t *h = &w->heads;
-    long before = 0, mine = next_piece(team);
+    long all = 0;
     for (long first = 0, rows; first < s->rows; first += rows) {
-        for (rows = 1; first + rows < s->rows && caches[first + rows].keys == caches[first].keys;) rows++;
-        const long from = first * h->heads * h->dim, items = attention_items(h, rows, team->threads);
+        rows = rows_of_sequence(s, caches, first);
+        all += attention_items(h, rows, team->threads);
+    }
+    /* The sequence of the last piece: its first row, how many it has, and the pieces before it and in it. */
+    long first = 0, rows = 0, before = 0, items = 0;
+    for (long piece; (piece = next_piece(team, all)) < all;) {
+        if (piece < before) first = rows = before = items = 0;
+        while (piece >= before + items) {
+            first += rows, before += items;
+            rows = rows_of_sequence(s, caches, first);
+            items = attention_items(h, rows, team->threads);
+        }
+        const long from = first * h->heads * h->dim;
         const run_t run = {at(w->q, from, h->dtype), caches[first].keys, caches[first].values,
                            at(w->attended, from, h->dtype), rows, s->position[first], s->capacity[first]};
-        for (; mine < before + items; mine = next_piece(team))
-            attend_item(h, &run, mine - before, team->threads, w->score + thread * s->room);
-        before += items;
+        attend_item(h, &run, piece - before, team->threads, w->score + thread * s->room);
     }
 }
 
@@ -213,7 +229,7 @@ static void attention(const work_layers_t *w, const layer_t *l, const cache_t *c
     char *to[] = {w->q, w->k, w->v};
     const input_t input = input_of(w, normed(w, l->attention_norm, thread, team), m, 3, thread, team);
     const long all = panels_of(m[0]) + panels_of(m[1]) + panels_of(m[2]);
-    for (long i; (i = next_piece(team)) < all;) {
+    for (long i; (i = next_piece(team, all)) < all;) {
         int which = 0;
         long panel = i;
         while (panel >= panels_of(m[which])) panel -= panels_of(m[which++]);
@@ -236,7 +252,7 @@ static void feed_forward(const work_layers_t *w, const layer_t *l, long thread, 
     const matrix_t *m[] = {&l->w1, &l->w3};
     float *ups = sums + CHUNK * PANEL;
     const input_t input = input_of(w, normed(w, l->ffn_norm, thread, team), m, 2, thread, team);
-    for (long panel; (panel = next_piece(team)) < panels_of(m[0]);) {
+    for (long panel; (panel = next_piece(team, panels_of(m[0]))) < panels_of(m[0]);) {
         sums_of(w, input.of[0], m[0], panel, sums);
         sums_of(w, input.of[1], m[1], panel, ups);
         char *y = at(w->gated, panel * PANEL, dtype);

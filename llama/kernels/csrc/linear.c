@@ -242,7 +242,7 @@ static void linear_share(void *what, team_t *team, long thread) {
     float sums[CHUNK * PANEL];
     /* Not all rows at once: then each panel would read x from far away (2,048 rows: 1.07 of the time). */
     const long panels = panels_of(m), spans = (l->rows + SPAN - 1) / SPAN;
-    for (long piece; (piece = next_piece(team)) < spans * panels;) {
+    for (long piece; (piece = next_piece(team, spans * panels)) < spans * panels;) {
         const long panel = piece % panels, begin = piece / panels * SPAN;
         const long end = begin + SPAN < l->rows ? begin + SPAN : l->rows;
         for (long first = begin; first < end; first += CHUNK) {

@@ -220,7 +220,7 @@ typedef struct {
 static void draw_share(void *what, team_t *team, long thread) {
     const logits_t *l = what;
     const space_t s = laid_out(l->space + thread * llama_rows_space(l->n), l->n);
-    for (long r; (r = next_piece(team)) < l->rows;) {
+    for (long r; (r = next_piece(team, l->rows)) < l->rows;) {
         const float *x = l->logits + r * l->n, top = greatest(x, l->n);
         const draw_t *p = l->params + r;
         if (p->temperature == 0) {
@@ -248,7 +248,7 @@ EXPORT void llama_rows_draw(const float *logits, const draw_t *params, int64_t *
 static void logs_share(void *what, team_t *team, long thread) {
     const logits_t *l = what;
     const space_t s = laid_out(l->space + thread * llama_rows_space(l->n), l->n);
-    for (long r; (r = next_piece(team)) < l->rows;) {
+    for (long r; (r = next_piece(team, l->rows)) < l->rows;) {
         const float *x = l->logits + r * l->n, top = greatest(x, l->n);
         l->logs[r] = (float)((double)(x[l->of[r]] - top) - log(weigh(x, l->n, top, 1, s.weights, s.sums)));
     }

@@ -8,6 +8,8 @@
 
 #include <dlfcn.h>
 #include <sched.h>
+#include <stdint.h>
+#include <string.h>
 
 #include "relax.h"
 
@@ -35,14 +37,18 @@ __attribute__((constructor)) static void find_runtime(void) {
 
 static void one_thread(void *argument) {
     run_t *run = argument;
-    team_t team = {&run->shared, count()};
+    team_t team = {&run->shared, count(), number(), 0, 0};
     run->work(run->what, &team, number());
 }
 
 void run_team(work_t work, void *what, long threads) {
-    run_t run = {work, what, {0, 0, 0}};
-    team_t alone = {&run.shared, 1};
-    if (threads > 1 && parallel && number && count)
+    if (threads < 1 || !parallel || !number || !count) threads = 1;
+    share_t memory[threads + 1];
+    share_t *shares = (share_t *)(((uintptr_t)memory + sizeof(share_t) - 1) / sizeof(share_t) * sizeof(share_t));
+    memset(shares, 0, threads * sizeof(share_t));
+    run_t run = {work, what, {0, 0, shares}};
+    team_t alone = {&run.shared, 1, 0, 0, 0};
+    if (threads > 1)
         parallel(one_thread, &run, (unsigned)threads, 0);
     else
         work(what, &alone, 0);
@@ -52,14 +58,13 @@ void run_team(work_t work, void *what, long threads) {
  * which lost its core yields its own core instead of spinning on. */
 void wait_all(team_t *team) {
     shared_t *s = team->shared;
-    if (team->threads == 1) {
-        s->next = 0;
-        return;
-    }
-    const int round = __atomic_load_n(&s->round, __ATOMIC_RELAXED);
+    const int round = team->round++;
+    team->passed = 0;
+    /* Of the round to come. The last that used it was the one before this, which every thread has left. */
+    s->shares[team->thread].taken[team->round % 2] = 0;
+    if (team->threads == 1) return;
     if (__atomic_add_fetch(&s->arrived, 1, __ATOMIC_ACQ_REL) == team->threads) {
         __atomic_store_n(&s->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&s->next, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&s->round, round + 1, __ATOMIC_RELEASE);
         return;
     }

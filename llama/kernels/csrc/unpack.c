@@ -330,7 +330,7 @@ INLINE int unpack_group(const unpack_t *u, int type, int kept, long g) {
 /* Takes groups of a type, which is a constant, until none is left. */
 #define UNPACK(type, kept)                                \
     case type:                                            \
-        while ((g = next_piece(team)) < groups)           \
+        while ((g = next_piece(team, groups)) < groups)   \
             finite &= unpack_group(u, type, kept, g);     \
         break;
 

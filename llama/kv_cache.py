@@ -1,41 +1,73 @@
-"""KV caches: where a token's key and value are stored, and what a query may see.
+"""Keys and values of all sequences of a model, in shared blocks of positions, and what one step sees of them.
 
-`KVCache` holds one sequence, contiguous in each layer, and grows with its tokens: max_seq_len and
-max_batch_size never size an allocation. `BatchCache` is what one step sees: several sequences, each with the
-number of its tokens in the flattened run.
+A `KVPool` is one piece of memory for each rank. A sequence's table names the blocks that hold its positions, in
+order; several tables may name one block. Blocks with neighbouring numbers are neighbours in memory, so a sequence in
+neighbouring blocks is contiguous for each head. Which sequence has which block is the engine's business
+(engine/block_pool.py); the model sees a `Step` and knows no sequences (Kwon et al. 2023, PagedAttention).
 
-Shapes: T new tokens, S cached positions, H query heads, K key/value heads, D head dimension, R numbers of a row in
-memory: D, or the bytes of an int8 cache's blocks (kernels/cached.py).
+Shapes: T tokens of a step, N its sequences, S positions of one, H query heads, K key/value heads, D head dimension,
+R numbers of a row in memory: D, or the bytes of int8 blocks (kernels/cached.py). B: positions of a block.
 """
 
 from __future__ import annotations
 
-import copy
+import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
+import mmap
+import sys
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .kernels.cached import INT8, CacheFormat, format_of, head_dim_of, row_of
+from .errors import ConfigError, OutOfMemoryError
+from .kernels.cached import INT8, CacheFormat, row_of
 from .kernels.operators import attend, attention_for
+from .values import integer
 
-__all__ = ["BatchCache", "KVCache"]
+__all__ = ["BLOCK", "KVPool", "Part", "Step", "check_block"]
 
-# Capacity is a multiple of this, so that a growing sequence is not copied for each token.
-_GRAIN = 64
-_Integers = np.ndarray[Any, np.dtype[np.int64]]
+# Positions of a block: what a sequence may hold unused, and the unit in which prefixes are shared.
+BLOCK = 32
+# A power of two, so that a position is split by a shift; the largest is what CUDA's own kernels take.
+_LARGEST = 256
+# Memory that is reserved and not counted until it is written; absent from Python's mmap.
+_NORESERVE = 0x4000
 
 
-class KVCache:
-    """Keys and values of one sequence: `length` positions are complete in every layer.
+def check_block(size: object) -> int:
+    """Positions of a block, if it is a power of two up to 256.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    number = integer(size)
+    if number is None or not 1 <= number <= _LARGEST or number & (number - 1):
+        raise ConfigError(f"block is {size!r}; it must be a power of two from 1 to {_LARGEST}")
+    return number
+
+
+class Part(NamedTuple):
+    """A sequence's part of a step: `count` tokens from position `start` on.
+
+    table: its blocks, at least as many as start + count positions need.
+    """
+
+    table: array[int]
+    start: int
+    count: int
+
+
+class KVPool:
+    """Blocks of keys and values for one rank's part of a model. Block 0 takes padding; no sequence has it.
 
     Args:
         n_layers, n_kv_heads, head_dim: of this rank's part of the model.
         form, device: of the stored keys and values. The format is the activations' dtype or "int8".
-        limit: the most positions it will hold. Growth never allocates more, so a sequence takes no more memory
-            than it was admitted with. None: not known.
+        blocks: in all, block 0 included.
+        size: positions of a block.
     """
 
     def __init__(
@@ -45,196 +77,138 @@ class KVCache:
         head_dim: int,
         form: CacheFormat,
         device: torch.device,
-        limit: int | None = None,
+        blocks: int,
+        size: int = BLOCK,
     ) -> None:
-        self.limit = limit
+        self.form, self.device, self.blocks, self.size = form, device, blocks, size
+        self.head_dim = head_dim
         dtype, numbers = row_of(form, head_dim)
-        empty = torch.empty(n_kv_heads, 0, numbers, dtype=dtype, device=device)
-        self.length = 0
-        self._keys = [empty] * n_layers
-        self._values = [empty] * n_layers
-        self._addresses: _Integers | None = None
+        shape = (n_layers, 2, n_kv_heads, blocks, size, numbers)
+        self.store, self._memory = _reserved(shape, dtype, device)
+        self._layers = [(keys, values) for keys, values in self.store]
         self._attention = attention_for(form, device, head_dim)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copied or pickled cache lies elsewhere, perhaps on another machine.
-        return self.__dict__ | {"_addresses": None, "_attention": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._attention = attention_for(self.form, self.device, head_dim_of(self._keys[0]))
-
-    @property
-    def capacity(self) -> int:
-        """Positions that are allocated."""
-        return self._keys[0].shape[1]
-
-    @property
-    def form(self) -> CacheFormat:
-        """Of the keys and values."""
-        return format_of(self._keys[0])
-
-    @property
-    def device(self) -> torch.device:
-        """That holds the keys and values."""
-        return self._keys[0].device
+        raise TypeError("a KVPool is not copied: make one with Transformer.new_pool")
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are allocated."""
-        return sum(x.nbytes for x in (*self._keys, *self._values))
+        """Bytes that are reserved. On a CPU memory is taken as blocks are written."""
+        return self.store.nbytes
 
-    def reserve(self, positions: int) -> None:
-        """Make room for `positions` in all; capacity grows by at least a quarter.
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and the values of a layer, each (K, blocks, B, R)."""
+        return self._layers[index]
 
-        Layers are copied one after the other, so the peak is one layer above the result.
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Copy whole blocks, in all layers at once; no block is both source and target."""
+        if sources:
+            there = torch.tensor([sources, targets], device=self.device)
+            self.store[:, :, :, there[1]] = self.store[:, :, :, there[0]]
+
+    def give_back(self, first: int, count: int) -> None:
+        """Give the memory of a range of blocks back to the system; what is in them is lost. For CPUs on Linux.
+
+        Pages that other blocks share, at both ends of the range, stay.
         """
-        if positions <= self.capacity:
+        if self._memory is None:
             return
-        self._addresses = None
-        wanted = max(positions, self.capacity + self.capacity // 4)
-        wanted = -(-wanted // _GRAIN) * _GRAIN
-        if self.limit is not None:
-            wanted = max(positions, min(wanted, self.limit))
-        before = self.capacity
-        grown: list[tuple[list[torch.Tensor], int]] = []
-        try:
-            for store in (self._keys, self._values):
-                for layer, old in enumerate(store):
-                    new = old.new_empty(old.shape[0], wanted, old.shape[2])
-                    new[:, : self.length] = old[:, : self.length]
-                    store[layer] = new
-                    grown.append((store, layer))
-        except BaseException:
-            # Readers expect one capacity in all layers: shrink the grown ones again, without allocating.
-            for store, layer in grown:
-                store[layer] = _shrunk(store[layer], before, self.length)
-            raise
+        block = self.store.stride(3) * self.store.itemsize
+        row = self.blocks * block
+        page = mmap.PAGESIZE
+        for start in range(first * block, self.nbytes, row):
+            begin, end = -(-start // page) * page, (start + count * block) // page * page
+            if begin < end:
+                self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
-    def fork(self) -> KVCache:
-        """An independent copy."""
-        other = copy.copy(self)
-        # With the capacity of the original: an exact copy would be copied again for its first token.
-        other._keys = [_copied(x, self.length) for x in self._keys]
-        other._values = [_copied(x, self.length) for x in self._values]
-        return other
-
-    def addresses(self) -> _Integers:
-        """Addresses of the keys and values of each layer, (layers, 2)."""
-        if self._addresses is None:
-            pairs = zip(self._keys, self._values, strict=True)
-            self._addresses = np.array([(k.data_ptr(), v.data_ptr()) for k, v in pairs], dtype=np.int64)
-        return self._addresses
-
-    def take(self) -> KVCache:
-        """Move the content into a new cache; this one is empty afterwards."""
-        other = copy.copy(self)
-        other._keys, other._values = list(self._keys), list(self._values)
-        self.length = 0
-        self._addresses = None
-        for store in (self._keys, self._values):
-            store[:] = [store[0].new_empty(store[0].shape[0], 0, store[0].shape[2])] * len(store)
-        return other
-
-    def copy_prefix(self, source: KVCache, length: int, capacity: int) -> None:
-        """Begin with the first `length` positions of another cache, with space for `capacity` in all."""
-        assert self.length == 0 <= length <= source.length
-        self.limit = capacity
-        self.reserve(capacity)
-        for mine, theirs in ((self._keys, source._keys), (self._values, source._values)):
-            for new, old in zip(mine, theirs, strict=True):
-                new[:, :length] = old[:, :length]
-        self.length = length
-
-    def truncate(self, length: int) -> None:
-        """Forget the positions from `length` on."""
-        assert 0 <= length <= self.length
-        self.length = length
-
-    def attend(
-        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
-    ) -> torch.Tensor:
-        """Store T tokens behind the complete ones and attend from each to all up to itself -> (T, H, D)."""
-        keys, values = self._keys[layer], self._values[layer]
-        return attend(self._attention, q_THD, k_TKD, v_TKD, keys, values, self.length)
+    def step(self, parts: Iterable[Part]) -> Step:
+        """What a step over these sequences sees."""
+        return Step(self, parts)
 
 
-def _copied(x_KSR: torch.Tensor, length: int) -> torch.Tensor:
-    fresh = torch.empty_like(x_KSR)
-    fresh[:, :length] = x_KSR[:, :length]
-    return fresh
+class Step:
+    """One forward: T tokens of N sequences, those of a sequence next to each other.
 
+    Made once for all layers. Numbers are on the host, in numpy; `tensors` has them on the pool's device.
 
-def _shrunk(x_KSR: torch.Tensor, capacity: int, length: int) -> torch.Tensor:
-    """The first `length` positions, in place, in a layout of `capacity`."""
-    heads, _, row = x_KSR.shape
-    small = x_KSR.view(-1)[: heads * capacity * row].view(heads, capacity, row)
-    for head in range(heads):  # each moves forward, over heads that were moved before
-        small[head, :length] = x_KSR[head, :length].clone()
-    return small
+    firsts (N + 1,): the row of each sequence's first token, and T. starts (N,): the position of that token.
+    lengths (N,): positions of each sequence when the step is done. positions (T,): of each token in its sequence.
+    slots (T,): where its key and value go: block x B + place in the block. tables: of each sequence.
+    """
 
-
-class BatchCache:
-    """The caches of one step: sequence i owns the next `counts[i]` tokens of the flattened run."""
-
-    def __init__(self, caches: Sequence[KVCache], counts: Sequence[int]) -> None:
+    def __init__(self, pool: KVPool, parts: Iterable[Part]) -> None:
+        parts = list(parts)
+        self.pool = pool
+        self.tables = [part.table for part in parts]
+        self.starts = np.array([part.start for part in parts], dtype=np.int64)
+        counts = [part.count for part in parts]
         assert all(count > 0 for count in counts)
-        self.caches = list(caches)
-        self.counts = list(counts)
-        for cache, count in zip(caches, counts, strict=True):
-            cache.reserve(cache.length + count)
+        self.firsts = np.array([0, *itertools.accumulate(counts)], dtype=np.int64)
+        self.lengths = self.starts + counts
+        if len(parts) == self.firsts[-1]:  # one token of each: most steps
+            self.positions = self.starts
+            blocks = [table[start // pool.size] for table, start, _ in parts]
+        else:
+            spans = [range(part.start, part.start + part.count) for part in parts]
+            self.positions = np.fromiter(itertools.chain.from_iterable(spans), np.int64, self.firsts[-1])
+            blocks = [
+                part.table[at // pool.size] for part, span in zip(parts, spans, strict=True) for at in span
+            ]
+        self.slots = np.array(blocks, dtype=np.int64) * pool.size + self.positions % pool.size
 
-    def rows(self) -> tuple[_Integers, _Integers, _Integers, CacheFormat]:
-        """For kernels that take addresses: where the keys and values of each token's sequence are.
+    def __len__(self) -> int:
+        """How many sequences it has."""
+        return len(self.tables)
 
-        Returns addresses (layers, T, 2), of each token its cache's capacity and its position, (T,) each, and the
-        format of all caches.
-        """
-        total = sum(self.counts)
-        if total == 1:  # most steps of one sequence
-            (cache,) = self.caches
-            capacity, position = np.array([[cache.capacity], [cache.length]], dtype=np.int64)
-            return cache.addresses()[:, None], capacity, position, cache.form
-        addresses = np.empty((len(self.caches[0].addresses()), total, 2), dtype=np.int64)
-        capacity = np.empty(total, dtype=np.int64)
-        start = 0
-        for cache, count in zip(self.caches, self.counts, strict=True):
-            addresses[:, start : start + count] = cache.addresses()[:, None]
-            capacity[start : start + count] = cache.capacity
-            start += count
-        return addresses, capacity, np.array(self.positions(), dtype=np.int64), self.caches[0].form
-
-    def lies_like(self, x: torch.Tensor) -> bool:
-        """Whether all caches have x's device, and its dtype or int8: a model can be cast, or moved, while they are in
-        use."""
-        form = self.caches[0].form
-        return form in (x.dtype, INT8) and all(
-            cache.form == form and cache.device == x.device for cache in self.caches
+    @functools.cached_property
+    def tensors(self) -> StepTensors:
+        """The numbers on the pool's device."""
+        most = max(-(-int(length) // self.pool.size) for length in self.lengths)
+        tables = np.zeros((len(self), most), dtype=np.int64)
+        for row, table in zip(tables, self.tables, strict=True):
+            row[: len(table)] = table[:most]
+        return StepTensors(
+            *(
+                torch.from_numpy(each).to(self.pool.device)
+                for each in (self.positions, self.slots, self.starts, self.lengths, tables)
+            )
         )
 
-    def positions(self) -> list[int]:
-        """The position of each token of the run in its sequence."""
-        return [
-            position
-            for cache, count in zip(self.caches, self.counts, strict=True)
-            for position in range(cache.length, cache.length + count)
-        ]
+    def lies_like(self, x: torch.Tensor) -> bool:
+        """Whether the pool has x's device, and its dtype or int8: a model can be cast, or moved, while it is in use."""
+        return self.pool.form in (x.dtype, INT8) and self.pool.device == x.device
 
     def attend(
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
     ) -> torch.Tensor:
-        """Store the run's keys and values of a layer; each token attends to its sequence -> (T, H, D)."""
-        if len(self.caches) == 1:
-            return self.caches[0].attend(layer, q_THD, k_TKD, v_TKD)
-        ends = list(itertools.accumulate(self.counts, initial=0))
-        runs = [slice(start, end) for start, end in itertools.pairwise(ends)]
-        parts = [
-            cache.attend(layer, q_THD[run], k_TKD[run], v_TKD[run])
-            for cache, run in zip(self.caches, runs, strict=True)
-        ]
-        return torch.cat(parts)
+        """Store the tokens' keys and values of a layer; each token attends up to itself -> (T, H, D)."""
+        keys, values = self.pool.layer(layer)
+        return attend(self.pool._attention, q_THD, k_TKD, v_TKD, keys, values, self)
 
-    def commit(self) -> None:
-        """Count the run's tokens as complete. A step that fails before this leaves no trace."""
-        for cache, count in zip(self.caches, self.counts, strict=True):
-            cache.length += count
+
+class StepTensors(NamedTuple):
+    """positions, slots (T,), starts, lengths (N,) and tables (N, most blocks), int64, on the device. Tables are filled
+    up with block 0."""
+
+    positions: torch.Tensor
+    slots: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    tables: torch.Tensor
+
+
+def _reserved(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[torch.Tensor, mmap.mmap | None]:
+    """Memory whose pages are taken when they are written, and what gives them back; elsewhere a plain tensor."""
+    if device.type != "cpu" or sys.platform != "linux":
+        return torch.empty(shape, dtype=dtype, device=device), None
+    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    try:
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
+    except (OSError, OverflowError, ValueError) as error:
+        raise OutOfMemoryError(
+            f"the system does not give {nbytes / (1 << 30):.2f} GiB of address space for the cache ({error}); give less"
+            " cache_memory, or lower max_batch_size or max_seq_len"
+        ) from error
+    return torch.frombuffer(memory, dtype=dtype).view(shape), memory

@@ -11,8 +11,10 @@ key/value heads of this rank, D head dimension, N positions whose logits are wan
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +28,7 @@ from .errors import ConfigError
 from .kernels.fused import FusedLayers, LayerShape
 from .kernels.norms import rotary_table
 from .kernels.operators import rms_norm, rotate
-from .kv_cache import BatchCache, KVCache
+from .kv_cache import BLOCK, KVPool, Part, Step
 from .sizing.args import ModelArgs, check_size, valid_sizes
 from .sizing.budget import cache_format, check_cache_dtype
 
@@ -86,12 +88,12 @@ class Attention(nn.Module):
         self.wv = ColumnParallelLinear(args.dim, key_value, parallel=parallel)
         self.wo = RowParallelLinear(query, args.dim, parallel=parallel)
 
-    def forward(self, x_TC: torch.Tensor, rotary: torch.Tensor, cache: BatchCache) -> torch.Tensor:
+    def forward(self, x_TC: torch.Tensor, rotary: torch.Tensor, step: Step) -> torch.Tensor:
         heads = (x_TC.shape[0], -1, self.head_dim)
         q_THD = rotate(self.wq(x_TC).view(heads), rotary)
         k_TKD = rotate(self.wk(x_TC).view(heads), rotary)
         v_TKD = self.wv(x_TC).view(heads)
-        out: torch.Tensor = self.wo(cache.attend(self.layer, q_THD, k_TKD, v_TKD).flatten(1))
+        out: torch.Tensor = self.wo(step.attend(self.layer, q_THD, k_TKD, v_TKD).flatten(1))
         return out
 
 
@@ -119,8 +121,8 @@ class TransformerBlock(nn.Module):
         self.attention_norm = RMSNorm(args.dim, eps=args.norm_eps)
         self.ffn_norm = RMSNorm(args.dim, eps=args.norm_eps)
 
-    def forward(self, x_TC: torch.Tensor, rotary: torch.Tensor, cache: BatchCache) -> torch.Tensor:
-        h = x_TC + self.attention(self.attention_norm(x_TC), rotary, cache)
+    def forward(self, x_TC: torch.Tensor, rotary: torch.Tensor, step: Step) -> torch.Tensor:
+        h = x_TC + self.attention(self.attention_norm(x_TC), rotary, step)
         out: torch.Tensor = h + self.feed_forward(self.ffn_norm(h))
         return out
 
@@ -191,7 +193,7 @@ class Transformer(nn.Module):
         self.output = ColumnParallelLinear(
             params.dim, params.vocab_size, parallel=parallel, gather_output=True
         )
-        self._own_caches: list[KVCache] = []
+        self._own: _OwnCache | None = None
         shape = LayerShape(
             width=params.dim,
             heads=params.n_heads // parallel.size,
@@ -223,24 +225,29 @@ class Transformer(nn.Module):
         """Key/value heads on this rank."""
         return max(1, self.params.kv_heads // self.parallel.size)
 
-    def new_cache(self, limit: int | None = None) -> KVCache:
-        """An empty cache for one sequence of this model, of at most `limit` positions."""
-        form = cache_format(self.cache_dtype, self.dtype)
-        return KVCache(self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, limit)
+    def new_pool(self, blocks: int, size: int = BLOCK) -> KVPool:
+        """Memory for keys and values of this model: `blocks` blocks, block 0 included, of `size` positions.
 
-    def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
-        """Run flattened tokens -> normed last hidden states (T, C); the cache gains their keys and values."""
+        Raises:
+            OutOfMemoryError: the system does not give it.
+        """
+        form = cache_format(self.cache_dtype, self.dtype)
+        return KVPool(
+            self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, blocks, size
+        )
+
+    def hidden(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:
+        """Run the tokens of a step -> normed last hidden states (T, C); its pool gains their keys and values."""
         with _undisturbed(tokens_T.device.type):
             x_TC, layers = self.tok_embeddings(tokens_T), self.layers
             # Kernels that take addresses would read and write caches of another dtype as if they were x's.
-            if cache.lies_like(x_TC) and self._fused.takes(x_TC, layers):
-                x_TC = self._fused.run(x_TC, self.params.rope_theta, *cache.rows())
+            if step.lies_like(x_TC) and self._fused.takes(x_TC, layers):
+                x_TC = self._fused.run(x_TC, self.params.rope_theta, step)
             else:
-                positions = torch.tensor(cache.positions(), device=tokens_T.device)
+                positions = step.tensors.positions
                 rotary = rotary_table(positions, self.params.head_dim, self.params.rope_theta)
                 for layer in layers:
-                    x_TC = layer(x_TC, rotary, cache)
-            cache.commit()
+                    x_TC = layer(x_TC, rotary, step)
             out: torch.Tensor = self.norm(x_TC)
         return out
 
@@ -267,16 +274,38 @@ class Transformer(nn.Module):
                 f"{batch} rows up to position {start_pos + length}, but max_batch_size is"
                 f" {self.params.max_batch_size} and max_seq_len {self.params.max_seq_len}"
             )
+        own = self._own
         if start_pos == 0:
-            self._own_caches = [self.new_cache() for _ in range(batch)]
-        computed = min((cache.length for cache in self._own_caches[:batch]), default=0)
-        if batch > len(self._own_caches) or not 0 <= start_pos <= computed:
+            own = self._own = _OwnCache.of(self, batch)
+        computed = min(own.computed[:batch], default=0) if own else 0
+        rows = len(own.computed) if own else 0
+        if own is None or batch > rows or not 0 <= start_pos <= computed:
             raise ConfigError(
-                f"start_pos {start_pos} for {batch} rows, but {computed} positions of {len(self._own_caches)} rows"
+                f"start_pos {start_pos} for {batch} rows, but {computed} positions of {rows} rows"
                 " were computed; run the positions before it first"
             )
-        caches = self._own_caches[:batch]
-        for cache in caches:
-            cache.truncate(start_pos)
-        hidden = self.hidden(tokens.flatten(), BatchCache(caches, [length] * batch))
+        parts = [Part(table, start_pos, length) for table in own.tables[:batch]]
+        own.computed[:batch] = [start_pos] * batch
+        hidden = self.hidden(tokens.flatten(), own.pool.step(parts))
+        own.computed[:batch] = [start_pos + length] * batch
         return self.logits(hidden).view(batch, length, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy begins without what the reference's call has computed.
+        return self.__dict__ | {"_own": None}
+
+
+@dataclass(frozen=True)
+class _OwnCache:
+    """What the reference's call keeps: a pool with room for max_seq_len positions of each row, the rows' blocks, and
+    how many positions of each are computed. On a CPU memory is taken as positions are."""
+
+    pool: KVPool
+    tables: list[array[int]]
+    computed: list[int]
+
+    @classmethod
+    def of(cls, model: Transformer, rows: int) -> _OwnCache:
+        each = -(-model.params.max_seq_len // BLOCK)
+        tables = [array("i", range(1 + row * each, 1 + (row + 1) * each)) for row in range(rows)]
+        return cls(model.new_pool(1 + rows * each), tables, [0] * rows)

@@ -9,12 +9,17 @@ a kernel, so memory is linear in S.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
 from . import cached
 
-__all__ = ["attend", "causal_attention", "store"]
+if TYPE_CHECKING:
+    from ..kv_cache import Step
+
+__all__ = ["attend", "causal_attention", "gather", "store"]
 
 # Bytes of one float32 block of keys in the CPU's 16-bit decode path: small enough for its caches.
 _BLOCK_BYTES = 1 << 20
@@ -29,17 +34,23 @@ def attend(
     v_TKD: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    start: int,
+    step: Step,
 ) -> torch.Tensor:
-    """Store T tokens at positions start.. of a cache and attend from each to all up to itself -> (T, H, D).
+    """Store a step's T tokens in a layer's blocks; each attends to its sequence up to itself -> (T, H, D).
 
     Args:
-        keys, values: (K, capacity, D), contiguous; complete up to `start`, with room for the T tokens. Of int8 caches
-            rows of blocks instead of D; see cached.py.
+        keys, values: (K, blocks, B, D), contiguous, of the whole pool. Rows of int8 caches are as in cached.py.
     """
-    k_KSD, v_KSD = store(k_TKD, v_TKD, keys, values, start)
-    out_THD = causal_attention(q_THD, k_KSD, v_KSD)
-    return _with_nan(out_THD, q_THD, k_KSD[:, start:]) if q_THD.is_cpu else out_THD
+    store(k_TKD, v_TKD, keys, values, step.tensors.slots)
+    out_THD = torch.empty_like(q_THD)
+    for i in range(len(step)):
+        rows = slice(int(step.firsts[i]), int(step.firsts[i + 1]))
+        length = int(step.lengths[i])
+        k_KSD, v_KSD = (gather(x, step.tensors.tables[i], length, q_THD.dtype) for x in (keys, values))
+        out = causal_attention(q_THD[rows], k_KSD, v_KSD)
+        start = int(step.starts[i])
+        out_THD[rows] = _with_nan(out, q_THD[rows], k_KSD[:, start:]) if q_THD.is_cpu else out
+    return out_THD
 
 
 def _with_nan(out_THD: torch.Tensor, q_THD: torch.Tensor, k_KTD: torch.Tensor) -> torch.Tensor:
@@ -53,17 +64,19 @@ def _with_nan(out_THD: torch.Tensor, q_THD: torch.Tensor, k_KTD: torch.Tensor) -
 
 
 def store(
-    k_TKD: torch.Tensor, v_TKD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Store T tokens at positions start.. of a cache (K, capacity, D) -> all so far, (K, start + T, D)."""
-    end = start + k_TKD.shape[0]
-    if cached.format_of(keys) != cached.INT8:
-        keys[:, start:end] = k_TKD.transpose(0, 1)
-        values[:, start:end] = v_TKD.transpose(0, 1)
-        return keys[:, :end], values[:, :end]
-    keys[:, start:end] = cached.quantize(k_TKD.transpose(0, 1))
-    values[:, start:end] = cached.quantize(v_TKD.transpose(0, 1))
-    return cached.dequantize(keys[:, :end], k_TKD.dtype), cached.dequantize(values[:, :end], v_TKD.dtype)
+    k_TKD: torch.Tensor, v_TKD: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, slots_T: torch.Tensor
+) -> None:
+    """Store T tokens in slots of a layer's blocks (K, blocks, B, row)."""
+    for x_TKD, blocks in ((k_TKD, keys), (v_TKD, values)):
+        rows = x_TKD if cached.format_of(blocks) != cached.INT8 else cached.quantize(x_TKD)
+        blocks.flatten(1, 2)[:, slots_T] = rows.transpose(0, 1)
+
+
+def gather(blocks: torch.Tensor, table: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """The first `length` positions of a sequence, in memory of their own -> (K, length, D)."""
+    used = table[: -(-length // blocks.shape[2])]
+    rows = blocks[:, used].flatten(1, 2)[:, :length]
+    return rows if cached.format_of(blocks) != cached.INT8 else cached.dequantize(rows, dtype)
 
 
 def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ Shapes: T tokens, H heads, K key/value heads, D head dimension, R rows of logits
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from .quantized import Form
 from .quantized_weights import Quantized, QuantizedFormat
 from .table import ROWS, Case, choose, implementation, is_native
 from .weights import PLAIN, Blocked, PackedWeight, Shape, WeightFormat
+
+if TYPE_CHECKING:
+    from ..kv_cache import Step
 
 __all__ = [
     "Attend",
@@ -37,8 +40,10 @@ __all__ = [
     "why_not_quantized",
 ]
 
-# (q (T, H, D), k and v (T, K, D), cached keys and values (K, capacity, row), start) -> (T, H, D); see `attention_for`.
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+# (q (T, H, D), k and v (T, K, D), a layer's keys and values (K, blocks, B, row), step) -> (T, H, D); see `attend`.
+Attend = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, "Step"], torch.Tensor
+]
 
 
 # ---- weights ----
@@ -121,14 +126,15 @@ def attend(
     v_TKD: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    start: int,
+    step: Step,
 ) -> torch.Tensor:
-    """Store T tokens at positions start.. of a cache and attend from each to all up to itself -> (T, H, D).
+    """Store a step's T tokens in a layer's blocks; each attends to its sequence up to itself -> (T, H, D).
 
     Args:
         row: from `attention_for`.
-        keys, values: (K, capacity, row), contiguous; complete up to `start`, with room for the T tokens. A row is as
-            `cached.row_of` says: D numbers, or blocks in int8.
+        keys, values: (K, blocks, B, row), contiguous, of the whole pool. A row is as `cached.row_of` says: D
+            numbers, or int8 blocks.
+        step: where the tokens are stored, and what each sequence has.
     """
     dtype = q_THD.dtype
     alike = dtype in native.DTYPES if cached.format_of(keys) == cached.INT8 else dtype == keys.dtype
@@ -142,9 +148,9 @@ def attend(
         and q_THD.shape[1] % keys.shape[0] == 0
         and all(map(native.has_memory, (q_THD, k_TKD, v_TKD)))
     )
-    if not fits or _differentiates(q_THD):
+    if True or not fits or _differentiates(q_THD):  # noqa: SIM222  # until the compiled kernels take blocks
         row = attention.attend
-    return row(q_THD, k_TKD, v_TKD, keys, values, start)
+    return row(q_THD, k_TKD, v_TKD, keys, values, step)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -1,213 +1,226 @@
-"""Cache memory: allocated as sequences begin, filled with what can be reused, retained as they leave.
+"""Cache memory: allocated as sequences begin and grow, shared where tokens are equal, kept as they leave.
 
-Stands between the block account and the prefix cache. Which sequence begins, and which one is preempted, is
+Stands between the block pool and the prefix cache. Which sequence begins, and which one is preempted, is
 the scheduler's decision. Never imports torch.
+
+A block is written only by a sequence that holds it alone, and never once it is in the tree.
 """
 
 from __future__ import annotations
 
-from .prefix_cache import Match, PrefixCache, Retained
+from array import array
+from collections import Counter
+from collections.abc import Collection
+from itertools import chain
+
+from .block_pool import BlockPool
+from .prefix_cache import Match, PrefixCache
 from .sequence import SequenceState
 
-__all__ = ["BLOCK", "BlockAccount", "CacheManager"]
-
-# Positions of a block: what a sequence may hold unused, and the unit in which prefixes are shared.
-BLOCK = 16
-# Tokens that can be copied in the time it takes to compute one. Measured with the 110M shape: 2,000 copied in
-# 34 ms, 1,200 computed in a second, so 49.
-_COPIES_PER_TOKEN = 32
-
-
-class BlockAccount:
-    """Counts cache memory in blocks of positions. Blocks are accounting units, not pages.
-
-    Caches are contiguous and allocate no more than what is counted here; the total is never exceeded.
-
-    Args:
-        positions: that all caches may hold together, rounded up to whole blocks.
-        size: positions of a block.
-    """
-
-    def __init__(self, positions: int, size: int = BLOCK) -> None:
-        assert positions >= 0 < size
-        self.size = size
-        self.total = self.needed(positions)
-        self.used = 0
-
-    @property
-    def free(self) -> int:
-        """Blocks that nobody holds."""
-        return self.total - self.used
-
-    def needed(self, positions: int) -> int:
-        """Blocks that hold this many positions."""
-        return -(-positions // self.size)
-
-    def allocate(self, count: int) -> None:
-        """Count blocks as held; the caller has made sure that they are free."""
-        assert 0 <= count <= self.free, f"{count} blocks allocated, but only {self.free} are free"
-        self.used += count
-
-    def release(self, count: int) -> None:
-        """Count blocks as free again."""
-        assert 0 <= count <= self.used, f"{count} blocks released, but only {self.used} are in use"
-        self.used -= count
+__all__ = ["CacheManager"]
 
 
 class CacheManager:
     """Allocates memory to sequences and takes it back.
 
     Args:
-        blocks: the account of all cache memory.
+        blocks: all cache memory.
         prefixes: what can be reused; None switches reuse off.
     """
 
-    def __init__(self, blocks: BlockAccount, prefixes: PrefixCache | None) -> None:
+    def __init__(self, blocks: BlockPool, prefixes: PrefixCache | None) -> None:
         self.blocks, self.prefixes = blocks, prefixes
 
     def clear(self) -> None:
-        """Forget everything that is held or retained."""
-        self.blocks.used = 0
+        """Forget everything that is held or kept."""
+        self.blocks.clear()
         if self.prefixes is not None:
             self.prefixes.clear()
 
     @property
     def available(self) -> int:
-        """Blocks that no running sequence holds."""
-        return self.blocks.free + (0 if self.prefixes is None else self.prefixes.blocks)
-
-    def evict(self, keep: Retained | None = None) -> bool:
-        """Free the least recently used retained prefix; False if there is none."""
-        entry = None if self.prefixes is None else self.prefixes.oldest(keep)
-        if entry is None or self.prefixes is None:
-            return False
-        self.prefixes.drop(entry)
-        self.blocks.release(entry.blocks)
-        return True
+        """Blocks that no running sequence holds, or has set aside."""
+        unheld = 0 if self.prefixes is None else self.prefixes.unheld
+        return self.blocks.free + unheld - self.blocks.reserved
 
     def invalidate(self) -> None:
         """The model has changed: let nobody reuse what was computed until now."""
         if self.prefixes is None:
             return
-        while self.evict():
-            pass
-        for sequence in self.prefixes.sequences:
+        self._evict(self.prefixes.unheld)
+        for sequence in self.prefixes.invalidate():
             if sequence.computed:
                 sequence.stale = True
-                self.prefixes.forget(sequence)
+            else:
+                self.prefixes.follow(sequence)
 
     def index(self, sequence: SequenceState) -> None:
-        """Let others find the tokens that a running sequence has gained."""
-        if self.prefixes is not None and not sequence.stale:
+        """Let others find the blocks that a running sequence has computed, and the tokens that it has gained.
+
+        Where the tree has a block of the same tokens already, the sequence takes that one and gives up its own.
+        """
+        if self.prefixes is None or sequence.stale:
+            return
+        self.prefixes.follow(sequence)
+        full = min(sequence.computed, len(sequence.tokens)) // self.blocks.size
+        for place, block in self.prefixes.fill(sequence, full):
+            self._put(sequence, place, block)
+
+    # ---- sequences begin and grow --------------------------------------------------------------------------
+
+    def fits(self, sequence: SequenceState, count: int, leaving: Collection[SequenceState] = ()) -> bool:
+        """Whether a sequence can begin with `count` blocks, and its forks with as many.
+
+        What others hold of its prefix costs nothing. Forks share all full blocks of the prompt.
+
+        Args:
+            leaving: running sequences that would give up what they hold.
+        """
+        need = count + (sequence.slots - 1) * self._for_fork(sequence, count)
+        gone = Counter(chain.from_iterable(each.table for each in leaving))
+        holders = self.blocks.holders
+        room = self.available + sum(each.reserved for each in leaving)
+        room += sum(holders(block) == number for block, number in gone.items())
+        if need <= room or self.prefixes is None:
+            return need <= room
+        if need - len(sequence.tokens) // self.blocks.size > room:
+            return False
+        held = sum(holders(block) > gone[block] for block in self._find(sequence).blocks)
+        return need - held <= room
+
+    def allocate(self, sequence: SequenceState, count: int) -> None:
+        """Give a sequence `count` blocks, the longest prefix that is computed among them; it fits.
+
+        What its forks will need is set aside.
+        """
+        assert not sequence.table
+        self._reuse(sequence)
+        self._extend(sequence, count - len(sequence.table))
+        sequence.reserved = (sequence.slots - 1) * self._for_fork(sequence, count)
+        self.blocks.reserved += sequence.reserved
+        if self.prefixes is not None:
             self.prefixes.follow(sequence)
 
-    def free(self, sequence: SequenceState) -> None:
-        """Take back a sequence's memory. Its cache is retained unless it is stale or already covered."""
-        self.blocks.release((sequence.slots - 1) * sequence.blocks)
-        held, sequence.blocks = sequence.blocks, 0
-        stale, sequence.stale = sequence.stale, False
-        sequence.leader = None
-        cache = sequence.cache.take()
-        prefixes = self.prefixes
-        if prefixes is None:
-            self.blocks.release(held)
-            return
-        prefixes.forget(sequence)
-        tokens = sequence.tokens[: cache.length]
-        if stale or held > prefixes.limit or prefixes.covered(tokens):
-            self.blocks.release(held)
-            return
-        cache.truncate(len(tokens))
-        prefixes.retain(Retained(tokens, cache, held))
-        while prefixes.blocks > prefixes.limit:
-            self.evict()
-
-    def allocate(self, sequence: SequenceState, blocks: int) -> None:
-        """Give a sequence `blocks` blocks for each slot, and the longest prefix that is computed already."""
-        if self.prefixes is None:
-            self._take(sequence, blocks, None)
-            return
-        match = self._find(sequence)
-        source = match.holder if isinstance(match.holder, Retained) else None
-        spare = self.available - (0 if source is None else source.blocks)
-        # If nobody loses by it, or memory is too short for both, the retained cache itself changes hands.
-        # What is cut off its end may have to be computed again: one token for every _COPIES_PER_TOKEN not
-        # copied is no loss.
-        if (
-            source is not None
-            and match.leader is None
-            and sequence.slots == 1
-            and (
-                source.computed - match.count < max(self.blocks.size, match.count // _COPIES_PER_TOKEN)
-                or blocks > spare
-            )
-        ):
-            if source.blocks > blocks > spare:
-                self._exchange(sequence, source, match.count, blocks)
-            else:
-                self._take_over(sequence, source, match.count, blocks)
-            return
-        self._take(sequence, blocks, source if blocks * sequence.slots <= spare else None)
-        self.prefixes.follow(sequence)
-        self._copy_prefix(sequence)
-
     def waits_for_prefix(self, sequence: SequenceState) -> bool:
-        """Whether an older sequence is still computing their common prefix; if it is done, copy that."""
+        """Whether an older sequence is still computing their common prefix; if it is done, reuse that."""
         leader = sequence.leader
         if leader is None:
             return False
-        coming = leader.blocks and not leader.stale and leader.computed < sequence.shared
+        coming = leader.table and not leader.stale and leader.computed < sequence.shared
         if coming and not leader.is_paused:
             return True
-        return not self._copy_prefix(sequence)
+        self._reuse(sequence)
+        return sequence.leader is not None
 
-    def _take(self, sequence: SequenceState, blocks: int, keep: Retained | None) -> None:
-        while self.blocks.free < blocks * sequence.slots and self.evict(keep):
-            pass
-        self.blocks.allocate(blocks * sequence.slots)
-        sequence.blocks = blocks
+    def fork(self, sequence: SequenceState, fork: SequenceState, count: int) -> None:
+        """Let a fork share all that a sequence has computed, the last, partial block too.
 
-    def _take_over(self, sequence: SequenceState, source: Retained, count: int, blocks: int) -> None:
-        """Continue in a retained cache, cut to `count` tokens."""
-        assert self.prefixes is not None
-        self.prefixes.drop(source)
-        sequence.blocks = source.blocks
-        if self.blocks.needed(len(sequence.tokens) + 1) > source.blocks:
-            while self.blocks.free < blocks - source.blocks and self.evict():
-                pass
-            self.blocks.allocate(blocks - source.blocks)
-            sequence.blocks = blocks
-        self.prefixes.follow(sequence)
-        sequence.cache = source.cache
-        sequence.cache.truncate(count)
-        _count_reused(sequence)
-
-    def _exchange(self, sequence: SequenceState, source: Retained, count: int, blocks: int) -> None:
-        """Copy from a cache that has to go, so that a short request does not hold a long one's memory.
-
-        Both exist during the copy; the account has the new one only.
+        Args:
+            count: of the blocks that were set aside, those that are this fork's.
         """
-        assert self.prefixes is not None
-        self.prefixes.drop(source)
-        self.blocks.release(source.blocks)
-        self._take(sequence, blocks, None)
-        self.prefixes.follow(sequence)
-        sequence.cache.copy_prefix(source.cache, count, blocks * self.blocks.size)
-        _count_reused(sequence)
+        shared = sequence.table[: self.blocks.needed(sequence.computed)]
+        for block in shared:
+            self.blocks.share(block)
+        fork.table, fork.computed = shared, sequence.computed
+        sequence.reserved -= count
+        self.blocks.reserved -= count
+        self._extend(fork, count)
 
-    def _copy_prefix(self, sequence: SequenceState) -> bool:
-        """Copy what can be reused; False if an older sequence is about to have more of it."""
+    def lacks(self, sequence: SequenceState) -> int:
+        """Blocks that it must get before its next token can be computed; at most 0 if it has them."""
+        have = len(sequence.table) - self._shares_last(sequence)
+        return self.blocks.needed(sequence.computed + 1) - have
+
+    def grow(self, sequence: SequenceState) -> tuple[int, int] | None:
+        """Make the block of its next token there, and its own; what it lacks is available.
+
+        Returns: if others hold that block too, (that block, the one that takes its place): what it holds must be
+            copied before the step.
+        """
+        self._extend(sequence, max(0, self.lacks(sequence)))
+        if not self._shares_last(sequence):
+            return None
+        # What it has behind the shared block moves up.
+        place = sequence.computed // self.blocks.size
+        shared = sequence.table.pop(place)
+        self.blocks.release([shared])
+        return shared, sequence.table[place]
+
+    def grow_for_draft(self, sequence: SequenceState) -> None:
+        """Give it one of the free blocks."""
+        self._extend(sequence, 1)
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether a block is free, not only evictable, and not set aside."""
+        return self.blocks.free > self.blocks.reserved
+
+    def free(self, sequence: SequenceState) -> None:
+        """Take back a sequence's memory. Full blocks are kept for reuse, unless it is stale."""
+        prefixes, stale = self.prefixes, sequence.stale
+        self.index(sequence)
+        if prefixes is not None:
+            prefixes.forget(sequence)
+        table, sequence.table, sequence.computed = sequence.table, array("i"), 0
+        self.blocks.reserved -= sequence.reserved
+        sequence.reserved, sequence.leader, sequence.stale = 0, None, False
+        # The last first, so that a block is evicted before those that lead to it.
+        for block in self.blocks.release(reversed(table)):
+            if prefixes is None:
+                self.blocks.put_back([block])
+            elif stale:
+                self.blocks.put_back(prefixes.drop(block))
+            elif not prefixes.keep(block):
+                self.blocks.put_back([block])
+        if prefixes is not None:
+            self._evict(prefixes.unheld - prefixes.limit)
+
+    # ---- blocks --------------------------------------------------------------------------------------------
+
+    def _for_fork(self, sequence: SequenceState, count: int) -> int:
+        """Blocks that each fork writes, if the sequence has `count`."""
+        return count - len(sequence.tokens) // self.blocks.size
+
+    def _shares_last(self, sequence: SequenceState) -> bool:
+        """Whether others hold the block that its next token goes to."""
+        place = sequence.computed // self.blocks.size
+        return place < len(sequence.table) and self.blocks.holders(sequence.table[place]) > 1
+
+    def _extend(self, sequence: SequenceState, count: int) -> None:
+        if count > 0:
+            self._evict(count - self.blocks.free)
+            behind = sequence.table[-1] if sequence.table else 0
+            sequence.table.extend(self.blocks.allocate(count, behind))
+
+    def _evict(self, count: int) -> None:
+        """Free so many of the blocks that nobody holds, the least recently used first."""
+        if self.prefixes is not None and count > 0:
+            self.blocks.put_back([self.prefixes.evict() for _ in range(count)])
+
+    def _put(self, sequence: SequenceState, place: int, block: int) -> None:
+        """Let a sequence hold a block of the tree, instead of its own if it has one there."""
+        assert self.prefixes is not None
+        if not self.blocks.share(block):
+            self.prefixes.hold(block)
+        if place == len(sequence.table):
+            sequence.table.append(block)
+            return
+        own, sequence.table[place] = sequence.table[place], block
+        self.blocks.put_back(self.blocks.release([own]))
+
+    def _reuse(self, sequence: SequenceState) -> None:
+        """Share what is computed of its prefix, and note who is about to compute more of it."""
+        if self.prefixes is None:
+            return
         match = self._find(sequence)
         sequence.leader, sequence.shared = match.leader, match.shared
-        if match.leader is not None:
-            return False
-        if match.holder is not None and match.count:
-            if isinstance(match.holder, Retained) and self.prefixes is not None:
-                self.prefixes.touch(match.holder)
-            capacity = sequence.blocks * self.blocks.size
-            sequence.cache.copy_prefix(match.holder.cache, match.count, capacity)
-            _count_reused(sequence)
-        return True
+        have = sequence.computed // self.blocks.size
+        for place in range(have, len(match.blocks)):
+            self._put(sequence, place, match.blocks[place])
+        sequence.computed = max(sequence.computed, len(match.blocks) * self.blocks.size)
+        # What is reused after a preemption does not count.
+        if sequence.times.first_token is None and not sequence.generated:
+            sequence.reused = min(sequence.computed, len(sequence.request.prompt))
 
     def _find(self, sequence: SequenceState) -> Match:
         """The longest prefix to reuse: at most all but the last token, whose logits are needed.
@@ -219,9 +232,3 @@ class CacheManager:
         if sequence.request.score_prompt:
             most = min(most, len(sequence.prompt_scores))
         return self.prefixes.find(sequence, most)
-
-
-def _count_reused(sequence: SequenceState) -> None:
-    """Note how much of the prompt was reused; what is reused after a preemption does not count."""
-    if sequence.times.first_token is None and not sequence.generated:
-        sequence.reused = min(sequence.computed, len(sequence.request.prompt))

@@ -14,10 +14,13 @@ from collections.abc import Callable
 import torch
 
 from ..errors import NumericsError
+from ..kv_cache import BLOCK, check_block
 from ..model import Transformer
 from ..sizing.args import STEP_TOKENS
 from ..tokenizer import Tokenizer
-from .cache_manager import BLOCK, BlockAccount, CacheManager
+from .block_pool import BlockPool
+from .cache_manager import CacheManager
+from .cache_memory import CacheMemory
 from .fair_lock import FairLock
 from .limits import Limits
 from .model_watch import ModelWatch
@@ -40,16 +43,20 @@ class Engine:
     Args:
         model: this rank's Transformer; its params carry max_batch_size and max_seq_len.
         tokenizer: turns generated ids into text.
-        cache_tokens: positions that all caches may hold together, running and retained; by default as many as
-            the two limits allow to run.
-        retained_tokens: how many of these may be retained for reuse; by default a quarter, and at least one
-            sequence of max_seq_len, so that memory is not filled for its own sake.
+        cache_tokens: positions that the cache holds, of running sequences and kept for reuse; by default as
+            many as the two limits allow to run. Rounded up to whole blocks.
+        retained_tokens: how many of these may be kept for reuse while no sequence holds them; by default a
+            quarter, and at least one sequence of max_seq_len, so that memory is not filled for its own sake.
         step_tokens: tokens of one step.
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
-        block: positions of a block of the cache account, and of a shared prefix.
+        block: positions of a block of the cache, a power of two up to 256; prefixes are shared in whole blocks.
         clock: seconds, for the times that results carry; no decision depends on it.
+
+    Raises:
+        ConfigError: block is something else.
+        OutOfMemoryError: the system does not give the cache.
     """
 
     def __init__(
@@ -79,14 +86,15 @@ class Engine:
         self.feed = Feed()  # of requests that were added without one
         # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
         self.planned: frozenset[int] = frozenset()
-        self.blocks = BlockAccount(cache_tokens, block)
+        self.blocks = BlockPool(cache_tokens, check_block(block))
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
             Limits.for_model(model, step_tokens, prefill_tokens),
             CacheManager(self.blocks, PrefixCache(block, retained) if prefix_reuse else None),
             self._new_sequence,
         )
-        self.runner = Runner(model, block)
+        self.memory = CacheMemory(model, self.blocks)
+        self.runner = Runner(model, self.memory)
         self.counters = Counters()
         self._speculate = speculate
         self._watch = ModelWatch(model)
@@ -131,7 +139,7 @@ class Engine:
         gone = functools.partial(self._unread.setdefault, request_id)
         state = RequestState(request_id, request, self.clock(), weakref.ref(feed or self.feed, gone))
         if request.max_new_tokens == 0 and not request.score_prompt:
-            state.new_sequence(0, self.model.new_cache(), self.tokenizer, speculate=False)
+            state.new_sequence(0, self.tokenizer, speculate=False)
             state.finish_at_once()
             self.counters.finished += 1
             return request_id
@@ -158,6 +166,7 @@ class Engine:
             self._drop(request_id, FinishReason.CANCELLED)
             self.counters.failed += failed
             self.counters.cancelled += not failed
+            self.memory.give_back(bool(self.scheduler.running))
 
     def tidy(self) -> None:
         """Cancel requests whose reader is gone."""
@@ -168,7 +177,7 @@ class Engine:
     def pause(self, request_id: int) -> None:
         """Let a request wait, as for a consumer that does not read on; unknown or finished ids are fine.
 
-        It keeps its slot and cache until another request needs them.
+        It keeps its slot and blocks until another request needs them.
         """
         self._settle()
         self._torn = True
@@ -192,7 +201,7 @@ class Engine:
 
     @property
     def cache_tokens(self) -> int:
-        """Positions that all caches may hold together."""
+        """Positions that the cache holds."""
         return self.blocks.total * self.blocks.size
 
     def waves(self, request: Request) -> list[Request]:
@@ -235,6 +244,7 @@ class Engine:
         self._settle()
         self.tidy()
         try:
+            self._check_pool()
             batch = self._schedule()
             try:
                 results = self.runner.run(batch) if batch else []
@@ -245,6 +255,7 @@ class Engine:
                 self._fail(error.request_id, error)
             else:
                 self._record(results)
+            self.memory.give_back(bool(self.scheduler.running))
         except BaseException as error:
             # NumericsError strikes all ranks alike: it comes with the tokens that the first rank broadcasts.
             if not isinstance(error, NumericsError):
@@ -274,14 +285,25 @@ class Engine:
         return changed
 
     def _new_sequence(self, request_id: int, request: Request, sample: int) -> SequenceState:
-        state, cache = self._requests[request_id], self.model.new_cache()
-        return state.new_sequence(sample, cache, self.tokenizer, self._speculate)
+        return self._requests[request_id].new_sequence(sample, self.tokenizer, self._speculate)
 
     def _undo(self, batch: ScheduledBatch) -> None:
-        """Take back what a step that failed has changed."""
-        for sequence, start, *_ in batch:
-            sequence.cache.truncate(start)
+        """Take back what a step that failed has changed.
+
+        What it wrote lies behind what is computed, in blocks of one sequence each, and is written again. Only a
+        copy that was not made must not be missed: whoever needs it begins again.
+        """
+        targets = {target for _, target in batch.copies}
+        for sequence in [s for s in self.scheduler.running if targets.intersection(s.table)]:
+            self.scheduler.preempt(sequence)
         self._torn = False
+
+    def _check_pool(self) -> None:
+        """If the model was cast or moved, make a new pool; what runs is computed again, as after a preemption."""
+        if not self.memory.fits:
+            self._torn = True
+            self.memory.renew()
+            self._settle()
 
     def _record(self, results: list[StepResult]) -> None:
         """Enter what a step computed. Only an interrupt can stop this; then `_settle` finds it torn."""
@@ -289,6 +311,7 @@ class Engine:
         for result in results:
             sequence, samples = result.scheduled.sequence, result.samples
             state = self._requests[sequence.request_id]
+            sequence.computed += result.scheduled.length
             if result.prompt_scores:
                 for each in samples or [sequence]:
                     each.prompt_scores += result.prompt_scores
@@ -298,6 +321,8 @@ class Engine:
             feed, draft = state.feed(), result.scheduled.draft
             if samples:
                 self.counters.count_prompt(sequence)
+            else:
+                self.scheduler.cache_manager.index(sequence)
             for each, tokens in zip(samples, result.tokens, strict=True):
                 settled = each.settled
                 accepted = extend(each, tokens, draft, now)
@@ -333,14 +358,15 @@ class Engine:
     def _settle(self) -> None:
         """If an interrupt struck in the middle of a change, rebuild everything from the requests in progress.
 
-        Sequences begin again as after a preemption: what their journals say stays, caches are computed again.
+        Sequences begin again as after a preemption: what their journals say stays, keys and values are computed
+        again.
         If this is interrupted itself, it starts over.
         """
         if not self._torn:
             return
         self.scheduler.clear()
         for state in list(self._requests.values()):
-            state.restore(self.model.new_cache)
+            state.restore()
             error = state.error
             if error is not None:  # the interrupt struck within `_fail`
                 state.fail(error)

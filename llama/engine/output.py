@@ -37,7 +37,7 @@ def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequ
     if sampled and sequence.times.first_token is None:
         sequence.times.first_token = now
     if accepted < len(draft):
-        sequence.cache.truncate(sequence.cache.length - len(draft) + accepted)
+        sequence.computed -= len(draft) - accepted
     if sequence.drafter is not None:
         sequence.drafter.judge(len(draft), accepted)
     sequence.drafted += len(draft)

@@ -1,139 +1,135 @@
-"""Prefix cache: who holds the keys and values of which tokens. Never imports torch.
+"""Prefix cache: which blocks hold the keys and values of which tokens. Never imports torch.
 
-Caches are found by content, through a tree whose edges are blocks of tokens. Tokens are compared one by one,
-so equal hashes are never taken for equal tokens. The tree holds the running sequences, with all tokens that
-they are certain to compute, and the retained caches of sequences that left. A retained cache is kept until
-its memory is needed; the least recently used goes first.
+A tree: a node is a block of tokens behind those of its parent. Tokens are compared one by one, so equal hashes are
+never taken for equal tokens. A node has a cache block once a sequence has computed all of it; from then on nobody
+writes that block. Running sequences follow the path of all tokens that they are certain to compute, so a node without
+a block is one that somebody is about to compute.
+
+A sequence that computed a node holds its parents too. So a block that nobody holds has only such blocks behind it,
+and can be evicted with nothing else lost, leaves first.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 from .sequence import SequenceState
 
-if TYPE_CHECKING:
-    from ..kv_cache import KVCache
-
-__all__ = ["Match", "PrefixCache", "Retained"]
-
-
-@dataclass(eq=False)
-class Retained:
-    """The cache of a sequence that left: the tokens in it, and the blocks that it holds."""
-
-    tokens: list[int]
-    cache: KVCache
-    blocks: int
-
-    @property
-    def computed(self) -> int:
-        """Positions that can be reused."""
-        return len(self.tokens)
+__all__ = ["Match", "PrefixCache"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """`holder` has the first `count` tokens; an older sequence, `leader`, will soon have `shared` > count."""
+    """The blocks of the first tokens; an older sequence, `leader`, will soon have computed the first `shared`."""
 
-    count: int = 0
-    holder: SequenceState | Retained | None = None
+    blocks: list[int]
     shared: int = 0
     leader: SequenceState | None = None
 
 
 class _Node:
-    __slots__ = ("children", "edge", "holders", "parent")
+    """block: 0 until it is computed, and when it was evicted while somebody follows."""
+
+    __slots__ = ("block", "children", "edge", "followers", "parent")
 
     def __init__(self, parent: _Node | None, edge: tuple[int, ...]) -> None:
-        self.parent, self.edge = parent, edge
+        self.parent, self.edge, self.block = parent, edge, 0
         self.children: dict[tuple[int, ...], _Node] = {}
-        self.holders: dict[SequenceState | Retained, None] = {}
+        self.followers: dict[SequenceState, None] = {}
+
+    def prune(self) -> None:
+        """Leave the tree if it says nothing any more."""
+        if not self.block and not self.followers and self.parent is not None:
+            self.parent.children.pop(self.edge, None)
+
+
+@dataclass
+class _Path:
+    """The nodes of a sequence, and how many of them it has computed or reused."""
+
+    nodes: list[_Node] = field(default_factory=list)
+    filled: int = 0
 
 
 class PrefixCache:
-    """The tree, and the retained caches in order of their last use.
+    """The tree, and what nobody holds in order of its last use.
 
     Args:
-        size: tokens of a block; prefixes are shared in whole blocks.
-        limit: blocks that may be retained.
+        size: tokens of a block.
+        limit: blocks that may be kept while nobody holds them.
     """
 
     def __init__(self, size: int, limit: int) -> None:
         self.size, self.limit = size, limit
-        self.blocks = 0
-        self._root = _Node(None, ())
-        self._paths: dict[SequenceState | Retained, list[_Node]] = {}
-        self._retained: OrderedDict[Retained, None] = OrderedDict()
+        self.clear()
 
     def clear(self) -> None:
-        """Forget all holders."""
-        self.blocks = 0
+        """Forget everything."""
         self._root = _Node(None, ())
-        self._paths, self._retained = {}, OrderedDict()
+        self._paths: dict[SequenceState, _Path] = {}
+        self._nodes: dict[int, _Node] = {}  # by block
+        # The least recently used first, and each behind what continues it: the first is always a leaf.
+        self._unheld: dict[_Node, None] = {}
 
     @property
-    def retained(self) -> list[Retained]:
-        """The least recently used first."""
-        return list(self._retained)
+    def unheld(self) -> int:
+        """Blocks that are kept though nobody holds them."""
+        return len(self._unheld)
 
-    @property
-    def sequences(self) -> list[SequenceState]:
-        """The running sequences."""
-        return [holder for holder in self._paths if isinstance(holder, SequenceState)]
-
-    def follow(self, holder: SequenceState | Retained) -> None:
-        """Add a holder to the tree, or the blocks that its tokens have gained."""
-        path = self._paths.get(holder)
+    def follow(self, sequence: SequenceState) -> None:
+        """Add a running sequence to the tree, or the blocks that its tokens have gained."""
+        path = self._paths.get(sequence)
         if path is None:
-            path = self._paths[holder] = []
-        tokens, size = holder.tokens, self.size
-        while (len(path) + 1) * size <= len(tokens):
-            parent = path[-1] if path else self._root
-            edge = tuple(tokens[len(path) * size : (len(path) + 1) * size])
+            path = self._paths[sequence] = _Path()
+        nodes, tokens, size = path.nodes, sequence.tokens, self.size
+        while (len(nodes) + 1) * size <= len(tokens):
+            parent = nodes[-1] if nodes else self._root
+            edge = tuple(tokens[len(nodes) * size : (len(nodes) + 1) * size])
             node = parent.children.get(edge)
             if node is None:
                 node = parent.children[edge] = _Node(parent, edge)
-            node.holders[holder] = None
-            path.append(node)
+            node.followers[sequence] = None
+            nodes.append(node)
 
-    def forget(self, holder: SequenceState | Retained) -> None:
-        """Remove a holder from the tree; one that is not in it is fine."""
-        for node in reversed(self._paths.pop(holder, [])):
-            del node.holders[holder]
-            if not node.holders and node.parent is not None:
-                del node.parent.children[node.edge]
+    def forget(self, sequence: SequenceState) -> None:
+        """Let a sequence follow no longer; one that is not in the tree is fine. Computed blocks stay."""
+        path = self._paths.pop(sequence, None)
+        for node in reversed(path.nodes if path is not None else []):
+            del node.followers[sequence]
+            node.prune()
+
+    def fill(self, sequence: SequenceState, count: int) -> list[tuple[int, int]]:
+        """Enter the first `count` blocks of a sequence that follows, which it has computed.
+
+        Returns: (place in its table, block) wherever the tree has another block for the same tokens already. The
+            sequence must take that one.
+        """
+        path, others = self._paths[sequence], []
+        for i in range(path.filled, count):
+            node, block = path.nodes[i], sequence.table[i]
+            if not node.block:
+                node.block = block
+                self._nodes[block] = node
+            elif node.block != block:
+                others.append((i, node.block))
+        path.filled = max(path.filled, count)
+        return others
 
     def find(self, sequence: SequenceState, most: int) -> Match:
-        """The longest prefix of sequence.tokens[:most] that a holder has, or an older sequence soon will.
+        """The longest prefix that is computed, and who computes more of it: older, and not paused.
 
-        A paused sequence computes nothing, so it does not count.
+        Args:
+            most: tokens that may be reused.
         """
-        count, shared = 0, 0
-        holder: SequenceState | Retained | None = None
-        leader: SequenceState | None = None
         path = self._walk(sequence.tokens, most)
-        for depth in range(len(path), 0, -1):
-            depth_tokens = depth * self.size
-            if depth_tokens <= count:
-                break
-            for each in reversed(path[depth - 1].holders):
-                have = min(depth_tokens, each.computed)
-                if have > count:
-                    count, holder = have, each
-                if have == depth_tokens:
-                    break
-                if (
-                    depth_tokens > shared
-                    and isinstance(each, SequenceState)
-                    and each.key < sequence.key
-                    and not each.is_paused
-                ):
-                    shared, leader = depth_tokens, each
-        return Match(count, holder, shared, leader) if shared > count else Match(count, holder)
+        computed = next((i for i, node in enumerate(path) if not node.block), len(path))
+        blocks = [node.block for node in path[:computed]]
+        for depth in range(len(path), computed, -1):
+            for each in reversed(path[depth - 1].followers):
+                if each.key < sequence.key and not each.is_paused:
+                    return Match(blocks, depth * self.size, each)
+        return Match(blocks)
 
     def _walk(self, tokens: Sequence[int], most: int) -> list[_Node]:
         path: list[_Node] = []
@@ -146,34 +142,48 @@ class PrefixCache:
             path.append(node)
         return path
 
-    # ---- retained caches -----------------------------------------------------------------------------------
+    # ---- blocks that nobody holds --------------------------------------------------------------------------
 
-    def covered(self, tokens: Sequence[int]) -> bool:
-        """Whether a retained cache has all whole blocks of these tokens; if so, it counts as just used."""
-        path = self._walk(tokens, len(tokens))
-        if path and len(path) == len(tokens) // self.size:
-            for holder in path[-1].holders:
-                if isinstance(holder, Retained):
-                    self.touch(holder)
-                    return True
-        return not path and len(tokens) < self.size
+    def hold(self, block: int) -> None:
+        """Somebody holds a block again."""
+        del self._unheld[self._nodes[block]]
 
-    def retain(self, entry: Retained) -> None:
-        """Keep an entry, as the most recently used; its blocks stay counted as held."""
-        self._retained[entry] = None
-        self.blocks += entry.blocks
-        self.follow(entry)
+    def keep(self, block: int) -> bool:
+        """Keep a block that nobody holds any more, as the most recently used; False if it is not in the tree.
 
-    def touch(self, entry: Retained) -> None:
-        """Count an entry as just used."""
-        self._retained.move_to_end(entry)
+        Of several, those behind the others come first.
+        """
+        node = self._nodes.get(block)
+        if node is None:
+            return False
+        self._unheld[node] = None
+        return True
 
-    def drop(self, entry: Retained) -> None:
-        """Retain an entry no longer; the caller now owns its blocks."""
-        del self._retained[entry]
-        self.blocks -= entry.blocks
-        self.forget(entry)
+    def evict(self) -> int:
+        """Remove the least recently used block that nobody holds -> the block."""
+        node = next(iter(self._unheld))
+        return self._remove(node)
 
-    def oldest(self, keep: Retained | None = None) -> Retained | None:
-        """The least recently used entry, other than `keep`."""
-        return next((entry for entry in self._retained if entry is not keep), None)
+    def drop(self, block: int) -> list[int]:
+        """Remove a block that nobody holds, and all behind it, from the tree -> these blocks."""
+        node = self._nodes.get(block)
+        if node is None:
+            return [block]
+        nodes = [node]
+        for each in nodes:  # the list grows meanwhile
+            nodes += each.children.values()
+        return [self._remove(each) for each in reversed(nodes) if each.block]
+
+    def invalidate(self) -> list[SequenceState]:
+        """Remove everything from the tree -> who followed. The caller has evicted what nobody holds."""
+        assert not self._unheld
+        followers = list(self._paths)
+        self.clear()
+        return followers
+
+    def _remove(self, node: _Node) -> int:
+        block, node.block = node.block, 0
+        del self._nodes[block]
+        self._unheld.pop(node, None)
+        node.prune()
+        return block

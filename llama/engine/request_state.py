@@ -1,7 +1,7 @@
 """Requests in progress and their readers: all that the engine knows for certain. Never imports torch.
 
 An interrupt (Ctrl-C, a timeout's signal) may strike between any two bytecodes. So each fact here changes by
-one assignment or one call into C, and everything else (the scheduler's lists, the block account, caches,
+one assignment or one call into C, and everything else (the scheduler's lists, who holds which blocks,
 detokenizers) can be rebuilt from these facts.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from .sequence import Delta, JournalEntry, SequenceState, Times
 from .speculation import Drafter, Lookup
 
 if TYPE_CHECKING:
-    from ..kv_cache import KVCache
     from ..tokenizer import Tokenizer
 
 __all__ = ["Feed", "RequestState"]
@@ -78,9 +76,7 @@ class RequestState:
         """What failed, if anything did; no further sample begins then."""
         return next((sequence.error for sequence in self.samples if sequence.error is not None), None)
 
-    def new_sequence(
-        self, sample: int, cache: KVCache, tokenizer: Tokenizer, speculate: bool
-    ) -> SequenceState:
+    def new_sequence(self, sample: int, tokenizer: Tokenizer, speculate: bool) -> SequenceState:
         """Add the first of the samples that begin together; it stands for all until the prompt is prefilled.
 
         The lookup tables are made with the first, so that a waiting request holds only its request.
@@ -97,7 +93,7 @@ class RequestState:
             stop_after=request.min_new_tokens,
         )
         times = Times(self.queued)
-        sequence = SequenceState(self.request_id, request, sample, cache, detokenizer, tokens, times=times)
+        sequence = SequenceState(self.request_id, request, sample, detokenizer, tokens, times=times)
         if self.samples:
             sequence.digest = self.samples[0].digest
         if speculate and request.speculate and request.max_new_tokens > 1:
@@ -110,12 +106,12 @@ class RequestState:
         behind = 1 + bisect.bisect_left(self.samples, sequence.sample, key=lambda each: each.sample)
         self.samples = self.samples[:behind] + forks + self.samples[behind:]
 
-    def restore(self, new_cache: Callable[[], KVCache]) -> None:
+    def restore(self) -> None:
         """Go back to what the journals say, with nothing computed; see `SequenceState.restore`."""
         self.notify()
         left = self.request.n
         for sequence in self.samples:
-            sequence.restore(new_cache())
+            sequence.restore()
             left -= sequence.finish_reason is not None
         self.left = left
 

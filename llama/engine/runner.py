@@ -16,8 +16,9 @@ import torch
 
 from ..kernels.operators import log_probabilities, sample
 from ..kernels.sampling import adjust, all_finite, count_not_finite, most_probable, not_finite
-from ..kv_cache import BatchCache
+from ..kv_cache import Part
 from ..model import Transformer
+from .cache_memory import CacheMemory
 from .sequence import ScheduledBatch, ScheduledSequence, SequenceState, TokenScore
 from .step_digest import step_of
 
@@ -66,28 +67,29 @@ class Runner:
 
     Args:
         model: this rank's part.
-        block: positions of a block of the cache account.
+        memory: of the cache.
     """
 
-    def __init__(self, model: Transformer, block: int) -> None:
-        self.model, self.block = model, block
+    def __init__(self, model: Transformer, memory: CacheMemory) -> None:
+        self.model, self.memory = model, memory
 
     def run(self, batch: ScheduledBatch) -> list[StepResult]:
         """Run a step through the model and decide its tokens.
 
-        Only the caches change: each grows by its part of the step. If this raises, the caller truncates them
-        to `start`, and the step has left no trace.
+        Only blocks of the pool change, behind what is computed. If this raises, the step has left no trace.
+        Copies that were made are gone from `batch.copies`.
         """
-        for scheduled in batch:
-            cache = scheduled.sequence.cache
-            cache.limit = scheduled.sequence.blocks * self.block
-            cache.reserve(cache.limit)
+        pool = self.memory.pool
+        if batch.copies:
+            sources, targets = zip(*batch.copies, strict=True)
+            pool.copy(sources, targets)
+            batch.copies.clear()
         tokens = [token for scheduled in batch for token in scheduled.tokens]
         model, device = self.model, self.model.device
         if model.parallel.size > 1:
             model.parallel.begin(step_of(batch, tokens), device)
-        caches = BatchCache([each.sequence.cache for each in batch], [each.length for each in batch])
-        hidden_TC = model.hidden(torch.tensor(tokens, device=device), caches)
+        step = pool.step([Part(sequence.table, start, length) for sequence, start, length, _ in batch])
+        hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
         results = self._score_prompts(batch, hidden_TC)
         sampled = iter(self._sample(_due(results), hidden_TC))
         for result in results:

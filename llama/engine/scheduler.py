@@ -3,7 +3,8 @@
 First come, first served: a smaller request id is older. A sequence begins when there are slots, and memory
 for its prompt and its first new tokens; after that its memory grows with it. When no block is free, retained
 prefixes are evicted first, then paused sequences are preempted, then the youngest: it goes back to its place
-by age in the queue. A request of more samples than can run together begins with as many as can; the others
+by age in the queue. Several sequences may hold one block; a sequence that writes into one that others hold gets
+its own copy first. A request of more samples than can run together begins with as many as can; the others
 wait in the same place. The oldest sequence is never preempted, and alone it always fits, so there is no
 deadlock.
 """
@@ -53,7 +54,7 @@ class Scheduler:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all requests, running ones and retained prefixes included, whatever state they are in."""
+        """Forget all requests, running ones and kept prefixes included, whatever state they are in."""
         self.running = []
         # A request gets its sequence at the head of the queue, so that a long queue holds only requests.
         self._arrived: OrderedDict[int, Request] = OrderedDict()
@@ -77,8 +78,10 @@ class Scheduler:
 
     def together(self, request: Request) -> int:
         """How many samples of a request can run at the same time, by batch and cache."""
-        fitting = self.blocks.total // self.blocks.needed(request.longest)
-        return min(request.n, self.limits.max_batch_size, fitting)
+        # They share the full blocks of the prompt.
+        full = len(request.prompt) // self.blocks.size
+        each = max(1, self.blocks.needed(request.longest) - full)
+        return max(1, min(request.n, self.limits.max_batch_size, (self.blocks.total - full) // each))
 
     def waves(self, request: Request) -> list[Request]:
         """A request as several, each of as many samples as can run together; they give the same samples."""
@@ -144,18 +147,18 @@ class Scheduler:
                 sequence.is_paused = is_paused
 
     def retire(self, sequence: SequenceState) -> None:
-        """Remove a running sequence; the cache manager decides whether its cache is retained."""
+        """Remove a running sequence; the cache manager decides which of its blocks are kept."""
         self.running.remove(sequence)
         self.cache_manager.free(sequence)
 
     def fork(self, sequence: SequenceState, forks: list[SequenceState]) -> None:
-        """Let a prefilled sequence stand for itself only; its forks take over slots and memory it held."""
+        """Let a prefilled sequence stand for itself only; its forks take over slots and what was set aside."""
         assert sequence.slots == 1 + len(forks)
         sequence.slots = 1
+        each = sequence.reserved // len(forks)
         for fork in forks:
-            fork.blocks = sequence.blocks
             bisect.insort(self.running, fork, key=_age)
-            self.cache_manager.index(fork)
+            self.cache_manager.fork(sequence, fork, each)
 
     # ---- the plan of a step --------------------------------------------------------------------------------
 
@@ -165,9 +168,7 @@ class Scheduler:
         if head is None:
             return False
         paused = [s for s in self.running if s.is_paused]
-        slots = sum(s.slots for s in self.running) - sum(s.slots for s in paused)
-        blocks = self.cache_manager.available + sum(s.slots * s.blocks for s in paused)
-        return self._fits(head, self.limits.max_batch_size - slots, blocks)
+        return self._fits(head, paused)
 
     def plan(self, model_changed: bool = False) -> ScheduledBatch:
         """The next step: sequences begin, then decodes are scheduled, then prefill chunks, the oldest first.
@@ -182,14 +183,14 @@ class Scheduler:
             self._begin()
         unpaused = [sequence for sequence in self.running if not sequence.is_paused]
         left = self.limits.step_tokens
-        batch: ScheduledBatch = []
+        batch = ScheduledBatch()
         for sequence in unpaused:
             # Only younger ones are preempted, so what is scheduled already stays.
-            if sequence.pending == 1 and sequence.blocks and left and self._grow(sequence):
+            if sequence.pending == 1 and sequence.table and left and self._grow(sequence, batch.copies):
                 batch.append(ScheduledSequence(sequence, sequence.computed, 1))
                 left -= 1
         decodes = len(batch)
-        prefills = [sequence for sequence in unpaused if sequence.pending > 1 and sequence.blocks]
+        prefills = [sequence for sequence in unpaused if sequence.pending > 1 and sequence.table]
         budget = math.inf
         if prefills and any(scheduled.sequence.request.streaming for scheduled in batch):
             budget = self.limits.prefill_tokens + 2 * decodes
@@ -207,15 +208,21 @@ class Scheduler:
         return batch
 
     def _add_drafts(self, batch: ScheduledBatch, decodes: int, left: int) -> None:
-        """Let decodes, which come first in the batch, verify drafts as far as step and free memory allow."""
+        """Let decodes, which come first in the batch, verify drafts as far as step and free memory allow.
+
+        A draft may take one more block, if it is free and nobody waits for memory.
+        """
         most = min(MAX_DRAFT, self.limits.draft_tokens // decodes - 1) if decodes else 0
         for i in range(decodes):
             sequence, start, _, _ = batch[i]
             if sequence.drafter is None or sequence.slots > 1:
                 continue
-            room = sequence.blocks * self.blocks.size - start - 1
-            count = min(most, left, sequence.request.max_new_tokens - sequence.generated - 1, room)
+            room = len(sequence.table) * self.blocks.size - start - 1
+            more = self.blocks.size if self.cache_manager.has_spare and not self.waiting else 0
+            count = min(most, left, sequence.request.max_new_tokens - sequence.generated - 1, room + more)
             draft = sequence.drafter.propose(count) if count > 0 else ()
+            if len(draft) > room:
+                self.cache_manager.grow_for_draft(sequence)
             if draft:
                 batch[i] = ScheduledSequence(sequence, start, 1 + len(draft), draft)
                 left -= len(draft)
@@ -253,12 +260,17 @@ class Scheduler:
     def _enqueue(self, sequence: SequenceState) -> None:
         bisect.insort(self._preempted, sequence, key=_age)
 
-    def _fits(self, sequence: SequenceState, slots: int, blocks: int) -> bool:
-        """Whether a sequence can begin with so many free slots and blocks."""
-        return sequence.slots <= slots and sequence.slots * self._blocks_to_begin(sequence) <= blocks
+    def _fits(self, sequence: SequenceState, leaving: list[SequenceState]) -> bool:
+        """Whether a sequence can begin once some of the running ones have left."""
+        slots = (
+            self.limits.max_batch_size - sum(s.slots for s in self.running) + sum(s.slots for s in leaving)
+        )
+        if sequence.slots > slots:
+            return False
+        return self.cache_manager.fits(sequence, self._blocks_to_begin(sequence), leaving)
 
     def _blocks_to_begin(self, sequence: SequenceState) -> int:
-        """Blocks of each slot: for the tokens there are, and the first new ones."""
+        """Blocks of each sample: for the tokens there are, and the first new ones."""
         new = min(self.limits.reserve_tokens, sequence.request.max_new_tokens - sequence.generated)
         return self.blocks.needed(len(sequence.tokens) + new)
 
@@ -266,8 +278,8 @@ class Scheduler:
         """Start the head of the queue, which can begin."""
         sequence = self._head()
         assert sequence is not None
-        while not self._fits(sequence, self._free_slots, self.cache_manager.available):
-            self._preempt(next(s for s in reversed(self.running) if s.is_paused))
+        while not self._fits(sequence, []):
+            self.preempt(next(s for s in reversed(self.running) if s.is_paused))
         self._preempted.remove(sequence)
         bisect.insort(self.running, sequence, key=_age)
         self.cache_manager.allocate(sequence, self._blocks_to_begin(sequence))
@@ -276,30 +288,23 @@ class Scheduler:
             sequence.rest = 0  # a preempted sequence begins again, but brings nobody along
             self._enqueue(following)
 
-    @property
-    def _free_slots(self) -> int:
-        return self.limits.max_batch_size - sum(s.slots for s in self.running)
-
     # ---- memory --------------------------------------------------------------------------------------------
 
-    def _grow(self, sequence: SequenceState) -> bool:
-        """Make room for one more token; False if the sequence was preempted itself."""
-        need = self.blocks.needed(sequence.computed + 1) - sequence.blocks
-        if need <= 0:
-            return True
-        # By a quarter if that takes nothing from a running sequence: each growth copies the cache.
-        most = self.blocks.needed(sequence.request.longest) - sequence.blocks
-        ample = min(most, max(need, sequence.blocks // 4))
-        if ample <= self.cache_manager.available:
-            need = ample
-        while self.blocks.free < need:
-            if not self.cache_manager.evict():
-                victim = next(self._victims())
-                self._preempt(victim)
-                if victim is sequence:
-                    return False
-        self.blocks.allocate(need)
-        sequence.blocks += need
+    def _grow(self, sequence: SequenceState, copies: list[tuple[int, int]]) -> bool:
+        """Make room for one more token in a block of its own; False if the sequence was preempted itself.
+
+        Args:
+            copies: gets the block to copy, if others hold the one that the token goes to.
+        """
+        # Asked again each time: whoever is preempted may have held the same block.
+        while self.cache_manager.lacks(sequence) > max(0, self.cache_manager.available):
+            victim = next(self._victims())
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        copy = self.cache_manager.grow(sequence)
+        if copy is not None:
+            copies.append(copy)
         return True
 
     def _victims(self) -> Iterator[SequenceState]:
@@ -307,7 +312,7 @@ class Scheduler:
         yield from (s for s in reversed(self.running) if s.is_paused)
         yield from reversed(self.running)
 
-    def _preempt(self, sequence: SequenceState) -> None:
+    def preempt(self, sequence: SequenceState) -> None:
         """Send a sequence back to its place in the queue, with tokens, scores, text and random numbers."""
         self.preemptions += 1
         self.retire(sequence)

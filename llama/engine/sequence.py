@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,6 @@ from .request import FinishReason, Request
 
 if TYPE_CHECKING:
     from ..detokenizer import Detokenizer
-    from ..kv_cache import KVCache
     from .speculation import Drafter
 
 __all__ = [
@@ -104,11 +104,13 @@ class SequenceState:
 
     slots: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for
     all of them and holds their slots and memory; afterwards each has its own. rest: further samples of the
-    request, which wait until these have begun. blocks: held by each slot; 0 while it does not run. is_paused:
-    its caller wants no more of it for now. drafted, accepted: tokens that were drafted, and right; for
-    reports. digest: of its request, set once ranks had to compare it (step_digest.py). leader, shared: an
-    older sequence that is about to compute the first `shared` tokens of this one, which waits for them.
-    stale: the model changed since it began, or its logits were not finite, so nobody else may use its cache.
+    request, which wait until these have begun. table: the blocks of its positions, in order, empty while it
+    does not run; others may hold some of them too. computed: positions whose keys and values are in them.
+    reserved: blocks that are set aside for its forks. is_paused: its caller wants no more of it for now.
+    drafted, accepted: tokens that were drafted, and right; for reports. digest: of its request, set once ranks
+    had to compare it (step_digest.py). leader, shared: an older sequence that is about to compute the first
+    `shared` tokens of this one, which waits for them. stale: the model changed since it began, or its logits
+    were not finite, so nobody else may use what it computed.
 
     journal: the truth about it. A step counts once its entry is appended; tokens, scores and the rest follow
     from the journal and the request, and are made again from them after an interrupt (`restore`). read:
@@ -118,7 +120,6 @@ class SequenceState:
     request_id: int
     request: Request
     sample: int
-    cache: KVCache
     detokenizer: Detokenizer
     tokens: list[int]
     scores: list[TokenScore] = field(default_factory=list)
@@ -133,7 +134,9 @@ class SequenceState:
     accepted: int = 0
     slots: int = 1
     rest: int = 0
-    blocks: int = 0
+    table: array[int] = field(default_factory=lambda: array("i"))
+    computed: int = 0
+    reserved: int = 0
     is_paused: bool = False
     drafter: Drafter | None = None
     digest: int | None = None
@@ -150,14 +153,9 @@ class SequenceState:
         return self.request_id, self.sample
 
     @property
-    def computed(self) -> int:
-        """Tokens whose keys and values are in the cache."""
-        return self.cache.length
-
-    @property
     def pending(self) -> int:
         """Tokens that the model has not seen yet: one in decode, more in prefill."""
-        return len(self.tokens) - self.cache.length
+        return len(self.tokens) - self.computed
 
     @property
     def settled(self) -> int:
@@ -211,13 +209,12 @@ class SequenceState:
         return self._uniforms[index]
 
     def fork(self, sample: int) -> SequenceState:
-        """Another sample of the same prompt, with a copy of the cache. Only before the first output."""
+        """Another sample of the same prompt, which has no blocks yet. Only before the first output."""
         tokens = list(self.tokens)
         return SequenceState(
             self.request_id,
             self.request,
             sample,
-            self.cache.fork(),
             self.detokenizer.fresh(),
             tokens,
             prompt_scores=list(self.prompt_scores),
@@ -228,8 +225,8 @@ class SequenceState:
             stale=self.stale,
         )
 
-    def restore(self, cache: KVCache) -> None:
-        """Go back to what the journal says, with nothing computed and a new, empty cache."""
+    def restore(self) -> None:
+        """Go back to what the journal says, with nothing computed and no blocks."""
         if self.finish_reason is None:
             prompt = len(self.request.prompt)
             last = self.journal[-1] if self.journal else JournalEntry("", prompt, prompt)
@@ -240,8 +237,8 @@ class SequenceState:
             for token in self.output:
                 detokenizer.push(token)
             self.detokenizer = detokenizer
-        self.blocks, self.leader, self.shared = 0, None, 0
-        self.cache, self.stale = cache, False
+        self.table, self.computed, self.reserved = array("i"), 0, 0
+        self.leader, self.shared, self.stale = None, 0, False
 
 
 @dataclass(frozen=True)
@@ -290,7 +287,7 @@ class Delta:
 class ScheduledSequence(NamedTuple):
     """A sequence's part of a step: `length` tokens from position `start` on, the last of them its draft.
 
-    `start` is what was computed before the step; `sequence.computed` grows as soon as the model has run.
+    `start` is what was computed before the step; `sequence.computed` grows when the step is recorded.
     """
 
     sequence: SequenceState
@@ -305,4 +302,13 @@ class ScheduledSequence(NamedTuple):
         return [*tokens, *self.draft] if self.draft else tokens
 
 
-ScheduledBatch = list[ScheduledSequence]
+class ScheduledBatch(list[ScheduledSequence]):
+    """The sequences of a step.
+
+    copies: (block, block that takes its place) of sequences that write on in a block which others hold. They
+    are made before the forward, all at once; what was made is gone from the list.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[tuple[int, int]] = []

@@ -49,9 +49,9 @@ class Snapshot(NamedTuple):
     """An engine between two steps.
 
     running: samples in the batch. waiting: requests that have not begun. paused: samples of either, whose
-    callers do not read on. cache_tokens: positions that all caches may hold; cache_used: those that running
-    samples hold; cache_retained: those kept for reuse, which any request may take. preemptions: samples that
-    lost their place for lack of memory. The others: see `Counters`.
+    callers do not read on. cache_tokens: positions that the cache may hold; cache_used: those that running
+    samples hold, what several hold counted once; cache_retained: those kept for reuse, which any request may
+    take. preemptions: samples that lost their place for lack of memory. The others: see `Counters`.
     """
 
     running: int
@@ -75,7 +75,7 @@ class Snapshot(NamedTuple):
     def of(cls, scheduler: Scheduler, counters: Counters) -> Snapshot:
         """The numbers as they are now. For the thread that steps the engine."""
         blocks, prefixes = scheduler.blocks, scheduler.prefixes
-        retained = 0 if prefixes is None else prefixes.blocks
+        retained = 0 if prefixes is None else prefixes.unheld
         return cls(
             sum([sequence.slots for sequence in scheduler.running]),
             scheduler.not_begun,

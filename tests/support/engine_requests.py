@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import itertools
 
 import pytest
 import torch
@@ -129,11 +131,9 @@ def same_as_alone(result, request, sample):
 
 
 def conserved(engine):
-    """What is counted is what is held, and nothing more is allocated."""
+    """Every block is free, held by as many as are counted, or kept in the tree; the tree says what is in them."""
     scheduler, blocks = engine.scheduler, engine.blocks
-    retained = scheduler.prefixes.retained if scheduler.prefixes else []
-    held = sum(s.blocks * s.slots for s in scheduler.running)
-    assert blocks.used == held + sum(entry.blocks for entry in retained) <= blocks.total
+    held = accounted(blocks, scheduler.prefixes, scheduler.running)
     snapshot = engine.snapshot()
     assert snapshot.running == sum(s.slots for s in scheduler.running)
     assert snapshot.cache_used == held * blocks.size
@@ -142,24 +142,76 @@ def conserved(engine):
     for sequence in scheduler.running:
         assert sequence.finish_reason is None
         assert 0 < sequence.computed + 1 <= len(sequence.tokens)
-        assert sequence.cache.capacity <= sequence.blocks * blocks.size
-    for entry in retained:
-        assert entry.cache.length == len(entry.tokens) <= entry.cache.capacity <= entry.blocks * blocks.size
-    if scheduler.prefixes:
-        assert (
-            sum(entry.blocks for entry in retained) == scheduler.prefixes.blocks <= scheduler.prefixes.limit
-        )
-        assert holders(scheduler.prefixes._root) <= {*retained, *scheduler.running}
+    for sequence in scheduler._preempted:
+        assert not sequence.table
+        assert sequence.computed == sequence.reserved == 0
     assert sum(s.slots for s in scheduler.running) <= scheduler.limits.max_batch_size
     assert scheduler.running == sorted(scheduler.running, key=lambda s: s.key)
 
 
-def holders(node):
-    """All holders in the tree of prefixes; a node without a holder must be gone."""
-    found = set()
-    for child in node.children.values():
-        assert child.holders, "a node that nobody holds"
-        found |= {*child.holders, *holders(child)}
+def accounted(blocks, prefixes, running):
+    """Hold the account of blocks to what running sequences and the tree have -> how many blocks are held."""
+    holders = collections.Counter(itertools.chain.from_iterable(sequence.table for sequence in running))
+    assert 0 not in holders
+    assert [blocks.holders(block) for block in range(1, blocks.total + 1)] == [
+        holders[block] for block in range(1, blocks.total + 1)
+    ]
+    free = [block for start, length in blocks._gaps.items() for block in range(start, start + length)]
+    kept = [node.block for node in prefixes._unheld] if prefixes else []
+    assert sorted([*free, *holders, *kept]) == list(range(1, blocks.total + 1))
+    assert len(free) == blocks.free
+    assert blocks._idle <= set(free)
+    assert blocks.reserved == sum(sequence.reserved for sequence in running) <= len(free) + len(kept)
+    for sequence in running:
+        assert len(set(sequence.table)) == len(sequence.table) >= blocks.needed(sequence.computed)
+    if prefixes:
+        assert prefixes.unheld == len(kept) <= prefixes.limit
+        in_tree(prefixes, running, holders)
+    return len(holders)
+
+
+def in_tree(prefixes, running, holders):
+    """A block is behind blocks that are there, and held only behind blocks that are held; each path is its
+    sequence's own."""
+    assert set(prefixes._paths) == {sequence for sequence in running if not sequence.stale}
+    found, followers = {}, set()
+
+    def walk(node):
+        for edge, child in node.children.items():
+            assert (child.parent, child.edge) == (node, edge)
+            assert child.block or child.followers, "a node that says nothing"
+            followers.update(child.followers)
+            if child.block:
+                assert node is prefixes._root or node.block
+                assert node is prefixes._root or holders[node.block] >= min(1, holders[child.block])
+                assert (child in prefixes._unheld) == (not holders[child.block])
+                assert child.block not in found
+                found[child.block] = child
+            walk(child)
+
+    walk(prefixes._root)
+    assert found == prefixes._nodes
+    assert followers <= set(prefixes._paths)
+    for sequence, path in prefixes._paths.items():
+        full = sequence.computed // prefixes.size
+        for i, node in enumerate(path.nodes):
+            assert node.edge == tuple(sequence.tokens[i * prefixes.size : (i + 1) * prefixes.size])
+            assert sequence in node.followers
+            assert i >= full or node.block == sequence.table[i]
+        # What it has yet to write is nobody's prefix.
+        assert not found.keys() & set(sequence.table[full:])
+
+
+def kept(engine):
+    """The tokens of the longest prefixes that are kept and not held, the least recently used first."""
+    prefixes, found = engine.scheduler.prefixes, []
+    for node in prefixes._unheld:
+        tokens = []
+        while node is not prefixes._root:
+            tokens[:0] = node.edge
+            node = node.parent
+        if not any(other[: len(tokens)] == tokens for other in found):
+            found.append(tokens)
     return found
 
 

@@ -33,7 +33,7 @@ def test_samples_share_one_prefill(monkeypatch):
     made, seen = model(4), []
     hidden = made.hidden
     monkeypatch.setattr(
-        made, "hidden", lambda tokens, cache: (seen.append(len(tokens)), hidden(tokens, cache))[1]
+        made, "hidden", lambda tokens, step: (seen.append(len(tokens)), hidden(tokens, step))[1]
     )
     request = ask(20, 5, SAMPLED, n=4, seed=1)
     results = run(Engine(made, TOKENIZER), [request])
@@ -63,7 +63,7 @@ def test_samples_go_on_where_an_earlier_request_stopped():
 def test_memory_goes_with_the_sequence():
     engine = Engine(model(4), TOKENIZER)
     results = run(engine, [ask(30, 10), ask(20, 3, n=2)])
-    assert all(result.sequence.cache.nbytes == 0 for result in results.values())
+    assert not any(result.sequence.table for result in results.values())
 
 
 def test_a_running_sequence_holds_what_it_uses_not_the_limits():
@@ -73,7 +73,7 @@ def test_a_running_sequence_holds_what_it_uses_not_the_limits():
     for _ in range(5):
         engine.step()
     (sequence,) = engine.scheduler.running
-    assert sequence.cache.capacity <= 30 + 64 + 64
+    assert len(sequence.table) * engine.blocks.size <= 30 + 64 + engine.blocks.size
 
 
 def test_a_finished_sample_gives_its_slot_back_at_once():

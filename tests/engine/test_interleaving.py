@@ -157,8 +157,8 @@ def test_any_failed_step_is_as_if_it_had_not_been(wanted, setup, failing):
             raise ValueError("in the logits")
         return plain_logits(hidden_NC)
 
-    def hidden(tokens_T, cache):
-        out = plain_hidden(tokens_T, cache)
+    def hidden(tokens_T, step):
+        out = plain_hidden(tokens_T, step)
         if fails():
             raise ValueError("in the forward")
         return out

@@ -21,7 +21,7 @@ from tiny_llama import tiny_llama, tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
 import llama
-from llama.engine import Feed
+from llama.engine import Engine, Feed
 from llama.engine.fair_lock import FairLock
 from llama.generation import Llama
 
@@ -83,10 +83,12 @@ def struck_at(number, passed):
 
 
 def small():
-    """Little memory, so that sequences wait, grow, are preempted, and copy prefixes."""
-    made = Llama(
-        tiny_model(max_batch_size=4, max_seq_len=64), tiny_tokenizer(), cache_tokens=96, retained_tokens=48
-    )
+    """Little memory, so that sequences wait, grow, are preempted, and share prefixes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llama.generation.Engine", functools.partial(Engine, block=4))
+        made = Llama(
+            tiny_model(max_batch_size=4, max_seq_len=64), tiny_tokenizer(), cache_tokens=56, retained_tokens=24
+        )
     made.engine.scheduler.limits = replace(made.engine.scheduler.limits, reserve_tokens=0)
     return made
 
@@ -124,8 +126,9 @@ def clean(engine):
     assert not engine._requests
     assert not engine.scheduler.running
     assert engine.scheduler.waiting == 0
-    assert engine.blocks.used == engine.scheduler.prefixes.blocks
-    assert set(engine.scheduler.prefixes._paths) == set(engine.scheduler.prefixes.retained)
+    assert engine.blocks.used == engine.scheduler.prefixes.unheld
+    assert not engine.scheduler.prefixes._paths
+    assert engine.blocks.reserved == 0
     assert not engine.lock._lock.locked()
     assert not engine.lock._queue.locked()
 

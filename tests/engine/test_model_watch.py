@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_requests import kept
 from tiny_llama import tiny_llama, tiny_model
 from tiny_tokenizers import tiny_tokenizer
 from torch import nn
@@ -267,8 +268,8 @@ def test_what_was_preempted_is_computed_anew_and_of_use_again() -> None:
     assert engine.scheduler.preemptions
     prefixes = engine.scheduler.prefixes
     assert prefixes is not None
-    assert [entry.tokens[:30] for entry in prefixes.retained] == [last.tokens[:30]]
-    assert engine.blocks.used == prefixes.blocks
+    assert [tokens[:30] for tokens in kept(engine)] == [last.tokens[:30]]
+    assert engine.blocks.used == prefixes.unheld
 
 
 def test_a_hook_that_came_and_went_during_a_stream_counts() -> None:

@@ -46,7 +46,8 @@ def test_a_preempted_sequence_ends_with_the_same_result(seed, reuse):
     ]
     wanted[3] = dataclasses.replace(wanted[3], score_prompt=True)
     size = [1, 2, 4][seed % 3]
-    need = max(r.n * -(-r.longest // size) for r in wanted) * size
+    full = [len(r.prompt) // size for r in wanted]  # blocks that its samples share
+    need = size * max(a + r.n * (-(-r.longest // size) - a) for r, a in zip(wanted, full, strict=True))
     setup = {
         "cache_tokens": need + number(0, 8),
         "block": size,
@@ -55,6 +56,7 @@ def test_a_preempted_sequence_ends_with_the_same_result(seed, reuse):
     }
     engine = build(4, setup)
     results = {}
+    assert all(engine.scheduler.together(request) == request.n for request in wanted)
     for request in wanted:
         engine.add(request)
     for _ in range(5000):

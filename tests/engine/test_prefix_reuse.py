@@ -10,6 +10,7 @@ from engine_requests import (
     computed,
     conserved,
     ids,
+    kept,
     model,
     run,
     run_one,
@@ -40,18 +41,19 @@ def test_the_second_request_computes_only_what_is_new():
     assert seen[-1] == 42
 
 
-def test_a_chat_goes_on_in_the_cache_of_its_last_turn():
+def test_a_chat_goes_on_in_the_blocks_of_its_last_turn():
     engine = Engine(model(4), TOKENIZER, block=4, speculate=False)
     seen = computed(engine)
-    first = run(engine, [ask(ids(20), 12)])[0, 0].sequence
-    (entry,) = engine.scheduler.prefixes.retained
-    keys = entry.cache._keys[0]
-    engine.add(ask((*ids(20), *first.output[:8], 7, 8, 9), 1))
+    number = engine.add(ask(ids(20), 12))
+    while engine.unfinished:
+        before = [list(sequence.table) for sequence in engine.scheduler.running]
+        deltas = engine.step()
+    (first,) = (delta.sequence for delta in deltas if delta.key[0] == number)
+    engine.add(ask((*ids(20), *first.output[:8], 7, 8, 9), 2))
     (delta,) = engine.step()
     assert seen[-1] == 31 - 28
     assert delta.sequence.reused == 28
-    (entry,) = engine.scheduler.prefixes.retained
-    assert entry.cache._keys[0] is keys  # taken over, not copied
+    assert list(delta.sequence.table[:7]) == before[0][:7]
 
 
 def test_two_that_arrive_together_compute_their_prefix_once():
@@ -82,14 +84,11 @@ def test_what_waits_for_a_prefix_goes_on_when_its_leader_is_gone():
 
 def test_the_least_recently_used_prefix_goes_first():
     engine = Engine(model(4), TOKENIZER, block=4, cache_tokens=64, retained_tokens=64, speculate=False)
-    for seed in (1, 2, 1, 3):  # 20 tokens each: three fit beside one that runs
-        run_one(engine, ask(ids(19, seed), 1))
-    kept = [tuple(entry.tokens[:19]) for entry in engine.scheduler.prefixes.retained]
-    assert kept[-1] == ids(19, 3)
-    run_one(engine, ask(ids(19, 4), 1))
-    kept = [tuple(entry.tokens[:19]) for entry in engine.scheduler.prefixes.retained]
-    assert ids(19, 2) not in kept
-    assert ids(19, 1) in kept
+    for seed in (1, 2, 1, 3):  # 20 tokens each: three fit
+        run_one(engine, ask(ids(21, seed), 1))
+    assert kept(engine) == [list(ids(20, seed)) for seed in (2, 1, 3)]
+    run_one(engine, ask(ids(21, 4), 1))  # needs 6 blocks, and 1 is free: the last ones of the oldest have to go
+    assert kept(engine) == [list(ids(20, seed)) for seed in (1, 3, 4)]
     conserved(engine)
 
 
@@ -109,25 +108,20 @@ def test_a_prefix_that_several_begin_with_is_computed_once(late):
     assert sum(counts) == 45 + 5 + 5
 
 
-@pytest.mark.parametrize("again", ["copied", "computed again"])
+@pytest.mark.parametrize("again", ["continued", "computed again"])
 def test_what_was_not_used_for_the_longest_time_is_evicted_first(again):
-    engine = build(4, {"cache_tokens": 64, "retained_tokens": 64, "block": 4, "reserve_tokens": 64})
+    engine = build(4, {"cache_tokens": 64, "retained_tokens": 64, "block": 4, "reserve_tokens": 0})
     first, second = ids(12, 1), ids(12, 2)
     for prompt in (first, second):
         run(engine, [ask(prompt, 1)])
-    # The first is used: by two samples, which copy it, or by the same prompt once more, which leaves nothing
-    # new.
-    if again == "copied":
+    # The first is used: by two samples that go on behind it, or by the same prompt once more, which computes all
+    # and leaves nothing new.
+    if again == "continued":
         run(engine, [ask((*first, 9), 1, n=2)])
     else:
         run(engine, [ask(first, 1, score_prompt=True)])
-    prefixes = engine.scheduler.prefixes
-    order = [entry.tokens[:12] for entry in prefixes.retained]
-    assert order.index(list(second)) < order.index(list(first))
-    # As much as only the second, and what is older, has to go for.
-    kept = sum(entry.blocks for entry in prefixes.retained[order.index(list(second)) + 1 :])
-    engine.add(ask(ids((64 // 4 - kept) * 4 - 1, 3), 1))
+    assert kept(engine) == [list(second), list(first)]
+    # All that is free, and one block more.
+    engine.add(ask(ids(4 * engine.blocks.free + 1, 3), 1))
     engine.step()
-    left = [entry.tokens[:12] for entry in prefixes.retained]
-    assert list(first) in left
-    assert list(second) not in left
+    assert kept(engine)[:2] == [list(second[:8]), list(first)]

@@ -25,7 +25,7 @@ def test_counters_add_up_to_what_the_requests_got(cache_tokens):
     guess = alone(ask(shared, 24)).sequence.output
     requests += [ask(shared, 24, prediction=(*guess[:9], 5, *guess[10:]))]
     requests += [ask(ids(7, 4), 16, PENALIZED), ask(5, 0, n=2)]
-    engine = build(4, {"cache_tokens": cache_tokens, "step_tokens": 16, "reserve_tokens": 0})
+    engine = build(4, {"cache_tokens": cache_tokens, "step_tokens": 16, "reserve_tokens": 0, "block": 16})
     results = run(engine, requests)
     snapshot = engine.snapshot()
     assert snapshot.generated_tokens == sum(len(result.sequence.output) for result in results.values())

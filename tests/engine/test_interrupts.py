@@ -87,7 +87,10 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llama.generation.Engine", functools.partial(Engine, block=4))
         made = Llama(
-            tiny_model(max_batch_size=4, max_seq_len=64), tiny_tokenizer(), cache_tokens=56, retained_tokens=24
+            tiny_model(max_batch_size=4, max_seq_len=64),
+            tiny_tokenizer(),
+            cache_tokens=56,
+            retained_tokens=24,
         )
     made.engine.scheduler.limits = replace(made.engine.scheduler.limits, reserve_tokens=0)
     return made

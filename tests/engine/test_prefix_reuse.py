@@ -87,7 +87,9 @@ def test_the_least_recently_used_prefix_goes_first():
     for seed in (1, 2, 1, 3):  # 20 tokens each: three fit
         run_one(engine, ask(ids(21, seed), 1))
     assert kept(engine) == [list(ids(20, seed)) for seed in (2, 1, 3)]
-    run_one(engine, ask(ids(21, 4), 1))  # needs 6 blocks, and 1 is free: the last ones of the oldest have to go
+    run_one(
+        engine, ask(ids(21, 4), 1)
+    )  # needs 6 blocks, and 1 is free: the last ones of the oldest have to go
     assert kept(engine) == [list(ids(20, seed)) for seed in (1, 3, 4)]
     conserved(engine)
 

@@ -12,13 +12,14 @@ key/value heads of this rank, D head dimension, N positions whose logits are wan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .distributed.devices import current_device
 from .distributed.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear, held_bytes
 from .distributed.parallel import Parallel
 from .distributed.world import host_parallel
@@ -136,24 +137,22 @@ _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
 }
 
 
-def _undisturbed(device: str) -> AbstractContextManager[None]:
-    """Inference mode without autocast: that of a host program must not change the model's dtypes.
+def _undisturbed(device: torch.device) -> AbstractContextManager[object]:
+    """Inference mode without autocast, which in a host program must not change the model's dtypes; on CUDA with the
+    device as the current one.
 
-    The engine is in inference mode already, and few programs use autocast. Entering torch's contexts all the same
-    would cost a decode step as much as two operators.
+    The engine has done this already, and few programs use autocast. Entering torch's contexts all the same would cost
+    a decode step on a CPU as much as two operators.
     """
-    if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device):
-        return _NOTHING
+    if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device.type):
+        return current_device(device)
     return _entered(device)
 
 
 @contextmanager
-def _entered(device: str) -> Iterator[None]:
-    with torch.inference_mode(), torch.autocast(device, enabled=False):
+def _entered(device: torch.device) -> Iterator[None]:
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), current_device(device):
         yield
-
-
-_NOTHING = nullcontext()
 
 
 class Transformer(nn.Module):
@@ -230,7 +229,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         """Run flattened tokens -> normed last hidden states (T, C); the cache gains their keys and values."""
-        with _undisturbed(tokens_T.device.type):
+        with _undisturbed(tokens_T.device):
             x_TC, layers = self.tok_embeddings(tokens_T), self.layers
             # Kernels that take addresses would read and write caches of another dtype as if they were x's.
             if cache.lies_like(x_TC) and self._fused.takes(x_TC, layers):
@@ -246,7 +245,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
         """Logits of the whole vocabulary (N, V) in float32, on every rank."""
-        with _undisturbed(hidden_NC.device.type):
+        with _undisturbed(hidden_NC.device):
             out: torch.Tensor = self.output(hidden_NC)
             return out.float()
 
@@ -278,5 +277,6 @@ class Transformer(nn.Module):
         caches = self._own_caches[:batch]
         for cache in caches:
             cache.truncate(start_pos)
-        hidden = self.hidden(tokens.flatten(), BatchCache(caches, [length] * batch))
-        return self.logits(hidden).view(batch, length, -1)
+        with current_device(self.device):
+            hidden = self.hidden(tokens.flatten(), BatchCache(caches, [length] * batch))
+            return self.logits(hidden).view(batch, length, -1)

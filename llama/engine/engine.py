@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..distributed.devices import current_device
 from ..errors import NumericsError
 from ..model import Transformer
 from ..sizing.args import STEP_TOKENS
@@ -235,16 +236,17 @@ class Engine:
         self._settle()
         self.tidy()
         try:
-            batch = self._schedule()
-            try:
-                results = self.runner.run(batch) if batch else []
-            except BaseException as error:
-                self._undo(batch)
-                if not isinstance(error, NumericsError) or error.request_id is None:
-                    raise
-                self._fail(error.request_id, error)
-            else:
-                self._record(results)
+            with current_device(self.model.device):
+                batch = self._schedule()
+                try:
+                    results = self.runner.run(batch) if batch else []
+                except BaseException as error:
+                    self._undo(batch)
+                    if not isinstance(error, NumericsError) or error.request_id is None:
+                        raise
+                    self._fail(error.request_id, error)
+                else:
+                    self._record(results)
         except BaseException as error:
             # NumericsError strikes all ranks alike: it comes with the tokens that the first rank broadcasts.
             if not isinstance(error, NumericsError):

@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from .distributed.devices import current_device
-from .distributed.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear, held_bytes
+from .distributed.layers import (
+    ColumnParallelLinear,
+    ParallelEmbedding,
+    RowParallelLinear,
+    held_bytes,
+    joint_product,
+)
 from .distributed.parallel import Parallel
 from .distributed.world import host_parallel
 from .errors import ConfigError
@@ -89,9 +95,9 @@ class Attention(nn.Module):
 
     def forward(self, x_TC: torch.Tensor, rotary: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         heads = (x_TC.shape[0], -1, self.head_dim)
-        q_THD = rotate(self.wq(x_TC).view(heads), rotary)
-        k_TKD = rotate(self.wk(x_TC).view(heads), rotary)
-        v_TKD = self.wv(x_TC).view(heads)
+        parts = joint_product(x_TC, self.wq, self.wk, self.wv) if x_TC.is_cuda else None
+        q, k, v = parts or (self.wq(x_TC), self.wk(x_TC), self.wv(x_TC))
+        q_THD, k_TKD, v_TKD = rotate(q.view(heads), rotary), rotate(k.view(heads), rotary), v.view(heads)
         out: torch.Tensor = self.wo(cache.attend(self.layer, q_THD, k_TKD, v_TKD).flatten(1))
         return out
 
@@ -106,7 +112,9 @@ class FeedForward(nn.Module):
         self.w3 = ColumnParallelLinear(dim, hidden_dim, parallel=parallel)
 
     def forward(self, x_TC: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.w2(F.silu(self.w1(x_TC)).mul_(self.w3(x_TC)))
+        parts = joint_product(x_TC, self.w1, self.w3) if x_TC.is_cuda else None
+        gate, up = parts or (self.w1(x_TC), self.w3(x_TC))
+        out: torch.Tensor = self.w2(F.silu(gate).mul_(up))
         return out
 
 
@@ -216,6 +224,15 @@ class Transformer(nn.Module):
     def held_bytes(self) -> dict[str, int]:
         """Bytes of the weights on this rank, by what they are stored as: int8, k4, bfloat16, ..."""
         return held_bytes(self)
+
+    def joined_weights(self) -> list[list[str]]:
+        """Names of weights that are multiplied as one on CUDA, if they are loaded as neighbours in memory."""
+        groups = ("attention.wq", "attention.wk", "attention.wv"), ("feed_forward.w1", "feed_forward.w3")
+        return [
+            [f"layers.{layer}.{name}.weight" for name in group]
+            for layer in range(self.n_layers)
+            for group in groups
+        ]
 
     @property
     def local_kv_heads(self) -> int:

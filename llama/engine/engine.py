@@ -16,7 +16,6 @@ import torch
 from ..distributed.devices import current_device
 from ..errors import NumericsError
 from ..model import Transformer
-from ..sizing.args import STEP_TOKENS
 from ..tokenizer import Tokenizer
 from .cache_manager import BLOCK, BlockAccount, CacheManager
 from .fair_lock import FairLock
@@ -45,7 +44,7 @@ class Engine:
             the two limits allow to run.
         retained_tokens: how many of these may be retained for reuse; by default a quarter, and at least one
             sequence of max_seq_len, so that memory is not filled for its own sake.
-        step_tokens: tokens of one step.
+        step_tokens: tokens of one step; by default what suits the device.
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
@@ -60,7 +59,7 @@ class Engine:
         *,
         cache_tokens: int | None = None,
         retained_tokens: int | None = None,
-        step_tokens: int = STEP_TOKENS,
+        step_tokens: int | None = None,
         prefill_tokens: int | None = None,
         prefix_reuse: bool = True,
         speculate: bool = True,

@@ -89,12 +89,6 @@ def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tens
     gqa = K != H
     if T == S:
         out = F.scaled_dot_product_attention(q_1HTD, k_KSD[None], v_KSD[None], is_causal=True, enable_gqa=gqa)
-    elif q_THD.device.type == "cuda":
-        # Imported here: it loads torch's compiler, which takes two seconds that CPU runs need not spend.
-        from torch.nn.attention.bias import causal_lower_right
-
-        bias = causal_lower_right(T, S)
-        out = F.scaled_dot_product_attention(q_1HTD, k_KSD[None], v_KSD[None], attn_mask=bias, enable_gqa=gqa)
     elif q_THD.device.type == "cpu" and _FLASH_CPU is not None:
         out = _past_and_present(q_1HTD, k_KSD, v_KSD)
     else:

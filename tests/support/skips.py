@@ -40,6 +40,12 @@ def _no_cuda() -> bool:
     return not torch.cuda.is_available()
 
 
+def _no_cpp_compiler() -> bool:
+    from pretended_gpu import has_cpp_compiler
+
+    return not has_cpp_compiler()
+
+
 def _no_mkldnn_packing() -> bool:
     import torch
 
@@ -86,6 +92,8 @@ def _only_the_test_can_tell() -> bool:
 LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
+    r"a GPU is here, and need not be pretended": lambda: not _no_cuda(),
+    r"no C\+\+ compiler": _no_cpp_compiler,
     **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
     **{f"the C compiler does not know {level}": lambda level=level: not knows(level) for level in NEEDS},
     r"no cross compiler for aarch64": lambda: not has_cross_compiler(),

@@ -1,0 +1,230 @@
+"""Every operator on the pretended device: which devices may meet, what is a launch, what waits for the device."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from . import attention
+from .state import Gpu, here
+from .tensor import GpuTensor, bare, on_device, tensors_in
+
+__all__ = ["Dispatch", "run"]
+
+aten = torch.ops.aten
+# Operators that return numbers, or tensors whose size depends on numbers: the host waits.
+_WAITING = {
+    aten._local_scalar_dense.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten.equal.default,
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.repeat_interleave.Tensor,
+    aten.bincount.default,
+}
+_INDEXING = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten._unsafe_index.Tensor,
+}
+# Beside those that torch calls pointwise: they take a number of the host that is a tensor without dimensions.
+_TAKING_NUMBERS = {"fill_", "fill", "masked_fill", "masked_fill_", "index_fill", "index_fill_"}
+# No kernel is started for these.
+_NO_LAUNCH = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift", "lift_fresh"}
+_NO_LAUNCH |= {"_unsafe_view", "detach_", "_reshape_alias", "_local_scalar_dense"}
+
+
+class Dispatch(TorchDispatchMode):
+    """Sees operators without a tensor of the device, too: those that make one, and those that copy to it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    key = torch._C.DispatchKey.CompositeImplicitAutograd
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    return any(arg.alias_info is not None and not arg.alias_info.is_write for arg in func._schema.arguments)
+
+
+@cache
+def _returns_argument(func: Any) -> bool:
+    return any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
+
+
+@cache
+def _name(func: Any) -> str:
+    return str(func._schema.name).partition("::")[2]
+
+
+def run(func: Any, args: Any, kwargs: Any) -> Any:
+    """One operator, or what it is made of."""
+    gpu = here()
+    if _is_composite(func):
+        # Under inference_mode these arrive whole, and are taken apart here; elsewhere torch has done it.
+        with Dispatch():
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
+    if gpu.recording is not None:
+        return gpu.recording.run(func, args, kwargs, lambda: _one(gpu, func, args, kwargs))
+    return _one(gpu, func, args, kwargs)
+
+
+def _one(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
+    if func is aten._to_copy.default:
+        return _to_copy(gpu, func, args[0], kwargs)
+    if func in (aten.copy_.default, aten._copy_from.default) and isinstance(args[1], torch.Tensor):
+        return _copy(gpu, func, *args)
+    if func in (aten.is_pinned.default, aten._pin_memory.default):
+        return _pinned_memory(gpu, func, args[0])
+    tensors = tensors_in((args, kwargs))
+    on_gpu = [x for x in tensors if isinstance(x, GpuTensor)]
+    wanted = kwargs.get("device")
+    target = None if wanted is None else gpu.device(wanted)
+    pins = bool(kwargs.get("pin_memory"))
+    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+    if target is not None:
+        kwargs["device"] = torch.device("cpu")
+    if not on_gpu and (target is None or target.type != "cuda"):
+        out = func(*args, **kwargs)
+        return gpu.transfers.pin(out) if pins else out
+    device = on_gpu[0].device if target is None else target
+    if on_gpu:
+        _check_devices(gpu, func, tensors, on_gpu[0].device)
+        _count_waiting(gpu, func, args)
+    if device.type == "cuda":
+        _count_launch(gpu, func, device)
+    out = attention.KERNELS.get(func, func)(*bare(args), **bare(kwargs))
+    return _returned(func, args, kwargs, on_device(out, device) if device.type == "cuda" else out)
+
+
+def _check_devices(gpu: Gpu, func: Any, tensors: list[torch.Tensor], device: torch.device) -> None:
+    """Refuse tensors of two devices, as torch does; numbers of the host and, in indexing, positions are taken."""
+    name = _name(func)
+    numbers = torch.Tag.pointwise in func.tags or name in _TAKING_NUMBERS or func in _INDEXING
+    for x in tensors:
+        if x.device == device or (numbers and not x.dim() and x.is_cpu):
+            continue
+        if func in _INDEXING and x.is_cpu and x.dtype in (torch.long, torch.int, torch.bool, torch.uint8):
+            _count_copy(gpu, "copy in", func, pinned=False, waits=True)
+            continue
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {device} and {x.device}!"
+            f" (when checking {name})"
+        )
+
+
+def _count_waiting(gpu: Gpu, func: Any, args: Any) -> None:
+    masked = func in _INDEXING and any(
+        x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+    )
+    if func in _WAITING or masked:
+        gpu.count("sync", func)
+        gpu.transfers.wait()
+
+
+def _count_launch(gpu: Gpu, func: Any, device: torch.device) -> None:
+    if _is_view(func) or _name(func) in _NO_LAUNCH:
+        return
+    gpu.count("launch", func)
+    if device.index != gpu.current:
+        gpu.count("off device", func)
+
+
+def _count_copy(gpu: Gpu, kind: str, func: Any, *, pinned: bool, waits: bool) -> None:
+    gpu.count(kind, func)
+    if not pinned:
+        gpu.count("pageable", func)
+    if waits:
+        gpu.count("sync", func)
+        gpu.transfers.wait()
+
+
+def _to_copy(gpu: Gpu, func: Any, source: torch.Tensor, kwargs: Any) -> Any:
+    """`x.to(...)` that makes a new tensor."""
+    target = source.device if kwargs.get("device") is None else gpu.device(kwargs["device"])
+    options = {name: kwargs[name] for name in ("dtype", "layout", "memory_format") if name in kwargs}
+    later = bool(kwargs.get("non_blocking"))
+    made = func(bare(source), **options)
+    if target.type == source.device.type == "cuda":
+        _count_launch(gpu, func, target)
+        return GpuTensor(made, target)
+    if target.type == "cuda":
+        _enter(gpu, func, source, later)
+        return GpuTensor(made, target)
+    if source.device.type == "cuda":
+        if later:  # torch takes pinned memory for the result
+            gpu.transfers.pin(made)
+        return _leave(gpu, func, made.clone() if later else made, made, later)
+    return gpu.transfers.pin(made) if kwargs.get("pin_memory") else made
+
+
+def _copy(
+    gpu: Gpu, func: Any, target: torch.Tensor, source: torch.Tensor, later: bool = False
+) -> torch.Tensor:
+    """`target.copy_(source)`."""
+    if target.device.type == source.device.type == "cuda":
+        _count_launch(gpu, func, target.device)
+    elif target.device.type == "cuda":
+        _enter(gpu, func, source, later)
+    elif source.device.type == "cuda":
+        _leave(gpu, func, bare(source), target, later)
+        return target
+    bare(target).copy_(bare(source))
+    return target
+
+
+def _enter(gpu: Gpu, func: Any, source: torch.Tensor, later: bool) -> None:
+    """A copy from the host. From memory that is not pinned, an asynchronous one too has read it all when it returns."""
+    pinned = gpu.transfers.is_pinned(source)
+    if later and pinned:
+        gpu.transfers.bring_in(source)
+    _count_copy(gpu, "copy in", func, pinned=pinned, waits=not later)
+
+
+def _leave(gpu: Gpu, func: Any, source: torch.Tensor, target: torch.Tensor, later: bool) -> torch.Tensor:
+    """A copy to the host. Into memory that is not pinned, an asynchronous one waits as well."""
+    pinned = gpu.transfers.is_pinned(target)
+    if later and pinned:
+        gpu.transfers.bring_out(source.to(target.dtype).expand_as(target), target)
+    _count_copy(gpu, "copy out", func, pinned=pinned, waits=not (later and pinned))
+    return target if later and pinned else target.copy_(source)
+
+
+def _pinned_memory(gpu: Gpu, func: Any, x: torch.Tensor) -> Any:
+    if func is aten.is_pinned.default:
+        return not isinstance(x, GpuTensor) and gpu.transfers.is_pinned(x)
+    if isinstance(x, GpuTensor):
+        raise RuntimeError(f"cannot pin a tensor of {x.device}: only dense CPU tensors can be pinned")
+    return gpu.transfers.pin(x.clone())
+
+
+def _returned(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
+    """What the operator returns: its own argument where it wrote into that."""
+    if not _returns_argument(func):
+        return out
+    schema = func._schema
+    given = {arg.name: value for arg, value in zip(schema.arguments, args, strict=False)} | kwargs
+    targets = {
+        next(iter(arg.alias_info.before_set)): given[arg.name]
+        for arg in schema.arguments
+        if arg.alias_info is not None and arg.alias_info.is_write and arg.name in given
+    }
+    found = [targets[next(iter(r.alias_info.before_set))] for r in schema.returns if r.alias_info is not None]
+    for x in found:
+        if isinstance(x, GpuTensor) and x.shape != x.host.shape:
+            raise NotImplementedError(f"{func} changes the shape of its argument in place")
+    return found[0] if len(found) == 1 else tuple(found)

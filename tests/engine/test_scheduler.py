@@ -3,78 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from engine_requests import accounted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scheduler_loop import Loop, request
 
-from llama.engine.block_pool import BlockPool
-from llama.engine.cache_manager import CacheManager
-from llama.engine.limits import Limits
-from llama.engine.prefix_cache import PrefixCache
 from llama.engine.request import Request
-from llama.engine.scheduler import Scheduler
 from llama.engine.sequence import SequenceState
 from llama.errors import OutOfMemoryError
 from llama.sampling import GREEDY
-
-
-def request(prompt=3, new=4, n=1):
-    return Request(tuple(range(prompt)), new, GREEDY, n=n)
-
-
-class Loop:
-    """The engine's loop without a model: every sequence runs for all the tokens it may have."""
-
-    def __init__(self, batch, positions, step_tokens=100, block=1, reuse=True, **limits):
-        self.begun = []
-        self.finished = []
-        self.blocks = BlockPool(positions, block)
-        prefixes = PrefixCache(block, self.blocks.total) if reuse else None
-        limits = Limits(batch, step_tokens, **limits)
-        self.scheduler = Scheduler(limits, CacheManager(self.blocks, prefixes), self.sequence)
-
-    def step(self):
-        scheduler = self.scheduler
-        plan = scheduler.plan()
-        self.begun += [s.request_id for s in scheduler.running if s.request_id not in self.begun]
-        self.check(plan)
-        for sequence, _, count, _ in plan:
-            sequence.computed += count
-            if sequence.pending:
-                scheduler.cache_manager.index(sequence)
-                continue
-            forks = [
-                self.sequence(sequence.request_id, sequence.request, sequence.sample + j)
-                for j in range(1, sequence.slots)
-            ]
-            if forks:
-                scheduler.fork(sequence, forks)
-            for sample in (sequence, *forks):
-                # No two samples write the same.
-                sample.tokens.append(1000 + 10 * sample.request_id + sample.sample)
-                if len(sample.output) >= sample.request.max_new_tokens:
-                    self.finished.append((sample.request_id, sample.sample))
-                    scheduler.retire(sample)
-                else:
-                    scheduler.cache_manager.index(sample)
-        return [(*scheduled.sequence.key, scheduled.length) for scheduled in plan]
-
-    def sequence(self, request_id, request, sample):
-        return SequenceState(request_id, request, sample, None, list(request.prompt))
-
-    def check(self, plan):
-        """Limits hold, what is counted is what is held, and nobody writes what others hold."""
-        scheduler, blocks = self.scheduler, self.blocks
-        accounted(blocks, scheduler.prefixes, scheduler.running)
-        assert sum(s.slots for s in scheduler.running) <= scheduler.limits.max_batch_size
-        assert sum(scheduled.length for scheduled in plan) <= scheduler.limits.step_tokens
-        for sequence, start, count, _ in plan:
-            assert start == sequence.computed
-            assert 0 < count <= sequence.pending
-            written = range(start // blocks.size, blocks.needed(start + count))
-            assert all(blocks.holders(sequence.table[place]) == 1 for place in written)
-        assert len({id(scheduled.sequence) for scheduled in plan}) == len(plan)
-        assert bool(plan) == bool(scheduler.running)  # whenever something runs, something advances
 
 
 @st.composite
@@ -356,3 +292,57 @@ def test_sequences_stand_for_all_samples_of_a_request_whichever_have_begun(n, to
     assert [sequence.slots for sequence in sequences] == slots
     assert sum(slots) + sequences[-1].rest == n
     assert not any(sequence.rest for sequence in sequences[:-1])
+
+
+class Guess:
+    """A drafter that always knows as much as it may."""
+
+    def propose(self, most):
+        return [7] * most
+
+    def judge(self, drafted, accepted):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("others", "length"),
+    [
+        ([], 1 + 6 + 8),  # what its blocks have room for, and one more block
+        ([request(8, 1)], 1 + 6 + 8),  # has left; its block is kept, but others are free
+        ([request(33, 10)], 1 + 6),  # waits for memory
+    ],
+    ids=["alone", "after another", "beside one that waits"],
+)
+def test_a_draft_takes_one_more_block_if_it_is_free_and_nobody_waits(others, length):
+    loop = Loop(9, 48, block=8, reserve_tokens=0)
+    scheduler = loop.scheduler
+    for i, other in enumerate(others):
+        if other.max_new_tokens == 1:
+            scheduler.add(10 + i, other)
+            loop.step()
+    scheduler.add(0, Request(tuple(range(50, 58)), 30, GREEDY))
+    loop.step()
+    loop.step()  # position 8, in a second block
+    (sequence,) = scheduler.running
+    sequence.drafter = Guess()
+    for i, other in enumerate(others):
+        if other.max_new_tokens > 1:
+            scheduler.add(10 + i, other)
+    before = len(sequence.table)
+    (scheduled,) = scheduler.plan()
+    assert scheduled.start == 9
+    assert (scheduled.length, len(sequence.table) - before) == (length, int(length > 7))
+
+
+def test_a_draft_takes_no_block_that_is_kept_for_reuse():
+    loop = Loop(9, 16, block=8, reserve_tokens=0)
+    loop.scheduler.add(0, Request(tuple(range(50, 58)), 1, GREEDY))
+    loop.step()
+    assert (loop.blocks.free, loop.scheduler.prefixes.unheld) == (1, 1)
+    loop.scheduler.add(1, Request((1, 2, 3), 12, GREEDY))
+    loop.step()
+    (sequence,) = loop.scheduler.running
+    sequence.drafter = Guess()
+    (scheduled,) = loop.scheduler.plan()
+    assert (scheduled.length, len(sequence.table)) == (8 - 3, 1)
+    assert loop.scheduler.prefixes.unheld == 1

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ..detokenizer import Detokenizer
     from .speculation import Drafter
 
+    Table = array[int]
+else:
+    Table = array  # Python 3.11 cannot subscript it
+
 __all__ = [
     "Counts",
     "Delta",
@@ -135,7 +139,7 @@ class SequenceState:
     slots: int = 1
     rest: int = 0
     is_running: bool = False
-    table: array[int] = field(default_factory=lambda: array("i"))
+    table: Table = field(default_factory=lambda: array("i"))
     computed: int = 0
     reserved: int = 0
     is_paused: bool = False

@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from ..detokenizer import Detokenizer
     from .speculation import Drafter
 
-    Table = array[int]
-else:
-    Table = array  # Python 3.11 cannot subscript it
-
 __all__ = [
     "Counts",
     "Delta",
@@ -139,7 +135,8 @@ class SequenceState:
     slots: int = 1
     rest: int = 0
     is_running: bool = False
-    table: Table = field(default_factory=lambda: array("i"))
+    # Python 3.11 cannot subscript the type, which the API reference does.
+    table: array = field(default_factory=lambda: array("i"))  # type: ignore[type-arg]
     computed: int = 0
     reserved: int = 0
     is_paused: bool = False

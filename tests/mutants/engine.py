@@ -234,9 +234,9 @@ MUTANTS = [
     ),
     Mutant(
         name="a prefix that another one computes is computed too",
-        file="llama/engine/cache_manager.py",
-        old="        if leader is None:\n            return False\n",
-        new="        return False\n",
+        file="llama/engine/prefix_cache.py",
+        old="if each.key < sequence.key and not each.is_paused:",
+        new="if False:",
         tests=(f"{_REUSE}::test_a_prefix_that_several_begin_with_is_computed_once",),
     ),
 ]

@@ -36,7 +36,7 @@ class Recording:
             replay is refused instead.
 
     Attributes:
-        operators: names of the operators, in order.
+        operators: names of those that start kernels or copies, in order.
         refused: what cannot be recorded, with its place.
     """
 
@@ -47,7 +47,9 @@ class Recording:
 
     @property
     def operators(self) -> list[str]:
-        return [str(func).removeprefix("aten.") for func, *_ in self._calls]
+        from .dispatch import starts_kernel
+
+        return [str(func).removeprefix("aten.") for func, *_ in self._calls if starts_kernel(func)]
 
     def __enter__(self) -> Recording:
         gpu = here()

@@ -1,6 +1,6 @@
 """Ranks on pretended GPUs, over gloo: `gpu_rank_script.py GUARD CHECKPOINT REPORT CALL...`.
 
-The first rank writes a JSON of what each call of gpu_calls.py gave. NCCL is the one thing that is replaced: it needs GPUs.
+The first rank writes a JSON of what each call of gpu_calls.py gave. Only NCCL is replaced: it needs GPUs.
 """
 
 from __future__ import annotations

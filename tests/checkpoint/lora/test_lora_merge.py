@@ -187,3 +187,7 @@ def test_an_adapter_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> 
     name = "layers.0.attention.wv.weight"
     with pytest.raises(CheckpointFormatError, match=r"adapter_model\.safetensors was cut from"):
         checkpoint.read(name, torch.empty(checkpoint.shapes[name]), *checkpoint.slice_of(name, 0, 1))
+    *_, (_, path, stored) = checkpoint.stored()  # what `verify` reads
+    assert path == adapter / "adapter_model.safetensors"
+    with pytest.raises(CheckpointFormatError, match=r"adapter_model\.safetensors was cut from"):
+        next(checkpoint.windows(stored))

@@ -21,6 +21,7 @@ case " $* " in *" -c "*)
         exec {cc} -fPIC -x c -c /dev/null -o "$object"
     esac
 esac
+case "$*" in *" -c "*) exec {cc} "$@" -Og ;; esac
 exec {cc} "$@"
 """
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from adapters import (
@@ -153,6 +152,8 @@ def test_a_weight_has_the_same_bits_in_any_window(
 @pytest.mark.parametrize("layout", ["meta 2", "hf"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_those_of_peft(tmp_path: Path, folders: dict[str, Path], layout: str, dtype: str) -> None:
+    import peft  # here: it takes seconds of each process that collects the tests
+
     adapter = save_adapter(tmp_path / "adapter", target_modules=[*LINEAR, "lm_head"])
     with torch.no_grad(), quiet():
         twin = peft.PeftModel.from_pretrained(copy.deepcopy(base()), adapter)

@@ -81,7 +81,8 @@ class Scheduler:
         # They share the full blocks of the prompt.
         full = len(request.prompt) // self.blocks.size
         each = max(1, self.blocks.needed(request.longest) - full)
-        return max(1, min(request.n, self.limits.max_batch_size, (self.blocks.total - full) // each))
+        fitting = (self.blocks.total - full) // each
+        return min(request.n, self.limits.max_batch_size, fitting)
 
     def waves(self, request: Request) -> list[Request]:
         """A request as several, each of as many samples as can run together; they give the same samples."""

@@ -13,8 +13,16 @@
 void llama_pack(const matrix_t *, const void *, long, long, long, long, long, long);
 long llama_linear_space(const matrix_t *, long, long);
 void llama_linear(const matrix_t *, const void *, void *, void *, long, long, long);
-void llama_attend(const void *, const void *, const void *, void *, void *, void *, float *, long, long, long, long, long,
-                  long, long, float, long, long, long);
+/* attend_t of attention.c. */
+typedef struct {
+    heads_t heads;
+    parts_t parts;
+    const void *q, *key, *value;
+    void *keys, *values, *y;
+    float *score;
+    long room, threads;
+} attend_t;
+void llama_attend(const attend_t *);
 long llama_unpack(const matrix_t *, const void *, long, long, long, long, long, long);
 
 static uint64_t hash;
@@ -128,37 +136,75 @@ static void *cached_numbers(long count, int format) {
     return p;
 }
 
-static void check_stored(int dtype, int format, const void *x, const void *rows, long count, long start, long capacity,
-                         long kv_heads, long dim) {
+/* Blocks of 1 << SHIFT positions, in an order in which no two are neighbours. */
+enum { SHIFT = 3, SIZE = 1 << SHIFT, STRIDE = 5 };
+
+static long blocks_for(long positions) {
+    const long blocks = (positions + SIZE - 1) / SIZE;
+    return blocks % STRIDE ? blocks : blocks + 1;
+}
+
+static int32_t *scattered(long blocks) {
+    int32_t *table = malloc(blocks * sizeof(*table));
+    for (long i = 0; i < blocks; i++) table[i] = (int32_t)((i * STRIDE + 1) % blocks);
+    return table;
+}
+
+static long slot_of(const int32_t *table, long position) { return (long)table[position / SIZE] * SIZE + position % SIZE; }
+
+/* What lies in order (heads, positions, dim) -> where a table says. */
+static void *moved(const void *from, const int32_t *table, long heads, long positions, long dim, int format) {
+    char *to = malloc(row_size(heads * positions * dim, format));
+    for (long h = 0; h < heads; h++)
+        for (long s = 0; s < positions; s++)
+            memcpy(cached(to, (h * positions + slot_of(table, s)) * dim, format),
+                   cached(from, (h * positions + s) * dim, format), row_size(dim, format));
+    return to;
+}
+
+static void check_stored(int dtype, int format, const void *x, const void *rows, long count, const long *slots,
+                         long positions, long kv_heads, long dim) {
     for (long t = 0; t < count; t++)
         for (long i = 0; i < kv_heads * dim; i++) {
-            const long from = t * kv_heads * dim + i, to = (i / dim * capacity + start + t) * dim + i % dim;
+            const long from = t * kv_heads * dim + i, to = (i / dim * positions + slots[t]) * dim + i % dim;
             const double off = fabs(stored(rows, to, format) - number(x, from, dtype));
             check(off <= (format == dtype ? 0 : scale_for(x, from, dtype) * 0.5000001), "what is stored");
         }
 }
 
 static void check_attention(int dtype, int format, long heads, long kv_heads, long dim, long count, long start) {
-    const long length = start + count, capacity = length + 3, query = heads * dim, key = kv_heads * dim;
+    const long length = start + count, blocks = blocks_for(length + 3), positions = blocks * SIZE;
+    const long query = heads * dim, key = kv_heads * dim, firsts[] = {0, count};
     void *q = numbers(count * query, dtype), *k = numbers(count * key, dtype), *v = numbers(count * key, dtype);
-    void *keys = cached_numbers(kv_heads * capacity * dim, format);
-    void *values = cached_numbers(kv_heads * capacity * dim, format);
-    void *y = malloc(count * query * 4), *threads = malloc(count * query * 4);
+    void *keys = cached_numbers(kv_heads * positions * dim, format);
+    void *values = cached_numbers(kv_heads * positions * dim, format);
+    void *y = malloc(count * query * 4), *threads = malloc(count * query * 4), *elsewhere = malloc(count * query * 4);
     float *score = malloc(3 * (length + 16) * 4);
-    llama_attend(q, k, v, keys, values, threads, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f,
-                 dtype, format, 3);
-    llama_attend(q, k, v, keys, values, y, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f, dtype,
-                 format, 1);
+    int32_t *other = scattered(blocks), *order = malloc(blocks * sizeof(*order));
+    const int32_t *tables[] = {order, other};
+    long slots[2][32];
+    for (long i = 0; i < blocks; i++) order[i] = (int32_t)i;
+    for (long t = 0; t < count; t++) slots[0][t] = start + t, slots[1][t] = slot_of(other, start + t);
+    const heads_t h = {heads, kv_heads, dim, positions, 0.125f, dtype, format, SHIFT};
+    attend_t p = {h, {1, firsts, &start, slots[0], tables}, q, k, v, keys, values, threads, score, length + 16, 3};
+    llama_attend(&p);
+    p.threads = 1, p.y = y;
+    llama_attend(&p);
     check(!memcmp(y, threads, count * query * size_of(dtype)), "attention on 1 = 3 threads");
-    check_stored(dtype, format, k, keys, count, start, capacity, kv_heads, dim);
-    check_stored(dtype, format, v, values, count, start, capacity, kv_heads, dim);
-    const long all = kv_heads * capacity * dim;
+    p.keys = moved(keys, other, kv_heads, positions, dim, format);
+    p.values = moved(values, other, kv_heads, positions, dim, format);
+    p.y = elsewhere, p.parts.slots = slots[1], p.parts.tables = tables + 1;
+    llama_attend(&p);
+    check(!memcmp(y, elsewhere, count * query * size_of(dtype)), "attention in any blocks");
+    check_stored(dtype, format, k, keys, count, slots[0], positions, kv_heads, dim);
+    check_stored(dtype, format, v, p.values, count, slots[1], positions, kv_heads, dim);
+    const long all = kv_heads * positions * dim;
     double *queries = doubles(q, count * query, dtype), *read[2] = {malloc(all * 8), malloc(all * 8)};
     for (long i = 0; i < all; i++) read[0][i] = stored(keys, i, format), read[1][i] = stored(values, i, format);
     for (long t = 0; t < count; t++)
         for (long h = 0; h < heads; h++) {
             double weights[512], top = -1e300, total = 0;
-            const long cache = h / (heads / kv_heads) * capacity * dim;
+            const long cache = h / (heads / kv_heads) * positions * dim;
             for (long s = 0; s <= start + t; s++) {
                 weights[s] = 0;
                 for (long i = 0; i < dim; i++)
@@ -174,13 +220,14 @@ static void check_attention(int dtype, int format, long heads, long kv_heads, lo
             }
         }
     remember(y, count * query * size_of(dtype));
-    free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(score);
+    free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(elsewhere), free(score);
+    free(p.keys), free(p.values), free(other), free(order);
     free(queries), free(read[0]), free(read[1]);
 }
 
 /* ---- whole layers ---- */
 
-enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, MOST = 14 };
+enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, EACH = 12, MOST = 14 };
 
 /* Random weights. */
 static matrix_t random_matrix(long out, long in, int format) {
@@ -214,40 +261,41 @@ static layer_t random_layer(int dtype, int kinds) {
     };
 }
 
-/* Rows of a step, of two sequences that had `before` positions each: `first` rows of one, then `second` of the other.
- * What the caches hold before is the same in every call. -> the rows behind the layers, to be freed. */
+/* Rows of a step, of two sequences that had `before` positions each, in blocks of their own that alternate: `first` rows
+ * of one, then `second` of the other, without the first `skip`. What the blocks hold before is the same in every call.
+ * -> the rows behind the layers, to be freed. */
 static char *step(int dtype, int format, const layer_t *layers, const void *x, long first, long second, long skip,
                   int threads, int parts) {
-    const long rows = first + second - skip, before = 60, cache = HEADS / 2 * CAPACITY * DIM;
-    char *keys[2], *values[2], *y = malloc(MOST * WIDTH * 4), *out = malloc(MOST * WIDTH * 4);
-    cache_t caches[LAYERS * MOST];
-    long position[MOST], capacity[MOST];
+    const long rows = first + second - skip, before = 60, positions = 2 * EACH * SIZE;
+    const long layer = 2 * HEADS / 2 * positions * DIM;
+    char *y = malloc(MOST * WIDTH * 4), *out = malloc(MOST * WIDTH * 4);
+    int32_t table[2][EACH];
+    const int32_t *tables[2];
+    long slots[MOST], firsts[3] = {0}, starts[2] = {before, before}, count = 0;
     state = 11;
-    float *table = numbers(MOST * DIM, F32);
-    for (int i = 0; i < 2; i++)
-        keys[i] = cached_numbers(LAYERS * cache, format), values[i] = cached_numbers(LAYERS * cache, format);
-    for (long r = 0; r < rows; r++) {
-        const int which = r + skip >= first;
-        position[r] = before + r + skip - (which ? first : 0), capacity[r] = CAPACITY;
-        for (long l = 0; l < LAYERS; l++)
-            caches[l * rows + r] =
-                (cache_t){cached(keys[which], l * cache, format), cached(values[which], l * cache, format)};
+    float *rotary = numbers(MOST * DIM, F32);
+    char *store = cached_numbers(LAYERS * layer, format);
+    for (int i = 0; i < EACH; i++) table[0][i] = 2 * i, table[1][i] = 2 * i + 1;
+    for (int which = skip < first ? 0 : 1; which < (second ? 2 : 1); which++) {
+        const long mine = which ? second : first;
+        for (long t = 0; t < mine; t++) slots[firsts[count] + t] = slot_of(table[which], before + t);
+        firsts[count + 1] = firsts[count] + mine, tables[count++] = table[which];
     }
     memcpy(y, at(x, skip * WIDTH, dtype), rows * WIDTH * size_of(dtype));
     const long formed = llama_layers_formed(layers, LAYERS, dtype);
-    step_t s = {rows,        WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, formed, 1e-5f,
-                0.17677669f, table + skip * DIM, capacity, position, CAPACITY, y, out, 0};
+    step_t s = {rows, WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, formed, 1e-5f, 0.17677669f,
+                rotary + skip * DIM, {count, firsts, starts, slots, tables}, positions, SHIFT, positions, y, out, 0};
     s.space = aligned_alloc(64, llama_layers_space(&s));
-    if (!parts) llama_layers(&s, layers, caches, LAYERS, 0);
+    if (!parts) llama_layers(&s, layers, store, LAYERS, 0);
     for (long i = 0; i < 2 * LAYERS && parts; i++) {
-        llama_layers(&s, layers + i / 2, caches + i / 2 * rows, 1, i % 2 + 1);
+        llama_layers(&s, layers + i / 2, cached(store, i / 2 * layer, format), 1, i % 2 + 1);
         for (long j = 0; j < rows * WIDTH; j += LANES) {
             const vf a = dtype == F32 ? get(F32, y, j) : dtype == F16 ? get(F16, y, j) : get(BF16, y, j);
             const vf b = dtype == F32 ? get(F32, out, j) : dtype == F16 ? get(F16, out, j) : get(BF16, out, j);
             FOR_DTYPE(dtype, put, y, j, a + b);
         }
     }
-    free(table), free(s.space), free(out), free(keys[0]), free(keys[1]), free(values[0]), free(values[1]);
+    free(rotary), free(s.space), free(out), free(store);
     return y;
 }
 

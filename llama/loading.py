@@ -17,7 +17,7 @@ from .checkpoint.info import shortened
 from .checkpoint.lora import adapter_of
 from .checkpoint.memory import WeightMemory, weight_memory
 from .checkpoint.progress import Progress
-from .distributed.devices import choose_device, rank_threads
+from .distributed.devices import choose_device, current_device, rank_threads
 from .distributed.environment import log, world_size
 from .distributed.parallel import Parallel
 from .distributed.world import join, leave
@@ -100,17 +100,18 @@ def build(
         why = ""  # its dtype is the one to compute in, not one that the weights are stored in
     parallel = join(size, target)
     try:
-        check_same_dtype(parallel, chosen, target)
-        check_same_adapter(parallel, checkpoint, target)
-        check_same_cache(parallel, cache_dtype, target)
-        memory = weight_memory(checkpoint, parallel.rank, parallel.size, target, chosen)
-        check_same_formats(parallel, memory)
-        plan = plan_cache(
-            *(checkpoint.args, parallel, chosen, target, cache_memory),
-            weights=memory.nbytes,
-            cache_dtype=cache_dtype,
-        )
-        model = _load(checkpoint, parallel, memory, cache_dtype)
+        with current_device(target):
+            check_same_dtype(parallel, chosen, target)
+            check_same_adapter(parallel, checkpoint, target)
+            check_same_cache(parallel, cache_dtype, target)
+            memory = weight_memory(checkpoint, parallel.rank, parallel.size, target, chosen)
+            check_same_formats(parallel, memory)
+            plan = plan_cache(
+                *(checkpoint.args, parallel, chosen, target, cache_memory),
+                weights=memory.nbytes,
+                cache_dtype=cache_dtype,
+            )
+            model = _load(checkpoint, parallel, memory, cache_dtype)
     except BaseException as error:
         leave(parallel, error)
         raise

@@ -12,14 +12,21 @@ key/value heads of this rank, D head dimension, N positions whose logits are wan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .distributed.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear, held_bytes
+from .distributed.devices import current_device
+from .distributed.layers import (
+    ColumnParallelLinear,
+    ParallelEmbedding,
+    RowParallelLinear,
+    held_bytes,
+    joint_product,
+)
 from .distributed.parallel import Parallel
 from .distributed.world import host_parallel
 from .errors import ConfigError
@@ -88,9 +95,9 @@ class Attention(nn.Module):
 
     def forward(self, x_TC: torch.Tensor, rotary: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         heads = (x_TC.shape[0], -1, self.head_dim)
-        q_THD = rotate(self.wq(x_TC).view(heads), rotary)
-        k_TKD = rotate(self.wk(x_TC).view(heads), rotary)
-        v_TKD = self.wv(x_TC).view(heads)
+        parts = joint_product(x_TC, self.wq, self.wk, self.wv) if x_TC.is_cuda else None
+        q, k, v = parts or (self.wq(x_TC), self.wk(x_TC), self.wv(x_TC))
+        q_THD, k_TKD, v_TKD = rotate(q.view(heads), rotary), rotate(k.view(heads), rotary), v.view(heads)
         out: torch.Tensor = self.wo(cache.attend(self.layer, q_THD, k_TKD, v_TKD).flatten(1))
         return out
 
@@ -105,7 +112,9 @@ class FeedForward(nn.Module):
         self.w3 = ColumnParallelLinear(dim, hidden_dim, parallel=parallel)
 
     def forward(self, x_TC: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.w2(F.silu(self.w1(x_TC)).mul_(self.w3(x_TC)))
+        parts = joint_product(x_TC, self.w1, self.w3) if x_TC.is_cuda else None
+        gate, up = parts or (self.w1(x_TC), self.w3(x_TC))
+        out: torch.Tensor = self.w2(F.silu(gate).mul_(up))
         return out
 
 
@@ -136,24 +145,22 @@ _FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {
 }
 
 
-def _undisturbed(device: str) -> AbstractContextManager[None]:
-    """Inference mode without autocast: that of a host program must not change the model's dtypes.
+def _undisturbed(device: torch.device) -> AbstractContextManager[object]:
+    """Inference mode without autocast, which in a host program must not change the model's dtypes; on CUDA with the
+    device as the current one.
 
-    The engine is in inference mode already, and few programs use autocast. Entering torch's contexts all the same
-    would cost a decode step as much as two operators.
+    The engine has done this already, and few programs use autocast. Entering torch's contexts all the same would cost
+    a decode step on a CPU as much as two operators.
     """
-    if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device):
-        return _NOTHING
+    if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled(device.type):
+        return current_device(device)
     return _entered(device)
 
 
 @contextmanager
-def _entered(device: str) -> Iterator[None]:
-    with torch.inference_mode(), torch.autocast(device, enabled=False):
+def _entered(device: torch.device) -> Iterator[None]:
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), current_device(device):
         yield
-
-
-_NOTHING = nullcontext()
 
 
 class Transformer(nn.Module):
@@ -218,6 +225,15 @@ class Transformer(nn.Module):
         """Bytes of the weights on this rank, by what they are stored as: int8, k4, bfloat16, ..."""
         return held_bytes(self)
 
+    def joined_weights(self) -> list[list[str]]:
+        """Names of weights that are multiplied as one on CUDA, if they are loaded as neighbours in memory."""
+        groups = ("attention.wq", "attention.wk", "attention.wv"), ("feed_forward.w1", "feed_forward.w3")
+        return [
+            [f"layers.{layer}.{name}.weight" for name in group]
+            for layer in range(self.n_layers)
+            for group in groups
+        ]
+
     @property
     def local_kv_heads(self) -> int:
         """Key/value heads on this rank."""
@@ -230,7 +246,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
         """Run flattened tokens -> normed last hidden states (T, C); the cache gains their keys and values."""
-        with _undisturbed(tokens_T.device.type):
+        with _undisturbed(tokens_T.device):
             x_TC, layers = self.tok_embeddings(tokens_T), self.layers
             # Kernels that take addresses would read and write caches of another dtype as if they were x's.
             if cache.lies_like(x_TC) and self._fused.takes(x_TC, layers):
@@ -246,7 +262,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:
         """Logits of the whole vocabulary (N, V) in float32, on every rank."""
-        with _undisturbed(hidden_NC.device.type):
+        with _undisturbed(hidden_NC.device):
             out: torch.Tensor = self.output(hidden_NC)
             return out.float()
 
@@ -278,5 +294,6 @@ class Transformer(nn.Module):
         caches = self._own_caches[:batch]
         for cache in caches:
             cache.truncate(start_pos)
-        hidden = self.hidden(tokens.flatten(), BatchCache(caches, [length] * batch))
-        return self.logits(hidden).view(batch, length, -1)
+        with current_device(self.device):
+            hidden = self.hidden(tokens.flatten(), BatchCache(caches, [length] * batch))
+            return self.logits(hidden).view(batch, length, -1)

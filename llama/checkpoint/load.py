@@ -7,7 +7,7 @@ weights and a small window of the mapped files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..sizing.shapes import is_product
 from . import huge_pages
 from .base import Checkpoint
 from .memory import WeightMemory, Window, weight_memory
+from .upload import Upload
 
 __all__ = ["load_weights"]
 
@@ -57,6 +58,9 @@ def load_weights(
         if plain is not PLAIN and is_product(name) and window.format is None and name not in packed
     }
     staging = torch.empty(max(staged.values(), default=0), dtype=dtype, device=device)
+    on_cuda = device.type == "cuda"
+    upload = Upload(device) if on_cuda else None
+    joined = _Joined(model.joined_weights() if on_cuda else [], memory)
     for name, window in memory.windows.items():
         module: Any = model.get_submodule(name.rpartition(".")[0])
         if window.format is not None and window.form is not None:
@@ -68,12 +72,56 @@ def load_weights(
             module.assign(packed[name])
         else:
             count = math.prod(window.shape)
-            value = staging[:count] if name in staged else torch.empty(count, dtype=dtype, device=device)
-            checkpoint.read(name, value.view(window.shape), window.rows, window.columns)
-            module.assign(value.view(window.shape))
+            value = staging[:count] if name in staged else joined.empty(name)
+            if value is None:
+                value = torch.empty(count, dtype=dtype, device=device)
+            value = value.view(window.shape)
+            if upload is None:
+                checkpoint.read(name, value, window.rows, window.columns)
+            else:
+                upload.fill(value, _reader(checkpoint, window))
+            module.assign(value)
         progress(window.nbytes)
+    if upload is not None:
+        upload.finish()
     if arena is not None:
         huge_pages.make_huge(arena)
+
+
+class _Joined:
+    """Room for weights that are multiplied as one: those of a group are neighbouring rows of one matrix.
+
+    Args:
+        groups: names of the weights, as `Transformer.joined_weights` gives them.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[str]], memory: WeightMemory) -> None:
+        self._memory = memory
+        self._group = {name: group for group in groups for name in group}
+        self._parts: dict[str, torch.Tensor] = {}
+
+    def empty(self, name: str) -> torch.Tensor | None:
+        """This weight's rows; None if it is in no group, or one of the group is not plain."""
+        group = self._group.get(name, ())
+        windows = [self._memory.windows[each] for each in group]
+        if not windows or any(window.format is not None for window in windows):
+            return None
+        if name not in self._parts:
+            heights = [window.shape[0] for window in windows]
+            size = sum(heights), windows[0].shape[1]
+            matrix = torch.empty(size, dtype=self._memory.dtype, device=self._memory.device)
+            self._parts |= zip(group, torch.split(matrix, heights), strict=True)
+        return self._parts.pop(name)
+
+
+def _reader(checkpoint: Checkpoint, window: Window) -> Callable[[torch.Tensor, int, int], None]:
+    """What reads some rows of a window."""
+
+    def read(block: torch.Tensor, first: int, last: int) -> None:
+        rows = window.rows[0] + first, window.rows[0] + last
+        checkpoint.read(window.name, block, rows, window.columns)
+
+    return read
 
 
 def _arena(memory: WeightMemory, plain: WeightFormat) -> tuple[torch.Tensor | None, dict[str, PackedWeight]]:

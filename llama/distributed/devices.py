@@ -11,7 +11,9 @@ import torch
 from ..errors import ConfigError, ParallelismError
 from . import environment
 
-__all__ = ["choose_device", "rank_threads", "threads_per_rank"]
+__all__ = ["choose_device", "current_device", "rank_threads", "threads_per_rank"]
+
+_NOTHING = contextlib.nullcontext()
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -74,6 +76,15 @@ def _cuda(chosen: torch.device) -> torch.device:
             f"device cuda:{index} is not there: this machine has {devices}, numbered 0 to {devices - 1}"
         )
     return torch.device("cuda", index)
+
+
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a CUDA device the current one inside the block; nothing on others.
+
+    Each thread has its own current device, at first cuda:0, and what names no device runs there: kernels that torch
+    did not write, events, graphs.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else _NOTHING
 
 
 def threads_per_rank(current: int, cores: int) -> int:

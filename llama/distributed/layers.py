@@ -16,22 +16,31 @@ layers of fairscale 0.4.13:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from fairscale.nn.model_parallel import layers as fairscale
 from fairscale.nn.model_parallel.utils import divide_and_check_no_remainder
 from torch import nn
 
+from ..kernels.hooks import hooked
 from ..kernels.operators import embed, moved, pack, recognise
 from ..kernels.quantized_weights import QuantizedFormat
 from ..kernels.weights import PLAIN, PackedWeight
 from .environment import log_once
 from .parallel import Parallel
 
-__all__ = ["ColumnParallelLinear", "ParallelEmbedding", "ParallelLinear", "RowParallelLinear", "held_bytes"]
+__all__ = [
+    "ColumnParallelLinear",
+    "ParallelEmbedding",
+    "ParallelLinear",
+    "RowParallelLinear",
+    "held_bytes",
+    "joint_product",
+]
 
 
 def _parameter(rows: int, columns: int) -> nn.Parameter:
@@ -230,3 +239,42 @@ class RowParallelLinear(ParallelLinear, fairscale.RowParallelLinear):  # type: i
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
         return self.parallel.all_reduce(self.packed.linear(input_))
+
+
+# What `joint_product` stands for. It declines where this was patched.
+_FORWARD = ColumnParallelLinear.forward
+
+
+def joint_product(x: torch.Tensor, *layers: nn.Module) -> tuple[torch.Tensor, ...] | None:
+    """What each of these layers gives for x, from one product; None if their forwards have to run.
+
+    That takes plain weights that are neighbouring rows of one matrix, as they are loaded to a GPU, where starting a
+    product can take longer than the product. Nothing is remembered: each call looks whether they still are, since any
+    of them may have been replaced, moved or hooked.
+    """
+    matrix = None if hooked(layers) else _joined(layers)
+    if matrix is None or matrix.dtype != x.dtype:
+        return None
+    heights = [layer.weight.shape[0] for layer in layers if isinstance(layer, ParallelLinear)]
+    return torch.split(F.linear(x, matrix), heights, dim=-1)
+
+
+def _joined(layers: Sequence[nn.Module]) -> torch.Tensor | None:
+    """The matrix whose rows are those of all weights, in order; None if there is none."""
+    rows, end, memory = 0, 0, 0
+    for layer in layers:
+        if type(layer) is not ColumnParallelLinear or ColumnParallelLinear.forward is not _FORWARD:
+            return None
+        weight = layer.weight
+        start, whole = weight.data_ptr(), weight.untyped_storage().data_ptr()
+        # Two allocations can be neighbours, too: the memory must be one.
+        if not start or (rows and (start != end or whole != memory)):
+            return None
+        alike = weight.shape == layer.shape and weight.dtype == layers[0].weight.dtype
+        if not alike or layer.gather_output or weight.requires_grad or not weight.is_contiguous():
+            return None
+        if not weight.is_floating_point():  # codes of a quantized one
+            return None
+        rows, end, memory = rows + len(weight), start + weight.nbytes, whole
+    first: torch.Tensor = layers[0].weight  # type: ignore[assignment]
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))

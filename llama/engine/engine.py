@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import torch
 
+from ..distributed.devices import current_device
 from ..errors import NumericsError
 from ..model import Transformer
-from ..sizing.args import STEP_TOKENS
 from ..tokenizer import Tokenizer
 from .cache_manager import BLOCK, BlockAccount, CacheManager
 from .fair_lock import FairLock
@@ -44,7 +44,7 @@ class Engine:
             the two limits allow to run.
         retained_tokens: how many of these may be retained for reuse; by default a quarter, and at least one
             sequence of max_seq_len, so that memory is not filled for its own sake.
-        step_tokens: tokens of one step.
+        step_tokens: tokens of one step; by default what suits the device.
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
@@ -59,7 +59,7 @@ class Engine:
         *,
         cache_tokens: int | None = None,
         retained_tokens: int | None = None,
-        step_tokens: int = STEP_TOKENS,
+        step_tokens: int | None = None,
         prefill_tokens: int | None = None,
         prefix_reuse: bool = True,
         speculate: bool = True,
@@ -235,16 +235,17 @@ class Engine:
         self._settle()
         self.tidy()
         try:
-            batch = self._schedule()
-            try:
-                results = self.runner.run(batch) if batch else []
-            except BaseException as error:
-                self._undo(batch)
-                if not isinstance(error, NumericsError) or error.request_id is None:
-                    raise
-                self._fail(error.request_id, error)
-            else:
-                self._record(results)
+            with current_device(self.model.device):
+                batch = self._schedule()
+                try:
+                    results = self.runner.run(batch) if batch else []
+                except BaseException as error:
+                    self._undo(batch)
+                    if not isinstance(error, NumericsError) or error.request_id is None:
+                        raise
+                    self._fail(error.request_id, error)
+                else:
+                    self._record(results)
         except BaseException as error:
             # NumericsError strikes all ranks alike: it comes with the tokens that the first rank broadcasts.
             if not isinstance(error, NumericsError):

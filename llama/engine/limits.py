@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..sizing.args import STEP_TOKENS, ModelArgs
+from ..sizing.args import STEP_TOKENS, STEP_TOKENS_CUDA, ModelArgs
 
 if TYPE_CHECKING:
     from ..model import Transformer
@@ -39,8 +39,10 @@ class Limits:
     reserve_tokens: int = 64
 
     @classmethod
-    def for_model(cls, model: Transformer, step_tokens: int, prefill_tokens: int | None) -> Limits:
-        """Limits that suit a model and its device."""
+    def for_model(cls, model: Transformer, step_tokens: int | None, prefill_tokens: int | None) -> Limits:
+        """Limits that suit a model and its device. None: as many as suit the device."""
+        if step_tokens is None:
+            step_tokens = STEP_TOKENS_CUDA if model.device.type == "cuda" else STEP_TOKENS
         if prefill_tokens is None:
             prefill_tokens = _PREFILL_TOKENS.get(model.device.type, _PREFILL_TOKENS_ELSEWHERE)
         batch, breakeven = model.params.max_batch_size, _attention_breakeven(model.params)

@@ -167,7 +167,7 @@ def lead(engine: Engine, inbox: Inbox, deliver: Callable[[list[Result]], None]) 
     try:
         channel = lead_channel(parallel, device)
         inbox.watch(channel.peers.values())
-        with torch.inference_mode(), _current(device):
+        with torch.inference_mode():
             _run_steps(worker, channel, inbox, deliver)
     except BaseException as error:
         if parallel.size == 1:
@@ -216,7 +216,7 @@ def follow(engine: Engine, channel: FollowerChannel | None = None) -> None:
     channel = channel or follow_channel(parallel, engine.model.device)
     try:
         engine.exclusive = True
-        with torch.inference_mode(), _current(engine.model.device):
+        with torch.inference_mode():
             while not worker.over:
                 worker.apply(decode(channel.receive()))
                 if worker.busy:
@@ -249,11 +249,6 @@ def _why(channel: FollowerChannel, error: UnexplainedError) -> RankError:
         return gone
     reasons = (event.failure for event in told if isinstance(event, Stop) and event.failure is not None)
     return next((RankError(reason) for reason in reasons), error)
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes the device current. Each thread has its own current CUDA device, at first always cuda:0."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def check_one_model(parallel: Parallel) -> None:

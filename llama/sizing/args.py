@@ -12,10 +12,12 @@ from typing import Any
 from ..errors import ConfigError, ParallelismError
 from ..printable import shown
 
-__all__ = ["STEP_TOKENS", "ModelArgs", "can_split", "check_size", "valid_sizes"]
+__all__ = ["STEP_TOKENS", "STEP_TOKENS_CUDA", "ModelArgs", "can_split", "check_size", "valid_sizes"]
 
 STEP_TOKENS = 1024
 """Tokens of one step, unless an engine is told otherwise; longer prompts are prefilled in chunks."""
+STEP_TOKENS_CUDA = 8192
+"""The same on a GPU, which is not busy with fewer: each step starts all kernels and reads all weights anew."""
 
 # Upper bounds, far above any model: a params.json of a few bytes must not exhaust memory. Names and shapes of
 # all layers are made before a weight is read.

@@ -18,13 +18,14 @@ streams: there is one, and it runs at once.
 
 from __future__ import annotations
 
-from .cuda import pretended
+from .cuda import on_the_cpu, pretended
 from .guard import compile_guard, has_cpp_compiler, load_guard
-from .recording import Recording
+from .recording import CaptureError, Recording
 from .state import Gpu
 from .tensor import GpuTensor, bare
 
 __all__ = [
+    "CaptureError",
     "Gpu",
     "GpuTensor",
     "Recording",
@@ -32,5 +33,6 @@ __all__ = [
     "compile_guard",
     "has_cpp_compiler",
     "load_guard",
+    "on_the_cpu",
     "pretended",
 ]

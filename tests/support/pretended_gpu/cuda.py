@@ -19,7 +19,7 @@ from .state import Gpu, here
 from .tensor import DATA
 from .transfers import Transfers
 
-__all__ = ["pretended"]
+__all__ = ["on_the_cpu", "pretended"]
 
 
 class _Event:
@@ -160,3 +160,8 @@ def pretended(devices: int = 1, memory: int = 8 << 30) -> Iterator[Gpu]:
     finally:
         torch._C._set_only_lift_cpu_tensors(only_cpu)
         state._now.remove(gpu)
+
+
+def on_the_cpu() -> contextlib.AbstractContextManager[Any]:
+    """Within it, operators of the CPU are not looked at: for what results are compared with."""
+    return torch.utils._python_dispatch._disable_current_modes()

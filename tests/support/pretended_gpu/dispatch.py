@@ -12,7 +12,7 @@ from . import attention
 from .state import Gpu, here
 from .tensor import GpuTensor, bare, on_device, tensors_in
 
-__all__ = ["Dispatch", "run"]
+__all__ = ["Dispatch", "run", "starts_kernel"]
 
 aten = torch.ops.aten
 # Operators that return numbers, or tensors whose size depends on numbers: the host waits.
@@ -136,8 +136,14 @@ def _count_waiting(gpu: Gpu, func: Any, args: Any) -> None:
         gpu.transfers.wait()
 
 
+@cache
+def starts_kernel(func: Any) -> bool:
+    """Whether an operator starts a kernel: views and allocations do not."""
+    return not _is_view(func) and _name(func) not in _NO_LAUNCH
+
+
 def _count_launch(gpu: Gpu, func: Any, device: torch.device) -> None:
-    if _is_view(func) or _name(func) in _NO_LAUNCH:
+    if not starts_kernel(func):
         return
     gpu.count("launch", func)
     if device.index != gpu.current:

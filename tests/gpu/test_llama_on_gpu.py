@@ -1,0 +1,174 @@
+"""Law: what a Llama answers on a GPU is what it answers on the CPU, with every option, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gpu_calls import CALLS, PROMPTS, same
+from pretended_gpu import on_the_cpu, pretended
+from tiny_llama import GQA
+from tiny_models import random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path, tiny_tokenizer
+
+from llama import Llama
+from llama.engine import runner
+from llama.errors import NumericsError
+from llama.kernels import attention, norms, sampling
+
+BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tiny_checkpoint: Path) -> Llama:
+    return Llama.build(tiny_checkpoint, device="cpu", **BUILD)
+
+
+@pytest.fixture(scope="module")
+def on_gpu(guard: Path, tiny_checkpoint: Path) -> Llama:
+    with pretended(devices=2):
+        return Llama.build(tiny_checkpoint, device="cuda:0", **BUILD)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_option_gives_what_it_gives_on_the_cpu(gpu, on_gpu, on_cpu, name):
+    found = CALLS[name](on_gpu)
+    with on_the_cpu():
+        expected = CALLS[name](on_cpu)
+    assert same(found, expected)
+    assert gpu.counts["launch"] > 100
+    assert gpu.counts["off device"] == 0
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with heads of 32 numbers, as an int8 cache needs them."""
+    params = {**GQA, "n_heads": 2, "n_kv_heads": 1}
+    tensors = random_weights(params, tiny_tokenizer("infilling").n_words)
+    return save_checkpoint(tmp_path_factory.mktemp("wide") / "wide", params, tensors, tiny_model_path())
+
+
+def test_an_int8_cache(gpu, wide):
+    found = CALLS["greedy"](Llama.build(wide, device="cuda", cache_dtype="int8", **BUILD))
+    with on_the_cpu():
+        expected = CALLS["greedy"](Llama.build(wide, device="cpu", cache_dtype="int8", **BUILD))
+        exact = CALLS["greedy"](Llama.build(wide, device="cpu", **BUILD))
+    assert same(found, expected)
+    assert not same(found, exact)
+
+
+def test_quantized_weights_are_plain_there_and_that_is_said(gpu, wide, capsys):
+    llama = Llama.build(wide, device="cuda", quantize="int8", **BUILD)
+    assert "cuda has no kernel for them" in capsys.readouterr().err
+    assert set(llama.model.held_bytes) == {"float32"}
+    found = CALLS["greedy"](llama)
+    with on_the_cpu():
+        quantized = Llama.build(wide, device="cpu", quantize="int8", **BUILD)
+        plain = Llama.build(wide, device="cpu", **BUILD)
+        exact = CALLS["greedy"](plain)
+        plain.model.load_state_dict(quantized.model.state_dict())
+        expected = CALLS["greedy"](plain)
+    assert same(found, expected)
+    assert not same(found, exact)
+
+
+def test_16_bit_models_are_near_the_cpu(gpu, tiny_checkpoint):
+    """Their kernels round otherwise, so that ids may differ: the logits are near."""
+    build = {**BUILD, "dtype": "bfloat16"}
+    ids = torch.tensor([[5, 9, 40, 7, 30], [11, 4, 8, 8, 1]])
+    llama = Llama.build(tiny_checkpoint, device="cuda", **build)
+    found = [llama.model(ids[:, :3].to("cuda")).cpu(), llama.model(ids[:, 3:].to("cuda"), 3).cpu()]
+    with on_the_cpu():
+        expected = Llama.build(tiny_checkpoint, device="cpu", **build).model(ids)
+    error = (torch.cat(found, 1) - expected).norm() / expected.norm()
+    assert error < 0.02
+    assert any("_flash_attention" in line for line in gpu.told("launch"))
+
+
+def test_the_reference_s_call(gpu, on_gpu, on_cpu):
+    ids = torch.tensor([[5, 9, 40, 7, 30, 2], [11, 4, 8, 8, 1, 3]])
+    for start, end in ((0, 4), (4, 5), (5, 6), (2, 6)):
+        found = on_gpu.model(ids[:, start:end].to("cuda"), start)
+        with on_the_cpu():
+            expected = on_cpu.model(ids[:, start:end], start)
+        assert found.device == torch.device("cuda", 0)
+        torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_row_that_is_not_finite_is_named_and_its_neighbours_go_on(gpu, on_gpu):
+    good = PROMPTS[0]
+    ids, poisoned = (set(on_gpu.tokenizer.encode(text, bos=True, eos=False)) for text in (good, good + "漢"))
+    (bad, *_) = sorted(poisoned - ids)
+    alone = on_gpu.text_completion([good], 0, max_gen_len=8)[0]["generation"]
+    table = on_gpu.model.tok_embeddings.weight
+    before = table[bad].clone()
+    stream = on_gpu.stream([good], 0, max_gen_len=8)
+    text = next(stream).text
+    table[bad].fill_(torch.nan)
+    try:
+        with pytest.raises(NumericsError, match="logits are not finite"):
+            on_gpu.text_completion([good + "漢"], 0, max_gen_len=8)
+        assert text + "".join(delta.text for delta in stream) == alone
+        assert not on_gpu.engine.unfinished
+    finally:
+        table[bad].copy_(before)
+
+
+def test_the_state_dict_is_that_of_the_cpu(gpu, on_gpu, on_cpu):
+    found, expected = on_gpu.model.state_dict(), on_cpu.model.state_dict()
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name].cpu(), value), name
+    assert {value.device for value in found.values()} == {torch.device("cuda", 0)}
+    assert on_gpu.model.held_bytes == {"float32": sum(value.nbytes for value in expected.values())}
+
+
+# ---- a forgotten `device=` fails ----
+
+
+class Forgetful:
+    """`torch`, whose function `name` leaves out the device."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, name: str) -> object:
+        found = getattr(torch, name)
+        if name != self.name:
+            return found
+        return lambda *args, device=None, **more: found(*args, **more)
+
+
+PLANTED = [
+    (runner, "tensor", "greedy"),
+    (norms, "arange", "greedy"),
+    (sampling, "tensor", "top-p"),
+    (sampling, "zeros", "sampled"),
+    (sampling, "arange", "top-p"),
+    (sampling, "tensor", "penalties"),
+    (attention, "arange", "long prompt"),
+]
+
+
+@pytest.mark.parametrize(("module", "function", "call"), PLANTED, ids=str)
+def test_a_forgotten_device_fails(gpu, on_gpu, monkeypatch, module, function, call):
+    monkeypatch.setattr(module, "torch", Forgetful(function))
+    with pytest.raises(RuntimeError, match="on the same device"):
+        CALLS[call](on_gpu)
+
+
+def test_all_work_is_done_with_the_model_s_device_as_the_current_one(gpu, tiny_checkpoint, on_cpu):
+    """A program's own device stays as it was, and nothing runs there."""
+    llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
+    gpu.forget()
+    ids = torch.tensor([[5, 9, 40]])
+    found = CALLS["all limits"](llama), CALLS["stream"](llama), CALLS["echo"](llama)
+    logits = llama.model(ids.to("cuda:1"))
+    assert gpu.counts["launch"] > 100
+    assert gpu.told("off device") == []
+    assert torch.cuda.current_device() == 0
+    with on_the_cpu():
+        assert same(found, (CALLS["all limits"](on_cpu), CALLS["stream"](on_cpu), CALLS["echo"](on_cpu)))
+        expected = on_cpu.model(ids)
+    torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)

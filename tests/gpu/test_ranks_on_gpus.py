@@ -1,0 +1,28 @@
+"""Law: a model that is split over two GPUs answers what it answers on the CPU, in float32."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gpu_calls import CALLS, same
+from ranks import run_forked
+
+from llama import Llama
+
+pytestmark = pytest.mark.slow
+NAMES = ("greedy", "all limits", "samples", "echo", "prediction", "stream")
+
+
+def test_two_ranks_give_what_the_cpu_gives(guard: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    report = tmp_path / "found.json"
+    job = (2, "gpu_rank_script.py", guard, tiny_checkpoint, report, *NAMES)
+    (done,) = run_forked(tmp_path / "report", job)
+    assert done["codes"] == [0, 0], done["stderr"]
+    found = json.loads(report.read_text())
+    assert found["ranks"] == 2
+    llama = Llama.build(tiny_checkpoint, None, 128, 4, device="cpu", dtype="float32")
+    for name in NAMES:
+        expected = json.loads(json.dumps(CALLS[name](llama)))
+        assert same(found["calls"][name], expected), name

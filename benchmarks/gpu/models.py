@@ -51,12 +51,21 @@ def shape(name: str, tiny: bool) -> ModelArgs:
 
 
 def make_model(args: ModelArgs, device: torch.device) -> Transformer:
-    """A model with random weights, one after another: never is a second copy of all of them there."""
+    """A model with random weights, which lie in memory as the loader lays them; there is no second copy of any."""
     torch.manual_seed(0)
     with torch.device("meta"):
         model = Transformer(args)
-    for name, sizes in expected_shapes(args).items():
-        weight = torch.empty(sizes, dtype=DTYPE, device=device)
+    shapes = expected_shapes(args)
+    # Weights that are multiplied as one are neighbouring rows of one matrix.
+    groups = {name: group for group in model.joined_weights() for name in group}
+    rows: dict[str, torch.Tensor] = {}
+    for name, sizes in shapes.items():
+        group = groups.get(name, [name])
+        if name not in rows:
+            heights = [shapes[each][0] for each in group]
+            matrix = torch.empty(sum(heights), *sizes[1:], dtype=DTYPE, device=device)
+            rows |= zip(group, torch.split(matrix, heights), strict=True)
+        weight = rows.pop(name)
         module: Any = model.get_submodule(name.rpartition(".")[0])
         module.assign(weight.fill_(1) if len(sizes) == 1 else weight.normal_(0, 0.02))
     return model.eval()

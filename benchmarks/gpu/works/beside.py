@@ -15,7 +15,7 @@ from llama.model import Transformer
 from ..figures import Figure
 from ..models import make_model, shape, tokenizer
 from ..workplace import Workplace
-from .engine_runs import fitting
+from .engine_runs import cache_tokens, fitting, lengths
 
 __all__ = ["run"]
 
@@ -40,13 +40,13 @@ def _compare(place: Workplace, name: str, unit: str, taken: dict[str, list[float
 
 def _decode(place: Workplace, model: Transformer, beside: Peer, batch: int, new: int) -> None:
     """The tokens after the first."""
-    positions = fitting(place, model, batch, copies=2)
+    positions = fitting(place, model, batch, new, copies=2)
     if positions is None:
         place.lacks(f"batch {batch} beside transformers: {place.free() / 2**30:.0f} GiB are free for caches")
         return
-    length = max(2, positions - new // 2)
+    length, _ = lengths(batch, positions, new)
     prompts = random_prompts([length] * batch, high=model.vocab_size)
-    room = batch * (length + new + 64)
+    room = cache_tokens(batch, positions, new)
     ours = Ours(Llama(model, tokenizer(), prefix_reuse=False, cache_tokens=room))
 
     def rate(peer: Peer) -> float:

@@ -16,19 +16,33 @@ from ..figures import Figure
 from ..models import cache_bytes, decode_cost, prefill_cost, tokenizer
 from ..workplace import Workplace
 
-__all__ = ["Decoding", "decode", "fitting", "prefill"]
+__all__ = ["Decoding", "cache_tokens", "decode", "fitting", "lengths", "prefill"]
 
 _GREEDY = SamplingParams(temperature=0.0)
 # Steps before the first that is timed.
 _WARM = 8
-# Room beside the positions of a sequence: a cache is taken in blocks.
-_SLACK = 64
+# Positions of a sequence beside those it uses: a cache is taken in blocks.
+_SLACK = 32
 _POSITIONS = (512, 256, 128, 64)
 # Share of the free memory that caches may take; the rest is for what a step computes.
 _SHARE = 0.8
 
 
-def fitting(place: Workplace, model: Transformer, batch: int, copies: int = 1) -> int | None:
+def lengths(batch: int, positions: int, steps: int) -> tuple[int, int]:
+    """Of sequences with about `positions` positions in the midst of `steps` steps: the prompt, the most new tokens.
+
+    Those whose prompt is computed first decode while the others' are, at 1,024 tokens of prompts a step or more.
+    """
+    prompt = max(2, positions - (steps + _WARM) // 2)
+    return prompt, steps + _WARM + 2 + batch * prompt // 1024
+
+
+def cache_tokens(batch: int, positions: int, steps: int) -> int:
+    """Positions of all those sequences at their end."""
+    return batch * (sum(lengths(batch, positions, steps)) + _SLACK)
+
+
+def fitting(place: Workplace, model: Transformer, batch: int, steps: int, copies: int = 1) -> int | None:
     """How many positions each of `batch` sequences may have; the most that there is memory for, or None.
 
     Args:
@@ -36,8 +50,8 @@ def fitting(place: Workplace, model: Transformer, batch: int, copies: int = 1) -
     """
     if place.tiny:
         return 12
-    one = copies * batch * cache_bytes(model.params)
-    return next((n for n in _POSITIONS if one * (n + _SLACK) <= _SHARE * place.free()), None)
+    one, free = copies * cache_bytes(model.params), _SHARE * place.free()
+    return next((n for n in _POSITIONS if one * cache_tokens(batch, n, steps) <= free), None)
 
 
 class Decoding:
@@ -49,14 +63,12 @@ class Decoding:
 
     def __init__(self, model: Transformer, batch: int, positions: int, steps: int) -> None:
         """Prefill until all decode. `steps`: how many will be asked for."""
-        prompt = max(2, positions - (steps + _WARM) // 2)
-        # Those whose prompt is computed first decode while the others' are.
-        most = steps + _WARM + 2 + batch * prompt // 1024
+        prompt, most = lengths(batch, positions, steps)
         self.batch, self._tokens, self._prompt = batch, 0, prompt
         self.engine = Engine(
             model,
             tokenizer(),
-            cache_tokens=batch * (prompt + most + _SLACK),
+            cache_tokens=cache_tokens(batch, positions, steps),
             prefix_reuse=False,
             speculate=False,
         )
@@ -95,11 +107,11 @@ class Decoding:
 
 def decode(place: Workplace, model: Transformer, label: str, batch: int) -> None:
     """Tokens/s of a batch."""
-    positions = fitting(place, model, batch)
+    rounds, steps = place.rounds(7), 2 if place.tiny else 16 if batch < 64 else 8
+    positions = fitting(place, model, batch, rounds * steps)
     if positions is None:
         place.lacks(f"{label}: {place.free() / 2**30:.0f} GiB are free, too few for {batch} caches")
         return
-    rounds, steps = place.rounds(7), 2 if place.tiny else 16
     decoding = Decoding(model, batch, positions, rounds * steps)
     before = decoding.behind
     samples = [batch * steps / decoding.timed(steps) for _ in range(rounds)]

@@ -15,6 +15,8 @@ from .engine_runs import Decoding, fitting
 
 __all__ = ["run"]
 
+# That are asked for: those without the profiler, two with it.
+_STEPS = 16
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 _LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 
@@ -56,8 +58,8 @@ def run(place: Workplace) -> None:
     """7B at batch 1 and 64; the tables are in the log."""
     model = make_model(shape("7B", place.tiny), place.device)
     for batch in (1, 3) if place.tiny else (1, 64):
-        positions = fitting(place, model, batch)
+        positions = fitting(place, model, batch, _STEPS)
         if positions is None:
             place.lacks(f"batch {batch}: {place.free() / 2**30:.0f} GiB are free, too few for its caches")
             continue
-        _step(place, batch, Decoding(model, batch, positions, 16))
+        _step(place, batch, Decoding(model, batch, positions, _STEPS))

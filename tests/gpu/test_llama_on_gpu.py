@@ -15,9 +15,10 @@ from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.engine import runner
+from llama.engine import Engine, runner
 from llama.errors import NumericsError
 from llama.kernels import attention, norms, sampling
+from llama.prompts import Prompt
 
 BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32"}
 
@@ -174,3 +175,19 @@ def test_all_work_is_done_with_the_model_s_device_as_the_current_one(two_gpus, g
         assert same(found, (CALLS["all limits"](on_cpu), CALLS["stream"](on_cpu), CALLS["echo"](on_cpu)))
         expected = on_cpu.model(ids)
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
+    """Of 2,000 tokens; a CPU takes two. What a caller says counts."""
+    llama = Llama.build(tiny_checkpoint, None, 4096, 1, device="cuda", dtype="float32")
+    steps: list[int] = []
+    hidden = llama.model.hidden
+    monkeypatch.setattr(
+        llama.model, "hidden", lambda ids, cache: steps.append(len(ids)) or hidden(ids, cache)
+    )
+    (request,) = llama.requests([Prompt((5,) * 2000, frozenset(), False)], 0, max_gen_len=1)
+    for engine in (llama.engine, Engine(llama.model, llama.tokenizer, step_tokens=1000)):
+        engine.add(request)
+        while engine.unfinished:
+            engine.step()
+    assert steps == [2000, 1000, 1000]

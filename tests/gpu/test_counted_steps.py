@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gpu_steps import counts_of_steps, decoding, recorded_step
-from pretended_gpu import Gpu, pretended
+from pretended_gpu import Gpu
 
 from llama import Llama
 from llama.model import RMSNorm
 
 
 @pytest.fixture(scope="module")
-def llama(guard: Path, tiny_checkpoint: Path) -> Llama:
-    with pretended():
+def llama(there: Callable[..., Any], tiny_checkpoint: Path) -> Llama:
+    with there():
         return Llama.build(tiny_checkpoint, None, 96, 8, device="cuda", dtype="float32")
 
 
@@ -67,7 +69,9 @@ def test_a_row_that_decodes_costs_launches_of_the_right_places(gpu: Gpu, llama: 
     assert "elsewhere" not in places
 
 
-def test_what_stops_a_recording_is_named(gpu: Gpu, llama: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_stops_a_recording_is_named(
+    guard: Path, gpu: Gpu, llama: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
     forward = RMSNorm.forward
     monkeypatch.setattr(RMSNorm, "forward", lambda norm, x: forward(norm, x) * float(x.sum() * 0 + 1))
     found = [line for line in recorded_step(llama, 2).refused if "_local_scalar_dense" in line]

@@ -191,7 +191,7 @@ def test_copies_are_models_of_their_own(gpu, models):
     assert products(gpu, model) == JOINED
 
 
-def test_a_model_that_is_moved_or_cast(gpu, models):
+def test_a_model_that_is_moved_or_cast(two_gpus, models):
     model, original = models[0], logits(models[0])
     model.to("cuda:1").to(torch.float64)
     torch.testing.assert_close(logits(model), original, atol=1e-4, rtol=1e-4)

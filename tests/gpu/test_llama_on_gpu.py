@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gpu_calls import CALLS, PROMPTS, same
-from pretended_gpu import on_the_cpu, pretended
+from pretended_gpu import on_the_cpu
 from tiny_llama import GQA
 from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
@@ -29,8 +31,8 @@ def on_cpu(tiny_checkpoint: Path) -> Llama:
 
 
 @pytest.fixture(scope="module")
-def on_gpu(guard: Path, tiny_checkpoint: Path) -> Llama:
-    with pretended(devices=2):
+def on_gpu(there: Callable[..., Any], tiny_checkpoint: Path) -> Llama:
+    with there(devices=2):
         return Llama.build(tiny_checkpoint, device="cuda:0", **BUILD)
 
 
@@ -161,7 +163,7 @@ def test_a_forgotten_device_fails(gpu, on_gpu, monkeypatch, module, function, ca
         CALLS[call](on_gpu)
 
 
-def test_all_work_is_done_with_the_model_s_device_as_the_current_one(gpu, tiny_checkpoint, on_cpu):
+def test_all_work_is_done_with_the_model_s_device_as_the_current_one(two_gpus, gpu, tiny_checkpoint, on_cpu):
     """A program's own device stays as it was, and nothing runs there."""
     llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
     gpu.forget()

@@ -18,6 +18,7 @@ from torch import nn
 from llama.kernels import sampling
 
 CUDA = torch.device("cuda", 0)
+pytestmark = pytest.mark.usefixtures("guard")  # of the pretended one itself
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

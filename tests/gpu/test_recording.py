@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pretended_gpu import CaptureError, Recording
 
 CUDA = torch.device("cuda", 0)
+pytestmark = pytest.mark.usefixtures("guard")  # of the pretended one itself
 TABLE = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
 
 

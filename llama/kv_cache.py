@@ -106,11 +106,15 @@ class KVPool:
         """The keys and the values of a layer, each (K, blocks, B, R)."""
         return self._layers[index]
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy whole blocks, in all layers at once; no block is both source and target."""
-        if sources:
-            there = torch.tensor([sources, targets], device=self.device)
-            self.store[:, :, :, there[1]] = self.store[:, :, :, there[0]]
+    def copy(self, sources: Sequence[int] | torch.Tensor, targets: Sequence[int] | torch.Tensor) -> None:
+        """Copy whole blocks, in all layers at once; no block is both source and target.
+
+        Args:
+            sources, targets: numbers of blocks; as tensors of int64, on the pool's device.
+        """
+        if len(sources):
+            source, target = (torch.as_tensor(each, device=self.device) for each in (sources, targets))
+            self.store[:, :, :, target] = self.store[:, :, :, source]
 
     def give_back(self, first: int, count: int) -> None:
         """Give the memory of a range of blocks back to the system; what is in them is lost. For CPUs on Linux.
@@ -167,16 +171,19 @@ class Step:
         """How many sequences it has."""
         return len(self.tables)
 
-    @functools.cached_property
-    def tensors(self) -> StepTensors:
-        """The numbers on the pool's device."""
+    @property
+    def on_host(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """What `tensors` has, on the host."""
         most = -(-max(self.lengths) // self.pool.size)
         tables = np.zeros((len(self), most), dtype=np.int64)
         for row, table in zip(tables, self.tables, strict=True):
             row[: len(table)] = table[:most]
-        numbers = (self.positions, self.slots, self.starts, self.lengths)
-        on_host = [*(torch.frombuffer(each, dtype=torch.int64) for each in numbers), torch.from_numpy(tables)]
-        return StepTensors(*(each.to(self.pool.device) for each in on_host))
+        return [*map(np.asarray, (self.positions, self.slots, self.starts, self.lengths)), tables]
+
+    @functools.cached_property
+    def tensors(self) -> StepTensors:
+        """The numbers on the pool's device. May be set before they are used, by who has copied them already."""
+        return StepTensors(*(torch.from_numpy(each).to(self.pool.device) for each in self.on_host))
 
     @property
     def parts(self) -> Parts:

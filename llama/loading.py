@@ -6,7 +6,7 @@ import os
 import time
 import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -26,7 +26,7 @@ from .kernels.operators import computes_well
 from .kernels.report import why_missing
 from .model import Transformer
 from .printable import shown
-from .sizing.args import ModelArgs, check_size
+from .sizing.args import STEP_TOKENS_CUDA, ModelArgs, check_size
 from .sizing.budget import (
     CACHE_DTYPES,
     CacheMemory,
@@ -35,6 +35,7 @@ from .sizing.budget import (
     cache_bytes_per_token,
     check_cache_dtype,
     check_cache_memory,
+    leaving_room,
     parameter_count,
     plan_cache,
 )
@@ -128,6 +129,8 @@ def build(
                 cache_dtype=cache_dtype,
             )
             model = _load(checkpoint, parallel, memory, cache_dtype)
+            largest_step = partial(model.run_largest, STEP_TOKENS_CUDA)
+            plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step)
     except BaseException as error:
         leave(parallel, error)
         raise

@@ -46,7 +46,7 @@ def test_the_cache_and_the_largest_step_fit_together(gpu: Gpu, tiny_checkpoint: 
 def test_a_step_that_leaves_no_sequence_any_room_is_an_error(
     gpu: Gpu, tiny_checkpoint: Path, share: float
 ) -> None:
-    with pytest.raises(OutOfMemoryError, match=r"the largest step takes 7\.\d\d GiB.*lower max_seq_len"):
+    with pytest.raises(OutOfMemoryError, match=r"the largest step takes [78]\.\d\d GiB.*lower max_seq_len"):
         built(tiny_checkpoint, int(share * gpu.memory), gpu)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import mmap
+import operator
 import sys
 from array import array
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,9 @@ import numpy as np
 import torch
 
 from .errors import ConfigError, OutOfMemoryError
+from .kernels.attention import Batch, batches, runs
 from .kernels.cached import INT8, CacheFormat, row_of
+from .kernels.native import Parts
 from .kernels.operators import attend, attention_for
 from .values import integer
 
@@ -81,10 +84,13 @@ class KVPool:
         size: int = BLOCK,
     ) -> None:
         self.form, self.device, self.blocks, self.size = form, device, blocks, size
-        self.head_dim = head_dim
+        self.n_kv_heads, self.head_dim = n_kv_heads, head_dim
         dtype, numbers = row_of(form, head_dim)
         shape = (n_layers, 2, n_kv_heads, blocks, size, numbers)
         self.store, self._memory = _reserved(shape, dtype, device)
+        # For compiled kernels: where it is, from one layer to the next, and how a position is split.
+        self.address, self.layer_bytes = self.store.data_ptr(), self.store.stride(0) * self.store.itemsize
+        self.positions, self.shift = blocks * size, size.bit_length() - 1
         self._layers = [(keys, values) for keys, values in self.store]
         self._attention = attention_for(form, device, head_dim)
 
@@ -100,11 +106,15 @@ class KVPool:
         """The keys and the values of a layer, each (K, blocks, B, R)."""
         return self._layers[index]
 
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy whole blocks, in all layers at once; no block is both source and target."""
-        if sources:
-            there = torch.tensor([sources, targets], device=self.device)
-            self.store[:, :, :, there[1]] = self.store[:, :, :, there[0]]
+    def copy(self, sources: Sequence[int] | torch.Tensor, targets: Sequence[int] | torch.Tensor) -> None:
+        """Copy whole blocks, in all layers at once; no block is both source and target.
+
+        Args:
+            sources, targets: numbers of blocks; as tensors of int64, on the pool's device.
+        """
+        if len(sources):
+            source, target = (torch.as_tensor(each, device=self.device) for each in (sources, targets))
+            self.store[:, :, :, target] = self.store[:, :, :, source]
 
     def give_back(self, first: int, count: int) -> None:
         """Give the memory of a range of blocks back to the system; what is in them is lost. For CPUs on Linux.
@@ -129,7 +139,8 @@ class KVPool:
 class Step:
     """One forward: T tokens of N sequences, those of a sequence next to each other.
 
-    Made once for all layers. Numbers are on the host, in numpy; `tensors` has them on the pool's device.
+    Made once for all layers. Numbers are on the host, as 64-bit arrays; `tensors` has them on the pool's device. The
+    tables are those of the sequences: they must not grow while the step is under way.
 
     firsts (N + 1,): the row of each sequence's first token, and T. starts (N,): the position of that token.
     lengths (N,): positions of each sequence when the step is done. positions (T,): of each token in its sequence.
@@ -137,42 +148,66 @@ class Step:
     """
 
     def __init__(self, pool: KVPool, parts: Iterable[Part]) -> None:
-        parts = list(parts)
+        self.tables, starts, counts = zip(*parts, strict=True)
+        assert min(counts) > 0
         self.pool = pool
-        self.tables = [part.table for part in parts]
-        self.starts = np.array([part.start for part in parts], dtype=np.int64)
-        counts = [part.count for part in parts]
-        assert all(count > 0 for count in counts)
-        self.firsts = np.array([0, *itertools.accumulate(counts)], dtype=np.int64)
-        self.lengths = self.starts + counts
-        if len(parts) == self.firsts[-1]:  # one token of each: most steps
-            self.positions = self.starts
-            blocks = [table[start // pool.size] for table, start, _ in parts]
+        self._parts: Parts | None = None
+        self.starts = array("q", starts)
+        if sum(counts) == len(counts):  # one token of each: most steps
+            self.firsts = array("q", range(len(counts) + 1))
+            self.lengths = array("q", [start + 1 for start in starts])
+            self.positions, owners = self.starts, self.tables
         else:
-            spans = [range(part.start, part.start + part.count) for part in parts]
-            self.positions = np.fromiter(itertools.chain.from_iterable(spans), np.int64, self.firsts[-1])
-            blocks = [
-                part.table[at // pool.size] for part, span in zip(parts, spans, strict=True) for at in span
-            ]
-        self.slots = np.array(blocks, dtype=np.int64) * pool.size + self.positions % pool.size
+            self.firsts = array("q", itertools.accumulate(counts, initial=0))
+            self.lengths = array("q", map(operator.add, starts, counts))
+            spans = [range(start, end) for start, end in zip(starts, self.lengths, strict=True)]
+            self.positions = array("q", itertools.chain.from_iterable(spans))
+            owners = itertools.chain.from_iterable(map(itertools.repeat, self.tables, counts))
+        shift, place = pool.shift, pool.size - 1
+        pairs = zip(owners, self.positions, strict=True)
+        self.slots = array("q", [table[at >> shift] << shift | at & place for table, at in pairs])
 
     def __len__(self) -> int:
         """How many sequences it has."""
         return len(self.tables)
 
-    @functools.cached_property
-    def tensors(self) -> StepTensors:
-        """The numbers on the pool's device."""
-        most = max(-(-int(length) // self.pool.size) for length in self.lengths)
+    @property
+    def on_host(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """What `tensors` has, on the host."""
+        most = -(-max(self.lengths) // self.pool.size)
         tables = np.zeros((len(self), most), dtype=np.int64)
         for row, table in zip(tables, self.tables, strict=True):
             row[: len(table)] = table[:most]
-        return StepTensors(
-            *(
-                torch.from_numpy(each).to(self.pool.device)
-                for each in (self.positions, self.slots, self.starts, self.lengths, tables)
+        return [*map(np.asarray, (self.positions, self.slots, self.starts, self.lengths)), tables]
+
+    @functools.cached_property
+    def tensors(self) -> StepTensors:
+        """The numbers on the pool's device. May be set before they are used, by who has copied them already."""
+        return StepTensors(*(torch.from_numpy(each).to(self.pool.device) for each in self.on_host))
+
+    @property
+    def parts(self) -> Parts:
+        """The sequences, for compiled kernels."""
+        if self._parts is None:  # functools.cached_property takes a lock
+            self._tables = array("q", [table.buffer_info()[0] for table in self.tables])
+            self._parts = Parts(
+                len(self.tables),
+                self.firsts.buffer_info()[0],
+                self.starts.buffer_info()[0],
+                self.slots.buffer_info()[0],
+                self._tables.buffer_info()[0],
             )
-        )
+        return self._parts
+
+    @functools.cached_property
+    def runs(self) -> list[list[slice]]:
+        """Where sequences lie, for kernels in torch; see attention.runs."""
+        return runs(self)
+
+    @functools.cached_property
+    def batches(self) -> list[Batch]:
+        """What a device other than a CPU attends at once; see attention.batches."""
+        return batches(self)
 
     def lies_like(self, x: torch.Tensor) -> bool:
         """Whether the pool has x's device, and its dtype or int8: a model can be cast, or moved, while it is in use."""

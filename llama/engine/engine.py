@@ -28,7 +28,8 @@ from .output import extend
 from .prefix_cache import PrefixCache
 from .request import FinishReason, Request
 from .request_state import Feed, RequestState
-from .runner import Runner, StepResult
+from .rows import StepResult
+from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Delta, ScheduledBatch, SequenceState
 from .snapshot import Counters, Snapshot

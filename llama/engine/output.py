@@ -13,7 +13,7 @@ from .request import FinishReason
 from .sequence import JournalEntry, SequenceState
 
 if TYPE_CHECKING:
-    from .runner import SampledToken
+    from .rows import SampledToken
 
 __all__ = ["extend", "finish"]
 

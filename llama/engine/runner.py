@@ -1,65 +1,43 @@
 """A scheduled batch -> tensors -> logits -> sampled tokens, the same on every rank.
 
 The model's first rank decides every token and broadcasts ids and scores, so ranks cannot diverge by random
-state or rounding.
+state or rounding. On a CPU tokens are decided from logits that the host reads; on CUDA the host prepares all numbers
+before the forward, and reads nothing but a packet of answers.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
+from ..kernels.adjust import adjust
+from ..kernels.draws import draw, draw_numbers
 from ..kernels.operators import log_probabilities, sample
-from ..kernels.sampling import adjust, all_finite, count_not_finite, most_probable, not_finite
-from ..kv_cache import Part
+from ..kernels.sampling import all_finite, count_not_finite, most_probable
+from ..kv_cache import Part, Step, StepTensors
 from ..model import Transformer
 from .cache_memory import CacheMemory
-from .sequence import ScheduledBatch, ScheduledSequence, SequenceState, TokenScore
+from .rows import (
+    Row,
+    SampledToken,
+    StepResult,
+    changes_of,
+    due,
+    packet,
+    packet_shape,
+    scored,
+    uniforms,
+    unpacked,
+)
+from .sequence import ScheduledBatch, TokenScore
 from .step_digest import step_of
+from .transfers import Transfers
 
-__all__ = ["Runner", "SampleRow", "SampledToken", "StepResult"]
-
-_Choose = Callable[[torch.Tensor], torch.Tensor]
-# A row of logits -> its sequence, and how an error names the row.
-_Name = Callable[[int], tuple[SequenceState, str]]
-# Rows of logits that exist at once while a prompt is scored: 128 x 32016 float32 are 16 MB.
-_SCORED_ROWS = 128
-
-
-@dataclass(frozen=True)
-class SampledToken:
-    """A token that was decided for a sequence, and its score."""
-
-    token: int
-    score: TokenScore
-
-
-class SampleRow(NamedTuple):
-    """A token to decide: for whom, from which row of the hidden states, behind which drafted tokens."""
-
-    sequence: SequenceState
-    row: int
-    drafted: Sequence[int] = ()
-
-
-@dataclass
-class StepResult:
-    """What a step computed for a scheduled sequence.
-
-    prompt_scores: of the prompt tokens that its positions predict. samples: the sequence and its new forks,
-    if the next token was due. tokens: for each of these, one token for each drafted one and one more; none if
-    the request asks for no new token.
-    """
-
-    scheduled: ScheduledSequence
-    prompt_scores: list[TokenScore]
-    samples: list[SequenceState] = field(default_factory=list)
-    tokens: list[list[SampledToken]] = field(default_factory=list)
+__all__ = ["Runner"]
 
 
 class Runner:
@@ -72,6 +50,7 @@ class Runner:
 
     def __init__(self, model: Transformer, memory: CacheMemory) -> None:
         self.model, self.memory = model, memory
+        self._transfers: Transfers | None = None
 
     def run(self, batch: ScheduledBatch) -> list[StepResult]:
         """Run a step through the model and decide its tokens.
@@ -79,177 +58,157 @@ class Runner:
         Only blocks of the pool change, behind what is computed. If this raises, the step has left no trace.
         Copies that were made are gone from `batch.copies`.
         """
-        pool = self.memory.pool
-        if batch.copies:
-            sources, targets = zip(*batch.copies, strict=True)
-            pool.copy(sources, targets)
-            batch.copies.clear()
-        tokens = [token for scheduled in batch for token in scheduled.tokens]
         model, device = self.model, self.model.device
+        tokens = [token for scheduled in batch for token in scheduled.tokens]
         if model.parallel.size > 1:
             model.parallel.begin(step_of(batch, tokens), device)
-        step = pool.step([Part(sequence.table, start, length) for sequence, start, length, _ in batch])
-        hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
-        results = self._score_prompts(batch, hidden_TC)
-        sampled = iter(self._sample(_due(results), hidden_TC))
+        step = self.memory.pool.step(
+            [Part(sequence.table, start, length) for sequence, start, length, _ in batch]
+        )
+        results = [StepResult(scheduled) for scheduled in batch]
+        prompts, next_rows = scored(batch), due(results)
+        groups = [rows for _, rows in prompts]
+        if next_rows:
+            groups.append(next_rows)
+        run = self._on_cuda if device.type == "cuda" else self._on_host
+        answers = run(batch, tokens, step, groups)
+        for (i, _), scores in zip(prompts, answers, strict=False):
+            results[i].prompt_scores += [each.score for each in scores]
+        sampled = iter(answers[-1] if next_rows else ())
         for result in results:
             scheduled = result.scheduled
             count = 1 + len(scheduled.draft) if scheduled.sequence.request.max_new_tokens else 0
             result.tokens = [list(itertools.islice(sampled, count)) for _ in result.samples]
         return results
 
-    def _score_prompts(self, batch: ScheduledBatch, hidden_TC: torch.Tensor) -> list[StepResult]:
-        """Results with the scores of the prompt tokens that this step predicts."""
-        results: list[StepResult] = []
-        row = 0
-        for scheduled in batch:
-            scores: list[TokenScore] = []
-            if scheduled.sequence.request.score_prompt:
-                scores = self._score_prompt(scheduled, row, hidden_TC)
-            results.append(StepResult(scheduled, scores))
-            row += scheduled.length
-        return results
+    # ---- where the host reads the logits ----
 
-    def _score_prompt(
-        self, scheduled: ScheduledSequence, row: int, hidden_TC: torch.Tensor
-    ) -> list[TokenScore]:
-        """Scores of the prompt tokens that a sequence's hidden states, from `row` on, predict."""
-        sequence, start, length, _ = scheduled
-        # A sequence that was preempted has scores already.
-        first = max(start, len(sequence.prompt_scores)) + 1
-        row += first - 1 - start
-        targets = sequence.request.prompt[first : start + length + 1]
-        scores: list[TokenScore] = []
-        for done in range(0, len(targets), _SCORED_ROWS):
-            ids = targets[done : done + _SCORED_ROWS]
-            logits = self.model.logits(hidden_TC[row + done : row + done + len(ids)])
+    def _on_host(
+        self, batch: ScheduledBatch, tokens: list[int], step: Step, groups: list[list[Row]]
+    ) -> list[list[SampledToken]]:
+        """Run the step, then answer each group of rows."""
+        if batch.copies:
+            sources, targets = zip(*batch.copies, strict=True)
+            step.pool.copy(sources, targets)
+            batch.copies.clear()
+        hidden_TC = self.model.hidden(torch.tensor(tokens, device=self.model.device), step)
+        return [self._decide(hidden_TC, rows) for rows in groups]
 
-            def name(i: int, position: int = first + done) -> tuple[SequenceState, str]:
-                return sequence, f"{sequence.name()}, prompt token {position + i}"
-
-            sampled = self._decide(logits, name, sequence.request.top, _given(ids))
-            scores += [each.score for each in sampled]
-        return scores
-
-    def _sample(self, rows: list[SampleRow], hidden_TC: torch.Tensor) -> list[SampledToken]:
-        """Decide a token for each row."""
-        if not rows:
-            return []
-
-        def choose(logits_NV: torch.Tensor) -> torch.Tensor:
-            requests = [each.sequence.request for each in rows]
-            params = [request.sampling for request in requests]
-            if any(request.adjusted for request in requests):
-                logits_NV = _adjusted(logits_NV, rows)
-            if all(param.greedy for param in params):
-                return most_probable(logits_NV)
-            uniforms = [
-                0.0 if param.greedy else each.sequence.uniform(each.sequence.generated + len(each.drafted))
-                for each, param in zip(rows, params, strict=True)
-            ]
-            return sample(logits_NV, params, uniforms)
-
-        def name(i: int) -> tuple[SequenceState, str]:
-            return rows[i].sequence, rows[i].sequence.name(len(rows[i].drafted))
-
+    def _decide(self, hidden_TC: torch.Tensor, rows: list[Row]) -> list[SampledToken]:
+        """Ids and scores that the first rank decides, on all ranks."""
         wanted = [each.row for each in rows]
-        hidden_NC = hidden_TC if wanted == list(range(len(hidden_TC))) else hidden_TC[wanted]
-        top = max(each.sequence.request.top for each in rows)
-        return self._decide(self.model.logits(hidden_NC), name, top, choose)
-
-    def _decide(self, logits_NV: torch.Tensor, name: _Name, top: int, choose: _Choose) -> list[SampledToken]:
-        """Ids and scores that the first rank decides, on all ranks.
-
-        One float32 row for each id, which holds every id below 2^24 exactly. If logits are not finite, the
-        row is NaN and their number, so that all ranks raise alike.
-        """
-        parallel = self.model.parallel
-        size = (len(logits_NV), 2 + 2 * top)
-        if parallel.rank != 0:
-            packet = torch.empty(size, dtype=torch.float32, device=logits_NV.device)
-        elif not all_finite(logits_NV):
-            packet = _refusal(logits_NV, size)
+        if wanted == list(range(len(hidden_TC))):
+            hidden_NC = hidden_TC
+        elif wanted == list(range(wanted[0], wanted[0] + len(rows))):
+            hidden_NC = hidden_TC[wanted[0] : wanted[0] + len(rows)]
         else:
-            ids_N = choose(logits_NV)
-            if parallel.size == 1 and not top and ids_N.is_cpu:
-                # Most steps on a CPU. Nothing has to travel, and two lists are made sooner than one tensor.
+            hidden_NC = hidden_TC[wanted]
+        parallel, top = self.model.parallel, max(each.sequence.request.top for each in rows)
+        # MPS, which has no float64, hands its logits over.
+        logits_NV = self.model.logits(hidden_NC).cpu()
+        if parallel.rank != 0:
+            answers = torch.empty(packet_shape(len(rows), top), dtype=torch.float32, device="cpu")
+        elif not all_finite(logits_NV):
+            ids_N = torch.zeros(len(rows), dtype=torch.int64, device="cpu")
+            answers = packet(logits_NV, ids_N, count_not_finite(logits_NV), top)
+        else:
+            ids_N = _chosen(logits_NV, rows)
+            if parallel.size == 1 and not top:
+                # Most steps. Nothing has to travel, and two lists are made sooner than one tensor.
                 logs_N = log_probabilities(logits_NV, ids_N)
                 return list(map(SampledToken, ids_N.tolist(), map(TokenScore, logs_N.tolist())))
-            packet = _packet(logits_NV, ids_N, top)
-        rows = parallel.broadcast(packet).tolist()
-        for i, row in enumerate(rows):
-            if math.isnan(row[0]):
-                sequence, called = name(i)
-                error = not_finite(called, int(row[1]), self.model.vocab_size, self.model.dtype)
-                error.request_id = sequence.request_id
-                raise error
-        return [
-            SampledToken(
-                int(row[0]),
-                TokenScore(row[1], tuple(zip(map(int, row[2 : 2 + top]), row[2 + top :], strict=True))),
-            )
-            for row in rows
+            answers = packet(logits_NV, ids_N, torch.zeros(len(rows), device="cpu"), top)
+        return unpacked(parallel.broadcast(answers).tolist(), rows, self.model)
+
+    # ---- where it does not ----
+
+    def _on_cuda(
+        self, batch: ScheduledBatch, tokens: list[int], step: Step, groups: list[list[Row]]
+    ) -> list[list[SampledToken]]:
+        """Send all that the step needs, run it, and fetch the answers."""
+        if self._transfers is None or self._transfers.device != self.model.device:
+            self._transfers = Transfers(self.model.device)
+        rows = [row for group in groups for row in group]
+        inputs = self._sent(self._transfers, batch, tokens, step, rows)
+        if batch.copies:
+            step.pool.copy(*inputs.copies)
+            batch.copies.clear()
+        top = max((each.sequence.request.top for each in rows), default=0)
+        answers = self._compute(step, inputs, [len(group) for group in groups], top)
+        if not rows:
+            return []
+        tokens_of = iter(unpacked(self._transfers.fetch(answers), rows, self.model))
+        return [list(itertools.islice(tokens_of, len(group))) for group in groups]
+
+    def _sent(
+        self, transfers: Transfers, batch: ScheduledBatch, tokens: list[int], step: Step, rows: list[Row]
+    ) -> _Inputs:
+        """Copy all numbers of a step to the device."""
+        vocab, next_rows = self.model.vocab_size, [row for row in rows if not row.place]
+        params = [each.sequence.request.sampling for each in next_rows]
+        arrays: list[np.ndarray[Any, Any]] = [
+            _integers(tokens),
+            _integers(batch.copies).reshape(-1, 2).T,
+            _integers([each.row for each in rows]),
+            _integers([each.known for each in rows if each.place]),
+            draw_numbers(params, uniforms(next_rows), vocab).reshape(-1, 5),
+            *changes_of(next_rows, vocab),
+            *step.on_host,
         ]
+        sent = transfers.send(arrays)
+        count = len(_Inputs._fields)
+        step.tensors = StepTensors(*sent[count:])
+        return _Inputs(*sent[:count])
+
+    def _compute(self, step: Step, inputs: _Inputs, counts: Sequence[int], top: int) -> torch.Tensor:
+        """The packet of answers, on the device. It waits for nothing, and no number there decides what is run.
+
+        counts: rows of each group: first those to score, last those whose next token is to be decided, if any.
+        """
+        model, parallel = self.model, self.model.parallel
+        hidden_TC = model.hidden(inputs.tokens, step)
+        shape = packet_shape(len(inputs.wanted), top)
+        packets, known = [], 0
+        for rows_N in torch.split(inputs.wanted, list(counts)):
+            logits_NV = model.logits(hidden_TC[rows_N])
+            if parallel.rank != 0:
+                continue  # all ranks have to multiply
+            if known < len(inputs.known):
+                ids_N = inputs.known[known : known + len(rows_N)]
+                known += len(rows_N)
+            else:
+                ids_N = draw(adjust(logits_NV, inputs.changed, inputs.changes), inputs.draws)
+            packets.append(packet(logits_NV, ids_N, count_not_finite(logits_NV), top))
+        if parallel.rank != 0 or not packets:
+            return parallel.broadcast(torch.empty(shape, dtype=torch.float32, device=model.device))
+        return parallel.broadcast(packets[0] if len(packets) == 1 else torch.cat(packets))
 
 
-def _due(results: list[StepResult]) -> list[SampleRow]:
-    """Set the samples whose next token is due, forks included -> the rows to decide them from."""
-    rows: list[SampleRow] = []
-    end = 0
-    for result in results:
-        sequence, start, length, draft = result.scheduled
-        end += length
-        if start + length - len(draft) < len(sequence.tokens):
-            continue
-        forks = range(sequence.sample + 1, sequence.sample + sequence.slots)
-        result.samples = [sequence, *map(sequence.fork, forks)]
-        if sequence.request.max_new_tokens:
-            first = end - 1 - len(draft)
-            rows += [
-                SampleRow(each, first + i, draft[:i])
-                for each in result.samples
-                for i in range(1 + len(draft))
-            ]
-    return rows
+class _Inputs(NamedTuple):
+    """A step's numbers on the device, beside those of `Step.tensors`; see `Runner._sent`."""
+
+    tokens: torch.Tensor
+    copies: torch.Tensor
+    wanted: torch.Tensor
+    known: torch.Tensor
+    draws: torch.Tensor
+    changed: torch.Tensor
+    changes: torch.Tensor
 
 
-def _adjusted(logits_NV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
-    """A copy of the logits with bias, penalties and banned ids of each row. Scores are of the model's own."""
-    changed: dict[int, torch.Tensor] = {}
-    for i, (sequence, _, drafted) in enumerate(rows):
-        request = sequence.request
-        early = sequence.generated + len(drafted) < request.min_new_tokens
-        if early or not request.sampling.plain:
-            output = [*sequence.output, *drafted]
-            banned = request.stop_ids if early else ()
-            changed[i] = adjust(logits_NV[i], request.sampling, request.prompt, output, banned)
-    if changed:
-        logits_NV = logits_NV.clone()
-        for i, logits_V in changed.items():
-            logits_NV[i] = logits_V
-    return logits_NV
+def _integers(values: Sequence[object]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.array(values, dtype=np.int64)
 
 
-def _packet(logits_NV: torch.Tensor, ids_N: torch.Tensor, top: int) -> torch.Tensor:
-    """(N, 2 + 2 top): id, its log-probability, the best ids, their log-probabilities."""
-    if not top:
-        return torch.stack([ids_N.float(), log_probabilities(logits_NV, ids_N)], dim=-1)
-    logs_NV = torch.log_softmax(logits_NV, dim=-1)
-    ids_N1 = ids_N[:, None]
-    best_NK = logits_NV.topk(top, dim=-1).indices
-    columns = [ids_N1.float(), logs_NV.gather(1, ids_N1), best_NK.float(), logs_NV.gather(1, best_NK)]
-    return torch.cat(columns, dim=-1)
-
-
-def _refusal(logits_NV: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """What stands for a packet of this size if logits are not finite."""
-    bad_N = count_not_finite(logits_NV)
-    packet = torch.full(size, torch.nan, dtype=torch.float32, device=bad_N.device)
-    packet[:, 0] = torch.where(bad_N > 0, torch.nan, 0.0)
-    packet[:, 1] = bad_N
-    return packet
-
-
-def _given(ids: Sequence[int]) -> _Choose:
-    """The choice that takes ids as they are: for the scores of a prompt."""
-    return lambda logits_NV: torch.tensor(ids, device=logits_NV.device)
+def _chosen(logits_NV: torch.Tensor, rows: list[Row]) -> torch.Tensor:
+    """The ids of rows whose logits are finite, on the host."""
+    if rows[0].place:
+        return torch.tensor([each.known for each in rows], device="cpu")
+    requests = [each.sequence.request for each in rows]
+    params = [request.sampling for request in requests]
+    if any(request.adjusted for request in requests):
+        changed = changes_of(rows, logits_NV.shape[1])
+        logits_NV = adjust(logits_NV, *map(torch.from_numpy, changed))
+    if all(param.greedy for param in params):
+        return most_probable(logits_NV)
+    return sample(logits_NV, params, uniforms(rows))

@@ -46,13 +46,13 @@ def row_bytes(form: CacheFormat, head_dim: int) -> int:
 
 
 def format_of(store: torch.Tensor) -> CacheFormat:
-    """The format of keys or values (K, capacity, row)."""
+    """The format of keys or values (..., row)."""
     return INT8 if store.dtype == torch.int8 else store.dtype
 
 
 def head_dim_of(store: torch.Tensor) -> int:
-    """Numbers of a head of keys or values (K, capacity, row)."""
-    return store.shape[2] // _BYTES * BLOCK if format_of(store) == INT8 else store.shape[2]
+    """Numbers of a head of keys or values (..., row)."""
+    return store.shape[-1] // _BYTES * BLOCK if format_of(store) == INT8 else store.shape[-1]
 
 
 def quantize(x: torch.Tensor) -> torch.Tensor:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter, contains, itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .cached import CacheFormat
-from .fused_call import Addresses, FusedCall, Layers, LayerShape
+from .fused_call import FusedCall, Layers, LayerShape
 from .hooks import hooked
 from .native import Kernels, has_memory
 from .norms import rotary_pairs
 from .table import Case, implementation
 from .weights import PackedWeight
+
+if TYPE_CHECKING:
+    from ..kv_cache import Step
 
 __all__ = ["FusedLayers", "LayerShape"]
 
@@ -71,7 +73,6 @@ class FusedLayers:
 
     def takes(self, x_TC: torch.Tensor, layers: Iterable[nn.Module]) -> bool:
         """Whether `run` takes these rows through the layers that the model has now."""
-        return False  # until the compiled kernels take blocks
         if not 0 < x_TC.shape[0] <= _MAX_ROWS or x_TC.shape[1] != self._shape.width:
             return False
         if not x_TC.is_cpu or not has_memory(x_TC) or (x_TC.requires_grad and torch.is_grad_enabled()):
@@ -134,25 +135,19 @@ class FusedLayers:
         self,
         x_TC: torch.Tensor,
         theta: float,
-        caches: Addresses,
-        capacity_T: Addresses,
-        position_T: Addresses,
-        cache_format: CacheFormat,
+        step: Step,
     ) -> torch.Tensor:
-        """x (T, C) -> x (T, C) behind the last layer. The rows' keys and values are stored in their caches.
+        """x (T, C) -> x (T, C) behind the last layer. The rows' keys and values are stored in the step's pool.
 
         Args:
             theta: base of the rotary positions.
-            caches: addresses (layers, T, 2) of the keys and values (K, capacity, row) of each row's sequence.
-            capacity_T: positions allocated there.
-            position_T: of each row in its sequence.
-            cache_format: of all these caches: x's dtype or cached.INT8.
+            step: of these rows; its pool's format is x's dtype or cached.INT8.
         """
         # The C works in place, but a hook of the embedding may have kept x.
         x_TC = x_TC.clone(memory_format=torch.contiguous_format)
-        table = rotary_pairs(position_T, self._shape.head_dim, theta)
+        table = rotary_pairs(step.positions, self._shape.head_dim, theta)
         assert self._layers is not None
-        run = self._call.prepare(x_TC, self._layers, caches, capacity_T, position_T, cache_format, table)
+        run = self._call.prepare(x_TC, self._layers, step, table)
         layers = len(self._layers)
         if self._all_reduce is None:
             return run(0, layers, 0)

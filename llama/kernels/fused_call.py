@@ -6,19 +6,20 @@ import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .cached import CacheFormat
-from .native import DTYPES, Kernels, Matrix, cache_number
+from .native import DTYPES, Kernels, Matrix, Parts, cache_number
 
-__all__ = ["Addresses", "FusedCall", "LayerShape", "Layers"]
+if TYPE_CHECKING:
+    from ..kv_cache import Step
+
+__all__ = ["FusedCall", "LayerShape", "Layers"]
 
 # Score buffers grow by 1,024 positions.
 _SCORE_STEP = 1024
-Addresses = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Step(ctypes.Structure):
@@ -34,8 +35,9 @@ class _Step(ctypes.Structure):
         ),
         ("eps", ctypes.c_float),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("table", "capacity", "position")),
-        ("room", ctypes.c_long),
+        ("rotary", ctypes.c_void_p),
+        ("parts", Parts),
+        *((name, ctypes.c_long) for name in ("positions", "shift", "room")),
         *((name, ctypes.c_void_p) for name in ("x", "out", "space")),
     )
 
@@ -107,34 +109,30 @@ class FusedCall:
         self,
         x_TC: torch.Tensor,
         layers: Layers,
-        caches: Addresses,
-        capacity_T: Addresses,
-        position_T: Addresses,
-        cache_format: CacheFormat,
-        table: np.ndarray[Any, np.dtype[np.float32]],
+        step: Step,
+        rotary: np.ndarray[Any, np.dtype[np.float32]],
     ) -> Callable[[int, int, int], torch.Tensor]:
         """Set the arguments for rows x, contiguous -> run(first, last, part).
 
         Args:
-            caches: addresses (layers, T, 2) of each row's keys and values (kv_heads, capacity, row).
-            position_T: of each row in its sequence; its key and value are stored there.
-            cache_format: of the keys and values.
-            table: (T, head_dim): cos and sin of each pair at the row's position.
+            step: of these rows, whose pool takes their keys and values.
+            rotary: (T, head_dim): cos and sin of each pair at the row's position.
 
         `run(first, last, 0)` takes x through whole layers, in place, and returns it. Parts 1 and 2 return
         what the attention and the feed-forward of layer `first` add to x, for ranks that have to sum it; the
         next call overwrites that.
         """
-        kernels = layers.kernels
-        space = self._space(layers, x_TC, torch.get_num_threads(), max(position_T.tolist()) + 1)
-        step, out = space.step, space.out
-        space.table[:], space.capacity[:], space.position[:] = table, capacity_T, position_T
-        space.caches[:] = caches
-        step.x, step.cache = x_TC.data_ptr(), cache_number(cache_format)
+        kernels, pool = layers.kernels, step.pool
+        space = self._space(layers, x_TC, torch.get_num_threads(), max(step.lengths))
+        call, out = space.step, space.out
+        space.rotary[:] = rotary
+        call.x, call.cache, call.parts = x_TC.data_ptr(), cache_number(pool.form), step.parts
+        call.positions, call.shift = pool.positions, pool.shift
 
         def run(first: int, last: int, part: int) -> torch.Tensor:
-            at = space.at_caches + first * space.caches.strides[0]
-            kernels.layers(step, layers.at(first), at, last - first, part)
+            kernels.layers(
+                call, layers.at(first), pool.address + first * pool.layer_bytes, last - first, part
+            )
             return out if part else x_TC
 
         return run
@@ -150,14 +148,10 @@ class FusedCall:
             memory = torch.empty(kernels.layers_space(step), dtype=torch.uint8, device="cpu")
             out = torch.empty(len(x_TC), self._shape.width, dtype=x_TC.dtype, device="cpu")
             step.space, step.out = memory.data_ptr(), out.data_ptr()
-            table = np.empty((len(x_TC), self._shape.head_dim), dtype=np.float32)
-            capacity, position = np.empty((2, len(x_TC)), dtype=np.int64)
-            caches = np.empty((len(layers), len(x_TC), 2), dtype=np.int64)
-            # Each step copies its rows here: numpy takes longer to tell an address.
-            step.table, step.capacity, step.position, at_caches = (
-                each.ctypes.data for each in (table, capacity, position, caches)
-            )
-            space = _Space(wanted, room, step, out, memory, table, capacity, position, caches, at_caches)
+            # Each step copies its table here: numpy takes longer to tell an address.
+            rotary = np.empty((len(x_TC), self._shape.head_dim), dtype=np.float32)
+            step.rotary = rotary.ctypes.data
+            space = _Space(wanted, room, step, out, memory, rotary)
             self._local.space = space
         return space
 
@@ -169,7 +163,7 @@ class _Space:
     Args:
         sized_for: (kernels, bytes of a row in what they read of it, layers, rows, dtype, threads).
         room: positions that the scores have room for.
-        table, capacity, position, caches: of `prepare`, for the step to come. at_caches: where the last are.
+        rotary: of `prepare`, for the step to come.
     """
 
     sized_for: tuple[Kernels, int, int, int, torch.dtype, int]
@@ -177,16 +171,13 @@ class _Space:
     step: _Step
     out: torch.Tensor
     memory: torch.Tensor
-    table: np.ndarray[Any, np.dtype[np.float32]]
-    capacity: Addresses
-    position: Addresses
-    caches: Addresses
-    at_caches: int
+    rotary: np.ndarray[Any, np.dtype[np.float32]]
 
 
 def _step(shape: LayerShape, rows: int, dtype: torch.dtype, threads: int, formed: int, room: int) -> _Step:
     return _Step(
         *(rows, shape.width, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden),
         *(DTYPES[dtype], DTYPES[dtype], threads, formed, shape.eps, shape.head_dim**-0.5),
-        *(None, None, None, room),
+        None,
+        room=room,
     )

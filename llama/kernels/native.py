@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,12 +17,16 @@ from . import cached, compiled
 from .levels import Level
 from .quantized import BLOCK, FORMATS, Blocks, Form, RawRows
 
+if TYPE_CHECKING:
+    from ..kv_cache import Step
+
 __all__ = [
     "DTYPES",
     "LANES",
     "UNPACKED",
     "Kernels",
     "Matrix",
+    "Parts",
     "cache_number",
     "codes_shape",
     "has_memory",
@@ -67,6 +71,36 @@ def quantized_matrix(
     return Matrix(
         *(FORMATS[form.format].number, shape[0], form.columns, shape[1], form.group),
         *(None if part is None else part.data_ptr() for part in (codes, scales, zeros, form.order)),
+    )
+
+
+class Parts(ctypes.Structure):
+    """parts_t of csrc/attention.h: the sequences of a step. It does not keep the memory that it points to."""
+
+    _fields_ = (
+        ("count", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("firsts", "starts", "slots", "tables")),
+    )
+
+
+class _Heads(ctypes.Structure):
+    """heads_t of csrc/attention.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("heads", "kv_heads", "dim", "positions")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ("dtype", "cache", "shift")),
+    )
+
+
+class _Attend(ctypes.Structure):
+    """attend_t of csrc/attention.c."""
+
+    _fields_ = (
+        ("heads", _Heads),
+        ("parts", Parts),
+        *((name, ctypes.c_void_p) for name in ("q", "key", "value", "keys", "values", "y", "score")),
+        *((name, ctypes.c_long) for name in ("room", "threads")),
     )
 
 
@@ -207,9 +241,9 @@ class Kernels:
         size: int = self._library.llama_layers_space(ctypes.byref(step))
         return size
 
-    def layers(self, step: ctypes.Structure, layers: int, caches: int, count: int, part: int) -> None:
-        """Take a step through `count` layers at these addresses, or through a part of one."""
-        self._library.llama_layers(ctypes.byref(step), layers, caches, count, part)
+    def layers(self, step: ctypes.Structure, layers: int, store: int, count: int, part: int) -> None:
+        """Take a step through `count` layers, or through a part of one. Where these are, and their keys and values."""
+        self._library.llama_layers(ctypes.byref(step), layers, store, count, part)
 
     # ---- between the matrix products ----
 
@@ -240,27 +274,30 @@ class Kernels:
         v_TKD: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        start: int,
+        step: Step,
     ) -> torch.Tensor:
-        """Store tokens at positions start.. of a cache (K, capacity, row) and attend to 0..their own -> (T, H, D).
+        """Store a step's tokens in a layer's blocks (K, blocks, B, row) and attend to each sequence -> (T, H, D).
 
-        All tensors are of one dtype, but the caches may be int8; these are contiguous, D is a multiple of 32, at most
+        All tensors are of one dtype, but the blocks may be int8; these are contiguous, D is a multiple of 32, at most
         256.
         """
-        count, heads, dim = q_THD.shape
-        assert start + count <= keys.shape[1]
+        assert len(q_THD) == step.firsts[-1]
         assert keys.is_contiguous()
         assert values.is_contiguous()
         q_THD, k_TKD, v_TKD = q_THD.contiguous(), k_TKD.contiguous(), v_TKD.contiguous()
         out_THD = torch.empty_like(q_THD)
-        room = self._library.llama_attend_room(count, start, heads, keys.shape[0], dim)
-        threads = torch.get_num_threads()
-        score = torch.empty(threads * room, dtype=torch.float32, device="cpu")
-        self._library.llama_attend(
-            *(x.data_ptr() for x in (q_THD, k_TKD, v_TKD, keys, values, out_THD, score)),
-            *(room, count, heads, keys.shape[0], dim, keys.shape[1], start),
-            *(dim**-0.5, DTYPES[q_THD.dtype], cache_number(cached.format_of(keys)), threads),
+        (_, heads, dim), (kv_heads, blocks, size, _) = q_THD.shape, keys.shape
+        form = (dim**-0.5, DTYPES[q_THD.dtype], cache_number(cached.format_of(keys)), size.bit_length() - 1)
+        call = _Attend(
+            _Heads(heads, kv_heads, dim, blocks * size, *form),
+            step.parts,
+            *(x.data_ptr() for x in (q_THD, k_TKD, v_TKD, keys, values, out_THD)),
+            threads=torch.get_num_threads(),
         )
+        call.room = self._library.llama_attend_room(ctypes.byref(call))
+        score = torch.empty(call.threads * call.room, dtype=torch.float32, device="cpu")
+        call.score = score.data_ptr()
+        self._library.llama_attend(ctypes.byref(call))
         return out_THD
 
     # ---- rows of logits: contiguous float32, at least one ----

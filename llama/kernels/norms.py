@@ -5,6 +5,7 @@ Shapes: T tokens, H heads, D head dimension.
 
 from __future__ import annotations
 
+from array import array
 from functools import cache, lru_cache
 from typing import Any
 
@@ -44,13 +45,13 @@ def rotary_table(positions_T: torch.Tensor, head_dim: int, theta: float) -> torc
 
 
 def rotary_pairs(
-    position_T: np.ndarray[Any, np.dtype[np.int64]], head_dim: int, theta: float
+    position_T: array[int], head_dim: int, theta: float
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """`rotary_table` for fused.py, as cos and sin of each pair, (T, D). numpy is faster for so few rows."""
     if len(position_T) == 1:
-        block, row = divmod(int(position_T[0]), _POSITIONS)
+        block, row = divmod(position_T[0], _POSITIONS)
         return _next_pairs(block, head_dim, theta)[row : row + 1]
-    return _pairs(position_T, head_dim, theta)
+    return _pairs(np.frombuffer(position_T, dtype=np.int64), head_dim, theta)
 
 
 @lru_cache(maxsize=16)

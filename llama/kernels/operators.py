@@ -148,7 +148,7 @@ def attend(
         and q_THD.shape[1] % keys.shape[0] == 0
         and all(map(native.has_memory, (q_THD, k_TKD, v_TKD)))
     )
-    if True or not fits or _differentiates(q_THD):  # noqa: SIM222  # until the compiled kernels take blocks
+    if not fits or _differentiates(q_THD):
         row = attention.attend
     return row(q_THD, k_TKD, v_TKD, keys, values, step)
 

@@ -1,37 +1,35 @@
-"""From logits to a token: bias, penalties, temperature, top-k, top-p, min-p, log-probabilities.
+"""From logits to a token: temperature, top-k, top-p, min-p, log-probabilities.
 
-Two implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), PyTorch everywhere else, which is also the
-reference. operators.py chooses. Bias and penalties (`adjust`) change a row before it is drawn from.
+Three implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), draws.py on CUDA, and here the reference,
+which other CPUs use. operators.py chooses. Bias and penalties (adjust.py) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
 depends only on its logits, its parameters and that number. The draw inverts the cumulative distribution in
 the order of the ids: rounding that differs with the number of ranks then moves a boundary by the same tiny
 amount, and never swaps two candidates.
 
-Both implementations take weights e^((logit - greatest logit) / temperature) in float32, add them up in blocks
-of 64, and the blocks in float64, so that rounding does not grow with the vocabulary.
+All take weights e^((logit - greatest logit) / temperature) in float32. On CPUs these are added up in blocks of 64, and
+the blocks in float64, so that rounding does not grow with the vocabulary; on CUDA they are added up as whole numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from ..errors import NumericsError
 from ..sampling import SamplingParams
+from .draws import draw_numbers
 from .native import Kernels
 
 __all__ = [
-    "adjust",
     "all_finite",
     "count_not_finite",
     "log_probabilities",
     "most_probable",
     "not_finite",
-    "penalize",
     "sample",
     "sample_compiled",
 ]
@@ -43,12 +41,10 @@ _Draw = Callable[[torch.Tensor, Sequence[SamplingParams], Sequence[float]], torc
 
 
 def all_finite(logits_RV: torch.Tensor) -> bool:
-    """Whether every logit is finite; a NaN or an infinity shows as the least or greatest value."""
-    if logits_RV.device.type == "cpu":
-        # A decode step has few rows, and starting five operations of torch takes longer than these two searches.
-        rows = logits_RV.numpy()
-        return math.isfinite(rows.item(rows.argmax())) and math.isfinite(rows.item(rows.argmin()))
-    return bool(torch.isfinite(torch.stack(torch.aminmax(logits_RV))).all())
+    """Whether every logit, on a CPU, is finite; a NaN or an infinity shows as the least or greatest value."""
+    # A decode step has few rows, and starting five operations of torch takes longer than these two searches.
+    rows = logits_RV.numpy()
+    return math.isfinite(rows.item(rows.argmax())) and math.isfinite(rows.item(rows.argmin()))
 
 
 def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
@@ -65,44 +61,6 @@ def not_finite(name: str, bad: int, vocab: int, dtype: torch.dtype) -> NumericsE
     return NumericsError(
         f"{name}: {bad} of {vocab} logits are not finite, computed in {dtype}; verify the checkpoint's files{wider}"
     )
-
-
-def penalize(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
-    """Logits with those of ids in `seen` divided (where positive) or multiplied by the penalty."""
-    if penalty == 1 or not seen:
-        return logits_V
-    ids = torch.tensor(sorted(set(seen)), device=logits_V.device, dtype=torch.long)
-    values = logits_V[ids]
-    changed = torch.where(values > 0, values / penalty, values * penalty)
-    # An extreme penalty overflows float32, and infinite logits cannot be subtracted from each other.
-    limit = torch.finfo(changed.dtype).max
-    return logits_V.index_copy(0, ids, changed.clamp_(-limit, limit))
-
-
-def adjust(
-    logits_V: torch.Tensor,
-    params: SamplingParams,
-    prompt: Sequence[int],
-    output: Sequence[int],
-    banned: Iterable[int] = (),
-) -> torch.Tensor:
-    """The logits that a token behind `prompt` and `output` is drawn from, before temperature and limits.
-
-    Bias, repetition penalty (prompt and output), presence and frequency penalty (output). `banned` ids cannot
-    be drawn: theirs become -inf. In PyTorch on every device, since a few rows have any of these.
-    """
-    device, vocab = logits_V.device, len(logits_V)
-    if params.logit_bias:
-        ids, values = map(torch.from_numpy, params.bias_arrays)
-        logits_V = logits_V.index_add(0, ids.to(device), values.to(device, logits_V.dtype))
-    logits_V = penalize(logits_V, [*prompt, *output], params.repetition_penalty)
-    if output and (params.presence_penalty or params.frequency_penalty):
-        seen, counts = np.unique(np.array(output), return_counts=True)
-        lowered = params.presence_penalty + params.frequency_penalty * counts
-        lower = torch.tensor(-lowered, device=device, dtype=logits_V.dtype)
-        logits_V = logits_V.index_add(0, torch.tensor(seen, device=device), lower)
-    out = [token for token in banned if 0 <= token < vocab]
-    return logits_V.index_fill(0, torch.tensor(out, device=device), -torch.inf) if out else logits_V
 
 
 def most_probable(logits_RV: torch.Tensor) -> torch.Tensor:
@@ -126,9 +84,6 @@ def sample(
 
     A logit may be -inf, which is never drawn, as long as another one of its row is finite.
     """
-    device = logits_RV.device
-    if device.type == "mps":  # which has no float64
-        logits_RV = logits_RV.cpu()
     kinds: dict[_Draw, list[int]] = {}
     for row, param in enumerate(params):
         limited = param.top_k or param.top_p < 1 or param.min_p
@@ -141,7 +96,7 @@ def sample(
         else:
             at = torch.tensor(rows, device=logits_RV.device)
             ids_R[at] = draw(logits_RV[at], [params[row] for row in rows], [uniforms[row] for row in rows])
-    return ids_R.to(device)
+    return ids_R
 
 
 def sample_compiled(
@@ -151,18 +106,7 @@ def sample_compiled(
     uniforms: Sequence[float],
 ) -> torch.Tensor:
     """As `sample`, of contiguous float32 rows: csrc/rows.c, on all threads."""
-    vocab = logits_RV.shape[1]
-    rows = [
-        (
-            0.0 if param.greedy else param.temperature,
-            param.top_p,
-            min(param.top_k or vocab, vocab),
-            param.min_p,
-            uniform,
-        )
-        for param, uniform in zip(params, uniforms, strict=True)
-    ]
-    return kernels.draw(logits_RV, np.array(rows, dtype=np.float64))
+    return kernels.draw(logits_RV, draw_numbers(params, uniforms, logits_RV.shape[1]))
 
 
 def _draw_greatest(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import attention, cached, norms, onednn, sampling, torch_int4
+from . import attention, cached, draws, norms, onednn, sampling, torch_int4
 from .native import DTYPES, LANES, Kernels
 from .quantized import FORMATS
 from .quantized_weights import Quantized
@@ -161,6 +161,10 @@ def _not_logits(case: Case) -> str | None:
     return None if case.format == torch.float32 else "it takes logits in float32 only"
 
 
+def _not_draws(case: Case) -> str | None:
+    return None if case.device == "cuda" else "it is for CUDA devices"
+
+
 def dtype_name(dtype: torch.dtype | str) -> str:
     """As people write it."""
     return str(dtype).removeprefix("torch.")
@@ -196,6 +200,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             lambda case: _not_csrc(case) or _not_logits(case),
             lambda case: partial(sampling.sample_compiled, _kernels(case)),
         ),
+        Row("torch, unbranched", _not_draws, lambda case: draws.sample),
         _torch(sampling.sample),
     ),
     "scores": (_csrc("log_probabilities", _not_logits), _torch(sampling.log_probabilities)),

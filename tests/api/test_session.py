@@ -140,15 +140,14 @@ def test_a_call_beside_a_service_is_refused(made):
 def poisoned(made, monkeypatch, prompt):
     """Logits of the sequences with this prompt are no numbers."""
     bad = tuple(made.tokenizer.encode(prompt, bos=True, eos=False))
-    draw = made.engine.runner._sample
+    decide = made.engine.runner._decide
 
-    def drawn(asks, hidden_TC):
-        rows = [row for sequence, row, _ in asks if sequence.request.prompt == bad]
+    def decided(hidden_TC, rows):
         hidden_TC = hidden_TC.clone()
-        hidden_TC[rows] = torch.nan
-        return draw(asks, hidden_TC)
+        hidden_TC[[each.row for each in rows if each.sequence.request.prompt == bad]] = torch.nan
+        return decide(hidden_TC, rows)
 
-    monkeypatch.setattr(made.engine.runner, "_sample", drawn)
+    monkeypatch.setattr(made.engine.runner, "_decide", decided)
 
 
 def rest(stream, begun):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llama.detokenizer import Detokenizer
 from llama.engine import Delta, Engine, FinishReason, SequenceState, TokenScore
 from llama.engine.output import extend
-from llama.engine.runner import SampledToken
+from llama.engine.rows import SampledToken
 
 
 def byte(value):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from pools import single_step
 
 from llama.kernels import attention, native, operators
 from llama.kernels.cached import INT8, dequantize, format_of, head_dim_of, quantize
@@ -58,9 +59,10 @@ def attend(
     values: torch.Tensor,
     start: int,
 ) -> torch.Tensor:
-    """As a cache does."""
+    """As a step does, with one sequence in keys and values (K, positions, row)."""
+    keys, values = keys[:, :, None], values[:, :, None]
     row = operators.attention_for(format_of(keys), keys.device, head_dim_of(keys))
-    return operators.attend(row, q_THD, k_TKD, v_TKD, keys, values, start)
+    return operators.attend(row, q_THD, k_TKD, v_TKD, keys, values, single_step(keys, start, len(q_THD)))
 
 
 def used() -> Kernels:
@@ -164,7 +166,8 @@ def test_a_chunk_does_not_depend_on_the_number_of_threads() -> None:
     try:
         for threads in (1, 2, 3, 16):
             torch.set_num_threads(threads)
-            found.append(used().attention(query, k, v, keys, values, 100))
+            blocks = [keys[:, :, None], values[:, :, None]]
+            found.append(used().attention(query, k, v, *blocks, single_step(blocks[0], 100, 150)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(each, found[0]) for each in found)
@@ -192,8 +195,8 @@ def test_the_torch_row_keeps_a_nan(where: str, dtype: torch.dtype, count: int, b
     q, k, v = (random(count, heads, 32, seed=heads, dtype=dtype) for heads in (4, 2, 2))
     at = count // 2
     {"query": q, "key": k, "value": v}[where][at, 1, 7] = torch.nan
-    stores = [torch.ones(2, before + count, 32, dtype=dtype) for _ in range(2)]
-    found = attention.attend(q, k, v, *stores, before).isnan().any(2)
+    stores = [torch.ones(2, before + count, 1, 32, dtype=dtype) for _ in range(2)]
+    found = attention.attend(q, k, v, *stores, single_step(stores[0], before, count)).isnan().any(2)
     if where == "value":
         found[:at] = False
     heads = [1] if where == "query" else [2, 3]
@@ -207,7 +210,8 @@ def test_attention_in_lanes_keeps_a_nan(where: str) -> None:
     q, keys, values = torch.randn(4, 2, 32), torch.randn(2, 64, 32), torch.randn(2, 64, 32)
     {"query": q[2], "key": keys[:, 20], "value": values[:, 20]}[where].fill_(torch.nan)
     new = torch.randn(4, 2, 32).bfloat16()
-    out = used().attention(q.bfloat16(), new, new, keys.bfloat16(), values.bfloat16(), 30)
+    stores = [keys[:, :, None].bfloat16(), values[:, :, None].bfloat16()]
+    out = used().attention(q.bfloat16(), new, new, *stores, single_step(stores[0], 30, 4))
     expected = [2] if where == "query" else [0, 1, 2, 3]
     assert [i for i in range(4) if out[i].isnan().any()] == expected
 
@@ -249,8 +253,8 @@ def test_what_only_a_call_shows_goes_to_the_reference() -> None:
 
 def test_a_cache_on_another_device_is_an_error_and_no_address(level: str) -> None:
     """The model was moved while the cache was in use. (A tensor of the meta device has no address.)"""
-    keys = torch.zeros(1, 8, 32)
+    keys = torch.zeros(1, 8, 1, 32)
     row = operators.attention_for(keys.dtype, keys.device, 32)
     q_THD, k_TKD, v_TKD = torch.zeros(3, 2, 1, 32, device="meta").unbind()
     with pytest.raises(RuntimeError):
-        operators.attend(row, q_THD, k_TKD, v_TKD, keys, keys.clone(), 0)
+        operators.attend(row, q_THD, k_TKD, v_TKD, keys, keys.clone(), single_step(keys, 0, 3))

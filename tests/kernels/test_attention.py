@@ -95,7 +95,8 @@ def test_without_the_cpu_kernel_tiles_take_over(monkeypatch, T, past):
 @pytest.mark.parametrize(("T", "past"), [(2, 1), (3, 40), (40, 3), (33, 33)])
 def test_past_and_present_is_the_float64_oracle(T, past, dtype):
     q, k, v = make(T, T + past, 2, 4, 16, dtype)
-    out = attention._past_and_present(q.transpose(0, 1)[None], k, v)
+    pairs = [*(x[:, past:] for x in (k, v)), *([x[:, :past]] for x in (k, v))]
+    out = attention._past_and_present(q.transpose(0, 1)[None], *pairs)
     close(out[0].transpose(0, 1), q, k, v)
 
 

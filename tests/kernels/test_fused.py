@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from compiled_levels import use
-from fused_models import PARAMS, VOCAB, caches, give, made, rms, steps
+from fused_models import PARAMS, VOCAB, give, made, rms, steps
+from pools import Held
 from tiny_models import random_weights
 
 from llama.distributed.parallel import Parallel
+from llama.errors import ConfigError
 from llama.kernels import fused
-from llama.kv_cache import BatchCache
 from llama.model import FeedForward, ModelArgs, Transformer
 
 pytestmark = pytest.mark.usefixtures("level")
@@ -31,7 +32,7 @@ def test_they_are_taken_for_few_rows_only(monkeypatch: pytest.MonkeyPatch) -> No
     )
     most = fused._MAX_ROWS
     for count in (1, most, most + 1):
-        model.hidden(torch.zeros(count, dtype=torch.long), BatchCache([model.new_cache()], [count]))
+        Held(model, [0]).run(torch.zeros(count, dtype=torch.long), [count])
     assert taken == [1, most]
 
 
@@ -61,7 +62,7 @@ def test_a_replaced_weight_counts() -> None:
     ids = torch.tensor([5])
 
     def hidden(of: Transformer) -> torch.Tensor:
-        return of.hidden(ids, BatchCache([of.new_cache()], [1]))
+        return Held(of, [0]).run(ids, [1])
 
     first, wanted = hidden(model), hidden(other)
     assert not torch.equal(first, wanted)
@@ -80,20 +81,20 @@ def test_a_model_that_was_cast_there_and_back_still_runs() -> None:
     """A cast keeps the parameter and gives it other memory."""
     model = made(PARAMS)
     ids = torch.randint(0, VOCAB, (4,), generator=torch.Generator().manual_seed(0))
-    first = model.hidden(ids, BatchCache([model.new_cache()], [4]))
+    first = Held(model, [0]).run(ids, [4])
     model.load_state_dict(model.float().bfloat16().state_dict())
-    again = model.hidden(ids, BatchCache([model.new_cache()], [4]))
+    again = Held(model, [0]).run(ids, [4])
     assert rms(again - first) < 0.02
 
 
 def test_weights_of_another_dtype_count() -> None:
     model = made(PARAMS)
     ids = torch.tensor([5])
-    model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    Held(model, [0]).run(ids, [1])
     give(model, random_weights(PARAMS, VOCAB), torch.float32)
-    hidden = model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    hidden = Held(model, [0]).run(ids, [1])
     exact = made(PARAMS, dtype=torch.float32)
-    assert torch.equal(hidden, exact.hidden(ids, BatchCache([exact.new_cache()], [1])))
+    assert torch.equal(hidden, Held(exact, [0]).run(ids, [1]))
 
 
 def taken_as_modules(
@@ -103,9 +104,9 @@ def taken_as_modules(
     ids = torch.tensor([5, 6, 7])
     with monkeypatch.context() as patch:
         patch.setattr(fused, "_MAX_ROWS", 0)
-        (begun,) = caches(model, [9])
-        wanted = model.hidden(ids, BatchCache([begun.fork()], [3]))
-    return model.hidden(ids, BatchCache([begun], [3])), wanted
+        begun = Held(model, [9])
+        wanted = begun.copy().run(ids, [3])
+    return begun.run(ids, [3]), wanted
 
 
 HOOKED = [
@@ -151,7 +152,7 @@ def test_a_step_of_few_rows_honours_hooks_on_all_modules(monkeypatch: pytest.Mon
         seen.clear()
         handle = register()
         try:
-            model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
+            Held(model, [0]).run(torch.tensor([5]), [1])
         finally:
             handle.remove()
         assert all(layer in seen for layer in model.layers)
@@ -164,7 +165,7 @@ def test_what_a_hook_has_kept_stays_as_it_was(name: str) -> None:
     kept: list[torch.Tensor] = []
     model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output))
     model.get_submodule(name).register_forward_hook(lambda module, args, output: kept.append(output.clone()))
-    model.hidden(torch.tensor([5, 6, 7]), BatchCache([model.new_cache()], [3]))
+    Held(model, [0]).run(torch.tensor([5, 6, 7]), [3])
     assert torch.equal(*kept)
 
 
@@ -272,7 +273,7 @@ def test_what_is_not_finite_stays_so() -> None:
     weights = random_weights(PARAMS, VOCAB)
     weights["layers.1.feed_forward.w1.weight"][3] = torch.nan
     give(model, weights)
-    hidden = model.hidden(torch.tensor([5]), BatchCache([model.new_cache()], [1]))
+    hidden = Held(model, [0]).run(torch.tensor([5]), [1])
     assert hidden.isnan().any()
 
 
@@ -283,10 +284,8 @@ def test_one_model_in_two_threads() -> None:
 
     def run(rows: int) -> torch.Tensor:
         torch.set_num_threads(1)
-        cache = model.new_cache()
-        return torch.cat(
-            [model.hidden(ids[i : i + rows], BatchCache([cache], [rows])) for i in range(0, 40, rows)]
-        )
+        held = Held(model, [0])
+        return torch.cat([held.run(ids[i : i + rows], [rows]) for i in range(0, 40, rows)])
 
     wanted = {rows: run(rows) for rows in (1, 4)}
     with ThreadPoolExecutor(2) as pool:
@@ -309,25 +308,22 @@ def test_a_copied_model_computes_with_its_own_weights(copied: Callable[[Transfor
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_a_copied_model_goes_on_with_its_own_caches(copied: Callable[[Transformer], Transformer]) -> None:
-    """A fused step writes where the addresses say: not where the original's caches lie."""
-    model, same = made(PARAMS), made(PARAMS)
-    for each in (model, same):
-        each(torch.tensor([[5, 6, 7]]))
-    wanted, other = same(torch.tensor([[8]]), 3), copied(model)
-    # Bits, since there is anything behind the complete positions.
-    before = [x.view(torch.int16).clone() for x in model._own_caches[0]._keys]
-    assert torch.equal(other(torch.tensor([[8]]), 3), wanted)
-    after = [x.view(torch.int16) for x in model._own_caches[0]._keys]
-    assert all(map(torch.equal, after, before))
-    assert torch.equal(model(torch.tensor([[8]]), 3), wanted)
+def test_a_copied_model_begins_without_what_the_original_has_computed(
+    copied: Callable[[Transformer], Transformer],
+) -> None:
+    """It does not write where the original's keys and values lie."""
+    model = made(PARAMS)
+    model(torch.tensor([[5, 6, 7]]))
+    with pytest.raises(ConfigError, match="run the positions before it first"):
+        copied(model)(torch.tensor([[8]]), 3)
+    assert torch.equal(model(torch.tensor([[8]]), 3), made(PARAMS)(torch.tensor([[5, 6, 7, 8]]))[:, 3:])
 
 
 def test_kernels_of_several_levels_at_once() -> None:
     """A model runs with those that its weights were packed by, whichever are in use by now."""
     model, ids = made(PARAMS), torch.tensor([5])
-    wanted = model.hidden(ids, BatchCache([model.new_cache()], [1]))
+    wanted = Held(model, [0]).run(ids, [1])
     with pytest.MonkeyPatch.context() as patch:
         use("plain", patch)
-        assert torch.equal(model.hidden(ids, BatchCache([model.new_cache()], [1])), wanted)
+        assert torch.equal(Held(model, [0]).run(ids, [1]), wanted)
         assert model._fused._layers is not None

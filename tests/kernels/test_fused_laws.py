@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from fused_models import DTYPES, MHA, PARAMS, VOCAB, caches, made, rms, steps
+from fused_models import DTYPES, MHA, PARAMS, VOCAB, made, rms, steps
+from pools import Held
 from tiny_models import random_weights
 
 from llama.kernels import fused
-from llama.kv_cache import BatchCache
 
 pytestmark = pytest.mark.usefixtures("level")
 
@@ -81,23 +81,12 @@ def test_fused_layers_fill_and_read_int8_caches_as_the_modules_do(monkeypatch: p
             assert rms(fast.float() - plain.float()) < 0.1 * change
 
 
-def test_a_batch_of_several_formats_goes_through_the_modules() -> None:
-    """As after `cache_dtype` of a model was set: each sequence goes on in the cache that it has."""
-    model = made(PARAMS, dtype=torch.float32)
-    ids = torch.randint(0, VOCAB, (2,), generator=torch.Generator().manual_seed(9))
-    mixed = caches(model, [20])
-    model.cache_dtype = "int8"
-    mixed += caches(model, [30])
-    alone = [model.hidden(ids[i : i + 1], BatchCache([cache.fork()], [1])) for i, cache in enumerate(mixed)]
-    torch.testing.assert_close(model.hidden(ids, BatchCache(mixed, [1, 1])), torch.cat(alone))
-
-
 def test_an_int8_cache_is_read_in_any_dtype_that_the_model_gets() -> None:
     model = made(PARAMS, dtype=torch.float32, cache_dtype="int8")
-    (filled,) = caches(model, [40])
-    wanted = model.hidden(torch.tensor([5]), BatchCache([filled.fork()], [1]))
+    filled = Held(model, [40])
+    wanted = filled.copy().run(torch.tensor([5]), [1])
     model.to(torch.bfloat16)
-    found = model.hidden(torch.tensor([5]), BatchCache([filled], [1]))
+    found = filled.run(torch.tensor([5]), [1])
     assert found.dtype == torch.bfloat16
     assert rms(found.float() - wanted) < 0.1 * rms(wanted)
 
@@ -111,22 +100,19 @@ def test_an_int8_cache_is_read_in_any_dtype_that_the_model_gets() -> None:
 def test_a_sequence_is_the_same_alone_and_among_others(
     cache_dtype: str, dtype: torch.dtype, lengths: list[int], counts: list[int]
 ) -> None:
-    """Bit for bit, on any number of threads."""
+    """Bit for bit, on any number of threads, in any blocks."""
     model = made(PARAMS, dtype=dtype, cache_dtype=cache_dtype)
     ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(9))
     before = torch.get_num_threads()
     found = []
     try:
-        for threads in (1, 3):
+        for threads in (1, 3):  # and in other blocks, of 2 and 4 positions
             torch.set_num_threads(threads)
-            found.append(model.hidden(ids, BatchCache(caches(model, lengths), counts)))
+            found.append(Held(model, lengths, scatter=threads, size=threads + 1).run(ids, counts))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])
-    alone = [
-        model.hidden(part, BatchCache([cache], [len(part)]))
-        for part, cache in zip(ids.split(counts), caches(model, lengths), strict=True)
-    ]
+    alone = [Held(model, lengths).run(part, {i: len(part)}) for i, part in enumerate(ids.split(counts))]
     assert torch.equal(torch.cat(alone), found[0])
 
 
@@ -144,20 +130,20 @@ def test_matrices_of_several_dtypes_in_one_step(dtype: torch.dtype, count: int) 
         for i, name in enumerate(names if mixed else ()):
             module: Any = model.get_submodule(name.rpartition(".")[0])
             module.assign(weights[name].bfloat16().to(DTYPES[i % 3]))
-        found.append(model.hidden(ids, BatchCache([model.new_cache()], [count])))
+        found.append(Held(model, [0]).run(ids, [count]))
     assert rms(found[1] - found[0]) < (1e-5 if dtype == torch.float32 else 0.03) * rms(found[0])
 
 
 def test_caches_of_another_dtype_are_not_taken_for_the_models() -> None:
     """A model can be cast while caches hold its former numbers. Their addresses must not reach the kernels."""
     model = made(PARAMS, dtype=torch.float32)
-    filled = caches(model, [9])
-    wanted = model.hidden(torch.tensor([5]), BatchCache([filled[0].fork()], [1]))
+    filled = Held(model, [9])
+    wanted = filled.copy().run(torch.tensor([5]), [1])
     model.to(torch.bfloat16)
-    found = model.hidden(torch.tensor([5]), BatchCache(filled, [1]))
+    found = filled.run(torch.tensor([5]), [1])
     assert rms(found.float() - wanted) < 0.1 * rms(wanted)
 
-    filled = caches(model, [9])
+    filled = Held(model, [9])
     model.to(torch.float32)  # its rows would be written past the end of these caches
     with pytest.raises(RuntimeError, match="same dtype"):
-        model.hidden(torch.tensor([5]), BatchCache(filled, [1]))
+        filled.run(torch.tensor([5]), [1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pools import single_step
 
 from llama.kernels import attention, native, operators
 from llama.kernels.cached import INT8, dequantize, head_dim_of, quantize, row_bytes, row_of
@@ -67,10 +68,24 @@ def test_a_number_takes_eight_and_a_half_bits() -> None:
     assert [row_bytes(INT8, dim) * 8 / dim for dim in (32, 64, 128)] == [8.5] * 3
     assert row_bytes(torch.bfloat16, 128) == 256
     assert row_of(INT8, 128) == (torch.int8, 136)
-    assert head_dim_of(torch.empty(2, 0, 136, dtype=torch.int8)) == 128
+    assert head_dim_of(torch.empty(2, 0, 1, 136, dtype=torch.int8)) == 128
 
 
 # ---- the rows of the table ----
+
+
+def attend(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    start: int,
+) -> torch.Tensor:
+    """As a step does, with one sequence in keys and values (K, positions, row)."""
+    keys, values = keys[:, :, None], values[:, :, None]
+    row = operators.attention_for(INT8, CPU, head_dim_of(keys))
+    return operators.attend(row, q_THD, k_TKD, v_TKD, keys, values, single_step(keys, start, len(q_THD)))
 
 
 def hard(count: int, kv_heads: int, dim: int, dtype: torch.dtype) -> torch.Tensor:
@@ -95,8 +110,7 @@ def test_every_row_stores_the_same_bits(way: str, dtype: torch.dtype) -> None:
         k, v = hard(24, kv_heads, dim, dtype), hard(23, kv_heads, dim, dtype)
         v = torch.cat([v, v[:1]])
         stores = [torch.full((kv_heads, start + 30, dim // 32 * 34), 77, dtype=torch.int8) for _ in range(2)]
-        row = operators.attention_for(INT8, CPU, dim)
-        operators.attend(row, random(24, 2, dim).to(dtype), k, v, *stores, start)
+        attend(random(24, 2, dim).to(dtype), k, v, *stores, start)
         for store, x in zip(stores, (k, v), strict=True):
             assert torch.equal(store[:, start : start + 24], quantize(x.transpose(0, 1)))
             assert (store[:, :start] == 77).all()
@@ -117,10 +131,12 @@ def test_attention_has_the_bits_that_it_has_over_floats(level: str, count: int) 
             random(count, kv_heads, dim, seed=3),
             random(count, kv_heads, dim, seed=4),
         )
-        found = kernels.attention(q, k, v, *stores, start)
+        stores = [store[:, :, None] for store in stores]
+        step = single_step(stores[0], start, count)
+        found = kernels.attention(q, k, v, *stores, step)
         floats = [dequantize(store, torch.float32) for store in stores]
-        new = [x[:, start : start + count].transpose(0, 1).contiguous() for x in floats]
-        assert torch.equal(kernels.attention(q, *new, *floats, start), found)
+        new = [x[:, start : start + count, 0].transpose(0, 1).contiguous() for x in floats]
+        assert torch.equal(kernels.attention(q, *new, *floats, step), found)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -131,8 +147,7 @@ def test_a_nan_reaches_those_that_see_it_and_no_others(where: str, count: int) -
     stores = [quantize(random(2, 40, 32, seed=seed)) for seed in (3, 4)]
     stores[0][:, 30 + count :] = stores[1][:, 30 + count :] = quantize(torch.full((32,), torch.nan))
     {"query": q, "key": k, "value": v}[where][0, 1, 7] = torch.nan
-    row = operators.attention_for(INT8, CPU, 32)
-    out = operators.attend(row, q, k, v, *stores, 30)
+    out = attend(q, k, v, *stores, 30)
     see_it = range(1 if where == "query" else count)
     assert out.isnan().any(2).tolist() == [[False, token in see_it] for token in range(count)]
 
@@ -142,15 +157,14 @@ def test_what_c_has_no_dtype_for_goes_to_the_reference(level: str, monkeypatch: 
     taken = []
     reference = attention.attend
     monkeypatch.setattr(attention, "attend", lambda *args: (taken.append(1), reference(*args))[1])
-    row = operators.attention_for(INT8, CPU, 32)
     stores = [quantize(random(2, 40, 32, seed=seed)) for seed in (3, 4)]
     q, k, v = random(1, 4, 32), random(1, 2, 32, seed=1), random(1, 2, 32, seed=2)
-    wanted = operators.attend(row, q, k, v, *stores, 9)
+    wanted = attend(q, k, v, *stores, 9)
     assert not taken
-    found = operators.attend(row, q.double(), k.double(), v.double(), *stores, 9)
+    found = attend(q.double(), k.double(), v.double(), *stores, 9)
     torch.testing.assert_close(found.float(), wanted)
     q.requires_grad_()
-    operators.attend(row, q, k, v, *stores, 9).sum().backward()
+    attend(q, k, v, *stores, 9).sum().backward()
     assert len(taken) == 2
     assert q.grad is not None
     assert q.grad.any()
@@ -160,8 +174,6 @@ def test_what_c_has_no_dtype_for_goes_to_the_reference(level: str, monkeypatch: 
 def test_heads_that_an_int8_cache_does_not_have_are_refused() -> None:
     for (heads, dim), (kv_heads, other) in (((4, 64), (2, 64)), ((4, 32), (3, 32)), ((3, 32), (2, 32))):
         stores = [quantize(random(2, 20, 32, seed=seed)) for seed in (3, 4)]
-        row = operators.attention_for(INT8, CPU, 32)
+        new = random(5, kv_heads, other)
         with pytest.raises(RuntimeError):
-            operators.attend(
-                row, random(5, heads, dim), random(5, kv_heads, other), random(5, kv_heads, other), *stores, 3
-            )
+            attend(random(5, heads, dim), new, new, *stores, 3)

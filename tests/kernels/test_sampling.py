@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from draws import GRID, WAYS, by_way, frequencies, plain
+from draws import GRID, WAYS, by_way, frequencies, penalized, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama.errors import NumericsError
 from llama.kernels.operators import log_probabilities, sample
-from llama.kernels.sampling import count_not_finite, not_finite, penalize
+from llama.kernels.sampling import count_not_finite, not_finite
 from llama.sampling import GREEDY, SamplingParams
 
 
@@ -187,7 +187,7 @@ def test_sampling_leaves_the_logits_alone():
     logits = torch.randn(8, 50, generator=torch.Generator().manual_seed(6))
     before = logits.clone()
     sample(logits, mixed, [0.5] * 8)
-    penalize(logits[0], [1, 2, 3], 1.5)
+    penalized(logits[0], [1, 2, 3], 1.5)
     assert torch.equal(logits, before)
 
 
@@ -196,14 +196,14 @@ def test_sampling_leaves_the_logits_alone():
 
 def test_penalty_by_hand():
     logits = torch.tensor([2.0, -2.0, 0.0, 3.0, -1.0])
-    assert penalize(logits, [0, 1, 2, 1, 0], 2.0).tolist() == [1.0, -4.0, 0.0, 3.0, -1.0]
-    assert penalize(logits, [3, 4], 0.5).tolist() == [2.0, -2.0, 0.0, 6.0, -0.5]
-    assert penalize(logits, [0, 1, 2, 3, 4], 1.0).tolist() == logits.tolist()
+    assert penalized(logits, [0, 1, 2, 1, 0], 2.0).tolist() == [1.0, -4.0, 0.0, 3.0, -1.0]
+    assert penalized(logits, [3, 4], 0.5).tolist() == [2.0, -2.0, 0.0, 6.0, -0.5]
+    assert penalized(logits, [0, 1, 2, 3, 4], 1.0).tolist() == logits.tolist()
 
 
 @pytest.mark.parametrize("penalty", [1e-300, 1e-40, 1e40, 1e300])
 def test_extreme_penalties_leave_a_distribution(penalty):
-    logits = penalize(torch.tensor([2.0, -2.0, 3.0, -1.0]), [0, 1, 2, 3], penalty)
+    logits = penalized(torch.tensor([2.0, -2.0, 3.0, -1.0]), [0, 1, 2, 3], penalty)
     for uniform in (0.0, 0.5, 0.999):
         assert 0 <= int(sample(logits[None], [plain(top_p=0.9)], [uniform])) < 4
 

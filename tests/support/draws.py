@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import pytest
 import torch
 from compiled_levels import AT, use
 
-from llama.kernels import sampling
+from llama.kernels import draws, operators, sampling
+from llama.kernels.adjust import adjust, changes, joined
 from llama.kernels.operators import sample
 from llama.sampling import SamplingParams
 
-__all__ = ["GRID", "WAYS", "by_way", "frequencies", "plain"]
+__all__ = ["GRID", "WAYS", "adjusted", "by_way", "frequencies", "penalized", "plain"]
 
 GRID = 4000
-# csrc/rows.c at each level, and PyTorch, which every other device uses.
-WAYS = [*AT, "torch"]
+# csrc/rows.c at each level, what CUDA uses, and the reference.
+WAYS = [*AT, "unbranched", "torch"]
 
 
 def by_way(name: str) -> Iterator[str]:
     """Body of a fixture: what is sampled meanwhile goes this way."""
     with pytest.MonkeyPatch.context() as patch:
-        use("plain" if name == "torch" else name, patch)
-        if name != "torch":
+        use(name if name in AT else "plain", patch)
+        if name == "unbranched":
+            chosen = operators._of_logits
+            patch.setattr(
+                operators,
+                "_of_logits",
+                lambda name, *of: draws.sample if name == "draw" else chosen(name, *of),
+            )
+        elif name in AT:
             # What operators.py turns to for rows that a kernel does not take.
             patch.setattr(sampling, "sample", _must_not_be_used)
             patch.setattr(sampling, "log_probabilities", _must_not_be_used)
@@ -45,3 +53,21 @@ def frequencies(logits: Sequence[float], params: SamplingParams, grid: int = GRI
     rows = torch.tensor(logits, dtype=torch.float32).repeat(grid, 1)
     ids = sample(rows, [params] * grid, [(i + 0.5) / grid for i in range(grid)])
     return [count / grid for count in torch.bincount(ids, minlength=len(logits)).tolist()]
+
+
+def adjusted(
+    logits_V: torch.Tensor,
+    params: SamplingParams,
+    prompt: Sequence[int] = (),
+    output: Sequence[int] = (),
+    banned: Iterable[int] = (),
+) -> torch.Tensor:
+    """A row of logits with the bias and the penalties of these parameters."""
+    vocab = len(logits_V)
+    of_row = changes(params, prompt, output, banned, vocab)
+    return adjust(logits_V[None], *map(torch.from_numpy, joined({0: of_row}, vocab)))[0]
+
+
+def penalized(logits_V: torch.Tensor, seen: Sequence[int], penalty: float) -> torch.Tensor:
+    """A row of logits with the repetition penalty of these ids."""
+    return adjusted(logits_V, SamplingParams(repetition_penalty=penalty), seen)

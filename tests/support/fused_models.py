@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any
 
 import torch
+from pools import Held
 from tiny_models import random_weights
 
-from llama.kv_cache import BatchCache, KVCache
 from llama.model import ModelArgs, Transformer
 
-__all__ = ["DTYPES", "MHA", "PARAMS", "VOCAB", "caches", "give", "made", "rms", "steps"]
+__all__ = ["DTYPES", "MHA", "PARAMS", "VOCAB", "give", "made", "rms", "steps"]
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PARAMS: dict[str, Any] = {"dim": 256, "n_layers": 3, "n_heads": 8, "n_kv_heads": 2, "multiple_of": 16}
@@ -41,24 +41,12 @@ def give(model: Transformer, weights: dict[str, torch.Tensor], dtype: torch.dtyp
         module.assign(weight.to(torch.bfloat16).to(dtype))
 
 
-def caches(model: Transformer, lengths: list[int]) -> list[KVCache]:
-    """Filled to these lengths, by the modules."""
-    found = []
-    for i, length in enumerate(lengths):
-        cache = model.new_cache()
-        if length:
-            ids = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(i))
-            model.hidden(ids, BatchCache([cache], [length]))
-        found.append(cache)
-    return found
-
-
 def steps(model: Transformer, lengths: list[int], counts: list[int]) -> list[torch.Tensor]:
     """Hidden states of a step, and of one token each after it, which reads what the first stored."""
-    filled = caches(model, lengths)
+    held = Held(model, lengths, scatter=len(counts))
     ids = torch.randint(0, VOCAB, (sum(counts),), generator=torch.Generator().manual_seed(99))
-    first = model.hidden(ids, BatchCache(filled, counts))
-    return [first, model.hidden(ids[: len(counts)], BatchCache(filled, [1] * len(counts)))]
+    first = held.run(ids, counts)
+    return [first, held.run(ids[: len(counts)], [1] * len(counts))]
 
 
 def rms(x: torch.Tensor) -> float:

@@ -1,5 +1,5 @@
 /* Attention over cached keys and values: of one query at a time, or of many in lanes.c. A result depends on the sequence
- * alone, on no other one and no number of threads. */
+ * alone: on no other one, on no number of threads, and not on which blocks it has. */
 
 #include "attention.h"
 
@@ -52,21 +52,27 @@ static float softmax(float *score, long length, float top) {
     return total_of(total);
 }
 
-/* `groups` x 16 of y (dim): the values, weighed by the scores, times share. */
-INLINE void weigh_values(int dtype, int cache, const float *score, const void *values, void *y, long length, long dim,
+/* `groups` x 16 of y (dim), from i on: the values, weighed by the scores, times share. */
+INLINE void weigh_values(int dtype, int cache, const float *score, const paged_t *values, void *y, long length, long dim,
                          float share, int groups) {
     vf sum[WIDE / LANES];
     UNROLL for (int v = 0; v < groups * VECTORS; v++) sum[v] = (vf){};
-    for (long s = 0; s < length; s++) {
-        const vf weight = broadcast(score[s]);
-        const char *row = cached(values, s * dim, cache);
-        UNROLL for (int v = 0; v < groups * VECTORS; v++)
-            sum[v] = fma_of(weight, get_cached(cache, row, v * LANES), sum[v]);
+    for (long s = 0, run; s < length; s += run) {
+        run = run_from(values, s, length);
+        const char *rows = row_at(values, s, dim, cache);
+        const long ahead = s + run < length ? rows_ahead(dim, cache) : length;
+        for (long i = 0; i < run; i++) {
+            fetch_row(values, s + i + ahead, length, dim, cache);
+            const vf weight = broadcast(score[s + i]);
+            const char *row = cached(rows, i * dim, cache);
+            UNROLL for (int v = 0; v < groups * VECTORS; v++)
+                sum[v] = fma_of(weight, get_cached(cache, row, v * LANES), sum[v]);
+        }
     }
     UNROLL for (int v = 0; v < groups * VECTORS; v++) put(dtype, y, v * LANES, sum[v] * share);
 }
 
-INLINE void attend_query(int dtype, int cache, const void *q, const void *keys, const void *values, void *y,
+INLINE void attend_query(int dtype, int cache, const void *q, const paged_t *keys, const paged_t *values, void *y,
                          float *score, long length, long dim, float scale) {
     const int pairs = pairs_of(dtype, cache);
     float wide[dim], top = -INFINITY;
@@ -75,16 +81,28 @@ INLINE void attend_query(int dtype, int cache, const void *q, const void *keys, 
         for (long i = 0; i < dim; i += LANES) store(wide + i, get(dtype, q, i));
         query = wide;
     }
-    for (long s = 0; s < length; s++) {
-        score[s] = product(pairs, cache, query, cached(keys, s * dim, cache), dim) * scale;
-        top = score[s] > top ? score[s] : top;
+    for (long s = 0, run; s < length; s += run) {
+        run = run_from(keys, s, length);
+        const char *rows = row_at(keys, s, dim, cache);
+        const long ahead = s + run < length ? rows_ahead(dim, cache) : length;
+        for (long i = 0; i < run; i++) {
+            fetch_row(keys, s + i + ahead, length, dim, cache);
+            const float each = product(pairs, cache, query, cached(rows, i * dim, cache), dim) * scale;
+            score[s + i] = each;
+            top = each > top ? each : top;
+        }
     }
     const float share = 1 / softmax(score, length, top);
+    paged_t some = *values;
     long i = 0;
-    for (; i + WIDE <= dim; i += WIDE)
-        weigh_values(dtype, cache, score, cached(values, i, cache), at(y, i, dtype), length, dim, share, WIDE / GROUP);
-    for (; i < dim; i += 2 * GROUP)
-        weigh_values(dtype, cache, score, cached(values, i, cache), at(y, i, dtype), length, dim, share, 2);
+    for (; i + WIDE <= dim; i += WIDE) {
+        some.rows = cached(values->rows, i, cache);
+        weigh_values(dtype, cache, score, &some, at(y, i, dtype), length, dim, share, WIDE / GROUP);
+    }
+    for (; i < dim; i += 2 * GROUP) {
+        some.rows = cached(values->rows, i, cache);
+        weigh_values(dtype, cache, score, &some, at(y, i, dtype), length, dim, share, 2);
+    }
 }
 
 /* ---- a sequence: its queries cut into items, each for one thread ---- */
@@ -98,24 +116,46 @@ static long tile_size(const heads_t *h, long all, long threads) {
 }
 
 /* How many items `count` tokens of a sequence are. */
-long attention_items(const heads_t *h, long count, long threads) {
+static long items_of(const heads_t *h, long count, long threads) {
     const long all = count * (h->heads / h->kv_heads), tile = tile_size(h, all, threads);
     return h->kv_heads * ((all + tile - 1) / tile);
 }
 
 /* One of them. score has room for all positions, where queries go one by one. dim is a multiple of 32. */
-void attend_item(const heads_t *h, const run_t *run, long item, long threads, float *score) {
-    const long group = h->heads / h->kv_heads, all = run->count * group, tile = tile_size(h, all, threads);
+static void attend_item(const heads_t *h, const part_t *part, long item, long threads, float *score) {
+    const long group = h->heads / h->kv_heads, all = part->count * group, tile = tile_size(h, all, threads);
     const long tiles = (all + tile - 1) / tile, head = item / tiles, first = item % tiles * tile;
     if (tile > 1) {
-        attend_tile(h, run, head, first, all - first < tile ? all - first : tile);
+        attend_tile(h, part, head, first, all - first < tile ? all - first : tile);
         return;
     }
     const long token = first / group, query = (token * h->heads + head * group + first % group) * h->dim;
-    const long first_key = head * run->capacity * h->dim;
-    FOR_CACHE(h->dtype, h->cache, attend_query, at(run->q, query, h->dtype), cached(run->keys, first_key, h->cache),
-              cached(run->values, first_key, h->cache), at(run->y, query, h->dtype), score, run->start + token + 1,
-              h->dim, h->scale);
+    const long first_row = head * h->positions * h->dim;
+    const paged_t keys = {cached(part->keys, first_row, h->cache), part->table, h->shift};
+    const paged_t values = {cached(part->values, first_row, h->cache), part->table, h->shift};
+    FOR_CACHE(h->dtype, h->cache, attend_query, at(part->q, query, h->dtype), &keys, &values,
+              at(part->y, query, h->dtype), score, part->start + token + 1, h->dim, h->scale);
+}
+
+/* Attention of all rows, q and y (rows, heads, dim), whose keys and values are stored already. A thread's pieces are
+ * items of one sequence after the other. score: this thread's. */
+void attend_parts(const heads_t *h, const parts_t *parts, const void *q, const void *keys, const void *values, void *y,
+                  team_t *team, float *score) {
+    long all = 0;
+    for (long i = 0; i < parts->count; i++) all += items_of(h, parts->firsts[i + 1] - parts->firsts[i], team->threads);
+    /* The sequence of the last piece, and the pieces before it and in it. */
+    long which = -1, before = 0, items = 0;
+    for (long piece; (piece = next_piece(team, all)) < all;) {
+        if (piece < before) which = -1, before = items = 0;
+        while (piece >= before + items) {
+            which++, before += items;
+            items = items_of(h, parts->firsts[which + 1] - parts->firsts[which], team->threads);
+        }
+        const long first = parts->firsts[which], from = first * h->heads * h->dim;
+        const part_t part = {at(q, from, h->dtype), keys, values, at(y, from, h->dtype), parts->tables[which],
+                             parts->firsts[which + 1] - first, parts->starts[which]};
+        attend_item(h, &part, piece - before, team->threads, score);
+    }
 }
 
 /* 32 numbers -> a block. The scale is that of the greatest, 1/127 of it in bfloat16, and bytes belong to the scale as
@@ -155,52 +195,50 @@ INLINE void store_row(int dtype, int cache, const void *x, void *rows, long to, 
         for (long i = 0; i < dim; i += BLOCK_SIZE) quantize_block(dtype, at(x, i, dtype), cached(row, i, cache));
 }
 
-/* Store one head's key and value (kv_heads, dim) of a token in the caches (kv_heads, capacity, dim). */
-void store_token(const heads_t *h, const void *key, const void *value, void *keys, void *values, long position,
-                 long capacity, long head) {
-    const long from = head * h->dim, to = (head * capacity + position) * h->dim;
+/* Store one head's key and value of a token (kv_heads, dim). */
+void store_token(const heads_t *h, const void *key, const void *value, void *keys, void *values, long slot, long head) {
+    const long from = head * h->dim, to = (head * h->positions + slot) * h->dim;
     FOR_CACHE(h->dtype, h->cache, store_row, at(key, from, h->dtype), keys, to, h->dim);
     FOR_CACHE(h->dtype, h->cache, store_row, at(value, from, h->dtype), values, to, h->dim);
 }
 
 /* ---- the operator ---- */
 
+/* As _Attend in native.py. score: threads x room floats. */
 typedef struct {
     heads_t heads;
-    run_t run;
-    const void *key, *value;
-    void *keys, *values;
+    parts_t parts;
+    const void *q, *key, *value;
+    void *keys, *values, *y;
     float *score;
-    long room;
+    long room, threads;
 } attend_t;
 
 static void attend_share(void *what, team_t *team, long thread) {
     const attend_t *p = what;
     const heads_t *h = &p->heads;
-    const long token = h->kv_heads * h->dim;
-    for (long r = share(p->run.count, thread, team->threads); r < share(p->run.count, thread + 1, team->threads); r++)
+    const long token = h->kv_heads * h->dim, rows = p->parts.firsts[p->parts.count];
+    for (long r = share(rows, thread, team->threads); r < share(rows, thread + 1, team->threads); r++)
         for (long head = 0; head < h->kv_heads; head++)
             store_token(h, at(p->key, r * token, h->dtype), at(p->value, r * token, h->dtype), p->keys, p->values,
-                        p->run.start + r, p->run.capacity, head);
+                        p->parts.slots[r], head);
     wait_all(team);
-    const long items = attention_items(h, p->run.count, team->threads);
-    for (long i; (i = next_piece(team, items)) < items;)
-        attend_item(h, &p->run, i, team->threads, p->score + thread * p->room);
+    attend_parts(h, &p->parts, p->q, p->keys, p->values, p->y, team, p->score + thread * p->room);
 }
 
-/* Floats of a thread's scores that `llama_attend` needs. */
-EXPORT long llama_attend_room(long count, long start, long heads, long kv_heads, long dim) {
-    const heads_t h = {heads, kv_heads, dim, 1, F32, F32};
-    return tile_size(&h, count * (heads / kv_heads), 1) == 1 ? (start + count + GROUP - 1) / GROUP * GROUP : 0;
+/* Floats of a thread's scores that `llama_attend` needs, for the longest sequence of those whose queries go one by
+ * one. */
+EXPORT long llama_attend_room(const attend_t *p) {
+    const heads_t *h = &p->heads;
+    long room = 0;
+    for (long i = 0; i < p->parts.count; i++) {
+        const long count = p->parts.firsts[i + 1] - p->parts.firsts[i], length = p->parts.starts[i] + count;
+        if (tile_size(h, count * (h->heads / h->kv_heads), 1) == 1 && length > room) room = length;
+    }
+    return (room + GROUP - 1) / GROUP * GROUP;
 }
 
-/* Store the keys and values (count, kv_heads, dim) of tokens at positions start.. of a sequence in its caches
- * (kv_heads, capacity, dim), then attend from their queries (count, heads, dim) to all positions up to their own ->
- * y (count, heads, dim). score: threads x room floats. cache: the caches' format. dim is a multiple of 32. */
-EXPORT void llama_attend(const void *q, const void *key, const void *value, void *keys, void *values, void *y,
-                         float *score, long room, long count, long heads, long kv_heads, long dim, long capacity,
-                         long start, float scale, long dtype, long cache, long threads) {
-    attend_t p = {{heads, kv_heads, dim, scale, (int)dtype, (int)cache}, {q, keys, values, y, count, start, capacity},
-                  key, value, keys, values, score, room};
-    run_team(attend_share, &p, threads);
-}
+/* Store the keys and values (rows, kv_heads, dim) of a step's tokens in their slots, then attend from the queries (rows,
+ * heads, dim) of each sequence to all of its positions up to their own -> y (rows, heads, dim). dim is a multiple of
+ * 32. */
+EXPORT void llama_attend(const attend_t *p) { run_team(attend_share, (void *)p, p->threads); }

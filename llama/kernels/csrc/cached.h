@@ -1,6 +1,9 @@
-/* Keys and values as they lie in a cache: of the activations' dtype, or INT8, blocks of 32 neighbouring numbers of a
+/* Keys and values as they lie in a cache: of the activations' dtype, or INT8, groups of 32 neighbouring numbers of a
  * head: a scale in bfloat16, which has float32's range, and a signed byte for each. A number is scale x byte, exactly,
- * so attention has the bits that it has over floats of these values. */
+ * so attention has the bits that it has over floats of these values.
+ *
+ * Positions lie in blocks, which a sequence's table names in their order. Blocks with neighbouring numbers are
+ * neighbours in memory: loops go over runs of such blocks, and a sequence in one run costs what an array does. */
 
 #ifndef LLAMA_CACHED_H
 #define LLAMA_CACHED_H
@@ -39,6 +42,47 @@ INLINE vf get_cached(int format, const void *from, long i) {
     if (format != INT8) return get(format, from, i);
     const char *block = cached(from, i, format);
     return widen_i8(block + 2 + i % BLOCK_SIZE) * scale_of(block);
+}
+
+/* ---- blocks of positions ---- */
+
+/* Where the next rows lie elsewhere, memory is fetched so many bytes before it is read: the CPU's own prefetcher cannot
+ * follow a table. LINE: of its caches. */
+enum { LINE = 64, AHEAD = 16384 };
+
+/* One head's keys or values of one sequence. */
+typedef struct {
+    const char *rows;     /* of block 0 */
+    const int32_t *table; /* the sequence's blocks, in order */
+    int shift;            /* a block has 1 << shift positions */
+} paged_t;
+
+/* The row of a position. */
+INLINE const char *row_at(const paged_t *p, long position, long dim, int format) {
+    const long block = p->table[position >> p->shift], place = position & ((1L << p->shift) - 1);
+    return cached(p->rows, ((block << p->shift) + place) * dim, format);
+}
+
+/* How many positions from `from` on, below `end`, lie one behind the other. */
+INLINE long run_from(const paged_t *p, long from, long end) {
+    const int32_t *block = p->table + (from >> p->shift);
+    long to = ((from >> p->shift) + 1) << p->shift;
+    for (; to < end && block[1] == block[0] + 1; to += 1L << p->shift) block++;
+    return (to < end ? to : end) - from;
+}
+
+/* Bytes of a row. */
+INLINE long row_size(long dim, int format) { return format == INT8 ? dim / BLOCK_SIZE * BLOCK_BYTES : dim * size_of(format); }
+
+/* Rows that are AHEAD bytes. */
+INLINE long rows_ahead(long dim, int format) { return AHEAD / (row_size(dim, format)); }
+
+/* Fetch the row of a position, if there is one, into the second-level cache: the first one's buffers for misses are
+ * needed by what is read now. */
+INLINE void fetch_row(const paged_t *p, long position, long end, long dim, int format) {
+    if (position >= end) return;
+    const char *row = row_at(p, position, dim, format), *behind = cached(row, dim, format);
+    for (; row < behind; row += LINE) __builtin_prefetch(row, 0, 2);
 }
 
 #endif

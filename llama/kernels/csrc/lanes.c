@@ -149,7 +149,7 @@ INLINE void fill_lane(int dtype, int pairs, lanes_t *l, long lane, const void *q
 }
 
 /* Queries `first` to first + count of a key head into lanes. Query i is head i % group of token i / group. */
-INLINE void fill_lanes(int dtype, int pairs, lanes_t *l, const heads_t *h, const run_t *run, const void *q, long first,
+INLINE void fill_lanes(int dtype, int pairs, lanes_t *l, const heads_t *h, const part_t *part, const void *q, long first,
                        long count) {
     const long group = h->heads / h->kv_heads;
     memset(l->query, 0, h->dim * GROUP * sizeof(*l->query));
@@ -158,7 +158,7 @@ INLINE void fill_lanes(int dtype, int pairs, lanes_t *l, const heads_t *h, const
     for (long lane = 0; lane < count; lane++) {
         const long token = (first + lane) / group;
         fill_lane(dtype, pairs, l, lane, at(q, (token * h->heads + (first + lane) % group) * h->dim, dtype), h->dim);
-        l->limits[lane] = (int32_t)(run->start + token + 1);
+        l->limits[lane] = (int32_t)(part->start + token + 1);
     }
     for (int lane = 0; lane < GROUP; lane++) l->top[lane] = -FLT_MAX, l->total[lane] = 0;
     l->count = count, l->last = l->limits[count - 1];
@@ -177,12 +177,29 @@ INLINE void store_sums(int dtype, int pairs, const float *sums, float share, voi
     }
 }
 
-/* Where `length` rows of a cache can be read as floats or pairs: in place, or widened into `to`. */
-INLINE const char *readable(int cache, int pairs, const void *rows, long length, long dim, float *to) {
-    if (cache == F32 || pairs) return rows;
+/* Rows -> floats. */
+INLINE void widen(int cache, const char *rows, long length, long dim, float *to) {
     for (long i = 0; i < length * dim; i += 2 * GROUP) {
         const char *from = cached(rows, i, cache);
         UNROLL for (int v = 0; v < 2 * VECTORS; v++) store(to + i + v * LANES, get_cached(cache, from, v * LANES));
+    }
+}
+
+/* Where `length` rows of a sequence from `first` on can be read as floats or pairs: in place, if they lie in one run;
+ * else copied or widened into `to`. Below `last` there are more, which are fetched if they lie elsewhere. */
+INLINE const char *readable(int cache, int pairs, const paged_t *p, long first, long length, long last, long dim,
+                            float *to) {
+    const int as_they_are = cache == F32 || pairs;
+    if (first + length < last && run_from(p, first, first + length + 1) <= length)
+        for (long s = 0; s < BLOCK; s++) fetch_row(p, first + BLOCK + s, last, dim, cache);
+    for (long s = 0, run; s < length; s += run) {
+        run = run_from(p, first + s, first + length);
+        const char *rows = row_at(p, first + s, dim, cache);
+        if (as_they_are && run == length) return rows;
+        if (as_they_are)
+            memcpy(cached(to, s * dim, cache), rows, run * dim * size_of(cache));
+        else
+            widen(cache, rows, run, dim, to + s * dim);
     }
     return (const char *)to;
 }
@@ -192,19 +209,20 @@ INLINE long seen(const lanes_t *l, long block, long length) {
     return l->last - block < length ? l->last - block : length;
 }
 
-/* All positions up to `last` of one head's keys and values, for all sets. */
-INLINE void pass(int cache, int pairs, lanes_t *sets, long used, const heads_t *h, const void *keys,
-                 const void *values, long last) {
+/* All positions up to `last` of one head's keys and values, for all sets. They are cut at the same positions whatever
+ * the runs are, so that sums are the same. */
+INLINE void pass(int cache, int pairs, lanes_t *sets, long used, const heads_t *h, const paged_t *keys,
+                 const paged_t *values, long last) {
     const long row = h->dim * (pairs ? 2 : 4);
     float wide[BLOCK * DEEP];
     for (long block = 0; block < last; block += BLOCK) {
         const long length = last - block < BLOCK ? last - block : BLOCK;
-        const char *k = readable(cache, pairs, cached(keys, block * h->dim, cache), length, h->dim, wide);
+        const char *k = readable(cache, pairs, keys, block, length, last, h->dim, wide);
         for (long set = 0; set < used; set++) {
             const long mine = seen(sets + set, block, length);
             if (mine > 0) score_set(sets + set, pairs, k, row, block, mine, h->dim, h->scale);
         }
-        const char *v = readable(cache, pairs, cached(values, block * h->dim, cache), length, h->dim, wide);
+        const char *v = readable(cache, pairs, values, block, length, last, h->dim, wide);
         for (long set = 0; set < used; set++) {
             const long mine = seen(sets + set, block, length);
             if (mine > 0) accumulate_set(sets + set, pairs, v, row, mine, h->dim);
@@ -212,26 +230,28 @@ INLINE void pass(int cache, int pairs, lanes_t *sets, long used, const heads_t *
     }
 }
 
-INLINE void tile(int dtype, int cache, const heads_t *h, const run_t *run, long head, long first, long count) {
+INLINE void tile(int dtype, int cache, const heads_t *h, const part_t *part, long head, long first, long count) {
     const int pairs = pairs_of(dtype, cache);
     lanes_t sets[MAX_SETS];
     const long group = h->heads / h->kv_heads, used = (count + GROUP - 1) / GROUP;
-    const long first_key = head * run->capacity * h->dim, last = run->start + (first + count - 1) / group + 1;
-    const void *q = at(run->q, head * group * h->dim, dtype);
+    const long first_row = head * h->positions * h->dim, last = part->start + (first + count - 1) / group + 1;
+    const paged_t keys = {cached(part->keys, first_row, cache), part->table, h->shift};
+    const paged_t values = {cached(part->values, first_row, cache), part->table, h->shift};
+    const void *q = at(part->q, head * group * h->dim, dtype);
     for (long set = 0; set < used; set++) {
         const long left = count - set * GROUP;
-        fill_lanes(dtype, pairs, sets + set, h, run, q, first + set * GROUP, left < GROUP ? left : GROUP);
+        fill_lanes(dtype, pairs, sets + set, h, part, q, first + set * GROUP, left < GROUP ? left : GROUP);
     }
-    pass(cache, pairs, sets, used, h, cached(run->keys, first_key, cache), cached(run->values, first_key, cache), last);
+    pass(cache, pairs, sets, used, h, &keys, &values, last);
     for (long i = 0; i < count; i++) {
         const lanes_t *l = sets + i / GROUP;
         const long query = first + i;
-        void *y = at(run->y, (query / group * h->heads + head * group + query % group) * h->dim, dtype);
+        void *y = at(part->y, (query / group * h->heads + head * group + query % group) * h->dim, dtype);
         store_sums(dtype, pairs, l->sums + i % GROUP * h->dim, 1 / l->total[i % GROUP], y, h->dim);
     }
 }
 
 /* Queries `first` to first + count of a key head, at most MAX_SETS x 16. dim is a multiple of 32, at most DEEP. */
-void attend_tile(const heads_t *h, const run_t *run, long head, long first, long count) {
-    FOR_CACHE(h->dtype, h->cache, tile, h, run, head, first, count);
+void attend_tile(const heads_t *h, const part_t *part, long head, long first, long count) {
+    FOR_CACHE(h->dtype, h->cache, tile, h, part, head, first, count);
 }

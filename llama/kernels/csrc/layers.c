@@ -4,7 +4,7 @@
 
 #include "layers.h"
 
-#include "attention.h"
+#include "cached.h"
 #include "norms.h"
 
 /* FEW: up to so many rows, every thread computes their norm, and the form that the tiles take, for itself, which is
@@ -15,7 +15,7 @@ enum { FEW = 8 };
 typedef struct {
     const step_t *s;
     const layer_t *layers;
-    const cache_t *caches;
+    void *store;
     long count, part;
     heads_t heads;
     char *normed, *q, *k, *v, *attended, *gated, *formed;
@@ -174,56 +174,31 @@ static void finish(const work_layers_t *w, const char *x, const matrix_t *m, lon
 
 /* ---- a layer ---- */
 
+/* The keys of layer i, or its values: two of as many rows of each layer, one behind the other. */
+static void *stored(const work_layers_t *w, long i, int values) {
+    const heads_t *h = &w->heads;
+    return cached(w->store, (2 * i + values) * h->kv_heads * h->positions * h->dim, h->cache);
+}
+
 /* Turn queries and keys, and store keys and values. */
-static void turn_and_store(const work_layers_t *w, const cache_t *caches, team_t *team) {
+static void turn_and_store(const work_layers_t *w, void *keys, void *values, team_t *team) {
     const step_t *s = w->s;
     const heads_t *h = &w->heads;
     const long group = h->heads / h->kv_heads, query = h->heads * h->dim, key = h->kv_heads * h->dim;
     for (long i; (i = next_piece(team, s->rows * h->kv_heads)) < s->rows * h->kv_heads;) {
         const long r = i / h->kv_heads, head = i % h->kv_heads;
-        const float *table = s->table + r * h->dim;
+        const float *table = s->rotary + r * h->dim;
         char *k = at(w->k, r * key, h->dtype), *v = at(w->v, r * key, h->dtype);
         rotate_row(h->dtype, at(w->q, r * query + head * group * h->dim, h->dtype), table, group, h->dim);
         rotate_row(h->dtype, at(k, head * h->dim, h->dtype), table, 1, h->dim);
-        store_token(h, k, v, caches[r].keys, caches[r].values, s->position[r], s->capacity[r], head);
+        store_token(h, k, v, keys, values, s->parts.slots[r], head);
     }
 }
 
-/* Rows from `first` on that belong to its sequence. */
-static long rows_of_sequence(const step_t *s, const cache_t *caches, long first) {
-    long rows = 1;
-    while (first + rows < s->rows && caches[first + rows].keys == caches[first].keys) rows++;
-    return rows;
-}
-
-/* Attention of each row to its sequence. Rows of one sequence stand together and are cut into items together. */
-static void attend_rows(const work_layers_t *w, const cache_t *caches, long thread, team_t *team) {
+static void attention(const work_layers_t *w, long layer, long thread, team_t *team, float *sums) {
     const step_t *s = w->s;
-    const heads_t *h = &w->heads;
-    long all = 0;
-    for (long first = 0, rows; first < s->rows; first += rows) {
-        rows = rows_of_sequence(s, caches, first);
-        all += attention_items(h, rows, team->threads);
-    }
-    /* The sequence of the last piece: its first row, how many it has, and the pieces before it and in it. */
-    long first = 0, rows = 0, before = 0, items = 0;
-    for (long piece; (piece = next_piece(team, all)) < all;) {
-        if (piece < before) first = rows = before = items = 0;
-        while (piece >= before + items) {
-            first += rows, before += items;
-            rows = rows_of_sequence(s, caches, first);
-            items = attention_items(h, rows, team->threads);
-        }
-        const long from = first * h->heads * h->dim;
-        const run_t run = {at(w->q, from, h->dtype), caches[first].keys, caches[first].values,
-                           at(w->attended, from, h->dtype), rows, s->position[first], s->capacity[first]};
-        attend_item(h, &run, piece - before, team->threads, w->score + thread * s->room);
-    }
-}
-
-static void attention(const work_layers_t *w, const layer_t *l, const cache_t *caches, long thread, team_t *team,
-                      float *sums) {
-    const step_t *s = w->s;
+    const layer_t *l = w->layers + layer;
+    void *keys = stored(w, layer, 0), *values = stored(w, layer, 1);
     const int dtype = (int)s->dtype;
     const matrix_t *m[] = {&l->wq, &l->wk, &l->wv};
     char *to[] = {w->q, w->k, w->v};
@@ -238,10 +213,10 @@ static void attention(const work_layers_t *w, const layer_t *l, const cache_t *c
         FOR_DTYPE(dtype, put_panel, sums, y, s->rows, m[which]->out, width_of(m[which], panel));
     }
     wait_all(team);
-    turn_and_store(w, caches, team);
+    turn_and_store(w, keys, values, team);
     /* Rows of one sequence see each other's keys, so all are stored before any is read. */
     wait_all(team);
-    attend_rows(w, caches, thread, team);
+    attend_parts(&w->heads, &s->parts, w->q, keys, values, w->attended, team, w->score + thread * s->room);
     wait_all(team);
     finish(w, w->attended, &l->wo, thread, team, sums);
 }
@@ -266,7 +241,7 @@ static void layers_share(void *what, team_t *team, long thread) {
     const work_layers_t *w = what;
     float sums[2 * CHUNK * PANEL];
     for (long i = 0; i < w->count; i++) {
-        if (w->part != 2) attention(w, w->layers + i, w->caches + i * w->s->rows, thread, team, sums);
+        if (w->part != 2) attention(w, i, thread, team, sums);
         if (w->part == 0) wait_all(team);
         if (w->part != 1) feed_forward(w, w->layers + i, thread, team, sums);
         if (w->part == 0) wait_all(team);
@@ -274,11 +249,12 @@ static void layers_share(void *what, team_t *team, long thread) {
 }
 
 /* Take s->x, up to CHUNK rows, through `count` layers. part 0: whole layers, in place. 1, 2: the attention or the
- * feed-forward of one layer without its residual, into s->out, for ranks to sum. caches: (count, rows). Rows of one
- * sequence stand together. The width is a multiple of 16, hidden even, dim a multiple of 32. */
-EXPORT void llama_layers(const step_t *s, const layer_t *layers, const cache_t *caches, long count, long part) {
-    work_layers_t w = {.s = s, .layers = layers, .caches = caches, .count = count, .part = part};
-    w.heads = (heads_t){s->heads, s->kv_heads, s->dim, s->scale, (int)s->dtype, (int)s->cache};
+ * feed-forward of one layer without its residual, into s->out, for ranks to sum. store: keys and values of these layers,
+ * (count, 2, kv_heads, positions, dim). The width is a multiple of 16, hidden even, dim a multiple of 32. */
+EXPORT void llama_layers(const step_t *s, const layer_t *layers, void *store, long count, long part) {
+    work_layers_t w = {.s = s, .layers = layers, .store = store, .count = count, .part = part};
+    w.heads = (heads_t){s->heads, s->kv_heads, s->dim, s->positions, s->scale, (int)s->dtype, (int)s->cache,
+                        (int)s->shift};
     lay_out(&w, s->space);
     run_team(layers_share, &w, s->threads);
 }

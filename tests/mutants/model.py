@@ -124,9 +124,9 @@ MUTANTS = [
     Mutant(
         name="the fused step keeps the rotation it began with",
         file="llama/kernels/fused.py",
-        old="        table = rotary_pairs(position_T, self._shape.head_dim, theta)\n",
+        old="        table = rotary_pairs(step.positions, self._shape.head_dim, theta)\n",
         new="        self._theta = vars(self).get('_theta', theta)\n"
-        "        table = rotary_pairs(position_T, self._shape.head_dim, self._theta)\n",
+        "        table = rotary_pairs(step.positions, self._shape.head_dim, self._theta)\n",
         tests=FUSED,
     ),
     Mutant(
@@ -216,11 +216,13 @@ MUTANTS = [
         tests=("tests/distributed/test_packed_layers.py",),
     ),
     Mutant(
-        name="a copied cache keeps the original's addresses",
-        file="llama/kv_cache.py",
-        old='{"_addresses": None, "_attention": None}',
-        new='{"_attention": None}',
-        tests=("tests/kernels/test_fused.py::test_a_copied_model_goes_on_with_its_own_caches",),
+        name="a copied model goes on in the original's blocks",
+        file="llama/model.py",
+        old='return self.__dict__ | {"_own": None}',
+        new="return self.__dict__ | {}",
+        tests=(
+            "tests/kernels/test_fused.py::test_a_copied_model_begins_without_what_the_original_has_computed",
+        ),
     ),
     Mutant(
         name="attention takes heads that are larger than its threads' stacks",
@@ -258,18 +260,39 @@ MUTANTS = [
         tests=("tests/sizing/test_estimate.py",),
     ),
     Mutant(
-        name="caches of several formats go to the kernels as if all were the first's",
+        name="a pool of another dtype goes to the kernels",
         file="llama/kv_cache.py",
-        old="cache.form == form and cache.device",
-        new="cache.device",
+        old="self.pool.form in (x.dtype, INT8) and",
+        new="",
         tests=("tests/kernels/test_fused_laws.py",),
     ),
     Mutant(
         name="tokens are stored one position late",
         file="llama/kernels/attention.py",
-        old="    end = start + k_TKD.shape[0]\n",
-        new="    start, end = start + 1, start + 1 + k_TKD.shape[0]\n",
+        old="blocks.flatten(1, 2)[:, slots_T] =",
+        new="blocks.flatten(1, 2)[:, slots_T + 1] =",
         tests=("tests/test_kv_cache.py",),
+    ),
+    Mutant(
+        name="runs of blocks that are not neighbours are joined",
+        file="llama/kernels/attention.py",
+        old="if found and found[-1].stop == block * size else",
+        new="if found else",
+        tests=("tests/kernels/test_blocks.py",),
+    ),
+    Mutant(
+        name="behind a shorter sequence's end a GPU reads what lies there",
+        file="llama/kernels/attention.py",
+        old="        slots = torch.where(seen, slots, slots[:, :1])\n",
+        new="",
+        tests=("tests/kernels/test_blocks.py",),
+    ),
+    Mutant(
+        name="single tokens on a GPU see the longest sequence's positions",
+        file="llama/kernels/attention.py",
+        old="attn_mask=batch.seen[:, None, None]",
+        new="attn_mask=None",
+        tests=("tests/kernels/test_blocks.py",),
     ),
     Mutant(
         name="oneDNN compiles for every number of rows",

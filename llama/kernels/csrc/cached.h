@@ -57,10 +57,13 @@ typedef struct {
     int shift;            /* a block has 1 << shift positions */
 } paged_t;
 
+/* Bytes of a row. */
+INLINE long row_size(long dim, int format) { return format == INT8 ? dim / BLOCK_SIZE * BLOCK_BYTES : dim * size_of(format); }
+
 /* The row of a position. */
 INLINE const char *row_at(const paged_t *p, long position, long dim, int format) {
     const long block = p->table[position >> p->shift], place = position & ((1L << p->shift) - 1);
-    return cached(p->rows, ((block << p->shift) + place) * dim, format);
+    return p->rows + ((block << p->shift) + place) * row_size(dim, format);
 }
 
 /* How many positions from `from` on, below `end`, lie one behind the other. */
@@ -71,18 +74,15 @@ INLINE long run_from(const paged_t *p, long from, long end) {
     return (to < end ? to : end) - from;
 }
 
-/* Bytes of a row. */
-INLINE long row_size(long dim, int format) { return format == INT8 ? dim / BLOCK_SIZE * BLOCK_BYTES : dim * size_of(format); }
-
 /* Rows that are AHEAD bytes. */
-INLINE long rows_ahead(long dim, int format) { return AHEAD / (row_size(dim, format)); }
+INLINE long rows_ahead(long dim, int format) { return AHEAD / row_size(dim, format); }
 
-/* Fetch the row of a position, if there is one, into the second-level cache: the first one's buffers for misses are
+/* Fetch the row of a position, if it is below `end`, into the second-level cache: the first one's buffers for misses are
  * needed by what is read now. */
 INLINE void fetch_row(const paged_t *p, long position, long end, long dim, int format) {
     if (position >= end) return;
-    const char *row = row_at(p, position, dim, format), *behind = cached(row, dim, format);
-    for (; row < behind; row += LINE) __builtin_prefetch(row, 0, 2);
+    const char *row = row_at(p, position, dim, format);
+    for (long i = 0; i < row_size(dim, format); i += LINE) __builtin_prefetch(row + i, 0, 2);
 }
 
 #endif

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--parts", default="", help=f"of {', '.join(part.name for part in PARTS)}; by default all"
     )
-    parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of the results")
+    parser.add_argument("--out", default="build/gpu", help="folder of the results")
     parser.add_argument(
         "--limit", type=float, default=540, help="seconds of this call; what is left waits for the next"
     )
@@ -91,7 +91,10 @@ def compile_kernels(env: dict[str, str]) -> str:
         done = subprocess.run(command, timeout=120, check=False, **options)
     except subprocess.TimeoutExpired:
         return "compiling took over 120 s: the package runs without its kernels for CPUs"
-    return "" if done.returncode == 0 else "setup.py failed: the package runs without its kernels for CPUs"
+    if done.returncode == 0:
+        return ""
+    reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["nothing was said"])[-1]
+    return f"setup.py failed ({reason}): the package runs without its kernels for CPUs"
 
 
 def call(options: argparse.Namespace, work: Path, started: float) -> int:
@@ -99,6 +102,8 @@ def call(options: argparse.Namespace, work: Path, started: float) -> int:
     parts = chosen(options.parts)
     if not options.limit > 0:
         raise RefusedError(f"LIMIT={options.limit:g}; it must be a number of seconds above 0")
+    if not options.out:
+        raise RefusedError("OUT is empty; it must name a folder for the results")
     site = work / "site"
     env = environment(site)
     found = probed(env, work if options.pretend else None)
@@ -107,7 +112,7 @@ def call(options: argparse.Namespace, work: Path, started: float) -> int:
         pretended = "there is no C++ compiler, which the pretended GPU needs"
         print(f"no GPU: {pretended if options.pretend else 'torch finds no CUDA device'}", file=sys.stderr)
         return NO_GPU
-    results = Results(options.out.resolve())
+    results = Results(Path(options.out).resolve())
     if found["lacking"]:
         install(found["lacking"], WHEELS, site)
     if not options.pretend and (said := compile_kernels(env)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import statistics
 import subprocess
@@ -30,7 +31,7 @@ def watched(found: dict[str, Any]) -> Iterator[None]:
         "-l",
         _EVERY,
         "-i",
-        "0",
+        os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0] or "0",
     ]
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
@@ -57,9 +58,10 @@ def summary(text: str) -> dict[str, Any]:
             with contextlib.suppress(ValueError):
                 column.append(float(cell))
         reasons.add(cells[-1])
-    names = ("sm_mhz", "memory_mhz", "temperature_c", "power_w")
-    kinds = (statistics.median, statistics.median, max, max)
-    found: dict[str, Any] = {
-        name: kind(column) for name, kind, column in zip(names, kinds, columns, strict=True) if column
-    }
+    sm, memory, temperature, power = columns
+    found: dict[str, Any] = {}
+    for name, column in (("sm_mhz", sm), ("memory_mhz", memory)):
+        found |= {name: statistics.median(column)} if column else {}
+    for name, column in (("temperature_c", temperature), ("power_w", power)):
+        found |= {name: max(column)} if column else {}
     return found | ({"throttle_reasons": sorted(reasons)} if found else {})

@@ -88,7 +88,7 @@ def main(folder: Path) -> int:
         made = Path(work) / "sources.txt"
         made.write_text("".join(blocks[name] for name in _SOURCES))
         hashed = ("--require-hashes", "--no-deps")
-        calls = [
+        calls: list[tuple[str, ...]] = [
             ("wheel", *hashed, "--no-build-isolation", "--wheel-dir", str(folder), "--requirement", str(made))
         ]
         platforms = [f"--platform={libc}_{platform.machine()}" for libc in _LIBCS]

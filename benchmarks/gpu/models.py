@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +74,7 @@ def make_model(args: ModelArgs, device: torch.device) -> Transformer:
 
 def _numbers(args: ModelArgs, *, products_only: bool = False) -> int:
     shapes = expected_shapes(args).items()
-    return sum(torch.Size(sizes).numel() for name, sizes in shapes if is_product(name) or not products_only)
+    return sum(math.prod(sizes) for name, sizes in shapes if is_product(name) or not products_only)
 
 
 def weight_bytes(args: ModelArgs) -> int:

@@ -37,9 +37,9 @@ class Part:
 
 
 PARTS = (
-    Part("tests", "the laws of tests/gpu on the device", 240),
+    Part("tests", "the laws of tests/gpu on the device", 200),
     Part("ceilings", "what the device can do: copies, products of matrices, launches", 40),
-    Part("decode-7b", "decoding, 7B in bfloat16", 120),
+    Part("decode-7b", "decoding, 7B in bfloat16", 150),
     Part("prefill-7b", "prompts, 7B in bfloat16", 60),
     Part("transformers", "beside transformers, in turn, 7B in bfloat16", 240),
     Part("34b", "34B in bfloat16", 120),

@@ -35,7 +35,11 @@ def _git(root: Path, *words: str) -> bytes | None:
 def _sources(root: Path) -> Iterator[Path]:
     for name in _SOURCES:
         for path in sorted((root / name).rglob("*")):
-            if path.is_file() and path.suffix not in (".pyc", ".so", ".txt"):
+            if (
+                path.is_file()
+                and path.suffix not in (".pyc", ".so", ".txt")
+                and "node_modules" not in path.parts
+            ):
                 yield path
 
 

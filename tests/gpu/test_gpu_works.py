@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ FIGURES = {
         for whose in ("ours", "transformers", "ours of transformers")
     ],
     "34b": ["34B, batch 1 at", "34B, batch 8 at", "34B, prompt"],
-    "profile": [f"7B, batch {batch}, one step: " for batch in (1, 3) for _ in range(5)],
+    "profile": [f"7B, batch {batch}, one step: " for batch in (1, 3) for _ in range(7)],
 }
 
 
@@ -95,6 +96,35 @@ def test_a_random_model_has_its_weights_where_the_loader_puts_them(
                     assert torch.equal(part.cpu(), each(x).cpu())
         numbers = torch.cat([value.cpu().float().flatten() for value in model.state_dict().values()])
     assert 0.01 < numbers[numbers != 1].std() < 0.03
+
+
+def test_a_profile_is_taken_apart(works: dict[str, str]) -> None:
+    """With the names that CUDA's profiler gives; an operator of the host has the time of its kernels once more."""
+    cuda, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [
+        SimpleNamespace(key=key, device_type=where, count=count, self_device_time_total=us)
+        for key, where, count, us in (
+            ("aten::mm", cpu, 4, 400.0),
+            ("sm90_xmma_gemm", cuda, 4, 400.0),
+            ("void at::native::elementwise", cuda, 3, 30.0),
+            ("Memset (Device)", cuda, 1, 5.0),
+            ("Memcpy HtoD (Pinned -> Device)", cuda, 1, 10.0),
+            ("Memcpy DtoH (Device -> Pageable)", cuda, 2, 50.0),
+            ("Memcpy DtoD (Device -> Device)", cuda, 1, 5.0),
+            ("cudaLaunchKernel", cpu, 7, 0.0),
+            ("cudaStreamSynchronize", cpu, 2, 0.0),
+            ("cudaDeviceSynchronize", cpu, 2, 0.0),
+        )
+    ]
+    found = importlib.import_module("gpu.works.one_step").taken_apart(events)
+    assert {name: value for name, (value, _) in found.items()} == {
+        "the device works": 0.5,
+        "kernels": 7,
+        "waits of the host": 2,
+        "copies in": 1,
+        "copies out": 2,
+        "copies of memory that is not pinned": 2,
+    }
 
 
 # ---- bounds ----

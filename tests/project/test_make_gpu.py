@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from forked import HANGS
+from gpu_program import gpu_program, until
 from pretended_gpu import has_cpp_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,11 +53,7 @@ time.sleep(600)
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The package of the program, with its modules."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    for name in ("__main__", "driver", "results", "parts", "report", "clocks", "figures", "libraries"):
-        importlib.import_module(f"gpu.{name}")
-    return sys.modules["gpu"]
+    return gpu_program(monkeypatch)
 
 
 @pytest.fixture
@@ -143,14 +139,6 @@ def test_a_part_that_hangs_is_ended_with_all_its_processes(gpu, out, monkeypatch
     until(lambda: not any(map(_runs, pids())))
 
 
-def until(condition: Any) -> None:
-    """Wait; the bound is a guard against hanging."""
-    end = time.monotonic() + HANGS
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def _runs(pid: int) -> bool:
     """Whether a process is there, and no zombie that nobody has waited for yet."""
     try:
@@ -186,72 +174,6 @@ def test_ctrl_c_ends_the_part_and_keeps_what_is_done(gpu, out, capsys):
     assert "## " not in (out / "results.md").read_text()  # of parts that are not the program's own
 
 
-# ---- the code's state ----
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A project of one commit."""
-    root = tmp_path / "project"
-    (root / "llama").mkdir(parents=True)
-    (root / "llama" / "a.py").write_text("a = 1\n")
-    (root / ".gitignore").write_text("build/\n")
-    git(root, "init", "-q")
-    commit(root)
-    return root
-
-
-def git(root: Path, *words: str) -> str:
-    names = ("-c", "user.name=x", "-c", "user.email=x@example.org")
-    return subprocess.run(
-        ["git", *names, *words], cwd=root, check=True, capture_output=True, text=True
-    ).stdout
-
-
-def commit(root: Path) -> str:
-    git(root, "add", "-A")
-    git(root, "commit", "-qm", "x")
-    return git(root, "rev-parse", "HEAD").strip()
-
-
-def test_the_code_s_state_is_its_commit_and_what_was_changed(gpu, project):
-    def identity(out: str = "build/gpu") -> str:
-        return str(gpu.results.identity(project, project / out))
-
-    first = git(project, "rev-parse", "HEAD").strip()
-    assert identity() == first[:12]
-    (project / "build").mkdir()
-    (project / "build" / "x").write_text("ignored")
-    (project / "figures").mkdir()
-    (project / "figures" / "results.json").write_text("{}")
-    assert identity("figures") == first[:12]  # the results themselves are none of it
-    seen = {identity()}
-    assert first[:12] + " changed" in seen.copy().pop()
-    (project / "llama" / "a.py").write_text("a = 2\n")
-    seen.add(identity("figures"))
-    (project / "llama" / "b.py").write_text("b = 1\n")
-    seen.add(identity("figures"))
-    (project / "llama" / "b.py").write_text("b = 2\n")
-    seen.add(identity("figures"))
-    seen.add(identity("other"))
-    assert len(seen) == 5
-    assert identity("figures") == identity("figures")
-    assert commit(project)[:12] == identity()
-
-
-def test_without_git_the_sources_are_the_state(gpu, project, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    first = gpu.results.identity(project, project / "build")
-    assert first.startswith("files ")
-    assert gpu.results.identity(project, project / "build") == first
-    (project / "llama" / "a.py").write_text("a = 2\n")
-    assert gpu.results.identity(project, project / "build") != first
-
-
-def test_a_copy_within_another_checkout_is_not_that_one(gpu, project):
-    assert gpu.results.identity(project / "llama", project / "build").startswith("files ")
-
-
 # ---- the command line ----
 
 
@@ -271,6 +193,7 @@ def machine(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (["--parts", "tests,foo"], {}, 2, "PARTS=foo is unknown; known are tests, ceilings, decode-7b"),
         (["--out", "{file}"], {}, 2, "cannot be used"),
         (["--out", "{file}/below"], {}, 2, "cannot be used"),
+        (["--out", ""], {}, 2, "OUT is empty"),
         (["--limit", "0"], {}, 2, "LIMIT=0; it must be a number of seconds above 0"),
         (["--limit", "nan"], {}, 2, "LIMIT=nan"),
         ([], {"machine": None}, 3, "no GPU: torch finds no CUDA device"),
@@ -324,63 +247,6 @@ def test_every_library_that_may_be_lacking_is_locked(gpu):
     blocks = gpu.libraries.locked(names)
     assert all(block.startswith(f"{name}==") and "--hash=sha256:" in block for name, block in blocks.items())
     assert len(blocks) == len(names)
-
-
-# ---- results.md ----
-
-
-def test_a_row_has_the_median_the_range_the_bound_and_the_share(gpu):
-    figures = gpu.figures
-    cost = figures.Cost(bytes=1e9, flops=1e9, tokens=2)
-    rows = {
-        "ceilings": [
-            figures.Figure("copy", "GB/s", [900.0, 1000.0, 1100.0], ceiling="bandwidth"),
-            figures.Figure("small copy", "GB/s", [10.0], ceiling="bandwidth"),
-            figures.Figure("product", "TFLOP/s", [100.0], ceiling="matmul"),
-        ],
-        "decode-7b": [figures.Figure("decode", "tokens/s", [1000.0, 500.0, 1500.0], cost, note="a note")],
-        "prefill-7b": [figures.Figure("prefill", "ms", [4.0], cost)],
-    }
-    entry = {"status": "done", "seconds": 3.0, "lacking": [], "clocks": {"sm_mhz": 1980.0}}
-    parts = {name: {**entry, "figures": [each.as_json() for each in found]} for name, found in rows.items()}
-    run = gpu.results.Run("abc", MACHINE, parts)
-    text = gpu.report.markdown(run)
-    assert "| decode (a note) | 1,000 tokens/s | 500 to 1,500, 3 | 2,000 tokens/s | 50% |\n" in text
-    assert "| prefill | 4.00 ms |  | 1.00 ms | 25% |\n" in text
-    assert "| copy | 1,000 GB/s | 900 to 1,100, 3 |  |  |\n" in text
-    assert "done in 3 s; SM 1980 MHz\n" in text
-    assert "tests: not run yet\n" in text
-    assert "pretended" not in text
-    pretended = gpu.report.markdown(dataclasses.replace(run, machine={**MACHINE, "pretended": True}))
-    lines = [line for line in pretended.splitlines() if line and not line.startswith("| ---")]
-    assert all("pretended" in line for line in lines)
-    del parts["ceilings"]
-    assert "| decode (a note) | 1,000 tokens/s | 500 to 1,500, 3 |  |  |\n" in gpu.report.markdown(run)
-
-
-# ---- clocks ----
-
-
-def test_clocks_are_what_nvidia_smi_says_meanwhile(gpu, tmp_path, monkeypatch):
-    program = tmp_path / "nvidia-smi"
-    lines = "1980, 2619, 40, 300.5, 0x0\\n1700, 2619, 60, [N/A], 0x4\\n1900, 2619, 50, 700, 0x0\\nno GPU\\n"
-    program.write_text(f"#!/bin/sh\nprintf '{lines}'\ntouch {tmp_path}/said\nexec sleep 600\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    found: dict[str, Any] = {}
-    with gpu.clocks.watched(found):
-        until((tmp_path / "said").exists)
-    assert found == {
-        "sm_mhz": 1900,
-        "memory_mhz": 2619,
-        "temperature_c": 60,
-        "power_w": 700,
-        "throttle_reasons": ["0x0", "0x4"],
-    }
-    monkeypatch.setenv("PATH", "")
-    with gpu.clocks.watched(found := {}):
-        pass
-    assert found == {}
 
 
 # ---- the whole of it ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -27,9 +28,9 @@ def _copies(place: Workplace) -> None:
         if 2 * size > place.free() * 0.9:
             place.lacks(f"copies of {mib:,} MiB: too little memory is free")
             continue
-        source = torch.zeros(size, dtype=torch.uint8, device=place.device)
+        source = torch.empty(size // 2, dtype=torch.bfloat16, device=place.device).normal_(0, 1)
         target = torch.empty_like(source)
-        taken = _samples(place, lambda a=source, b=target: b.copy_(a))
+        taken = _samples(place, partial(target.copy_, source))
         place.emit(
             Figure(f"copy of {mib:,} MiB", "GB/s", [2 * size / 1e9 / t for t in taken], ceiling="bandwidth")
         )
@@ -43,7 +44,7 @@ def _products(place: Workplace) -> None:
         # As weights lie in memory: a row for each output.
         weight = torch.empty(columns, inner, dtype=torch.bfloat16, device=place.device).normal_(0, 0.02)
         out = torch.empty(rows, columns, dtype=torch.bfloat16, device=place.device)
-        taken = _samples(place, lambda x=x, w=weight, out=out: torch.mm(x, w.t(), out=out))
+        taken = _samples(place, partial(torch.mm, x, weight.t(), out=out))
         rates = [2 * rows * columns * inner / 1e12 / t for t in taken]
         name = f"bfloat16 product, {rows:,} x {inner:,} x {columns:,}"
         place.emit(Figure(name, "TFLOP/s", rates, ceiling="matmul"))

@@ -1,8 +1,8 @@
-"""One decode step, taken apart: how long the device works, what is launched, where the host waits."""
+"""One decode step, taken apart: how long the device works, what is launched and copied, where the host waits."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,21 +13,33 @@ from ..models import make_model, shape
 from ..workplace import Workplace
 from .engine_runs import Decoding, fitting
 
-__all__ = ["run"]
+__all__ = ["run", "taken_apart"]
 
 # That are asked for: those without the profiler, two with it.
 _STEPS = 16
-_WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
-_LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+# Not cudaDeviceSynchronize: that is the measurement's own.
+_WAITS = ("cudaStreamSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
-def _profiled(decoding: Decoding, activities: list[ProfilerActivity]) -> tuple[Any, float]:
-    """A step under the profiler -> its events, and its seconds, which the profiler lengthens."""
-    with profile(activities=activities) as profiler:
-        started = time.perf_counter()
-        decoding.timed(1)
-        taken = time.perf_counter() - started
-    return profiler.key_averages(), taken
+def taken_apart(events: Iterable[Any]) -> dict[str, tuple[float, str]]:
+    """Of a profile's averages: what it counts, each with its unit."""
+    events = list(events)
+    # What ran on the device. Operators of the host carry the same time once more.
+    there = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    copies = [event for event in there if event.key.startswith("Memcpy")]
+    kernels = [event for event in there if not event.key.startswith(("Memcpy", "Memset"))]
+
+    def copied(word: str) -> float:
+        return float(sum(event.count for event in copies if word in event.key))
+
+    return {
+        "the device works": (sum(event.self_device_time_total for event in there) / 1000, "ms"),
+        "kernels": (float(sum(event.count for event in kernels)), "launches"),
+        "waits of the host": (float(sum(event.count for event in events if event.key in _WAITS)), "waits"),
+        "copies in": (copied("HtoD"), "copies"),
+        "copies out": (copied("DtoH"), "copies"),
+        "copies of memory that is not pinned": (copied("Pageable"), "copies"),
+    }
 
 
 def _step(place: Workplace, batch: int, decoding: Decoding) -> None:
@@ -35,20 +47,12 @@ def _step(place: Workplace, batch: int, decoding: Decoding) -> None:
     plain = [1000 * decoding.timed(1) for _ in range(place.rounds(10))]
     place.emit(Figure(f"{name}: unprofiled", "ms", plain))
     activities = [ProfilerActivity.CPU] if place.tiny else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    _profiled(decoding, activities)  # the profiler's own start
-    events, taken = _profiled(decoding, activities)
-    counts = {event.key: event.count for event in events}
-    # Events of the device: kernels and copies. Of operators on the host, the device's time would count them twice.
-    there = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
-    busy = sum(event.self_device_time_total for event in there) / 1000
-    launches = sum(counts.get(key, 0) for key in _LAUNCHES)
-    place.emit(Figure(f"{name}: the device works", "ms", [busy]))
-    place.emit(Figure(f"{name}: kernels launched", "launches", [float(launches)]))
-    # One of them is that of the measurement.
-    place.emit(
-        Figure(f"{name}: waits of the host", "waits", [float(sum(counts.get(key, 0) for key in _WAITS))])
-    )
-    place.emit(Figure(f"{name}: copies", "copies", [float(counts.get("cudaMemcpyAsync", 0))]))
+    for _ in range(2):  # the first has the profiler's own start
+        with profile(activities=activities) as profiler:
+            taken = decoding.timed(1)
+    events = profiler.key_averages()
+    for what, (value, unit) in taken_apart(events).items():
+        place.emit(Figure(f"{name}: {what}", unit, [value]))
     order = "self_cpu_time_total" if place.tiny else "self_device_time_total"
     print(f"{name}, {1000 * taken:.1f} ms under the profiler")
     print(events.table(sort_by=order, row_limit=25, max_name_column_width=60), flush=True)

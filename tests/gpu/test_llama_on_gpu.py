@@ -13,9 +13,9 @@ from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.engine import runner
+from llama.engine import transfers
 from llama.errors import NumericsError
-from llama.kernels import attention, norms, sampling
+from llama.kernels import attention, draws, norms
 
 BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32"}
 
@@ -141,12 +141,9 @@ class Forgetful:
 
 
 PLANTED = [
-    (runner, "tensor", "greedy"),
+    (transfers, "empty", "greedy"),
     (norms, "arange", "greedy"),
-    (sampling, "tensor", "top-p"),
-    (sampling, "zeros", "sampled"),
-    (sampling, "arange", "top-p"),
-    (sampling, "tensor", "penalties"),
+    (draws, "arange", "greedy"),
     (attention, "arange", "long prompt"),
 ]
 

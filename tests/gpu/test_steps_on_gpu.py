@@ -1,4 +1,4 @@
-"""Laws of a step on CUDA: one copy there, one back, one wait; the same launches for any batch; and it can be recorded."""
+"""Laws of a step on CUDA: one copy there, one back, one wait; as many launches for any batch; it can be recorded."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pretended_gpu import GpuTensor, pretended
 from torch import nn
 
-from llama.kernels import sampling
+from llama.checkpoint.upload import Upload
 
 CUDA = torch.device("cuda", 0)
 pytestmark = pytest.mark.usefixtures("guard")  # of the pretended one itself
@@ -219,11 +219,11 @@ def test_everything_that_waits_or_is_copied_is_counted(gpu, name, inference):
 
 
 def test_a_count_says_where_in_the_package_it_comes_from(gpu):
-    rows = torch.zeros(2, 8, device="cuda")
+    upload = Upload(CUDA)
     gpu.forget()
-    sampling.all_finite(rows)
+    upload.finish()
     ((line,),) = [gpu.told("sync")]
-    assert line.startswith("1 x _local_scalar_dense.default at kernels/sampling.py:")
+    assert line.startswith("2 x Event.synchronize at checkpoint/upload.py:")
 
 
 def test_work_on_another_device_than_the_current_one_is_counted(gpu):

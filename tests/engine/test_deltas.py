@@ -25,7 +25,7 @@ def written(tokens, **more):
     """The deltas of a sequence that writes these ids, one at a time."""
     request = ask(4, len(tokens), **more)
     detokenizer = Detokenizer(TOKENIZER, stop=request.stop)
-    sequence = SequenceState(0, request, 0, None, detokenizer, list(request.prompt))
+    sequence = SequenceState(0, request, 0, detokenizer, list(request.prompt))
     deltas = []
     for i, token in enumerate(tokens):
         if sequence.finish_reason is None:

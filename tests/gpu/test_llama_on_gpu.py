@@ -157,7 +157,7 @@ PLANTED = [
 def test_a_forgotten_device_fails(gpu, on_gpu, monkeypatch, module, function, call):
     monkeypatch.setattr(module, "torch", Forgetful(function))
     with pytest.raises(RuntimeError, match="on the same device"):
-        CALLS[call](on_gpu)
+        CALLS[call](Llama(on_gpu.model, on_gpu.tokenizer))  # with buffers of its own
 
 
 def test_all_work_is_done_with_the_model_s_device_as_the_current_one(two_gpus, gpu, tiny_checkpoint, on_cpu):

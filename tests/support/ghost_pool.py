@@ -30,6 +30,7 @@ class GhostPool:
 
     def __init__(self, model, blocks, size):
         self.model, self.size, self.device, self.form = model, size, model.device, model.dtype
+        self.shift = size.bit_length() - 1
         self.slots = [None] * (blocks * size)
 
     def _block(self, block):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CODE := llama tests tools benchmarks examples setup.py example_completion.py example_infilling.py example_instructions.py
 
-.PHONY: demo test clients solutions floors ray docs format fuzz mutants
+.PHONY: demo test clients solutions floors ray docs format fuzz mutants gpu gpu-wheels
 # Damaged inputs that `make fuzz` tries of each kind, and the seed they come from.
 N ?= 20000
 SEED ?= 0
@@ -81,6 +81,20 @@ floors: .venv/dev
 
 ray: .venv-ray/ready
 	.venv-ray/bin/python -m pytest --config-file tests/ray/pytest.ini tests/ray
+
+# Tests and figures of a machine with a GPU, which needs no network: docs/gpu.md. The Python is the machine's own.
+PARTS ?=
+OUT ?= build/gpu
+LIMIT ?= 540
+PRETEND ?=
+PRETENDED := $(filter-out 0,$(PRETEND))
+GPU_PYTHON = PYTHONPATH=benchmarks$${PYTHONPATH:+:$$PYTHONPATH} $(if $(PRETENDED),$(BIN)/python,$(PYTHON))
+gpu: $(if $(PRETENDED),.venv/dev)
+	$(GPU_PYTHON) -m gpu --parts "$(PARTS)" --out "$(OUT)" --limit "$(LIMIT)" $(if $(PRETENDED),--pretend)
+
+# What such a Python may lack, to be copied there: build/gpu-wheels.
+gpu-wheels: .venv/core
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu.libraries build/gpu-wheels
 
 # The API reference, from the docstrings: build/api/index.html.
 docs: .venv/dev

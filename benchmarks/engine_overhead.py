@@ -18,7 +18,7 @@ import fire
 import torch
 
 from llama.engine import Engine, Request
-from llama.kv_cache import BatchCache
+from llama.kv_cache import Step
 from llama.model import ModelArgs, Transformer
 from llama.sampling import GREEDY, SamplingParams
 from llama.tokenizer import Tokenizer
@@ -48,8 +48,7 @@ class NullModel(Transformer):
         self._rows = 8 * torch.randn(64, vocab, generator=torch.Generator().manual_seed(0))
         self._rows[:, pieces:] = -30.0  # ids that the tokenizer does not have
 
-    def hidden(self, tokens_T: torch.Tensor, cache: BatchCache) -> torch.Tensor:
-        cache.commit()
+    def hidden(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:
         return tokens_T[:, None]
 
     def logits(self, hidden_NC: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from llama_cpp_peer import LlamaCpp
 from peers import parts
 
 from llama import Llama
-from llama.kv_cache import BatchCache
+from llama.kv_cache import BLOCK, Part
 
 TINY = Path(__file__).parent.parent / "CodeLlama-tiny"
 # As its MODEL_CARD.md lists them.
@@ -48,10 +49,12 @@ def texts() -> Iterator[str]:
 def ours(llama: Llama) -> Logits:
     """The logits behind each id of a window, (ids, vocabulary)."""
 
+    pool = llama.model.new_pool(1 + -(-_WINDOW // BLOCK))
+
     @torch.inference_mode()
     def logits(ids: list[int]) -> np.ndarray:
-        cache = llama.model.new_cache()
-        hidden = llama.model.hidden(torch.tensor(ids), BatchCache([cache], [len(ids)]))
+        table = array("i", range(1, 1 + -(-len(ids) // pool.size)))
+        hidden = llama.model.hidden(torch.tensor(ids), pool.step([Part(table, 0, len(ids))]))
         return llama.model.logits(hidden).float().numpy()
 
     return logits

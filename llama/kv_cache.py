@@ -88,6 +88,9 @@ class KVPool:
         dtype, numbers = row_of(form, head_dim)
         shape = (n_layers, 2, n_kv_heads, blocks, size, numbers)
         self.store, self._memory = _reserved(shape, dtype, device)
+        # For compiled kernels: where it is, from one layer to the next, and how a position is split.
+        self.address, self.layer_bytes = self.store.data_ptr(), self.store.stride(0) * self.store.itemsize
+        self.positions, self.shift = blocks * size, size.bit_length() - 1
         self._layers = [(keys, values) for keys, values in self.store]
         self._attention = attention_for(form, device, head_dim)
 
@@ -146,8 +149,9 @@ class Step:
 
     def __init__(self, pool: KVPool, parts: Iterable[Part]) -> None:
         self.tables, starts, counts = zip(*parts, strict=True)
-        assert all(count > 0 for count in counts)
+        assert min(counts) > 0
         self.pool = pool
+        self._parts: Parts | None = None
         self.starts = array("q", starts)
         if sum(counts) == len(counts):  # one token of each: most steps
             self.firsts = array("q", range(len(counts) + 1))
@@ -159,7 +163,7 @@ class Step:
             spans = [range(start, end) for start, end in zip(starts, self.lengths, strict=True)]
             self.positions = array("q", itertools.chain.from_iterable(spans))
             owners = itertools.chain.from_iterable(map(itertools.repeat, self.tables, counts))
-        shift, place = pool.size.bit_length() - 1, pool.size - 1
+        shift, place = pool.shift, pool.size - 1
         pairs = zip(owners, self.positions, strict=True)
         self.slots = array("q", [table[at >> shift] << shift | at & place for table, at in pairs])
 
@@ -181,12 +185,19 @@ class Step:
         """The numbers on the pool's device. May be set before they are used, by who has copied them already."""
         return StepTensors(*(torch.from_numpy(each).to(self.pool.device) for each in self.on_host))
 
-    @functools.cached_property
+    @property
     def parts(self) -> Parts:
         """The sequences, for compiled kernels."""
-        self._tables = array("q", [table.buffer_info()[0] for table in self.tables])
-        numbers = (self.firsts, self.starts, self.slots, self._tables)
-        return Parts(len(self.tables), *(each.buffer_info()[0] for each in numbers))
+        if self._parts is None:  # functools.cached_property takes a lock
+            self._tables = array("q", [table.buffer_info()[0] for table in self.tables])
+            self._parts = Parts(
+                len(self.tables),
+                self.firsts.buffer_info()[0],
+                self.starts.buffer_info()[0],
+                self.slots.buffer_info()[0],
+                self._tables.buffer_info()[0],
+            )
+        return self._parts
 
     @functools.cached_property
     def runs(self) -> list[list[slice]]:

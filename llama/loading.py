@@ -6,11 +6,11 @@ import os
 import time
 import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
-from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
+from .checkpoint import Checkpoint, GgufCheckpoint, load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.base import dtype_name
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
@@ -26,7 +26,7 @@ from .kernels.operators import computes_well
 from .kernels.report import why_missing
 from .model import Transformer
 from .printable import shown
-from .sizing.args import ModelArgs, check_size
+from .sizing.args import STEP_TOKENS_CUDA, ModelArgs, check_size
 from .sizing.budget import (
     CACHE_DTYPES,
     CacheMemory,
@@ -35,6 +35,7 @@ from .sizing.budget import (
     cache_bytes_per_token,
     check_cache_dtype,
     check_cache_memory,
+    leaving_room,
     parameter_count,
     plan_cache,
 )
@@ -57,6 +58,21 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from.
+
+    Args:
+        file_format: "gguf", "safetensors" or "pytorch", which is pickled files.
+        quantization: `Checkpoint.quantization`, e.g. "Q4_K_M"; None if the matrices are plain.
+        adapter: 62 bits of a hash of the adapter that is merged into the weights; None without one.
+    """
+
+    file_format: str
+    quantization: str | None
+    adapter: int | None
+
+
+@dataclass(frozen=True)
 class Built:
     """What `build` made: the parts of a `Llama`."""
 
@@ -64,6 +80,7 @@ class Built:
     tokenizer: Tokenizer
     cache_tokens: int
     retained_tokens: int
+    origin: Origin
 
 
 @torch.inference_mode(False)  # weights made in inference mode do not count their edits
@@ -112,6 +129,8 @@ def build(
                 cache_dtype=cache_dtype,
             )
             model = _load(checkpoint, parallel, memory, cache_dtype)
+            largest_step = partial(model.run_largest, STEP_TOKENS_CUDA)
+            plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step)
     except BaseException as error:
         leave(parallel, error)
         raise
@@ -126,7 +145,16 @@ def build(
         f" {memory.describe(checkpoint.quantization)}{why}) on {target.type},"
         f" {_sizes(checkpoint.args, parallel, memory, plan, time.monotonic() - started)}"
     )
-    return Built(model, tokenizer, plan.tokens, plan.retained)
+    return Built(model, tokenizer, plan.tokens, plan.retained, _origin(checkpoint))
+
+
+def _origin(checkpoint: Checkpoint) -> Origin:
+    """Reads an adapter's file whole, and no other weight."""
+    file_format = "gguf" if checkpoint.layout == GgufCheckpoint.layout else "pytorch"
+    if checkpoint.files[0].suffix == ".safetensors":
+        file_format = "safetensors"
+    adapter = adapter_of(checkpoint)
+    return Origin(file_format, checkpoint.quantization, None if adapter is None else adapter.digest)
 
 
 def _model_parallel_size(given: int | None) -> int:

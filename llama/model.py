@@ -252,6 +252,21 @@ class Transformer(nn.Module):
             self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, blocks, size
         )
 
+    @torch.inference_mode()
+    def run_largest(self, tokens: int) -> None:
+        """Run the steps that take most memory, for what they take.
+
+        These are a chunk of `tokens` tokens at the end of max_seq_len positions, and one token of max_batch_size
+        sequences there. All share the blocks of one sequence: what comes out means nothing.
+        """
+        seq, rows = self.params.max_seq_len, self.params.max_batch_size
+        count = min(tokens, seq)
+        table = array("i", range(1, 1 + -(-seq // BLOCK)))
+        pool = self.new_pool(1 + len(table))
+        for parts in ([Part(table, seq - count, count)], [Part(table, seq - 1, 1)] * rows):
+            ids = torch.zeros(sum(part.count for part in parts), dtype=torch.long, device=self.device)
+            self.logits(self.hidden(ids, pool.step(parts))[-rows:])
+
     def hidden(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:
         """Run the tokens of a step -> normed last hidden states (T, C); its pool gains their keys and values."""
         with _undisturbed(tokens_T.device):

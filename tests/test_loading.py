@@ -135,9 +135,7 @@ def test_an_int8_cache_holds_more_tokens_in_the_same_memory(
         with Llama.build(
             wide, None, 64, 2, device="cpu", dtype=dtype, cache_memory="1MiB", cache_dtype=cache_dtype
         ) as llama:
-            cache = llama.model.new_cache()
-            cache.reserve(64)
-            found.append((llama.engine.blocks.total, cache.nbytes))
+            found.append((llama.engine.blocks.total, llama.model.new_pool(2).nbytes))
             llama.text_completion(["def f(x):"], max_gen_len=5)
     bits = 32 if dtype == "float32" else 16
     assert found[1][0] == pytest.approx(found[0][0] * bits / 8.5, rel=0.01)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pools import Held
 from tiny_llama import SHAPES, tiny_model, twin, twin_logits
 
 import llama.model
 from llama.api import compat
 from llama.errors import ConfigError, ParallelismError
 from llama.kernels.operators import rotate
-from llama.kv_cache import BatchCache
 from llama.model import ModelArgs, Transformer
 from llama.sizing.args import check_size, valid_sizes
 
@@ -187,12 +187,10 @@ def test_a_bfloat16_model_turns_its_heads_by_float32_tables(monkeypatch):
         llama.model, "rotate", lambda x, table: (seen.append((x, table)), rotate(x, table))[1]
     )
     model = tiny_model(dtype=torch.bfloat16, max_seq_len=20000)
-    cache = model.new_cache()
-    cache.reserve(16384)
-    cache.length = 16383
-    for store in (*cache._keys, *cache._values):
-        store.zero_()
-    model.hidden(torch.tensor([5]), BatchCache([cache], [1]))
+    held = Held(model, [0], room=16384)
+    held.pool.store.zero_()
+    held.computed = [16383]
+    held.run(torch.tensor([5]), [1])
     assert len(seen) == 4  # queries and keys of two layers
     for x_THD, table in seen:
         assert x_THD.dtype == torch.bfloat16
@@ -213,7 +211,7 @@ def ids_of(count, seed=0, vocab=400):
 
 
 def logits_of(model, ids):
-    return model.logits(model.hidden(torch.tensor(ids), BatchCache([model.new_cache()], [len(ids)])))
+    return model.logits(Held(model, [0], room=len(ids)).run(torch.tensor(ids), [len(ids)]))
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -260,22 +258,23 @@ LENGTH = 24
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.data())
 def test_any_chunking_and_any_neighbours(model, shape, data):
-    """Sequences in chunks of any size, in steps of any company: each gets the logits of its own run alone."""
+    """Sequences in chunks of any size, in steps of any company, in any blocks: each gets the logits of its own run
+    alone."""
     lengths = data.draw(st.lists(st.integers(1, LENGTH), min_size=1, max_size=4), label="lengths")
     prompts = [ids_of(length, seed=i) for i, length in enumerate(lengths)]
-    caches = [model.new_cache() for _ in prompts]
+    size, scatter = data.draw(st.sampled_from([1, 4, 32]), label="block"), data.draw(st.integers(0, 9))
+    held = Held(model, [0] * len(prompts), size=size, room=LENGTH, scatter=scatter)
     parts: list[list[torch.Tensor]] = [[] for _ in prompts]
-    while any(cache.length < len(ids) for cache, ids in zip(caches, prompts, strict=True)):
-        open_rows = [i for i, ids in enumerate(prompts) if caches[i].length < len(ids)]
+    while open_rows := [i for i, ids in enumerate(prompts) if held.computed[i] < len(ids)]:
         rows = data.draw(st.permutations(open_rows), label="order")
         rows = rows[: data.draw(st.integers(1, len(rows)), label="company")]
-        counts = [data.draw(st.integers(1, len(prompts[i]) - caches[i].length), label="chunk") for i in rows]
+        counts = [data.draw(st.integers(1, len(prompts[i]) - held.computed[i]), label="chunk") for i in rows]
         run = [
             token
             for i, count in zip(rows, counts, strict=True)
-            for token in prompts[i][caches[i].length :][:count]
+            for token in prompts[i][held.computed[i] :][:count]
         ]
-        hidden = model.hidden(torch.tensor(run), BatchCache([caches[i] for i in rows], counts))
+        hidden = held.run(torch.tensor(run), dict(zip(rows, counts, strict=True)))
         for i, part in zip(rows, hidden.split(counts), strict=True):
             parts[i].append(part)
     for ids, part in zip(prompts, parts, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from ..checkpoint.memory import largest_rank
     from ..sizing.args import ModelArgs, check_size
     from ..sizing.budget import GIB, check_cache_dtype
-    from ..sizing.estimate import estimate, table
+    from ..sizing.estimate import devices, estimate, step_tokens_on, table
 
     if options.table:
         for line in table().splitlines():
@@ -92,7 +93,8 @@ def run(options: argparse.Namespace) -> int:
         weights = largest_rank(checkpoint, options.mp, dtype)
     cache = check_cache_dtype(options.cache_dtype, args.head_dim)
     sizes = (options.mp, options.seq, options.batch)
-    found = estimate(args, *sizes, dtype, weights=weights, cache_dtype=cache)
+    step_tokens = step_tokens_on(devices()[0][0])
+    found = estimate(args, *sizes, dtype, weights=weights, cache_dtype=cache, step_tokens=step_tokens)
     out(f"{options.model} on {options.mp} rank{'s' if options.mp > 1 else ''}, GiB per rank:")
     out(f"  weights     {found.weights / GIB:8.2f}  {kind or dtype_name(dtype)}")
     in_format = "" if cache == "auto" else f" in {cache}"
@@ -127,17 +129,17 @@ def _fit(
 ) -> str:
     """Whether a rank's part fits in the free bytes, and the longest sequences and largest batch that do."""
     from ..sizing.budget import GIB, SPARE
-    from ..sizing.estimate import estimate, largest
+    from ..sizing.estimate import estimate, largest, step_tokens_on
 
     if free is None:
         return f"{name}: the system does not say how much memory is free"
     size, seq, batch = options.mp, options.seq, options.batch
-    cache = options.cache_dtype
+    estimated = partial(
+        estimate, weights=weights, cache_dtype=options.cache_dtype, step_tokens=step_tokens_on(name)
+    )
 
     def fits(seq: int, batch: int) -> bool:
-        return (
-            estimate(args, size, seq, batch, dtype, weights=weights, cache_dtype=cache).total <= free * SPARE
-        )
+        return estimated(args, size, seq, batch, dtype).total <= free * SPARE
 
     has = f"{name}: {free / GIB:.2f} GiB free per rank"
     if not fits(1, 1):

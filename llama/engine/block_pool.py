@@ -25,16 +25,14 @@ class BlockPool:
         assert positions >= 0 < size
         self.size = size
         self.total = self.needed(positions)
-        # Free blocks that were in use since their memory was given back.
-        self._idle: set[int] = set()
-        self.free = self.total
+        # Blocks that were in use since their memory was last given back, and those of them that are free.
+        self._touched: set[int] = set()
         self.clear()
 
     def clear(self) -> None:
         """Forget all holders, whatever state they are in."""
-        if self.free < self.total:
-            self._idle = set(range(1, self.total + 1))
-        self._holders = [0] * (self.total + 1)
+        self._idle = set(self._touched)
+        self._holders: dict[int, int] = {}  # of blocks that are held
         # Free ranges: start -> length, and the block behind each -> start.
         self._gaps = {1: self.total} if self.total else {}
         self._ends = {1 + self.total: 1} if self.total else {}
@@ -44,7 +42,7 @@ class BlockPool:
         # Set aside for what running sequences are about to take; a part of what is free or can be evicted.
         self.reserved = 0
         # Blocks that became free since `idle_ranges` last looked.
-        self._news = 0
+        self._news = len(self._idle)
 
     @property
     def used(self) -> int:
@@ -57,7 +55,7 @@ class BlockPool:
 
     def holders(self, block: int) -> int:
         """How many sequences hold a block."""
-        return self._holders[block]
+        return self._holders.get(block, 0)
 
     def allocate(self, count: int, behind: int = 0) -> list[int]:
         """Blocks for one holder; the caller has made sure that they are free.
@@ -85,14 +83,14 @@ class BlockPool:
             self._growing.discard(behind)
             self._growing.add(blocks[-1])
             self.free -= count
+            self._touched.update(blocks)
             self._idle.difference_update(blocks)
-            for block in blocks:
-                self._holders[block] = 1
+            self._holders.update(dict.fromkeys(blocks, 1))
         return blocks
 
     def share(self, block: int) -> int:
         """Count one more holder of a block that is not free -> how many it had."""
-        holders = self._holders[block]
+        holders = self._holders.get(block, 0)
         self._holders[block] = holders + 1
         return holders
 
@@ -100,10 +98,11 @@ class BlockPool:
         """Count one holder less of each -> those that nobody holds any more, in the same order."""
         unheld = []
         for block in blocks:
-            left = self._holders[block] - 1
+            left = self._holders.pop(block, 0) - 1
             assert left >= 0, f"block {block} released, but nobody holds it"
-            self._holders[block] = left
-            if not left:
+            if left:
+                self._holders[block] = left
+            else:
                 self._growing.discard(block)
                 unheld.append(block)
         return unheld
@@ -111,7 +110,7 @@ class BlockPool:
     def put_back(self, blocks: Iterable[int]) -> None:
         """Let blocks be free that nobody holds."""
         for block in blocks:
-            assert not self._holders[block]
+            assert block not in self._holders
             start, end = block, block + 1
             if start in self._ends:
                 start = self._ends.pop(start)
@@ -127,10 +126,10 @@ class BlockPool:
         """(first, count) of ranges whose memory the caller may give back: free, and in use since it last was.
 
         Args:
-            least: blocks of a range; shorter ones stay for a later call. None is looked for before so many blocks
-                have become free.
+            least: blocks of a range; shorter ones stay for a later call. Where it is more than one, none is looked
+                for before so many blocks have become free.
         """
-        if self._news < least or not self._idle:
+        if not self._idle or (least > 1 and self._news < least):
             return []
         self._news = 0
         found: list[tuple[int, int]] = []
@@ -144,6 +143,7 @@ class BlockPool:
             first, count = block, 1
         for first, count in found:
             self._idle.difference_update(range(first, first + count))
+            self._touched.difference_update(range(first, first + count))
         return found
 
     def _widest(self) -> int:

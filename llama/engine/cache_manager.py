@@ -71,7 +71,8 @@ class CacheManager:
     def fits(self, sequence: SequenceState, count: int, leaving: Collection[SequenceState] = ()) -> bool:
         """Whether a sequence can begin with `count` blocks, and its forks with as many.
 
-        What others hold of its prefix costs nothing. Forks share all full blocks of the prompt.
+        What others hold of its prefix, or are about to compute, costs nothing. Forks share all full blocks of the
+        prompt.
 
         Args:
             leaving: running sequences that would give up what they hold.
@@ -85,19 +86,23 @@ class CacheManager:
             return need <= room
         if need - len(sequence.tokens) // self.blocks.size > room:
             return False
-        held = sum(holders(block) > gone[block] for block in self._find(sequence).blocks)
-        return need - held <= room
+        match = self._find(sequence)
+        held = sum(holders(block) > gone[block] for block in match.blocks)
+        coming = match.shared // self.blocks.size - len(match.blocks) if match.leader is not None else 0
+        return need - held - coming <= room
 
     def allocate(self, sequence: SequenceState, count: int) -> None:
-        """Give a sequence `count` blocks, the longest prefix that is computed among them; it fits.
+        """Let a sequence begin that fits: with `count` blocks, the longest prefix that is computed among them.
 
-        What its forks will need is set aside.
+        If somebody is about to compute more of it, all that is behind that is only set aside; so is what its forks
+        will need.
         """
-        assert not sequence.table
+        assert not sequence.is_running
+        sequence.is_running = True
         self._reuse(sequence)
-        self._extend(sequence, count - len(sequence.table))
-        sequence.reserved = (sequence.slots - 1) * self._for_fork(sequence, count)
-        self.blocks.reserved += sequence.reserved
+        if sequence.leader is None:
+            self._extend(sequence, count - len(sequence.table))
+        self._set_aside(sequence, count)
         if self.prefixes is not None:
             self.prefixes.follow(sequence)
 
@@ -106,11 +111,15 @@ class CacheManager:
         leader = sequence.leader
         if leader is None:
             return False
-        coming = leader.table and not leader.stale and leader.computed < sequence.shared
+        coming = leader.is_running and not leader.stale and leader.computed < sequence.shared
         if coming and not leader.is_paused:
             return True
         self._reuse(sequence)
         return sequence.leader is not None
+
+    def give_up(self, sequence: SequenceState, count: int) -> None:
+        """Keep only what its forks will need set aside: a sequence that waits no more is about to take its own."""
+        self._set_aside(sequence, count)
 
     def fork(self, sequence: SequenceState, fork: SequenceState, count: int) -> None:
         """Let a fork share all that a sequence has computed, the last, partial block too.
@@ -121,23 +130,22 @@ class CacheManager:
         shared = sequence.table[: self.blocks.needed(sequence.computed)]
         for block in shared:
             self.blocks.share(block)
-        fork.table, fork.computed = shared, sequence.computed
+        fork.is_running, fork.table, fork.computed = True, shared, sequence.computed
         sequence.reserved -= count
         self.blocks.reserved -= count
         self._extend(fork, count)
 
-    def lacks(self, sequence: SequenceState) -> int:
-        """Blocks that it must get before its next token can be computed; at most 0 if it has them."""
-        have = len(sequence.table) - self._shares_last(sequence)
-        return self.blocks.needed(sequence.computed + 1) - have
+    def lacks(self, sequence: SequenceState, count: int) -> int:
+        """Blocks that it must get to have `count`, with that of its next token for itself; 0 or less if it does."""
+        return count - len(sequence.table) + self._shares_last(sequence)
 
-    def grow(self, sequence: SequenceState) -> tuple[int, int] | None:
-        """Make the block of its next token there, and its own; what it lacks is available.
+    def grow(self, sequence: SequenceState, count: int) -> tuple[int, int] | None:
+        """Give it what it lacks of `count` blocks, which is available, and the block of its next token for itself.
 
         Returns: if others hold that block too, (that block, the one that takes its place): what it holds must be
             copied before the step.
         """
-        self._extend(sequence, max(0, self.lacks(sequence)))
+        self._extend(sequence, self.lacks(sequence, count))
         if not self._shares_last(sequence):
             return None
         # What it has behind the shared block moves up.
@@ -163,7 +171,8 @@ class CacheManager:
             prefixes.forget(sequence)
         table, sequence.table, sequence.computed = sequence.table, array("i"), 0
         self.blocks.reserved -= sequence.reserved
-        sequence.reserved, sequence.leader, sequence.stale = 0, None, False
+        sequence.reserved, sequence.leader = 0, None
+        sequence.is_running = sequence.stale = False
         # The last first, so that a block is evicted before those that lead to it.
         for block in self.blocks.release(reversed(table)):
             if prefixes is None:
@@ -180,6 +189,14 @@ class CacheManager:
     def _for_fork(self, sequence: SequenceState, count: int) -> int:
         """Blocks that each fork writes, if the sequence has `count`."""
         return count - len(sequence.tokens) // self.blocks.size
+
+    def _set_aside(self, sequence: SequenceState, count: int) -> None:
+        """What is set aside for a sequence: for its forks, and for what it takes when its leader is done."""
+        reserved = (sequence.slots - 1) * self._for_fork(sequence, count)
+        if sequence.leader is not None:
+            reserved += count - sequence.shared // self.blocks.size
+        self.blocks.reserved += reserved - sequence.reserved
+        sequence.reserved = reserved
 
     def _shares_last(self, sequence: SequenceState) -> bool:
         """Whether others hold the block that its next token goes to."""

@@ -81,7 +81,8 @@ class Scheduler:
         # They share the full blocks of the prompt.
         full = len(request.prompt) // self.blocks.size
         each = max(1, self.blocks.needed(request.longest) - full)
-        return max(1, min(request.n, self.limits.max_batch_size, (self.blocks.total - full) // each))
+        fitting = (self.blocks.total - full) // each
+        return min(request.n, self.limits.max_batch_size, fitting)
 
     def waves(self, request: Request) -> list[Request]:
         """A request as several, each of as many samples as can run together; they give the same samples."""
@@ -179,6 +180,7 @@ class Scheduler:
         """
         if model_changed:
             self.cache_manager.invalidate()
+        self._end_waits()
         while self.can_begin():
             self._begin()
         unpaused = [sequence for sequence in self.running if not sequence.is_paused]
@@ -186,17 +188,17 @@ class Scheduler:
         batch = ScheduledBatch()
         for sequence in unpaused:
             # Only younger ones are preempted, so what is scheduled already stays.
-            if sequence.pending == 1 and sequence.table and left and self._grow(sequence, batch.copies):
+            if sequence.pending == 1 and sequence.is_running and left and self._grow(sequence, batch.copies):
                 batch.append(ScheduledSequence(sequence, sequence.computed, 1))
                 left -= 1
         decodes = len(batch)
-        prefills = [sequence for sequence in unpaused if sequence.pending > 1 and sequence.table]
+        prefills = [sequence for sequence in unpaused if sequence.pending > 1 and sequence.is_running]
         budget = math.inf
         if prefills and any(scheduled.sequence.request.streaming for scheduled in batch):
             budget = self.limits.prefill_tokens + 2 * decodes
         for sequence in prefills:
-            if self.cache_manager.waits_for_prefix(sequence):
-                continue
+            if sequence.leader is not None:
+                continue  # an older one computes their common prefix
             cost = 1 + sequence.computed / self.limits.attention_breakeven
             least = int(len(batch) == decodes)  # the oldest gets at least one token
             count = int(min(sequence.pending, left, max(least, budget / cost)))
@@ -296,15 +298,36 @@ class Scheduler:
         Args:
             copies: gets the block to copy, if others hold the one that the token goes to.
         """
-        # Asked again each time: whoever is preempted may have held the same block.
-        while self.cache_manager.lacks(sequence) > max(0, self.cache_manager.available):
+        count = self.blocks.needed(sequence.computed + 1)
+        if not self._make_room(sequence, count):
+            return False
+        copy = self.cache_manager.grow(sequence, count)
+        if copy is not None:
+            copies.append(copy)
+        return True
+
+    def _end_waits(self) -> None:
+        """Give those whose prefix is computed, or will not be, the other blocks that they begin with.
+
+        Whoever computed it may have left before it was done; then they take more than was set aside. That is before
+        any sequence is scheduled, so that what is scheduled stays.
+        """
+        for sequence in [s for s in self.running if s.leader is not None and not s.is_paused]:
+            if not sequence.is_running or self.cache_manager.waits_for_prefix(sequence):
+                continue
+            count = self._blocks_to_begin(sequence)
+            self.cache_manager.give_up(sequence, count)
+            if self._make_room(sequence, count):
+                self.cache_manager.grow(sequence, count)
+
+    def _make_room(self, sequence: SequenceState, count: int) -> bool:
+        """Preempt others until a sequence can have `count` blocks; False if it was preempted itself."""
+        # Asked again each time: whoever is preempted may have held the same blocks.
+        while self.cache_manager.lacks(sequence, count) > max(0, self.cache_manager.available):
             victim = next(self._victims())
             self.preempt(victim)
             if victim is sequence:
                 return False
-        copy = self.cache_manager.grow(sequence)
-        if copy is not None:
-            copies.append(copy)
         return True
 
     def _victims(self) -> Iterator[SequenceState]:

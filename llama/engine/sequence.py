@@ -104,9 +104,9 @@ class SequenceState:
 
     slots: of the batch. Until the prompt is prefilled, the first of the samples that run together stands for
     all of them and holds their slots and memory; afterwards each has its own. rest: further samples of the
-    request, which wait until these have begun. table: the blocks of its positions, in order, empty while it
-    does not run; others may hold some of them too. computed: positions whose keys and values are in them.
-    reserved: blocks that are set aside for its forks. is_paused: its caller wants no more of it for now.
+    request, which wait until these have begun. is_running: it has its slots. table: the blocks of its
+    positions, in order; others may hold some of them too. computed: positions whose keys and values are in them.
+    reserved: blocks that are set aside for it and its forks. is_paused: its caller wants no more of it for now.
     drafted, accepted: tokens that were drafted, and right; for reports. digest: of its request, set once ranks
     had to compare it (step_digest.py). leader, shared: an older sequence that is about to compute the first
     `shared` tokens of this one, which waits for them. stale: the model changed since it began, or its logits
@@ -134,6 +134,7 @@ class SequenceState:
     accepted: int = 0
     slots: int = 1
     rest: int = 0
+    is_running: bool = False
     table: array[int] = field(default_factory=lambda: array("i"))
     computed: int = 0
     reserved: int = 0
@@ -237,7 +238,7 @@ class SequenceState:
             for token in self.output:
                 detokenizer.push(token)
             self.detokenizer = detokenizer
-        self.table, self.computed, self.reserved = array("i"), 0, 0
+        self.is_running, self.table, self.computed, self.reserved = False, array("i"), 0, 0
         self.leader, self.shared, self.stale = None, 0, False
 
 

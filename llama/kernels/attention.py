@@ -12,6 +12,7 @@ a kernel, so memory is linear in S.
 from __future__ import annotations
 
 import itertools
+from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from . import cached
 if TYPE_CHECKING:
     from ..kv_cache import Step
 
-__all__ = ["Batch", "attend", "batches", "causal_attention", "gather", "runs", "store"]
+__all__ = ["Batch", "attend", "attend_launched", "batches", "causal_attention", "gather", "runs", "store"]
 
 # Bytes of one float32 block of keys in the CPU's 16-bit decode path: small enough for its caches.
 _BLOCK_BYTES = 1 << 20
@@ -50,25 +51,38 @@ def attend(
     """
     if q_THD.device != keys.device:
         raise RuntimeError(f"tokens on {q_THD.device}, but the keys and values are on {keys.device}")
+    if not keys.is_cpu:
+        return attend_launched(q_THD, k_TKD, v_TKD, keys, values, step)
     k_TKD, v_TKD = store(k_TKD, v_TKD, keys, values, step.tensors.slots, q_THD.dtype)
     out_THD = torch.empty_like(q_THD)
-    if q_THD.is_cpu:
-        for part, (first, end) in enumerate(itertools.pairwise(step.firsts)):
-            q, k, v = q_THD[first:end], k_TKD[first:end].transpose(0, 1), v_TKD[first:end].transpose(0, 1)
-            seen = [_pieces(x, step, part, q.dtype) for x in (keys, values)]
-            out_THD[first:end] = _with_nan(_over_pieces(q, k, v, *seen), q, k)
-        return out_THD
+    for part, (first, end) in enumerate(itertools.pairwise(step.firsts)):
+        q, k, v = q_THD[first:end], k_TKD[first:end].transpose(0, 1), v_TKD[first:end].transpose(0, 1)
+        seen = [_pieces(x, step, part, q.dtype) for x in (keys, values)]
+        out_THD[first:end] = _with_nan(_over_pieces(q, k, v, *seen), q, k)
+    return out_THD
+
+
+def attend_launched(
+    q_THD: torch.Tensor,
+    k_TKD: torch.Tensor,
+    v_TKD: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    step: Step,
+) -> torch.Tensor:
+    """`attend` where kernels are launched and nothing waits for them: how many there are depends on the chunks in the
+    step, and not on the number of single tokens."""
+    store(k_TKD, v_TKD, keys, values, step.tensors.slots, q_THD.dtype)
+    out_THD = torch.empty_like(q_THD)
     for batch in step.batches:
         q = q_THD[batch.rows]
-        if batch.slots_NS is None:
-            ((k,), (v,)) = (_pieces(x, step, batch.part, q.dtype) for x in (keys, values))
+        if batch.slots is None or batch.seen is None:
+            k, v = (_whole(x, step, batch.part, q.dtype) for x in (keys, values))
             out_THD[batch.rows] = causal_attention(q, k, v)
         else:
-            k, v = (
-                _read(x.flatten(1, 2)[:, batch.slots_NS], q.dtype).transpose(0, 1) for x in (keys, values)
-            )
+            k, v = (_read(x.flatten(1, 2)[:, batch.slots], q.dtype).transpose(0, 1) for x in (keys, values))
             q_NKGD = q.view(len(q), len(keys), -1, q.shape[2])
-            out = F.scaled_dot_product_attention(q_NKGD, k, v, attn_mask=batch.seen_NS[:, None, None])
+            out = F.scaled_dot_product_attention(q_NKGD, k, v, attn_mask=batch.seen[:, None, None])
             out_THD[batch.rows] = out.flatten(1, 2)
     return out_THD
 
@@ -77,18 +91,18 @@ class Batch(NamedTuple):
     """Rows of a step that are attended at once where each kernel has to be launched: a chunk of the sequence `part`, or
     single tokens of several sequences, of which all positions are gathered.
 
-    slots_NS: where each sequence's positions are, up to the longest's; behind its end, that of its first, so that
-    nothing is read which may hold a NaN. seen_NS: whether there is such a position.
+    slots (N, S): where each sequence's positions are, up to the longest's; behind its end, that of its first, so that
+    nothing is read which may hold a NaN. seen (N, S): whether there is such a position.
     """
 
     rows: slice
     part: int
-    slots_NS: torch.Tensor | None = None
-    seen_NS: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    seen: torch.Tensor | None = None
 
 
 def batches(step: Step) -> list[Batch]:
-    """How a step is attended on a device that is not the CPU. What it makes is on the device, of the device's numbers."""
+    """How a step is attended where kernels are launched. What it makes is on the device, from numbers of the device."""
     found: list[Batch] = []
     size, most = step.pool.size, _GATHERED // (4 * step.pool.n_kv_heads * step.pool.head_dim)
     counts = [end - first for first, end in itertools.pairwise(step.firsts)]
@@ -149,27 +163,36 @@ def _read(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def runs(step: Step) -> list[list[slice]]:
-    """Where the positions of each sequence are among those of all blocks: one slice for neighbouring blocks. On a CPU
-    a chunk's own positions, which lie together in the step, are left out."""
-    size, on_cpu = step.pool.size, step.pool.device.type == "cpu"
-    found = []
-    for table, start, end in zip(step.tables, step.starts, step.lengths, strict=True):
-        length = start if on_cpu and end > start + 1 else end
-        mine: list[slice] = []
-        for first, block in zip(range(0, length, size), table, strict=False):
-            begin = mine.pop().start if mine and mine[-1].stop == block * size else block * size
-            mine.append(slice(begin, block * size + min(size, length - first)))
-        found.append(mine)
+    """Where each sequence's positions are among those of all blocks, one slice for neighbouring blocks: all that a
+    single token sees, or what is before a chunk."""
+    pairs = zip(step.tables, step.starts, step.lengths, strict=True)
+    return [_runs(table, end if end == start + 1 else start, step.pool.size) for table, start, end in pairs]
+
+
+def _runs(table: array[int], length: int, size: int) -> list[slice]:
+    found: list[slice] = []
+    for first, block in zip(range(0, length, size), table, strict=False):
+        begin = found.pop().start if found and found[-1].stop == block * size else block * size
+        found.append(slice(begin, block * size + min(size, length - first)))
     return found
 
 
 def _pieces(blocks: torch.Tensor, step: Step, part: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """The positions of a sequence in `runs`, (K, some of them, D) each: one for each run; of many runs, one of all."""
     mine = step.runs[part]
-    if len(mine) > (_MOST_RUNS if blocks.is_cpu and _FLASH_CPU is not None else 1):
+    if len(mine) > (_MOST_RUNS if _FLASH_CPU is not None else 1):
         length = sum(run.stop - run.start for run in mine)
         return [gather(blocks, step.tensors.tables[part], length, dtype)]
     return [_read(blocks.flatten(1, 2)[:, run], dtype) for run in mine]
+
+
+def _whole(blocks: torch.Tensor, step: Step, part: int, dtype: torch.dtype) -> torch.Tensor:
+    """All positions of a sequence, (K, S, D): in place if they lie in one run."""
+    length, size = step.lengths[part], step.pool.size
+    run, *more = _runs(step.tables[part], length, size)
+    if more:
+        return gather(blocks, step.tensors.tables[part], length, dtype)
+    return _read(blocks.flatten(1, 2)[:, run], dtype)
 
 
 def gather(blocks: torch.Tensor, table: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:

@@ -127,11 +127,12 @@ class FusedCall:
         call, out = space.step, space.out
         space.rotary[:] = rotary
         call.x, call.cache, call.parts = x_TC.data_ptr(), cache_number(pool.form), step.parts
-        call.positions, call.shift = pool.blocks * pool.size, pool.size.bit_length() - 1
-        store, layer_bytes = pool.store.data_ptr(), pool.store.stride(0) * pool.store.itemsize
+        call.positions, call.shift = pool.positions, pool.shift
 
         def run(first: int, last: int, part: int) -> torch.Tensor:
-            kernels.layers(call, layers.at(first), store + first * layer_bytes, last - first, part)
+            kernels.layers(
+                call, layers.at(first), pool.address + first * pool.layer_bytes, last - first, part
+            )
             return out if part else x_TC
 
         return run

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "check_cache_dtype",
     "check_cache_memory",
     "free_memory",
+    "leaving_room",
     "parameter_count",
     "plan_cache",
     "weight_bytes",
@@ -51,6 +53,8 @@ _UNITS = {"": 1, "B": 1} | {
 _MOST = 1 << 62
 # By default, retained prefixes get at most 1 / this of the cache that fits.
 _RETAINED_DIVISOR = 4
+# The share of what is free on a GPU, behind the largest step, that its cache may take: memory is handed out in pieces.
+_WHOLE = 0.97
 # The share of the free memory for weights and cache. Activations, logits and the allocator need the rest.
 SPARE = 0.9
 
@@ -256,3 +260,48 @@ def _capacity(args: ModelArgs, per_token: int, device: torch.device, free: int, 
             f" free for each rank on {device}; {fix}"
         )
     return tokens
+
+
+def leaving_room(
+    plan: CachePlan,
+    args: ModelArgs,
+    parallel: Parallel,
+    device: torch.device,
+    largest_step: Callable[[], object],
+) -> CachePlan:
+    """A plan whose cache leaves room for the largest step, on a GPU: there the cache is taken whole, before any step.
+
+    Elsewhere the plan as it is: memory is taken as tokens come. The same plan on every rank.
+
+    Args:
+        largest_step: runs it once, with the weights in place, in a cache of its own of max_seq_len positions.
+
+    Raises:
+        OutOfMemoryError: it does not fit, or beside it no sequence of max_seq_len. Raised on all ranks.
+    """
+    if device.type != "cuda":
+        return plan
+    per_token = cache_bytes_per_token(args, parallel.size, plan.form)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        largest_step()
+        torch.cuda.synchronize(device)
+        # Its own cache is not what it needs beside the cache.
+        needs = torch.cuda.max_memory_allocated(device) - before - args.max_seq_len * per_token
+    except torch.OutOfMemoryError:
+        needs = _MOST
+    torch.cuda.empty_cache()  # the pieces of that step's cache would be in the way of the real one
+    most = parallel.smallest(-max(needs, 0), device)
+    free = parallel.smallest(free_memory(device), device)
+    assert most is not None
+    assert free is not None
+    tokens = int(free * _WHOLE + most) // per_token
+    if tokens < args.max_seq_len:
+        step = "does not fit" if -most == _MOST else f"takes {-most / GIB:.2f} GiB"
+        raise OutOfMemoryError(
+            f"beside the weights {free / GIB:.2f} GiB are free for each rank on {device}; the largest step {step}, and"
+            f" a cache for one sequence of max_seq_len {args.max_seq_len} takes"
+            f" {args.max_seq_len * per_token / GIB:.2f} GiB; lower max_seq_len or max_batch_size, or use more ranks"
+        )
+    return replace(plan, tokens=min(plan.tokens, tokens), retained=min(plan.retained, tokens))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .args import STEP_TOKENS, ModelArgs
+from .args import STEP_TOKENS, STEP_TOKENS_CUDA, ModelArgs
 from .budget import GIB, cache_bytes_per_token, cache_format, free_memory, weight_bytes
 from .family import MEMBERS, args_of
 from .quantization import quantized_bytes
 
-__all__ = ["Estimate", "devices", "estimate", "largest", "table"]
+__all__ = ["Estimate", "devices", "estimate", "largest", "step_tokens_on", "table"]
 
 # The columns of `table`: numbers of ranks, and tokens of the cache.
 _TABLE_SIZES = (1, 2, 4, 8)
@@ -43,6 +43,7 @@ def estimate(
     quant: str | None = None,
     weights: int | None = None,
     cache_dtype: str = "auto",
+    step_tokens: int = STEP_TOKENS,
 ) -> Estimate:
     """Memory per rank when `size` ranks run `batch` sequences of `seq` tokens.
 
@@ -50,18 +51,19 @@ def estimate(
         dtype: of activations, of the weights unless `quant` is set, and of the cache unless `cache_dtype` is int8.
         quant: "int8" or "int4": the weights are quantized while they are read.
         weights: bytes of the weights of a rank, if they are known.
+        step_tokens: the most tokens of one step, on the device in question: see `step_tokens_on`.
     """
     per_token = cache_bytes_per_token(args, size, cache_format(cache_dtype, dtype))
     if weights is None:
         weights = (
             weight_bytes(args, size, dtype) if quant is None else quantized_bytes(args, size, dtype, quant)
         )
-    return Estimate(weights, per_token * seq * batch, _work_bytes(args, size, seq, batch, dtype), per_token)
+    work = _work_bytes(args, size, min(step_tokens, seq * batch), batch, dtype)
+    return Estimate(weights, per_token * seq * batch, work, per_token)
 
 
-def _work_bytes(args: ModelArgs, size: int, seq: int, batch: int, dtype: torch.dtype) -> int:
+def _work_bytes(args: ModelArgs, size: int, tokens: int, batch: int, dtype: torch.dtype) -> int:
     """What a step needs beside weights and cache: one layer's activations, and the logits to sample from."""
-    tokens = min(STEP_TOKENS, seq * batch)
     heads = (2 * args.n_heads + 2 * args.kv_heads) * args.head_dim // size
     per_token = 4 * args.dim + heads + 3 * args.ffn_dim // size
     # Logits in the model's dtype, and three float32 copies: converted, sorted, exponentiated.
@@ -90,6 +92,11 @@ def devices() -> list[tuple[str, int | None]]:
             found.append((f"cuda:{index} ({torch.cuda.get_device_name(device)})", free_memory(device)))
         return found
     return [("cpu", free_memory(torch.device("cpu")))]
+
+
+def step_tokens_on(device: str) -> int:
+    """The most tokens of one step on a device of `devices`, by its name there."""
+    return STEP_TOKENS_CUDA if device.startswith("cuda") else STEP_TOKENS
 
 
 def table() -> str:

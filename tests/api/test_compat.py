@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import torch
+from new_steps import new_step
 from tiny_llama import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
@@ -12,7 +13,6 @@ import llama.generation
 import llama.model
 from llama import Llama
 from llama.distributed.parallel import Parallel
-from llama.kv_cache import BatchCache
 from llama.model import (
     FeedForward,
     TransformerBlock,
@@ -89,7 +89,7 @@ def test_docs_say_what_differs():
         for kind, names in re.findall(r"`([A-Z]\w+)\((\w+, [\w, ]+)\)`", text):
             parameters = list(inspect.signature(getattr(llama.model, kind)).parameters)
             assert (parameters == names.split(", ")) == (text != " ".join(there)), kind
-    assert list(inspect.signature(block.attention.forward).parameters) == ["x_TC", "rotary", "cache"]
+    assert list(inspect.signature(block.attention.forward).parameters) == ["x_TC", "rotary", "step"]
 
 
 def test_code_of_the_docs_for_what_differs():
@@ -102,8 +102,7 @@ def test_code_of_the_docs_for_what_differs():
     assert block.feed_forward.w1.shape == FeedForward(args.dim, args.ffn_dim, Parallel()).w1.shape
     model.layers[1] = block
     ids = torch.tensor([[5, 6, 7]])
-    caches = [model.new_cache(), model.new_cache()]
-    hidden = model.hidden(ids.repeat(1, 2).flatten(), BatchCache(caches, [3, 3]))
+    hidden = model.hidden(ids.repeat(1, 2).flatten(), new_step(model, [3, 3]))
     torch.testing.assert_close(model.logits(hidden)[3:], tiny_model()(ids, 0)[0])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from compiled_levels import AT, use
+from new_steps import new_step
 from quantized_models import QuantizedTwin
 from thread_models import on_ranks
 from tiny_models import SHAPE, random_weights, save_checkpoint
@@ -22,7 +23,6 @@ from llama.checkpoint.memory import weight_memory
 from llama.distributed.parallel import Parallel
 from llama.kernels import fused, native
 from llama.kernels.quantized_weights import Quantized
-from llama.kv_cache import BatchCache
 from llama.model import Transformer
 
 CPU = torch.device("cpu")
@@ -71,8 +71,7 @@ def dequantized(checkpoint: Any, dtype: torch.dtype = torch.float32) -> Transfor
 
 
 def logits(model: Transformer) -> torch.Tensor:
-    cache = model.new_cache()
-    return model.logits(model.hidden(IDS, BatchCache([cache], [len(IDS)])))
+    return model.logits(model.hidden(IDS, new_step(model, [len(IDS)])))
 
 
 def near(found: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -188,14 +187,17 @@ def test_weights_made_plain_are_told_with_the_reason(folder: Path, monkeypatch: 
     assert memory.describe("Q_X") == "float16, from Q_X"
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
 @pytest.mark.parametrize("kinds", [("int4z",), ("k4", "int8")], ids="-".join)
 def test_a_copy_of_a_loaded_model_holds_each_weight_once(
-    folder: Path, kinds: tuple[str, ...], whole: bool
+    folder: Path, kinds: tuple[str, ...], whole: bool, shared: bool
 ) -> None:
-    """Though all weights are parts of one piece of memory, of several dtypes."""
+    """Though all weights are parts of one piece of memory, of several dtypes, which processes may share."""
     model = loaded(twin(folder / "narrow", *kinds, act_order=kinds == ("int4z",)))
     module: Any = model if whole else model.layers[1].attention.wo
+    if shared:
+        model.share_memory()
     wanted = module.state_dict()
     taken = sum(weight.nbytes for weight in quantized_layers(module).values())
     taken += sum(each.nbytes for each in module.parameters() if each.dtype == torch.float32)
@@ -237,10 +239,9 @@ def test_a_quantized_model_is_the_plain_one_up_to_the_rounding_of_x(
 @each_kinds
 def test_a_row_is_the_same_alone_and_among_others(folder: Path, kinds: tuple[str, ...]) -> None:
     model = loaded(twin(folder / "wide", *kinds), torch.float16)
-    together = BatchCache([model.new_cache() for _ in range(len(IDS))], [1] * len(IDS))
-    all_at_once = model.hidden(IDS, together)
+    all_at_once = model.hidden(IDS, new_step(model, [1] * len(IDS)))
     for i in range(len(IDS)):
-        alone = model.hidden(IDS[i : i + 1], BatchCache([model.new_cache()], [1]))
+        alone = model.hidden(IDS[i : i + 1], new_step(model, [1]))
         assert torch.equal(alone[0], all_at_once[i])
 
 

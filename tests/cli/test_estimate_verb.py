@@ -90,6 +90,15 @@ def test_ranks_share_the_memory_of_a_cpu_and_have_gpus_of_their_own(
     assert "4 ranks need as many GPUs; this machine has 2" in out
 
 
+def test_a_gpu_s_steps_are_longer_and_take_more_work_space(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = {}
+    for device in ("cpu", "cuda:0 (X)"):
+        monkeypatch.setattr(estimate, "devices", lambda device=device: [(device, 64 * GIB)])
+        out = run("estimate", "--model", "7b", "--seq", 16384)[1]
+        space[device] = float(re.findall(r"work space +([\d.]+)", out)[0])
+    assert space["cuda:0 (X)"] == pytest.approx(8 * space["cpu"], rel=0.1)
+
+
 def test_estimate_of_a_folder(run: Any, hf: Path) -> None:
     """As stored, unless told otherwise."""
     code, out, _ = run("estimate", "--model", hf, "--seq", 64)

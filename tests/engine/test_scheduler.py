@@ -151,9 +151,41 @@ def test_as_many_run_at_once_as_the_limits_allow():
     for batch, positions, expected in ((3, 100, 3), (9, 25, 2), (9, 29, 2), (9, 30, 3)):
         loop = Loop(batch, positions)
         for i in range(5):
-            loop.scheduler.add(i, request(5, 5))
+            loop.scheduler.add(i, Request(tuple(range(10 * i, 10 * i + 5)), 5, GREEDY))
         loop.step()
         assert len(running(loop)) == expected
+
+
+def test_a_prefix_is_counted_once_whether_it_is_there_or_about_to_be():
+    """Of 30 tokens that all share; whoever begins beside the first needs 2 blocks of its own."""
+    for late in (False, True):
+        loop = Loop(9, 30 + 2 + 3 * 2, step_tokens=10)
+        for i in range(5):
+            loop.scheduler.add(i, Request((*range(30), 100 + i), 1, GREEDY))
+            if late and not i:
+                loop.step()
+        loop.step()
+        assert running(loop) == [(i, 0) for i in range(4)]
+        assert loop.blocks.free == 6 == loop.blocks.reserved
+        while loop.scheduler.active:
+            loop.step()
+        assert loop.scheduler.preemptions == 0
+
+
+@pytest.mark.parametrize("leave", ["cancel", "pause"])
+def test_what_waits_for_a_prefix_that_nobody_computes_any_more_takes_memory_of_its_own(leave):
+    """Of the youngest, if need be; the oldest goes on in any case."""
+    loop = Loop(9, 44, step_tokens=10, reserve_tokens=0)
+    for i in range(3):
+        loop.scheduler.add(i, Request((*range(30), 100 + i), 4, GREEDY))
+    loop.scheduler.add(3, Request(tuple(range(200, 206)), 20, GREEDY))
+    loop.step()
+    assert running(loop) == [(i, 0) for i in range(4)]
+    getattr(loop.scheduler, leave)(0)
+    loop.scheduler.add(4, Request(tuple(range(300, 330)), 2, GREEDY))
+    while loop.scheduler.active:
+        loop.step()
+    assert sorted(loop.finished) == [(number, 0) for number in (1, 2, 3, 4)]
 
 
 def test_memory_is_taken_as_it_is_used():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_gpu import Gpu, on_the_cpu
+from pretended_gpu import Gpu, GpuTensor, on_the_cpu
 from tiny_llama import GQA
 from torch import nn
 
@@ -168,6 +168,15 @@ def test_a_global_hook_sees_every_layer(gpu, models):
     assert sum(isinstance(module, ColumnParallelLinear) for module in seen) == 5 * LAYERS + 1
 
 
+def test_weights_that_tell_no_address_are_multiplied_by_themselves(gpu, models, monkeypatch):
+    def refuse(tensor: torch.Tensor) -> torch.UntypedStorage:
+        raise NotImplementedError("this tensor has no storage")
+
+    monkeypatch.setattr(GpuTensor, "untyped_storage", refuse)
+    assert products(gpu, models[0]) == APART
+    same(models)
+
+
 def test_copies_are_models_of_their_own(gpu, models):
     model, original = models[0], logits(models[0])
     file = io.BytesIO()
@@ -182,7 +191,7 @@ def test_copies_are_models_of_their_own(gpu, models):
     assert products(gpu, model) == JOINED
 
 
-def test_a_model_that_is_moved_or_cast(gpu, models):
+def test_a_model_that_is_moved_or_cast(two_gpus, models):
     model, original = models[0], logits(models[0])
     model.to("cuda:1").to(torch.float64)
     torch.testing.assert_close(logits(model), original, atol=1e-4, rtol=1e-4)

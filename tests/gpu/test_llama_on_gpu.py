@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from gpu_calls import CALLS, PROMPTS, same
-from pretended_gpu import on_the_cpu, pretended
+from pretended_gpu import on_the_cpu
 from tiny_llama import GQA
 from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.engine import transfers
+from llama.engine import Engine, transfers
 from llama.errors import NumericsError
 from llama.kernels import attention, draws, norms
+from llama.prompts import Prompt
+from llama.serving import AsyncEngine
 
 BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32"}
 
@@ -26,8 +31,8 @@ def on_cpu(tiny_checkpoint: Path) -> Llama:
 
 
 @pytest.fixture(scope="module")
-def on_gpu(guard: Path, tiny_checkpoint: Path) -> Llama:
-    with pretended(devices=2):
+def on_gpu(there: Callable[..., Any], tiny_checkpoint: Path) -> Llama:
+    with there(devices=2):
         return Llama.build(tiny_checkpoint, device="cuda:0", **BUILD)
 
 
@@ -155,7 +160,7 @@ def test_a_forgotten_device_fails(gpu, on_gpu, monkeypatch, module, function, ca
         CALLS[call](on_gpu)
 
 
-def test_all_work_is_done_with_the_model_s_device_as_the_current_one(gpu, tiny_checkpoint, on_cpu):
+def test_all_work_is_done_with_the_model_s_device_as_the_current_one(two_gpus, gpu, tiny_checkpoint, on_cpu):
     """A program's own device stays as it was, and nothing runs there."""
     llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
     gpu.forget()
@@ -169,3 +174,37 @@ def test_all_work_is_done_with_the_model_s_device_as_the_current_one(gpu, tiny_c
         assert same(found, (CALLS["all limits"](on_cpu), CALLS["stream"](on_cpu), CALLS["echo"](on_cpu)))
         expected = on_cpu.model(ids)
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
+    """Of 2,000 tokens; a CPU takes two. What a caller says counts."""
+    llama = Llama.build(tiny_checkpoint, None, 4096, 1, device="cuda", dtype="float32")
+    steps: list[int] = []
+    hidden = llama.model.hidden
+    monkeypatch.setattr(
+        llama.model, "hidden", lambda ids, cache: steps.append(len(ids)) or hidden(ids, cache)
+    )
+    (request,) = llama.requests([Prompt((5,) * 2000, frozenset(), False)], 0, max_gen_len=1)
+    for engine in (llama.engine, Engine(llama.model, llama.tokenizer, step_tokens=1000)):
+        engine.add(request)
+        while engine.unfinished:
+            engine.step()
+    assert steps == [2000, 1000, 1000]
+
+
+def test_a_service_answers_from_its_own_thread(gpu, tiny_checkpoint, on_cpu):
+    """Whose current device is another at first."""
+    llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
+    gpu.forget()
+
+    async def main(engine: AsyncEngine) -> list[str]:
+        requests = llama.requests(PROMPTS, 0.8, 0.9, max_gen_len=8, seed=1)
+        answers = await asyncio.gather(*map(engine.complete, requests))
+        return ["".join(delta.text for delta in deltas) for deltas in answers]
+
+    found = asyncio.run(llama.serve(main))
+    assert gpu.counts["launch"] > 100
+    assert gpu.told("off device") == []
+    with on_the_cpu():
+        expected = on_cpu.text_completion(PROMPTS, 0.8, 0.9, max_gen_len=8, seed=1)
+    assert found == [each["generation"] for each in expected]

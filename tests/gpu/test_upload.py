@@ -53,6 +53,6 @@ def test_loading_copies_from_pinned_memory_alone(gpu, tiny_checkpoint, dtype, mo
     monkeypatch.setattr(Upload.__init__, "__defaults__", (1000,))
     llama = Llama.build(tiny_checkpoint, None, 64, 2, device="cuda", dtype=dtype)
     assert gpu.told("pageable") == []
-    waits = {line.rpartition(" at ")[2].partition(":")[0] for line in gpu.told("sync")}
-    assert waits == {"checkpoint/upload.py"}
+    waits = {(name, at.partition(":")[0]) for kind, name, at in gpu.places if kind == "sync"}
+    assert waits == {("Event.synchronize", "checkpoint/upload.py")}
     assert gpu.counts["copy in"] > 2 * len(llama.model.state_dict())

@@ -13,8 +13,16 @@
 void llama_pack(const matrix_t *, const void *, long, long, long, long, long, long);
 long llama_linear_space(const matrix_t *, long, long);
 void llama_linear(const matrix_t *, const void *, void *, void *, long, long, long);
-void llama_attend(const void *, const void *, const void *, void *, void *, void *, float *, long, long, long, long, long,
-                  long, long, float, long, long, long);
+/* attend_t of attention.c. */
+typedef struct {
+    heads_t heads;
+    parts_t parts;
+    const void *q, *key, *value;
+    void *keys, *values, *y;
+    float *score;
+    long room, threads;
+} attend_t;
+void llama_attend(const attend_t *);
 long llama_unpack(const matrix_t *, const void *, long, long, long, long, long, long);
 
 static uint64_t hash;
@@ -29,13 +37,23 @@ static double number(const void *p, long i, int dtype) {
     return dtype == F16 ? half_of(h) : float_of((uint32_t)h << 16);
 }
 
+/* All of them as doubles, to be freed: each is read many times. */
+static double *doubles(const void *p, long count, int dtype) {
+    double *all = malloc(count * sizeof(*all));
+    for (long i = 0; i < count; i++) all[i] = number(p, i, dtype);
+    return all;
+}
+
 static void *numbers(long count, int dtype) {
     char *p = aligned_alloc(64, (count * size_of(dtype) + 127) / 64 * 64);
-    for (long i = 0; i < count; i++) {
-        vf v = broadcast(uniform());
-        char one[4 * LANES];
-        dtype == F32 ? store(one, v) : dtype == F16 ? narrow_f16(one, v) : narrow_bf16(one, v);
-        memcpy(p + i * size_of(dtype), one, size_of(dtype));
+    for (long i = 0; i < count; i += LANES) {
+        float some[LANES] = {0};
+        char narrow[4 * LANES];
+        const long now = count - i < LANES ? count - i : LANES;
+        for (long j = 0; j < now; j++) some[j] = uniform();
+        const vf v = load(some);
+        dtype == F32 ? store(narrow, v) : dtype == F16 ? narrow_f16(narrow, v) : narrow_bf16(narrow, v);
+        memcpy(p + i * size_of(dtype), narrow, now * size_of(dtype));
     }
     return p;
 }
@@ -50,11 +68,12 @@ static void check_linear(int format, int dtype, long out, long in, long rows) {
     llama_pack(&m, w, in, 0, 0, out, in, 2);
     void *space = malloc(llama_linear_space(&m, rows, dtype) + 1);
     llama_linear(&m, x, y, space, rows, dtype, 1);
+    double *weights = doubles(w, out * in, format), *inputs = doubles(x, rows * in, dtype);
     for (long r = 0; r < rows; r++)
         for (long o = 0; o < out; o++) {
             double exact = 0, sum = 0;
             for (long k = 0; k < in; k++) {
-                const double product = number(w, o * in + k, format) * number(x, r * in + k, dtype);
+                const double product = weights[o * in + k] * inputs[r * in + k];
                 exact += product, sum += fabs(product);
             }
             check(fabs(number(y, r * out + o, dtype) - exact) <= precision(dtype) * sum, "y = x W^T");
@@ -65,7 +84,7 @@ static void check_linear(int format, int dtype, long out, long in, long rows) {
     llama_linear(&m, x, threads, space, rows, dtype, 3);
     check(!memcmp(threads, y, rows * out * size_of(dtype)), "1 = 3 threads");
     remember(y, rows * out * size_of(dtype));
-    free(w), free(x), free(packed), free(y), free(alone), free(threads), free(space);
+    free(w), free(x), free(packed), free(y), free(alone), free(threads), free(space), free(weights), free(inputs);
 }
 
 static void check_norm_and_rotation(int dtype, long n) {
@@ -117,55 +136,98 @@ static void *cached_numbers(long count, int format) {
     return p;
 }
 
-static void check_stored(int dtype, int format, const void *x, const void *rows, long count, long start, long capacity,
-                         long kv_heads, long dim) {
+/* Blocks of 1 << SHIFT positions, in an order in which no two are neighbours. */
+enum { SHIFT = 3, SIZE = 1 << SHIFT, STRIDE = 5 };
+
+static long blocks_for(long positions) {
+    const long blocks = (positions + SIZE - 1) / SIZE;
+    return blocks % STRIDE ? blocks : blocks + 1;
+}
+
+static int32_t *scattered(long blocks) {
+    int32_t *table = malloc(blocks * sizeof(*table));
+    for (long i = 0; i < blocks; i++) table[i] = (int32_t)((i * STRIDE + 1) % blocks);
+    return table;
+}
+
+static long slot_of(const int32_t *table, long position) { return (long)table[position / SIZE] * SIZE + position % SIZE; }
+
+/* What lies in order (heads, positions, dim) -> where a table says. */
+static void *moved(const void *from, const int32_t *table, long heads, long positions, long dim, int format) {
+    char *to = malloc(row_size(heads * positions * dim, format));
+    for (long h = 0; h < heads; h++)
+        for (long s = 0; s < positions; s++)
+            memcpy(cached(to, (h * positions + slot_of(table, s)) * dim, format),
+                   cached(from, (h * positions + s) * dim, format), row_size(dim, format));
+    return to;
+}
+
+static void check_stored(int dtype, int format, const void *x, const void *rows, long count, const long *slots,
+                         long positions, long kv_heads, long dim) {
     for (long t = 0; t < count; t++)
         for (long i = 0; i < kv_heads * dim; i++) {
-            const long from = t * kv_heads * dim + i, to = (i / dim * capacity + start + t) * dim + i % dim;
+            const long from = t * kv_heads * dim + i, to = (i / dim * positions + slots[t]) * dim + i % dim;
             const double off = fabs(stored(rows, to, format) - number(x, from, dtype));
             check(off <= (format == dtype ? 0 : scale_for(x, from, dtype) * 0.5000001), "what is stored");
         }
 }
 
 static void check_attention(int dtype, int format, long heads, long kv_heads, long dim, long count, long start) {
-    const long length = start + count, capacity = length + 3, query = heads * dim, key = kv_heads * dim;
+    const long length = start + count, blocks = blocks_for(length + 3), positions = blocks * SIZE;
+    const long query = heads * dim, key = kv_heads * dim, firsts[] = {0, count};
     void *q = numbers(count * query, dtype), *k = numbers(count * key, dtype), *v = numbers(count * key, dtype);
-    void *keys = cached_numbers(kv_heads * capacity * dim, format);
-    void *values = cached_numbers(kv_heads * capacity * dim, format);
-    void *y = malloc(count * query * 4), *threads = malloc(count * query * 4);
+    void *keys = cached_numbers(kv_heads * positions * dim, format);
+    void *values = cached_numbers(kv_heads * positions * dim, format);
+    void *y = malloc(count * query * 4), *threads = malloc(count * query * 4), *elsewhere = malloc(count * query * 4);
     float *score = malloc(3 * (length + 16) * 4);
-    llama_attend(q, k, v, keys, values, threads, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f,
-                 dtype, format, 3);
-    llama_attend(q, k, v, keys, values, y, score, length + 16, count, heads, kv_heads, dim, capacity, start, 0.125f, dtype,
-                 format, 1);
+    int32_t *other = scattered(blocks), *order = malloc(blocks * sizeof(*order));
+    const int32_t *tables[] = {order, other};
+    long slots[2][32];
+    for (long i = 0; i < blocks; i++) order[i] = (int32_t)i;
+    for (long t = 0; t < count; t++) slots[0][t] = start + t, slots[1][t] = slot_of(other, start + t);
+    const heads_t h = {heads, kv_heads, dim, positions, 0.125f, dtype, format, SHIFT};
+    attend_t p = {h, {1, firsts, &start, slots[0], tables}, q, k, v, keys, values, threads, score, length + 16, 3};
+    llama_attend(&p);
+    p.threads = 1, p.y = y;
+    llama_attend(&p);
     check(!memcmp(y, threads, count * query * size_of(dtype)), "attention on 1 = 3 threads");
-    check_stored(dtype, format, k, keys, count, start, capacity, kv_heads, dim);
-    check_stored(dtype, format, v, values, count, start, capacity, kv_heads, dim);
+    p.keys = moved(keys, other, kv_heads, positions, dim, format);
+    p.values = moved(values, other, kv_heads, positions, dim, format);
+    p.y = elsewhere, p.parts.slots = slots[1], p.parts.tables = tables + 1;
+    llama_attend(&p);
+    check(!memcmp(y, elsewhere, count * query * size_of(dtype)), "attention in any blocks");
+    check_stored(dtype, format, k, keys, count, slots[0], positions, kv_heads, dim);
+    check_stored(dtype, format, v, p.values, count, slots[1], positions, kv_heads, dim);
+    const long all = kv_heads * positions * dim;
+    double *queries = doubles(q, count * query, dtype), *read[2] = {malloc(all * 8), malloc(all * 8)};
+    for (long i = 0; i < all; i++) read[0][i] = stored(keys, i, format), read[1][i] = stored(values, i, format);
     for (long t = 0; t < count; t++)
         for (long h = 0; h < heads; h++) {
             double weights[512], top = -1e300, total = 0;
-            const long cache = h / (heads / kv_heads) * capacity * dim;
+            const long cache = h / (heads / kv_heads) * positions * dim;
             for (long s = 0; s <= start + t; s++) {
                 weights[s] = 0;
                 for (long i = 0; i < dim; i++)
-                    weights[s] += number(q, (t * heads + h) * dim + i, dtype) * stored(keys, cache + s * dim + i, format) / 8;
+                    weights[s] += queries[(t * heads + h) * dim + i] * read[0][cache + s * dim + i] / 8;
                 top = fmax(top, weights[s]);
             }
             for (long s = 0; s <= start + t; s++) total += weights[s] = exp(weights[s] - top);
             for (long i = 0; i < dim; i++) {
                 double exact = 0;
-                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * stored(values, cache + s * dim + i, format);
+                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * read[1][cache + s * dim + i];
                 const double got = number(y, (t * heads + h) * dim + i, dtype);
                 check(fabs(got - exact) <= 2 * precision(dtype), "attention");
             }
         }
     remember(y, count * query * size_of(dtype));
-    free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(score);
+    free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(elsewhere), free(score);
+    free(p.keys), free(p.values), free(other), free(order);
+    free(queries), free(read[0]), free(read[1]);
 }
 
 /* ---- whole layers ---- */
 
-enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, CAPACITY = 90, MOST = 14 };
+enum { LAYERS = 2, WIDTH = 64, HEADS = 4, DIM = 32, HIDDEN = 70, EACH = 12, MOST = 14 };
 
 /* Random weights. */
 static matrix_t random_matrix(long out, long in, int format) {
@@ -199,40 +261,41 @@ static layer_t random_layer(int dtype, int kinds) {
     };
 }
 
-/* Rows of a step, of two sequences that had `before` positions each: `first` rows of one, then `second` of the other.
- * What the caches hold before is the same in every call. -> the rows behind the layers, to be freed. */
+/* Rows of a step, of two sequences that had `before` positions each, in blocks of their own that alternate: `first` rows
+ * of one, then `second` of the other, without the first `skip`. What the blocks hold before is the same in every call.
+ * -> the rows behind the layers, to be freed. */
 static char *step(int dtype, int format, const layer_t *layers, const void *x, long first, long second, long skip,
                   int threads, int parts) {
-    const long rows = first + second - skip, before = 60, cache = HEADS / 2 * CAPACITY * DIM;
-    char *keys[2], *values[2], *y = malloc(MOST * WIDTH * 4), *out = malloc(MOST * WIDTH * 4);
-    cache_t caches[LAYERS * MOST];
-    long position[MOST], capacity[MOST];
+    const long rows = first + second - skip, before = 60, positions = 2 * EACH * SIZE;
+    const long layer = 2 * HEADS / 2 * positions * DIM;
+    char *y = malloc(MOST * WIDTH * 4), *out = malloc(MOST * WIDTH * 4);
+    int32_t table[2][EACH];
+    const int32_t *tables[2];
+    long slots[MOST], firsts[3] = {0}, starts[2] = {before, before}, count = 0;
     state = 11;
-    float *table = numbers(MOST * DIM, F32);
-    for (int i = 0; i < 2; i++)
-        keys[i] = cached_numbers(LAYERS * cache, format), values[i] = cached_numbers(LAYERS * cache, format);
-    for (long r = 0; r < rows; r++) {
-        const int which = r + skip >= first;
-        position[r] = before + r + skip - (which ? first : 0), capacity[r] = CAPACITY;
-        for (long l = 0; l < LAYERS; l++)
-            caches[l * rows + r] =
-                (cache_t){cached(keys[which], l * cache, format), cached(values[which], l * cache, format)};
+    float *rotary = numbers(MOST * DIM, F32);
+    char *store = cached_numbers(LAYERS * layer, format);
+    for (int i = 0; i < EACH; i++) table[0][i] = 2 * i, table[1][i] = 2 * i + 1;
+    for (int which = skip < first ? 0 : 1; which < (second ? 2 : 1); which++) {
+        const long mine = which ? second : first;
+        for (long t = 0; t < mine; t++) slots[firsts[count] + t] = slot_of(table[which], before + t);
+        firsts[count + 1] = firsts[count] + mine, tables[count++] = table[which];
     }
     memcpy(y, at(x, skip * WIDTH, dtype), rows * WIDTH * size_of(dtype));
     const long formed = llama_layers_formed(layers, LAYERS, dtype);
-    step_t s = {rows,        WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, formed, 1e-5f,
-                0.17677669f, table + skip * DIM, capacity, position, CAPACITY, y, out, 0};
+    step_t s = {rows, WIDTH, HEADS, HEADS / 2, DIM, HIDDEN, dtype, format, threads, formed, 1e-5f, 0.17677669f,
+                rotary + skip * DIM, {count, firsts, starts, slots, tables}, positions, SHIFT, positions, y, out, 0};
     s.space = aligned_alloc(64, llama_layers_space(&s));
-    if (!parts) llama_layers(&s, layers, caches, LAYERS, 0);
+    if (!parts) llama_layers(&s, layers, store, LAYERS, 0);
     for (long i = 0; i < 2 * LAYERS && parts; i++) {
-        llama_layers(&s, layers + i / 2, caches + i / 2 * rows, 1, i % 2 + 1);
+        llama_layers(&s, layers + i / 2, cached(store, i / 2 * layer, format), 1, i % 2 + 1);
         for (long j = 0; j < rows * WIDTH; j += LANES) {
             const vf a = dtype == F32 ? get(F32, y, j) : dtype == F16 ? get(F16, y, j) : get(BF16, y, j);
             const vf b = dtype == F32 ? get(F32, out, j) : dtype == F16 ? get(F16, out, j) : get(BF16, out, j);
             FOR_DTYPE(dtype, put, y, j, a + b);
         }
     }
-    free(table), free(s.space), free(out), free(keys[0]), free(keys[1]), free(values[0]), free(values[1]);
+    free(rotary), free(s.space), free(out), free(store);
     return y;
 }
 

@@ -9,21 +9,85 @@ _LOOP = "tests/api/test_session.py"
 _ENGINE = "tests/engine/test_engine.py"
 _REUSE = "tests/engine/test_prefix_reuse.py"
 _LIMITS = "tests/engine/test_request_limits.py"
+_GHOST = ("tests/engine/test_ghost_pool.py",)
 _HANDSHAKE = "tests/serving/test_handshake.py"
 
 MUTANTS = [
     Mutant(
-        name="what a failed step wrote into the caches counts",
+        name="after a failed step a copy that was not made is missing",
         file="llama/engine/engine.py",
-        old="            sequence.cache.truncate(start)\n",
+        old="            self.scheduler.preempt(sequence)\n",
         new="            pass\n",
-        tests=("tests/engine/test_failures.py::test_a_failed_step_is_as_if_it_had_not_been",),
+        tests=(
+            "tests/engine/test_failures.py::test_memory_that_runs_out_in_a_step_leaves_the_engine_whole",
+            *_GHOST,
+        ),
+    ),
+    Mutant(
+        name="a block that others hold is written",
+        file="llama/engine/cache_manager.py",
+        old="self.blocks.holders(sequence.table[place]) > 1",
+        new="self.blocks.holders(sequence.table[place]) > 99",
+        tests=_GHOST,
+    ),
+    Mutant(
+        name="a block that others hold is replaced and not copied",
+        file="llama/engine/scheduler.py",
+        old="            copies.append(copy)\n",
+        new="            pass\n",
+        tests=_GHOST,
+    ),
+    Mutant(
+        name="two blocks stand for the same tokens",
+        file="llama/engine/prefix_cache.py",
+        old="                others.append((i, node.block))\n",
+        new="                pass\n",
+        tests=_GHOST,
+    ),
+    Mutant(
+        name="what was drafted in vain counts as computed",
+        file="llama/engine/output.py",
+        old="        sequence.computed -= len(draft) - accepted\n",
+        new="        pass\n",
+        tests=_GHOST,
+    ),
+    Mutant(
+        name="a model that was cast goes on in the pool of its old dtype",
+        file="llama/engine/cache_memory.py",
+        old="return pool.form == cache_format(model.cache_dtype, model.dtype) and pool.device == model.device",
+        new="return pool.device == model.device",
+        tests=(
+            "tests/engine/test_shared_blocks.py::test_a_model_that_is_cast_gets_a_pool_of_its_dtype_and_computes_again",
+        ),
+    ),
+    Mutant(
+        name="memory of what is kept for reuse goes back to the system",
+        file="llama/engine/block_pool.py",
+        old="            self._touched.update(blocks)\n",
+        new="            self._touched.update(blocks)\n            self._idle.update(blocks)\n",
+        tests=("tests/engine/test_block_pool.py", *_GHOST),
+    ),
+    Mutant(
+        name="a new sequence begins where another one grows",
+        file="llama/engine/block_pool.py",
+        old="            if start != behind + 1 and start - 1 in self._growing:\n",
+        new="            if False:\n",
+        tests=("tests/engine/test_block_pool.py",),
+    ),
+    Mutant(
+        name="a prefix that others hold counts again for each who begins with it",
+        file="llama/engine/cache_manager.py",
+        old="        return need - held - coming <= room\n",
+        new="        return need <= room\n",
+        tests=(
+            "tests/engine/test_scheduler.py::test_a_prefix_is_counted_once_whether_it_is_there_or_about_to_be",
+        ),
     ),
     Mutant(
         name="after an interrupt a paused request runs on",
         file="llama/engine/sequence.py",
-        old="        self.cache, self.stale = cache, False\n",
-        new="        self.cache, self.stale, self.is_paused = cache, False, False\n",
+        old="        self.leader, self.shared, self.stale = None, 0, False\n",
+        new="        self.leader, self.shared, self.stale, self.is_paused = None, 0, False, False\n",
         tests=("tests/engine/test_interrupts.py::test_a_paused_request_stays_paused_when_all_is_made_again",),
     ),
     Mutant(
@@ -79,8 +143,8 @@ MUTANTS = [
     ),
     Mutant(
         name="logits that are not finite end whoever stepped",
-        file="llama/engine/runner.py",
-        old="                error.request_id = sequence.request_id\n",
+        file="llama/engine/rows.py",
+        old="            error.request_id = row.sequence.request_id\n",
         new="",
         tests=(f"{_LOOP}::test_logits_that_are_not_finite_end_the_call_that_they_belong_to",),
     ),
@@ -157,16 +221,16 @@ MUTANTS = [
     Mutant(
         name="what was just used is evicted first",
         file="llama/engine/prefix_cache.py",
-        old="        return next((entry for entry in self._retained if entry is not keep), None)",
-        new="        return next((entry for entry in reversed(self._retained) if entry is not keep), None)",
+        old="        node = next(iter(self._unheld))\n",
+        new="        node = next(each for each in reversed(self._unheld) if not each.children)\n",
         tests=(f"{_REUSE}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
     ),
     Mutant(
-        name="a use does not count for eviction",
-        file="llama/engine/prefix_cache.py",
-        old="        self._retained.move_to_end(entry)\n",
-        new="        pass\n",
-        tests=(f"{_REUSE}::test_what_was_not_used_for_the_longest_time_is_evicted_first",),
+        name="a prefix goes before what continues it",
+        file="llama/engine/cache_manager.py",
+        old="self.blocks.release(reversed(table))",
+        new="self.blocks.release(table)",
+        tests=(f"{_REUSE}::test_what_was_not_used_for_the_longest_time_is_evicted_first", *_GHOST),
     ),
     Mutant(
         name="a prefix that another one computes is computed too",
@@ -174,5 +238,26 @@ MUTANTS = [
         old="        if leader is None:\n            return False\n",
         new="        return False\n",
         tests=(f"{_REUSE}::test_a_prefix_that_several_begin_with_is_computed_once",),
+    ),
+    Mutant(
+        name="a pinned buffer is written again while its copy is under way",
+        file="llama/engine/transfers.py",
+        old="            copied.synchronize()\n",
+        new="            pass\n",
+        tests=("tests/gpu/test_transfers.py",),
+    ),
+    Mutant(
+        name="rows are chosen on CUDA by a list of the host",
+        file="llama/engine/runner.py",
+        old="logits_NV = model.logits(hidden_TC[rows_N])",
+        new="logits_NV = model.logits(hidden_TC[rows_N.tolist()])",
+        tests=("tests/gpu/test_steps_on_gpu.py",),
+    ),
+    Mutant(
+        name="what is drawn on CUDA may be an id that does not exist",
+        file="llama/kernels/draws.py",
+        old="return ids_R1.clamp_(max=vocab - 1)[:, 0]",
+        new="return ids_R1[:, 0]",
+        tests=("tests/gpu/test_steps_on_gpu.py::test_rows_that_are_not_finite_give_some_id",),
     ),
 ]

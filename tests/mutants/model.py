@@ -47,15 +47,15 @@ MUTANTS = [
     Mutant(
         name="what runs when the model changes is retained",
         file="llama/engine/cache_manager.py",
-        old="stale, sequence.stale = sequence.stale, False",
-        new="stale = sequence.stale = False",
+        old="                sequence.stale = True\n",
+        new="                pass\n",
         tests=WATCH,
     ),
     Mutant(
         name="what was preempted stays stale",
         file="llama/engine/cache_manager.py",
-        old="stale, sequence.stale = sequence.stale, False",
-        new="stale = sequence.stale",
+        old="        sequence.is_running = sequence.stale = False\n",
+        new="        sequence.is_running = False\n",
         tests=WATCH,
     ),
     Mutant(
@@ -68,8 +68,8 @@ MUTANTS = [
     Mutant(
         name="a request waits for a stale prefix",
         file="llama/engine/cache_manager.py",
-        old="coming = leader.blocks and not leader.stale and",
-        new="coming = leader.blocks and",
+        old="coming = leader.is_running and not leader.stale and",
+        new="coming = leader.is_running and",
         tests=WATCH,
     ),
     Mutant(

@@ -73,6 +73,7 @@ WITHOUT_TORCH = (
     "errors",
     "values",
     "engine.scheduler",
+    "engine.block_pool",
     "engine.cache_manager",
     "engine.prefix_cache",
     "engine.request",

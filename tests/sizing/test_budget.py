@@ -47,9 +47,7 @@ def test_predicted_bytes_are_those_of_the_loaded_weights(
         taken = sum(parameter.nbytes for parameter in model.parameters())
         assert not any(parameter.is_meta for parameter in model.parameters())
         assert weight_bytes(checkpoint.args, size, dtype) == taken == sum(told)
-        cache = model.new_cache()
-        cache.reserve(64)
-        assert cache.nbytes == 64 * cache_bytes_per_token(checkpoint.args, size, dtype)
+        assert model.new_pool(16, 4).nbytes == 64 * cache_bytes_per_token(checkpoint.args, size, dtype)
 
 
 @pytest.mark.parametrize(("name", "mib"), [("7B", 0.50), ("13B", 0.78), ("34B", 0.19), ("70B", 0.31)])

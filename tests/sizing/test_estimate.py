@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from llama import Llama
 from llama.distributed.parallel import Parallel
-from llama.kv_cache import KVCache
 from llama.model import ModelArgs, Transformer
 from llama.sizing import estimate
 from llama.sizing.estimate import table
@@ -40,13 +39,7 @@ def test_weights_and_cache_are_those_of_a_built_model(
         with torch.device("meta"):
             model = Transformer(args, parallel=Parallel(rank, size), cache_dtype=cache_dtype).to(dtype)
         assert found.weights == sum(value.nbytes for value in model.state_dict().values())
-        caches = []
-        for _ in range(3):
-            form = dtype if cache_dtype == "auto" else cache_dtype
-            cpu = torch.device("cpu")
-            caches.append(KVCache(args.n_layers, model.local_kv_heads, args.head_dim, form, cpu, 100))
-            caches[-1].reserve(100)
-        assert found.cache == sum(cache.nbytes for cache in caches)
+        assert found.cache == model.new_pool(3 * 25, 4).nbytes
     assert found.total == found.weights + found.cache + found.work
     assert found.per_token * 300 == found.cache
 

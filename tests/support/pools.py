@@ -33,7 +33,7 @@ def tables_of(count: int, blocks: int, scatter: int | None = None) -> list[array
 def single_step(keys: torch.Tensor, start: int, count: int) -> Step:
     """A step of `count` tokens of one sequence that lies in keys (K, positions, 1, row): one run of blocks of one."""
     pool = SimpleNamespace(
-        size=1, device=keys.device, n_kv_heads=len(keys), head_dim=head_dim_of(keys), form=keys.dtype
+        size=1, shift=0, device=keys.device, n_kv_heads=len(keys), head_dim=head_dim_of(keys), form=keys.dtype
     )
     return Step(cast(KVPool, pool), [Part(array("i", range(start + count)), start, count)])
 

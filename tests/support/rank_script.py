@@ -228,7 +228,7 @@ def int8_cache(folder: Path) -> Any:
         return Llama.build(folder / "wide", None, 96, 8, **where, cache_dtype=cache_dtype)
 
     with build("int8") as llama:
-        found = short_texts(llama) | {"bytes": [x.dtype == torch.int8 for x in llama.model.new_cache()._keys]}
+        found = short_texts(llama) | {"bytes": llama.engine.memory.pool.store.dtype == torch.int8}
     return found | {"differ": raised(lambda: build("auto" if RANK == WORLD - 1 else "int8"))}
 
 

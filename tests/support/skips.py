@@ -40,6 +40,12 @@ def _no_cuda() -> bool:
     return not torch.cuda.is_available()
 
 
+def _no_second_gpu() -> bool:
+    import torch
+
+    return torch.cuda.device_count() == 1
+
+
 def _no_cpp_compiler() -> bool:
     from pretended_gpu import has_cpp_compiler
 
@@ -93,6 +99,8 @@ LACKING: dict[str, Callable[[], bool]] = {
     r"LLAMA_TEST_DATA is unset.*": lambda: not os.environ.get("LLAMA_TEST_DATA"),
     r"no CUDA.*": _no_cuda,
     r"a GPU is here, and need not be pretended": lambda: not _no_cuda(),
+    r"only one GPU is here": _no_second_gpu,
+    r"the GPU has too little free memory": _only_the_test_can_tell,
     r"no C\+\+ compiler": _no_cpp_compiler,
     **{f"this CPU does not run {level}": lambda level=level: not runs(level) for level in NEEDS},
     **{f"the C compiler does not know {level}": lambda level=level: not knows(level) for level in NEEDS},

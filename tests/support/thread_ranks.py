@@ -55,7 +55,7 @@ def ranks(count, batch=4, **more):
     queues, engines = [queue.Queue() for _ in range(count)], []
     for rank in range(count):
         made = tiny_model(max_batch_size=batch)
-        made.new_cache = tiny_model(max_batch_size=batch).new_cache  # of a model that is not split
+        made.new_pool = tiny_model(max_batch_size=batch).new_pool  # of a model that is not split
         made.parallel = ThreadRank(rank, queues)
         engine = Engine(made, TOKENIZER, **more)
         engine.seen = []

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from .cuda import on_the_cpu, pretended
 from .guard import compile_guard, has_cpp_compiler, load_guard
-from .recording import Recording
+from .recording import CaptureError, Recording
 from .state import Gpu
 from .tensor import GpuTensor, bare
 
 __all__ = [
+    "CaptureError",
     "Gpu",
     "GpuTensor",
     "Recording",

@@ -12,7 +12,7 @@ from . import attention
 from .state import Gpu, here
 from .tensor import GpuTensor, bare, on_device, tensors_in
 
-__all__ = ["Dispatch", "run"]
+__all__ = ["Dispatch", "is_composite", "run", "starts_kernel", "waits"]
 
 aten = torch.ops.aten
 # Operators that return numbers, or tensors whose size depends on numbers: the host waits.
@@ -49,7 +49,8 @@ class Dispatch(TorchDispatchMode):
 
 
 @cache
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
+    """Whether an operator is made of others on every device."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
 
@@ -72,7 +73,7 @@ def _name(func: Any) -> str:
 def run(func: Any, args: Any, kwargs: Any) -> Any:
     """One operator, or what it is made of."""
     gpu = here()
-    if _is_composite(func):
+    if is_composite(func):
         # Under inference_mode these arrive whole, and are taken apart here; elsewhere torch has done it.
         with Dispatch():
             out = func.decompose(*args, **kwargs)
@@ -127,17 +128,28 @@ def _check_devices(gpu: Gpu, func: Any, tensors: list[torch.Tensor], device: tor
         )
 
 
-def _count_waiting(gpu: Gpu, func: Any, args: Any) -> None:
+def waits(func: Any, args: Any) -> bool:
+    """Whether the host needs the result of an operator, or its size."""
     masked = func in _INDEXING and any(
         x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
     )
-    if func in _WAITING or masked:
+    return masked or func in _WAITING
+
+
+def _count_waiting(gpu: Gpu, func: Any, args: Any) -> None:
+    if waits(func, args):
         gpu.count("sync", func)
         gpu.transfers.wait()
 
 
+@cache
+def starts_kernel(func: Any) -> bool:
+    """Whether an operator starts a kernel: views and allocations do not."""
+    return not _is_view(func) and _name(func) not in _NO_LAUNCH
+
+
 def _count_launch(gpu: Gpu, func: Any, device: torch.device) -> None:
-    if _is_view(func) or _name(func) in _NO_LAUNCH:
+    if not starts_kernel(func):
         return
     gpu.count("launch", func)
     if device.index != gpu.current:

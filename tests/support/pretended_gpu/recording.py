@@ -31,16 +31,25 @@ class CaptureError(RuntimeError):
 class Recording:
     """Records what is run within it.
 
+    Args:
+        raises: whether what cannot be recorded raises CaptureError at once. Otherwise it is noted in `refused`, and a
+            replay is refused instead.
+
     Attributes:
-        operators: names of the operators, in order.
+        operators: names of those that start kernels or copies, in order.
+        refused: what cannot be recorded, with its place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, raises: bool = True) -> None:
+        self.raises = raises
+        self.refused: list[str] = []
         self._calls: list[tuple[Any, Any, Any, Any]] = []
 
     @property
     def operators(self) -> list[str]:
-        return [str(func).removeprefix("aten.") for func, *_ in self._calls]
+        from .dispatch import starts_kernel
+
+        return [str(func).removeprefix("aten.") for func, *_ in self._calls if starts_kernel(func)]
 
     def __enter__(self) -> Recording:
         gpu = here()
@@ -52,9 +61,11 @@ class Recording:
         here().recording = None
 
     def refuse(self, kind: str, operator: object) -> None:
-        """Raise CaptureError if this event cannot be recorded."""
+        """Raise CaptureError, or note it, if this event cannot be recorded."""
         if kind in _REFUSED:
-            raise CaptureError(f"{kind} while a step is recorded: {operator} at {place()}")
+            self.refused.append(f"{kind}: {operator} at {place()}")
+            if self.raises:
+                raise CaptureError(f"while a step is recorded, {self.refused[-1]}")
 
     def run(self, func: Any, args: Any, kwargs: Any, work: Callable[[], Any]) -> Any:
         """Run an operator and note it."""
@@ -68,6 +79,8 @@ class Recording:
         """Start the recorded operators again. Results are where they were: in the tensors of the recorded run."""
         from .dispatch import run
 
+        if self.refused:
+            raise CaptureError(f"this step was not recorded: {'; '.join(self.refused)}")
         with torch.inference_mode():
             for func, args, kwargs, out in self._calls:
                 again = run(func, args, kwargs)

@@ -1,0 +1,1 @@
+"""What the parts measure: each module has a `run`."""

@@ -1,0 +1,16 @@
+"""Prompts, from the request to the first token."""
+
+from __future__ import annotations
+
+from ..models import make_model, shape
+from ..workplace import Workplace
+from .engine_runs import prefill
+
+__all__ = ["run"]
+
+
+def run(place: Workplace) -> None:
+    """7B, prompts of 2,048 and 16,384 tokens."""
+    model = make_model(shape("7B", place.tiny), place.device)
+    for length, rounds in ((2048, 9), (16384, 5)):
+        prefill(place, model, "7B, prompt", length, rounds)

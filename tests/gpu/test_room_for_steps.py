@@ -1,0 +1,78 @@
+"""Law: on a GPU the cache is taken whole and leaves what the largest step was measured to need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from pretended_gpu import Gpu
+
+from llama import Llama
+from llama.errors import OutOfMemoryError
+from llama.model import Transformer
+from llama.sizing.budget import cache_bytes_per_token
+
+BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32", "device": "cuda"}
+
+
+@pytest.fixture(autouse=True)
+def _pretended(gpu: Gpu, guard: Path) -> None:
+    """A real GPU's memory is what it is."""
+
+
+def built(checkpoint: Path, needs: int, gpu: Gpu, **more: object) -> tuple[int, int]:
+    """(tokens of cache, bytes of one) where the largest step took so many bytes."""
+    with mock.patch.object(torch.cuda, "max_memory_allocated", return_value=needs):
+        llama = Llama.build(checkpoint, **{**BUILD, **more})
+    params = llama.model.params
+    return llama.engine.cache_tokens, cache_bytes_per_token(params, 1, torch.float32)
+
+
+def test_the_cache_and_the_largest_step_fit_together(gpu: Gpu, tiny_checkpoint: Path) -> None:
+    whole, each = built(tiny_checkpoint, 0, gpu, cache_memory=1.0)
+    own = 128 * each  # the measured step has a cache of its own
+    for needs in (own, gpu.memory // 3, gpu.memory // 2):
+        tokens, _ = built(tiny_checkpoint, needs, gpu, cache_memory=1.0)
+        left = gpu.memory - (needs - own)
+        assert min(left - 0.04 * gpu.memory, 0.89 * gpu.memory) < tokens * each <= left
+        assert tokens <= whole
+    # What the plan asks for is not raised.
+    assert built(tiny_checkpoint, gpu.memory // 3, gpu)[0] <= 2 * 4 * 128
+
+
+@pytest.mark.parametrize("share", [0.98, 1.0])
+def test_a_step_that_leaves_no_sequence_any_room_is_an_error(
+    gpu: Gpu, tiny_checkpoint: Path, share: float
+) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"the largest step takes 7\.\d\d GiB.*lower max_seq_len"):
+        built(tiny_checkpoint, int(share * gpu.memory), gpu)
+
+
+def test_a_step_that_does_not_fit_is_an_error(
+    gpu: Gpu, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: Transformer, tokens: int) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(Transformer, "run_largest", full)
+    with pytest.raises(OutOfMemoryError, match="the largest step does not fit"):
+        built(tiny_checkpoint, 0, gpu)
+
+
+def test_the_largest_steps_are_run_whole(gpu: Gpu, tiny_checkpoint: Path) -> None:
+    """A chunk up to the last position, and a token of each sequence there; on no more memory than they need."""
+    seen: list[tuple[list[int], list[int]]] = []
+    hidden = Transformer.hidden
+
+    def watched(model: Transformer, tokens: torch.Tensor, step: object) -> torch.Tensor:
+        seen.append((step.starts, step.lengths))
+        return hidden(model, tokens, step)
+
+    with mock.patch.object(Transformer, "hidden", watched):
+        built(tiny_checkpoint, 0, gpu)
+    assert [(list(starts), list(lengths)) for starts, lengths in seen] == [
+        ([0], [128]),
+        ([127] * 4, [128] * 4),
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from engine_requests import ask, ids
-from pretended_gpu import Gpu, Recording, pretended
+from pretended_gpu import Gpu, Recording
 
 from llama import Llama
 from llama.engine import Engine, Request
@@ -19,7 +19,7 @@ from llama.kernels import draws
 from llama.sampling import GREEDY, SamplingParams
 
 STOPS = frozenset(range(3, 150))
-NEW = 12
+NEW = 10
 OPTIONS: dict[str, Request] = {
     "greedy": ask(5, NEW),
     "sampled": ask(6, NEW, SamplingParams(0.9, 1.0), seed=1),
@@ -38,8 +38,8 @@ OPTIONS: dict[str, Request] = {
 
 
 @pytest.fixture(scope="module")
-def on_gpu(guard: Path, tiny_checkpoint: Path) -> Llama:
-    with pretended():
+def on_gpu(there: Callable[..., Any], tiny_checkpoint: Path) -> Llama:
+    with there():
         return Llama.build(tiny_checkpoint, None, 256, 64, device="cuda:0", dtype="float32")
 
 
@@ -64,7 +64,9 @@ def outputs(engine: Engine, requests: Sequence[Request], each: Callable[[], None
 # ---- law 2: what a step waits for, and how much it starts ----
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, "all at once"])
+@pytest.mark.parametrize(
+    "name", ["greedy", "sampled", "scored prompt", "samples", "prediction", "all at once"]
+)
 def test_a_step_makes_one_copy_in_one_out_and_one_wait(gpu: Gpu, on_gpu: Llama, name: str) -> None:
     """Those of a prompt too; and the first ones behind a fork, which copy blocks."""
     requests = [OPTIONS[name]] if name in OPTIONS else list(OPTIONS.values())
@@ -82,8 +84,7 @@ def test_a_step_makes_one_copy_in_one_out_and_one_wait(gpu: Gpu, on_gpu: Llama, 
         gpu.forget()
 
     outputs(engine, requests, check)
-    assert steps > 0
-    assert steps > 3 or name == "no new token"
+    assert steps > 3
 
 
 def launches(gpu: Gpu, engine: Engine, requests: Sequence[Request]) -> set[int]:
@@ -139,7 +140,10 @@ class Repeated:
         return packet
 
 
-@pytest.mark.parametrize("name", [*OPTIONS, "all at once"])
+@pytest.mark.usefixtures("guard")
+@pytest.mark.parametrize(
+    "name", ["greedy", "penalties", "least tokens", "alternatives", "samples", "all at once"]
+)
 def test_a_recorded_decode_step_gives_the_tokens_of_one_that_runs(gpu: Gpu, on_gpu: Llama, name: str) -> None:
     """With other ids, positions, tables, random numbers and penalties in the same buffers."""
     requests = [OPTIONS[name]] if name in OPTIONS else list(OPTIONS.values())
@@ -149,9 +153,10 @@ def test_a_recorded_decode_step_gives_the_tokens_of_one_that_runs(gpu: Gpu, on_g
     repeated = Repeated(engine.runner)
     engine.runner._compute = repeated  # type: ignore[method-assign]
     assert outputs(engine, requests) == expected
-    assert repeated.repeated > 3 or name in ("no new token", "prediction")
+    assert repeated.repeated > 3
 
 
+@pytest.mark.usefixtures("guard")
 def test_a_number_of_the_host_in_a_step_shows_when_it_is_repeated(
     gpu: Gpu, on_gpu: Llama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +182,9 @@ def frozen(numbers: Any) -> torch.Tensor:
 def test_neighbours_change_nothing(gpu: Gpu, on_gpu: Llama) -> None:
     """Draws are of (seed, sample, position), also where rows with other options are drawn in one go."""
     together = outputs(engine_of(on_gpu, prefix_reuse=False), list(OPTIONS.values()))
-    for i, request in enumerate(OPTIONS.values()):
+    for i, (name, request) in enumerate(OPTIONS.items()):
+        if name not in ("greedy", "penalties", "samples"):
+            continue
         alone = outputs(engine_of(on_gpu, prefix_reuse=False), [request])
         for (_, sample), (tokens, *_) in alone.items():
             assert tokens == together[i, sample][0]

@@ -143,8 +143,8 @@ MUTANTS = [
     ),
     Mutant(
         name="logits that are not finite end whoever stepped",
-        file="llama/engine/runner.py",
-        old="                error.request_id = sequence.request_id\n",
+        file="llama/engine/rows.py",
+        old="            error.request_id = row.sequence.request_id\n",
         new="",
         tests=(f"{_LOOP}::test_logits_that_are_not_finite_end_the_call_that_they_belong_to",),
     ),
@@ -238,5 +238,26 @@ MUTANTS = [
         old="if each.key < sequence.key and not each.is_paused:",
         new="if False:",
         tests=(f"{_REUSE}::test_a_prefix_that_several_begin_with_is_computed_once",),
+    ),
+    Mutant(
+        name="a pinned buffer is written again while its copy is under way",
+        file="llama/engine/transfers.py",
+        old="            copied.synchronize()\n",
+        new="            pass\n",
+        tests=("tests/gpu/test_transfers.py",),
+    ),
+    Mutant(
+        name="rows are chosen on CUDA by a list of the host",
+        file="llama/engine/runner.py",
+        old="logits_NV = model.logits(hidden_TC[rows_N])",
+        new="logits_NV = model.logits(hidden_TC[rows_N.tolist()])",
+        tests=("tests/gpu/test_steps_on_gpu.py",),
+    ),
+    Mutant(
+        name="what is drawn on CUDA may be an id that does not exist",
+        file="llama/kernels/draws.py",
+        old="return ids_R1.clamp_(max=vocab - 1)[:, 0]",
+        new="return ids_R1[:, 0]",
+        tests=("tests/gpu/test_steps_on_gpu.py::test_rows_that_are_not_finite_give_some_id",),
     ),
 ]

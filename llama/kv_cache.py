@@ -11,23 +11,18 @@ R numbers of a row in memory: D, or the bytes of int8 blocks (kernels/cached.py)
 
 from __future__ import annotations
 
-import functools
-import itertools
 import mmap
-import operator
 import sys
-from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from .errors import ConfigError, OutOfMemoryError
-from .kernels.attention import Batch, batches, runs
-from .kernels.cached import INT8, CacheFormat, row_of
-from .kernels.native import Parts
+from .kernels.cached import CacheFormat, row_of
 from .kernels.operators import attend, attention_for
+from .kernels.steps import Part, Step
 from .values import integer
 
 __all__ = ["BLOCK", "KVPool", "Part", "Step", "check_block"]
@@ -50,17 +45,6 @@ def check_block(size: object) -> int:
     if number is None or not 1 <= number <= _LARGEST or number & (number - 1):
         raise ConfigError(f"block is {size!r}; it must be a power of two from 1 to {_LARGEST}")
     return number
-
-
-class Part(NamedTuple):
-    """A sequence's part of a step: `count` tokens from position `start` on.
-
-    table: its blocks, at least as many as start + count positions need.
-    """
-
-    table: array[int]
-    start: int
-    count: int
 
 
 class KVPool:
@@ -107,7 +91,7 @@ class KVPool:
         return self._layers[index]
 
     def copy(self, sources: Sequence[int] | torch.Tensor, targets: Sequence[int] | torch.Tensor) -> None:
-        """Copy whole blocks, in all layers at once; no block is both source and target.
+        """Copy whole blocks, in all layers at once. All are read before any is written: one may be source and target.
 
         Args:
             sources, targets: numbers of blocks; as tensors of int64, on the pool's device.
@@ -135,101 +119,11 @@ class KVPool:
         """What a step over these sequences sees."""
         return Step(self, parts)
 
-
-class Step:
-    """One forward: T tokens of N sequences, those of a sequence next to each other.
-
-    Made once for all layers. Numbers are on the host, as 64-bit arrays; `tensors` has them on the pool's device. The
-    tables are those of the sequences: they must not grow while the step is under way.
-
-    firsts (N + 1,): the row of each sequence's first token, and T. starts (N,): the position of that token.
-    lengths (N,): positions of each sequence when the step is done. positions (T,): of each token in its sequence.
-    slots (T,): where its key and value go: block x B + place in the block. tables: of each sequence.
-    """
-
-    def __init__(self, pool: KVPool, parts: Iterable[Part]) -> None:
-        self.tables, starts, counts = zip(*parts, strict=True)
-        assert min(counts) > 0
-        self.pool = pool
-        self._parts: Parts | None = None
-        self.starts = array("q", starts)
-        if sum(counts) == len(counts):  # one token of each: most steps
-            self.firsts = array("q", range(len(counts) + 1))
-            self.lengths = array("q", [start + 1 for start in starts])
-            self.positions, owners = self.starts, self.tables
-        else:
-            self.firsts = array("q", itertools.accumulate(counts, initial=0))
-            self.lengths = array("q", map(operator.add, starts, counts))
-            spans = [range(start, end) for start, end in zip(starts, self.lengths, strict=True)]
-            self.positions = array("q", itertools.chain.from_iterable(spans))
-            owners = itertools.chain.from_iterable(map(itertools.repeat, self.tables, counts))
-        shift, place = pool.shift, pool.size - 1
-        pairs = zip(owners, self.positions, strict=True)
-        self.slots = array("q", [table[at >> shift] << shift | at & place for table, at in pairs])
-
-    def __len__(self) -> int:
-        """How many sequences it has."""
-        return len(self.tables)
-
-    @property
-    def on_host(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-        """What `tensors` has, on the host."""
-        most = -(-max(self.lengths) // self.pool.size)
-        tables = np.zeros((len(self), most), dtype=np.int64)
-        for row, table in zip(tables, self.tables, strict=True):
-            row[: len(table)] = table[:most]
-        return [*map(np.asarray, (self.positions, self.slots, self.starts, self.lengths)), tables]
-
-    @functools.cached_property
-    def tensors(self) -> StepTensors:
-        """The numbers on the pool's device. May be set before they are used, by who has copied them already."""
-        return StepTensors(*(torch.from_numpy(each).to(self.pool.device) for each in self.on_host))
-
-    @property
-    def parts(self) -> Parts:
-        """The sequences, for compiled kernels."""
-        if self._parts is None:  # functools.cached_property takes a lock
-            self._tables = array("q", [table.buffer_info()[0] for table in self.tables])
-            self._parts = Parts(
-                len(self.tables),
-                self.firsts.buffer_info()[0],
-                self.starts.buffer_info()[0],
-                self.slots.buffer_info()[0],
-                self._tables.buffer_info()[0],
-            )
-        return self._parts
-
-    @functools.cached_property
-    def runs(self) -> list[list[slice]]:
-        """Where sequences lie, for kernels in torch; see attention.runs."""
-        return runs(self)
-
-    @functools.cached_property
-    def batches(self) -> list[Batch]:
-        """What a device other than a CPU attends at once; see attention.batches."""
-        return batches(self)
-
-    def lies_like(self, x: torch.Tensor) -> bool:
-        """Whether the pool has x's device, and its dtype or int8: a model can be cast, or moved, while it is in use."""
-        return self.pool.form in (x.dtype, INT8) and self.pool.device == x.device
-
     def attend(
-        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor
+        self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, step: Step
     ) -> torch.Tensor:
-        """Store the tokens' keys and values of a layer; each token attends up to itself -> (T, H, D)."""
-        keys, values = self.pool.layer(layer)
-        return attend(self.pool._attention, q_THD, k_TKD, v_TKD, keys, values, self)
-
-
-class StepTensors(NamedTuple):
-    """positions, slots (T,), starts, lengths (N,) and tables (N, most blocks), int64, on the device. Tables are filled
-    up with block 0."""
-
-    positions: torch.Tensor
-    slots: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-    tables: torch.Tensor
+        """Store a step's keys and values of a layer; each token attends to its sequence up to itself -> (T, H, D)."""
+        return attend(self._attention, q_THD, k_TKD, v_TKD, *self._layers[layer], step)
 
 
 def _reserved(

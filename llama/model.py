@@ -100,7 +100,7 @@ class Attention(nn.Module):
         parts = joint_product(x_TC, self.wq, self.wk, self.wv) if x_TC.is_cuda else None
         q, k, v = parts or (self.wq(x_TC), self.wk(x_TC), self.wv(x_TC))
         q_THD, k_TKD, v_TKD = rotate(q.view(heads), rotary), rotate(k.view(heads), rotary), v.view(heads)
-        out: torch.Tensor = self.wo(step.attend(self.layer, q_THD, k_TKD, v_TKD).flatten(1))
+        out: torch.Tensor = self.wo(step.pool.attend(self.layer, q_THD, k_TKD, v_TKD, step).flatten(1))
         return out
 
 
@@ -264,7 +264,7 @@ class Transformer(nn.Module):
         table = array("i", range(1, 1 + -(-seq // BLOCK)))
         pool = self.new_pool(1 + len(table))
         for parts in ([Part(table, seq - count, count)], [Part(table, seq - 1, 1)] * rows):
-            ids = torch.zeros(sum(part.count for part in parts), dtype=torch.long, device=self.device)
+            ids = torch.zeros(sum(part.length for part in parts), dtype=torch.long, device=self.device)
             self.logits(self.hidden(ids, pool.step(parts))[-rows:])
 
     def hidden(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:

@@ -18,7 +18,7 @@ from ..kernels.adjust import adjust
 from ..kernels.draws import draw, draw_numbers
 from ..kernels.operators import log_probabilities, sample
 from ..kernels.sampling import all_finite, count_not_finite, most_probable
-from ..kv_cache import Part, Step, StepTensors
+from ..kernels.steps import Part, Step, StepTensors
 from ..model import Transformer
 from .cache_memory import CacheMemory
 from .rows import (
@@ -70,8 +70,12 @@ class Runner:
         groups = [rows for _, rows in prompts]
         if next_rows:
             groups.append(next_rows)
-        run = self._on_cuda if device.type == "cuda" else self._on_host
-        answers = run(batch, tokens, step, groups)
+        if device.type == "cuda":
+            answers = self._on_cuda(batch, tokens, step, groups)
+        else:
+            self._copy_blocks(batch)
+            hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
+            answers = [self._decide(hidden_TC, rows) for rows in groups]
         for (i, _), scores in zip(prompts, answers, strict=False):
             results[i].prompt_scores += [each.score for each in scores]
         sampled = iter(answers[-1] if next_rows else ())
@@ -83,16 +87,11 @@ class Runner:
 
     # ---- where the host reads the logits ----
 
-    def _on_host(
-        self, batch: ScheduledBatch, tokens: list[int], step: Step, groups: list[list[Row]]
-    ) -> list[list[SampledToken]]:
-        """Run the step, then answer each group of rows."""
+    def _copy_blocks(self, batch: ScheduledBatch) -> None:
+        """Make the copies that the step's writers need."""
         if batch.copies:
-            sources, targets = zip(*batch.copies, strict=True)
-            step.pool.copy(sources, targets)
+            self.memory.pool.copy(*zip(*batch.copies, strict=True))
             batch.copies.clear()
-        hidden_TC = self.model.hidden(torch.tensor(tokens, device=self.model.device), step)
-        return [self._decide(hidden_TC, rows) for rows in groups]
 
     def _decide(self, hidden_TC: torch.Tensor, rows: list[Row]) -> list[SampledToken]:
         """Ids and scores that the first rank decides, on all ranks."""
@@ -131,7 +130,7 @@ class Runner:
         rows = [row for group in groups for row in group]
         inputs = self._sent(self._transfers, batch, tokens, step, rows)
         if batch.copies:
-            step.pool.copy(*inputs.copies)
+            self.memory.pool.copy(*inputs.copies)
             batch.copies.clear()
         top = max((each.sequence.request.top for each in rows), default=0)
         answers = self._compute(step, inputs, [len(group) for group in groups], top)

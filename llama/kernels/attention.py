@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from . import cached
-
-if TYPE_CHECKING:
-    from ..kv_cache import Step
+from .steps import Step
 
 __all__ = ["Batch", "attend", "attend_launched", "batches", "causal_attention", "gather", "runs", "store"]
 
@@ -74,7 +73,7 @@ def attend_launched(
     step, and not on the number of single tokens."""
     store(k_TKD, v_TKD, keys, values, step.tensors.slots, q_THD.dtype)
     out_THD = torch.empty_like(q_THD)
-    for batch in step.batches:
+    for batch in _once(step, batches):
         q = q_THD[batch.rows]
         if batch.slots is None or batch.seen is None:
             k, v = (_whole(x, step, batch.part, q.dtype) for x in (keys, values))
@@ -177,9 +176,16 @@ def _runs(table: array[int], length: int, size: int) -> list[slice]:
     return found
 
 
+def _once(step: Step, make: Callable[[Step], Any]) -> Any:
+    """What `make` makes of a step, made in its first layer."""
+    if make.__name__ not in step.made:
+        step.made[make.__name__] = make(step)
+    return step.made[make.__name__]
+
+
 def _pieces(blocks: torch.Tensor, step: Step, part: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """The positions of a sequence in `runs`, (K, some of them, D) each: one for each run; of many runs, one of all."""
-    mine = step.runs[part]
+    mine = _once(step, runs)[part]
     if len(mine) > (_MOST_RUNS if _FLASH_CPU is not None else 1):
         length = sum(run.stop - run.start for run in mine)
         return [gather(blocks, step.tensors.tables[part], length, dtype)]
@@ -254,11 +260,11 @@ def _decode(q_KGD: torch.Tensor, keys: list[torch.Tensor], values: list[torch.Te
     K, _, D = q_KGD.shape
     block = max(64, _BLOCK_BYTES // (4 * K * D))
     q = q_KGD.float() * D**-0.5
-    scores = [torch.bmm(q, k.float().transpose(1, 2)) for piece in keys for k in piece.split(block, 1)]
+    scores = [torch.bmm(q, k.float().transpose(1, 2)) for piece in keys for k in torch.split(piece, block, 1)]
     weights = torch.softmax(scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1), dim=-1)
-    shares = weights.split([score.shape[-1] for score in scores], -1)
+    shares = torch.split(weights, [score.shape[-1] for score in scores], -1)
     out = torch.zeros_like(q)
-    for share, v in zip(shares, (v for piece in values for v in piece.split(block, 1)), strict=True):
+    for share, v in zip(shares, (v for piece in values for v in torch.split(piece, block, 1)), strict=True):
         out.baddbmm_(share, v.float())
     return out.to(q_KGD.dtype)
 

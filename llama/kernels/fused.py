@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter, contains, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,11 +20,9 @@ from .fused_call import FusedCall, Layers, LayerShape
 from .hooks import hooked
 from .native import Kernels, has_memory
 from .norms import rotary_pairs
+from .steps import Step
 from .table import Case, implementation
 from .weights import PackedWeight
-
-if TYPE_CHECKING:
-    from ..kv_cache import Step
 
 __all__ = ["FusedLayers", "LayerShape"]
 

@@ -6,15 +6,13 @@ import ctypes
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from .native import DTYPES, Kernels, Matrix, Parts, cache_number
-
-if TYPE_CHECKING:
-    from ..kv_cache import Step
+from .native import DTYPES, Kernels, Matrix, cache_number
+from .steps import Parts, Step
 
 __all__ = ["FusedCall", "LayerShape", "Layers"]
 

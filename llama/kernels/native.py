@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,7 @@ import torch
 from . import cached, compiled
 from .levels import Level
 from .quantized import BLOCK, FORMATS, Blocks, Form, RawRows
-
-if TYPE_CHECKING:
-    from ..kv_cache import Step
+from .steps import Parts, Step
 
 __all__ = [
     "DTYPES",
@@ -26,7 +24,6 @@ __all__ = [
     "UNPACKED",
     "Kernels",
     "Matrix",
-    "Parts",
     "cache_number",
     "codes_shape",
     "has_memory",
@@ -71,15 +68,6 @@ def quantized_matrix(
     return Matrix(
         *(FORMATS[form.format].number, shape[0], form.columns, shape[1], form.group),
         *(None if part is None else part.data_ptr() for part in (codes, scales, zeros, form.order)),
-    )
-
-
-class Parts(ctypes.Structure):
-    """parts_t of csrc/attention.h: the sequences of a step. It does not keep the memory that it points to."""
-
-    _fields_ = (
-        ("count", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("firsts", "starts", "slots", "tables")),
     )
 
 

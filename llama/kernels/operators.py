@@ -8,7 +8,7 @@ Shapes: T tokens, H heads, K key/value heads, D head dimension, R rows of logits
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,11 +16,9 @@ from ..sampling import SamplingParams
 from . import attention, cached, native, norms, sampling
 from .quantized import Form
 from .quantized_weights import Quantized, QuantizedFormat
+from .steps import Step
 from .table import ROWS, Case, choose, implementation, is_native
 from .weights import PLAIN, Blocked, PackedWeight, Shape, WeightFormat
-
-if TYPE_CHECKING:
-    from ..kv_cache import Step
 
 __all__ = [
     "Attend",
@@ -41,9 +39,7 @@ __all__ = [
 ]
 
 # (q (T, H, D), k and v (T, K, D), a layer's keys and values (K, blocks, B, row), step) -> (T, H, D); see `attend`.
-Attend = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, "Step"], torch.Tensor
-]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Step], torch.Tensor]
 
 
 # ---- weights ----

@@ -130,7 +130,7 @@ class Llama:
             seed=seed,
         )
         llama._joined = True
-        llama.folder, llama.quantize = Path(ckpt_dir), quantize
+        llama.folder, llama.quantize, llama.origin = Path(ckpt_dir), quantize, built.origin
         llama.adapter = None if adapter is None else Path(adapter)
         return llama
 
@@ -159,6 +159,7 @@ class Llama:
         self.folder: Path | None = None
         self.adapter: Path | None = None
         self.quantize: str | None = None
+        self.origin: loading.Origin | None = None
         self._joined = False
 
     def close(self, error: BaseException | None = None) -> None:

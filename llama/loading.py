@@ -10,7 +10,7 @@ from functools import cache
 
 import torch
 
-from .checkpoint import Checkpoint, load_weights, open_checkpoint, tokenizer_of
+from .checkpoint import Checkpoint, GgufCheckpoint, load_weights, open_checkpoint, tokenizer_of
 from .checkpoint.base import dtype_name
 from .checkpoint.files import as_path
 from .checkpoint.info import shortened
@@ -57,6 +57,21 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a model's weights came from.
+
+    Args:
+        file_format: "gguf", "safetensors" or "pytorch", which is pickled files.
+        quantization: `Checkpoint.quantization`, e.g. "Q4_K_M"; None if the matrices are plain.
+        adapter: 62 bits of a hash of the adapter that is merged into the weights; None without one.
+    """
+
+    file_format: str
+    quantization: str | None
+    adapter: int | None
+
+
+@dataclass(frozen=True)
 class Built:
     """What `build` made: the parts of a `Llama`."""
 
@@ -64,6 +79,7 @@ class Built:
     tokenizer: Tokenizer
     cache_tokens: int
     retained_tokens: int
+    origin: Origin
 
 
 @torch.inference_mode(False)  # weights made in inference mode do not count their edits
@@ -126,7 +142,16 @@ def build(
         f" {memory.describe(checkpoint.quantization)}{why}) on {target.type},"
         f" {_sizes(checkpoint.args, parallel, memory, plan, time.monotonic() - started)}"
     )
-    return Built(model, tokenizer, plan.tokens, plan.retained)
+    return Built(model, tokenizer, plan.tokens, plan.retained, _origin(checkpoint))
+
+
+def _origin(checkpoint: Checkpoint) -> Origin:
+    """Reads an adapter's file whole, and no other weight."""
+    file_format = "gguf" if checkpoint.layout == GgufCheckpoint.layout else "pytorch"
+    if checkpoint.files[0].suffix == ".safetensors":
+        file_format = "safetensors"
+    adapter = adapter_of(checkpoint)
+    return Origin(file_format, checkpoint.quantization, None if adapter is None else adapter.digest)
 
 
 def _model_parallel_size(given: int | None) -> int:

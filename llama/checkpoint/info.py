@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..kernels.cached import BLOCK, INT8
 from ..sizing.args import ModelArgs, can_split
 from ..sizing.budget import amount, cache_bytes_per_token, parameter_count
 from ..sizing.family import context_of, member_of
@@ -100,7 +101,7 @@ def _memory(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
             continue
         weights = largest_rank(checkpoint, size, dtype)
         cache = cache_bytes_per_token(args, size, dtype) * _CACHED
-        yield (
-            f"memory, MP {size}",
-            f"{amount(weights)} of weights per rank, {amount(cache)} for {_CACHED:,} cached tokens",
-        )
+        text = f"{amount(weights)} of weights per rank, {amount(cache)} for {_CACHED:,} cached tokens"
+        if args.head_dim % BLOCK == 0:
+            text += f" ({amount(cache_bytes_per_token(args, size, INT8) * _CACHED)} in {INT8})"
+        yield f"memory, MP {size}", text

@@ -70,7 +70,7 @@ def add_tokenizer(parser: argparse._ActionsContainer, folder: str = "DIR") -> No
         "--tokenizer",
         type=path,
         metavar="FILE",
-        help=f"the SentencePiece model (default: tokenizer.model in {folder})",
+        help=f"the SentencePiece model (default: tokenizer.model in {folder}, or a GGUF file's own)",
     )
 
 

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from .arguments import add_loading, path, positive
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ __all__ = [
     "server",
     "source",
 ]
+
+# What changes the numbers, or where they are computed; None or "auto" if it was not given.
+_OF_MODELS = ("tokenizer", "device", "dtype", "cache_dtype", "adapter", "quantize")
 
 
 def add_source(parser: argparse.ArgumentParser, *, max_batch_size: int | None = None) -> None:
@@ -91,8 +95,18 @@ def add_sampling(
 
 
 def source(options: argparse.Namespace) -> Model | Server:
-    """What `add_source` parsed: a server if it is a URL."""
+    """What `add_source` parsed: a server if it is a URL.
+
+    Raises:
+        ConfigError: a server, and an option that says how a model is loaded.
+    """
     if is_url(options.source):
+        for name in _OF_MODELS:
+            if getattr(options, name) not in (None, "auto"):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} says how a model of DIR is loaded; the server at {options.source} has"
+                    " loaded its own. Leave it out, or start the server with it"
+                )
         return server(options, options.source)
     from ..terminal.running import Model
 

@@ -266,7 +266,10 @@ def _joined(layers: Sequence[nn.Module]) -> torch.Tensor | None:
         if type(layer) is not ColumnParallelLinear or ColumnParallelLinear.forward is not _FORWARD:
             return None
         weight = layer.weight
-        start, whole = weight.data_ptr(), weight.untyped_storage().data_ptr()
+        try:
+            start, whole = weight.data_ptr(), weight.untyped_storage().data_ptr()
+        except RuntimeError:  # a tensor without memory of its own, as a compiler's
+            return None
         # Two allocations can be neighbours, too: the memory must be one.
         if not start or (rows and (start != end or whole != memory)):
             return None

@@ -74,6 +74,8 @@ class ModelInfo:
         max_seq_len: most tokens of prompt and answer together.
         member: its size in the family, such as 7B; None if no member has its shapes.
         variants: which of base, instruct and python it may be; shapes and vocabulary do not always tell.
+        quantization: of its weights, such as Q4_K_M or int4; None if they are plain.
+        cache_dtype: of keys and values, int8; None if it is `dtype`.
     """
 
     name: str
@@ -83,6 +85,8 @@ class ModelInfo:
     member: str | None = None
     variants: tuple[str, ...] = ()
     url: str | None = None
+    quantization: str | None = None
+    cache_dtype: str | None = None
 
 
 class Generator(Protocol):

@@ -78,6 +78,7 @@ def _options(header: Header, *, by_weights: bool) -> Iterator[tuple[str, object]
         yield "the model", model.name
         yield "the server", model.url
     yield "the dtype", model.dtype
+    yield "the cache's dtype", model.cache_dtype or model.dtype
     yield "max_seq_len", model.max_seq_len
     for name in ("temperature", "top_p", "order", "seed", "max_gen_len", "chat"):
         yield name, getattr(settings, name)

@@ -71,6 +71,8 @@ def model_info(llama: Llama) -> ModelInfo:
         max_seq_len=_longest(llama),
         member=None if member is None else member.name,
         variants=variants_of(params, has_step),
+        quantization=None if llama.origin is None else llama.origin.quantization,
+        cache_dtype=None if llama.model.cache_dtype == "auto" else llama.model.cache_dtype,
     )
 
 

@@ -55,8 +55,13 @@ def _sampling(header: Header) -> str:
             f"seed {settings.seed}",
         ]
     parts.append(f"at most {settings.max_gen_len:,} tokens")
-    if header.model.dtype is not None:
-        parts.append(header.model.dtype)
+    model = header.model
+    if model.dtype is not None:
+        parts.append(
+            model.dtype if model.quantization is None else f"{model.quantization}, activations {model.dtype}"
+        )
+    if model.cache_dtype is not None:
+        parts.append(f"cache {model.cache_dtype}")
     if settings.chat:
         parts.append("asked in the chat format")
     return f"{', '.join(parts)}; sandbox: {header.sandbox}"

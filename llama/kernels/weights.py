@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -189,6 +190,14 @@ class PackedWeight:
         parts = map(_with_own_memory, (self.codes, self.scales, self.zeros))
         return type(self), (self.format, self.shape, *parts, self.order, self.plain_dtype)
 
+    def _sent(self) -> tuple[Any, ...]:
+        """As `__reduce__`, for a process on this machine: what is shared stays shared."""
+        parts = (
+            part if part is None or part.is_shared() else _with_own_memory(part)  # type: ignore[no-untyped-call]
+            for part in (self.codes, self.scales, self.zeros)
+        )
+        return type(self), (self.format, self.shape, *parts, self.order, self.plain_dtype)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
         scales, zeros = (None if part is None else part.clone() for part in (self.scales, self.zeros))
         # Several weights share an order.
@@ -250,7 +259,9 @@ class PackedWeight:
 
 
 def _with_own_memory(part: torch.Tensor | None) -> torch.Tensor | None:
-    """The tensor, or a copy if it is a part of a larger piece of memory. What is shared stays shared."""
-    if part is None or part.is_shared() or part.untyped_storage().nbytes() == part.nbytes:  # type: ignore[no-untyped-call]
-        return part
-    return part.clone()
+    """The tensor, or a copy if it is a part of a larger piece of memory."""
+    return part if part is None or part.untyped_storage().nbytes() == part.nbytes else part.clone()
+
+
+# The pickler of multiprocessing, which hands on the address of shared memory; files get its content.
+ForkingPickler.register(PackedWeight, PackedWeight._sent)

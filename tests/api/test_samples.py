@@ -38,6 +38,14 @@ def test_seeds_differ_and_calls_without_one_do_too(llama):
     assert listed == [tokens(seed=5), tokens(seed=6)]
 
 
+def test_each_sample_echoes_its_own_prompt(llama):
+    prompts = PROMPTS[:2]
+    found = llama.text_completion(prompts, 1.5, max_gen_len=2, n=2, echo=True, seed=1)
+    plain = llama.text_completion(prompts, 1.5, max_gen_len=2, n=2, seed=1)
+    wanted = [prompts[i // 2] + each["generation"] for i, each in enumerate(plain)]
+    assert [each["generation"] for each in found] == wanted
+
+
 def test_a_seed_of_build_repeats_the_whole_program():
     def program(seed):
         llama = tiny_llama(seed=seed)

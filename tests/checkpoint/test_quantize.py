@@ -22,6 +22,8 @@ VOCAB = tiny_tokenizer().n_words
 WIDE: dict[str, Any] = {**SHAPE, "dim": 256, "n_layers": 2, "multiple_of": 64, "ffn_dim_multiplier": 1.0}
 # Rows of 512 in w2: on four ranks, slices of half a group.
 HALVES: dict[str, Any] = {**WIDE, "ffn_dim_multiplier": 0.75}
+# Rows of 1536: on four ranks, slices of one group and a half.
+LONG: dict[str, Any] = {**WIDE, "n_layers": 1, "ffn_dim_multiplier": 2.25}
 
 
 def folder_of(place: Path, params: dict[str, Any], **changes: torch.Tensor) -> Path:
@@ -61,7 +63,7 @@ WO = "layers.0.attention.wo.weight"
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-@pytest.mark.parametrize("params", [WIDE, HALVES], ids=["704", "512"])
+@pytest.mark.parametrize("params", [WIDE, HALVES, LONG], ids=["704", "512", "1536"])
 def test_a_ranks_window_has_the_codes_of_the_whole(
     tmp_path: Path, params: dict[str, Any], quantize: str
 ) -> None:

@@ -188,14 +188,17 @@ def test_weights_made_plain_are_told_with_the_reason(folder: Path, monkeypatch: 
     assert memory.describe("Q_X") == "float16, from Q_X"
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("whole", [True, False], ids=["model", "layer"])
 @pytest.mark.parametrize("kinds", [("int4z",), ("k4", "int8")], ids="-".join)
 def test_a_copy_of_a_loaded_model_holds_each_weight_once(
-    folder: Path, kinds: tuple[str, ...], whole: bool
+    folder: Path, kinds: tuple[str, ...], whole: bool, shared: bool
 ) -> None:
-    """Though all weights are parts of one piece of memory, of several dtypes."""
+    """Though all weights are parts of one piece of memory, of several dtypes, which processes may share."""
     model = loaded(twin(folder / "narrow", *kinds, act_order=kinds == ("int4z",)))
     module: Any = model if whole else model.layers[1].attention.wo
+    if shared:
+        model.share_memory()
     wanted = module.state_dict()
     taken = sum(weight.nbytes for weight in quantized_layers(module).values())
     taken += sum(each.nbytes for each in module.parameters() if each.dtype == torch.float32)

@@ -8,6 +8,7 @@ import io
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -113,6 +114,20 @@ def test_a_copy_has_the_same_codes(kind: str, way: str) -> None:
         assert made.weight.data_ptr() != module.weight.data_ptr()
         made.weight.zero_()
         check(module, blocks, torch.float16)
+
+
+def test_processes_are_sent_shared_memory_itself_and_files_its_content(kind: str) -> None:
+    module = layer(blocks_of(kind))
+    module.share_memory()
+    weight: PackedWeight = module.packed
+    parts = [weight.codes, weight.scales, weight.zeros]
+    _, sent = ForkingPickler(io.BytesIO()).dispatch_table[PackedWeight](weight)
+    assert [each is None or each.data_ptr() for each in sent[2:5]] == [
+        each is None or each.data_ptr() for each in parts
+    ]
+    copied = pickle.loads(pickle.dumps(weight))
+    assert not copied.codes.is_shared()
+    assert torch.equal(copied.codes, weight.codes)
 
 
 def test_copies_of_layers_share_what_the_layers_share() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import ROOT
 from tiny_llama import tiny_llama
 from tiny_models import SHAPE, hugging_face_twin, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
@@ -186,6 +187,14 @@ def test_a_model_says_what_it_is(tiny_checkpoint: Path, llama: Llama) -> None:
         "tiny", fingerprint(open_checkpoint(tiny_checkpoint)), "float32", 64, None, ()
     )
     assert model_info(llama) == ModelInfo("a Llama without a folder", None, "float32", 128, None, ())
+
+
+def test_a_quantized_model_says_so() -> None:
+    tiny, limits = ROOT / "CodeLlama-tiny", {"max_seq_len": 64, "max_batch_size": 2}
+    plain = model_info(Llama.build(tiny, **limits, device="cpu"))
+    found = model_info(Llama.build(tiny, **limits, device="cpu", quantize="int8", cache_dtype="int8"))
+    assert found.weights != plain.weights
+    assert replace(plain, weights=found.weights, quantization="int8", cache_dtype="int8") == found
 
 
 @pytest.mark.parametrize(

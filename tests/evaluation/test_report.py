@@ -238,6 +238,9 @@ def test_what_the_settings_say_stands_above() -> None:
         "HumanEval: CodeLlama-7b (7B), 1 problem, 2 samples of each",
         "temperature 0.8, top-p 0.9, seed 7, at most 256 tokens, bfloat16; sandbox: bubblewrap",
     ]
+    model = replace(MODEL, quantization="int4", cache_dtype="int8")
+    small = of([], 1, model=model).table()
+    assert "greedy, at most 512 tokens, int4, activations bfloat16, cache int8; sandbox: bubblewrap" in small
     chat = of([], 1, chat=True).table()
     assert "greedy, at most 512 tokens, bfloat16, asked in the chat format; sandbox: bubblewrap" in chat
 
@@ -251,6 +254,8 @@ def worst() -> Report:
         member="70B",
         variants=("base", "instruct", "python"),
         url="http://" + "h" * 200,
+        quantization="GPTQ 4 bit, groups of 128, act-order",
+        cache_dtype="int8",
     )
     missing = Verdict(NOT_RUN.status, "y" * 200)
     verdicts = [PASSED, FAILED, TIMED_OUT, missing] * 25 + [PASSED] * 20

@@ -100,6 +100,7 @@ def test_a_file_that_was_cut_anywhere_goes_on_and_ends_the_same(
         ({"weights": None, "name": "other"}, "the model is 'other' now, and was 'CodeLlama-7b'"),
         ({"weights": None, "url": "http://x"}, "the server is 'http://x' now, and was None"),
         ({"dtype": "float32"}, "the dtype is 'float32' now"),
+        ({"cache_dtype": "int8"}, "the cache's dtype is 'int8' now, and was 'bfloat16'"),
         ({"max_seq_len": 64}, "max_seq_len is 64 now, and was 4096"),
         ({"data_sha256": "3" * 64}, "the data is '4 problems with the digest 3333333333333333' now"),
         ({"sandbox": "limits"}, "the sandbox is 'limits' now, and was 'bubblewrap'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pretended_gpu import Gpu, on_the_cpu
+from pretended_gpu import Gpu, GpuTensor, on_the_cpu
 from tiny_llama import GQA
 from torch import nn
 
@@ -166,6 +166,15 @@ def test_a_global_hook_sees_every_layer(gpu, models):
     finally:
         handle.remove()
     assert sum(isinstance(module, ColumnParallelLinear) for module in seen) == 5 * LAYERS + 1
+
+
+def test_weights_that_tell_no_address_are_multiplied_by_themselves(gpu, models, monkeypatch):
+    def refuse(tensor: torch.Tensor) -> torch.UntypedStorage:
+        raise NotImplementedError("this tensor has no storage")
+
+    monkeypatch.setattr(GpuTensor, "untyped_storage", refuse)
+    assert products(gpu, models[0]) == APART
+    same(models)
 
 
 def test_copies_are_models_of_their_own(gpu, models):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from llama.engine import Engine, runner
 from llama.errors import NumericsError
 from llama.kernels import attention, norms, sampling
 from llama.prompts import Prompt
+from llama.serving import AsyncEngine
 
 BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32"}
 
@@ -191,3 +193,21 @@ def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
         while engine.unfinished:
             engine.step()
     assert steps == [2000, 1000, 1000]
+
+
+def test_a_service_answers_from_its_own_thread(gpu, tiny_checkpoint, on_cpu):
+    """Whose current device is another at first."""
+    llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
+    gpu.forget()
+
+    async def main(engine: AsyncEngine) -> list[str]:
+        requests = llama.requests(PROMPTS, 0.8, 0.9, max_gen_len=8, seed=1)
+        answers = await asyncio.gather(*map(engine.complete, requests))
+        return ["".join(delta.text for delta in deltas) for deltas in answers]
+
+    found = asyncio.run(llama.serve(main))
+    assert gpu.counts["launch"] > 100
+    assert gpu.told("off device") == []
+    with on_the_cpu():
+        expected = on_cpu.text_completion(PROMPTS, 0.8, 0.9, max_gen_len=8, seed=1)
+    assert found == [each["generation"] for each in expected]

@@ -111,7 +111,7 @@ def test_parameters_move_and_are_copied_as_others(gpu):
 
 def test_threads_that_begin_within_see_the_device(gpu):
     found = []
-    thread = threading.Thread(target=lambda: found.append(torch.zeros(2, device="cuda").device))
+    thread = threading.Thread(target=lambda: found.append(torch.tensor([2.0], device="cuda").device))
     thread.start()
     thread.join()
     assert found == [CUDA]

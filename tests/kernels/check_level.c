@@ -29,13 +29,23 @@ static double number(const void *p, long i, int dtype) {
     return dtype == F16 ? half_of(h) : float_of((uint32_t)h << 16);
 }
 
+/* All of them as doubles, to be freed: each is read many times. */
+static double *doubles(const void *p, long count, int dtype) {
+    double *all = malloc(count * sizeof(*all));
+    for (long i = 0; i < count; i++) all[i] = number(p, i, dtype);
+    return all;
+}
+
 static void *numbers(long count, int dtype) {
     char *p = aligned_alloc(64, (count * size_of(dtype) + 127) / 64 * 64);
-    for (long i = 0; i < count; i++) {
-        vf v = broadcast(uniform());
-        char one[4 * LANES];
-        dtype == F32 ? store(one, v) : dtype == F16 ? narrow_f16(one, v) : narrow_bf16(one, v);
-        memcpy(p + i * size_of(dtype), one, size_of(dtype));
+    for (long i = 0; i < count; i += LANES) {
+        float some[LANES] = {0};
+        char narrow[4 * LANES];
+        const long now = count - i < LANES ? count - i : LANES;
+        for (long j = 0; j < now; j++) some[j] = uniform();
+        const vf v = load(some);
+        dtype == F32 ? store(narrow, v) : dtype == F16 ? narrow_f16(narrow, v) : narrow_bf16(narrow, v);
+        memcpy(p + i * size_of(dtype), narrow, now * size_of(dtype));
     }
     return p;
 }
@@ -50,11 +60,12 @@ static void check_linear(int format, int dtype, long out, long in, long rows) {
     llama_pack(&m, w, in, 0, 0, out, in, 2);
     void *space = malloc(llama_linear_space(&m, rows, dtype) + 1);
     llama_linear(&m, x, y, space, rows, dtype, 1);
+    double *weights = doubles(w, out * in, format), *inputs = doubles(x, rows * in, dtype);
     for (long r = 0; r < rows; r++)
         for (long o = 0; o < out; o++) {
             double exact = 0, sum = 0;
             for (long k = 0; k < in; k++) {
-                const double product = number(w, o * in + k, format) * number(x, r * in + k, dtype);
+                const double product = weights[o * in + k] * inputs[r * in + k];
                 exact += product, sum += fabs(product);
             }
             check(fabs(number(y, r * out + o, dtype) - exact) <= precision(dtype) * sum, "y = x W^T");
@@ -65,7 +76,7 @@ static void check_linear(int format, int dtype, long out, long in, long rows) {
     llama_linear(&m, x, threads, space, rows, dtype, 3);
     check(!memcmp(threads, y, rows * out * size_of(dtype)), "1 = 3 threads");
     remember(y, rows * out * size_of(dtype));
-    free(w), free(x), free(packed), free(y), free(alone), free(threads), free(space);
+    free(w), free(x), free(packed), free(y), free(alone), free(threads), free(space), free(weights), free(inputs);
 }
 
 static void check_norm_and_rotation(int dtype, long n) {
@@ -141,6 +152,9 @@ static void check_attention(int dtype, int format, long heads, long kv_heads, lo
     check(!memcmp(y, threads, count * query * size_of(dtype)), "attention on 1 = 3 threads");
     check_stored(dtype, format, k, keys, count, start, capacity, kv_heads, dim);
     check_stored(dtype, format, v, values, count, start, capacity, kv_heads, dim);
+    const long all = kv_heads * capacity * dim;
+    double *queries = doubles(q, count * query, dtype), *read[2] = {malloc(all * 8), malloc(all * 8)};
+    for (long i = 0; i < all; i++) read[0][i] = stored(keys, i, format), read[1][i] = stored(values, i, format);
     for (long t = 0; t < count; t++)
         for (long h = 0; h < heads; h++) {
             double weights[512], top = -1e300, total = 0;
@@ -148,19 +162,20 @@ static void check_attention(int dtype, int format, long heads, long kv_heads, lo
             for (long s = 0; s <= start + t; s++) {
                 weights[s] = 0;
                 for (long i = 0; i < dim; i++)
-                    weights[s] += number(q, (t * heads + h) * dim + i, dtype) * stored(keys, cache + s * dim + i, format) / 8;
+                    weights[s] += queries[(t * heads + h) * dim + i] * read[0][cache + s * dim + i] / 8;
                 top = fmax(top, weights[s]);
             }
             for (long s = 0; s <= start + t; s++) total += weights[s] = exp(weights[s] - top);
             for (long i = 0; i < dim; i++) {
                 double exact = 0;
-                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * stored(values, cache + s * dim + i, format);
+                for (long s = 0; s <= start + t; s++) exact += weights[s] / total * read[1][cache + s * dim + i];
                 const double got = number(y, (t * heads + h) * dim + i, dtype);
                 check(fabs(got - exact) <= 2 * precision(dtype), "attention");
             }
         }
     remember(y, count * query * size_of(dtype));
     free(q), free(k), free(v), free(keys), free(values), free(y), free(threads), free(score);
+    free(queries), free(read[0]), free(read[1]);
 }
 
 /* ---- whole layers ---- */

@@ -77,20 +77,37 @@ static float to_integers(const float *x, int *q) {
     return most / 127;
 }
 
-/* One output of a row of x. */
-static float product(const plain_t *p, const float *x, long o) {
-    const matrix_t *m = &p->m;
-    const long n = (m->in + m->group - 1) / m->group, blocks = m->in / 32;
-    float sum = 0;
+/* A row of x as integers in the order of the inputs, and of each block its scale and the sum of its integers. */
+typedef struct {
+    int *q, *total;
+    float *scale;
+} integers_t;
+
+static integers_t integers_of(const matrix_t *m, const float *x) {
+    const long blocks = m->in / 32;
+    const integers_t row = {malloc(m->in * sizeof(int)), calloc(blocks, sizeof(int)), malloc(blocks * sizeof(float))};
     for (long b = 0; b < blocks; b++) {
         float some[32];
-        int q[32], dot = 0, total = 0;
         for (int i = 0; i < 32; i++) {
             const long k = m->order ? m->order[b * 32 + i] : b * 32 + i;
             some[i] = k < 0 ? 0 : x[k];
         }
-        const float scale_x = to_integers(some, q);
-        for (int i = 0; i < 32; i++) dot += p->codes[o * m->in + b * 32 + i] * q[i], total += q[i];
+        row.scale[b] = to_integers(some, row.q + b * 32);
+        for (int i = 0; i < 32; i++) row.total[b] += row.q[b * 32 + i];
+    }
+    return row;
+}
+
+/* One output of a row of x. */
+static float product(const plain_t *p, const integers_t *x, long o) {
+    const matrix_t *m = &p->m;
+    const long n = (m->in + m->group - 1) / m->group, blocks = m->in / 32;
+    float sum = 0;
+    for (long b = 0; b < blocks; b++) {
+        const float scale_x = x->scale[b];
+        const int total = x->total[b];
+        int dot = 0;
+        for (int i = 0; i < 32; i++) dot += p->codes[o * m->in + b * 32 + i] * x->q[b * 32 + i];
         const long g = o * n + b * 32 / m->group;
         if (m->format == K4) {
             const uint8_t *zeros = p->zeros + (o * blocks + b) * 2;
@@ -130,13 +147,16 @@ static void check_product(int format, long out, long columns, long group, int or
     llama_linear(&m, x, y, space, rows, F32, 1);
     llama_linear(&m, x, threads, space, rows, F32, 3);
     check(!memcmp(y, threads, rows * out * 4), "1 = 3 threads, of quantized weights");
-    for (long r = 0; r < rows; r++)
+    for (long r = 0; r < rows; r++) {
+        const integers_t row = integers_of(&m, x + r * columns);
         for (long o = 0; o < out; o++) {
-            const float exact = product(kept + count - 1, x + r * columns, o), got = y[r * out + o];
+            const float exact = product(kept + count - 1, &row, o), got = y[r * out + o];
             check(exact != exact ? got != got : bits_of(exact) == bits_of(got), "a product of integers, bit for bit");
             /* Which NaN it is may depend on the CPU. */
             hash = (hash ^ (exact != exact ? 0x7fc00000 : bits_of(got))) * 1099511628211u;
         }
+        free(row.q), free(row.total), free(row.scale);
+    }
     free(x), free(y), free(threads), free(space);
     free_quantized(&m);
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from functools import cache
 from typing import NamedTuple
 
@@ -9,11 +11,15 @@ import pytest
 import torch
 
 from llama.kernels import attention, native, operators
-from llama.kernels.cached import INT8, dequantize, format_of, head_dim_of, quantize
+from llama.kernels.cached import INT8, dequantize, format_of, head_dim_of, quantize, row_of
 from llama.kernels.native import Kernels
 
 # query heads, key/value heads, head dimension. 256 is the largest head of the kernel for chunks.
 HEADS = [(4, 4, 32), (8, 2, 64), (6, 2, 128), (2, 1, 256), (2, 1, 288), (4, 2, 24)]
+
+
+# MAP_NORESERVE, which Python has no name for.
+_NO_RESERVE = 0x40 if sys.platform == "darwin" else 0x4000
 
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -254,3 +260,22 @@ def test_a_cache_on_another_device_is_an_error_and_no_address(level: str) -> Non
     q_THD, k_TKD, v_TKD = torch.zeros(3, 2, 1, 32, device="meta").unbind()
     with pytest.raises(RuntimeError):
         operators.attend(row, q_THD, k_TKD, v_TKD, keys, keys.clone(), 0)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("form", [INT8, torch.bfloat16, torch.float32], ids=str)
+def test_indices_have_64_bits(form: torch.dtype | str) -> None:
+    """The second head of these caches begins beyond 2^32 numbers. Nearly all of their memory is never touched."""
+    dim, dtype = 64, torch.float32 if form == torch.float32 else torch.bfloat16
+    stored, numbers = row_of(form, dim)
+    q_THD, k_TKD, v_TKD = (random(5, heads, dim, seed=heads, dtype=dtype) for heads in (4, 2, 2))
+    got = []
+    for capacity in (8, (1 << 32) // dim + 8):
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        size = 2 * capacity * numbers * stored.itemsize
+        memory = [torch.frombuffer(mmap.mmap(-1, size, flags), dtype=torch.uint8) for _ in range(2)]
+        keys, values = (each.view(stored).view(2, capacity, numbers) for each in memory)
+        first = attend(q_THD[:4], k_TKD[:4], v_TKD[:4], keys, values, 0)  # in lanes
+        then = attend(q_THD[4:], k_TKD[4:], v_TKD[4:], keys, values, 4)  # one by one
+        got.append([first, then, keys[:, :5].clone(), values[:, :5].clone()])
+    assert all(map(torch.equal, *got))

@@ -26,6 +26,9 @@ EMULATED = {"armv8-a": "cortex-a72", "armv8-dotprod": "neoverse-n1", "armv8-bf16
 # 16 lanes, as on AVX-512, that the compiler splits for AVX2; and with AVX512-BF16's instructions out of SIMDe.
 WIDE, SIMDE = "16 lanes", "16 lanes with pairs"
 SPLIT = {WIDE: ("-DLANES=16",), SIMDE: ("-DLANES=16", "-DBY_SIMDE")}
+# Where the CPU runs these, whole levels are checked as they were installed, which is what users run; and nothing is
+# compiled for it. What stands for their instructions elsewhere is then checked in vectors only.
+INSTALLED = {WIDE: "x86-64-v4", SIMDE: "x86-64-v4-bf16"}
 COMMON = ("-Og", "-Wno-psabi", "-D_GNU_SOURCE=")
 COMMON = (*COMMON, *(flag for flag in COMMON_FLAGS if flag not in ("-O3", "-fvisibility=hidden")))
 
@@ -36,16 +39,18 @@ def run(*command: str | Path) -> list[str]:
     return done.stdout.split()
 
 
-def build(program: str, to: Path, command: str, *flags: str) -> Path:
-    """Compile a check, with those of csrc/ that it calls."""
-    for_any = {CSRC / "features.c", CSRC / "ranks.c"}
+def build(program: str, to: Path, command: str, *flags: str, library: Path | None = None) -> Path:
+    """Compile a check, with those of csrc/ that it calls: of a library there is nothing but what it does not export."""
+    for_any, quantized = {CSRC / "features.c", CSRC / "ranks.c"}, {HERE / "check_quantized.c"}
     sources: dict[str, set[Path]] = {
         "check_vectors": set(),
         "check_features": for_any,
-        "check_level": (set(CSRC.glob("*.c")) - for_any) | {HERE / "check_quantized.c"},
+        "check_level": quantized
+        | ({CSRC / "norms.c", CSRC / "team.c"} if library else set(CSRC.glob("*.c")) - for_any),
     }
     files = (HERE / f"{program}.c", *sorted(sources[program]))
-    run(command, *COMMON, *flags, f"-I{CSRC}", *files, "-o", to, "-lm", "-ldl")
+    link = (library, f"-Wl,-rpath,{library.parent}") if library else ()
+    run(command, *COMMON, *flags, f"-I{CSRC}", *files, *link, "-o", to, "-lm", "-ldl")
     return to
 
 
@@ -115,6 +120,12 @@ def why_not(name: str) -> str | None:
     return "SIMDe is not on this machine" if name == SIMDE and not has_simde() else None
 
 
+def installed(name: str) -> Path | None:
+    """The library of a level of INSTALLED that this CPU runs."""
+    level = INSTALLED.get(name)
+    return compiled._file(LEVELS[level].library) if level in LEVELS and runs(level) else None
+
+
 @cache
 def found(name: str, folder: Path) -> tuple[str, ...]:
     """A number for the results of each dtype, one for int8 caches and one for quantized weights. The check of a level
@@ -124,8 +135,11 @@ def found(name: str, folder: Path) -> tuple[str, ...]:
     else:
         command, flags = compiler(), (*FLAGS["x86-64-v3"], *SPLIT[name])
         machine = () if runs("x86-64-v3") else (*X86, "Haswell")
-    flags = (*flags, *headers(folder / f"{name} headers", command, *flags))
     run(*machine, build("check_vectors", folder / f"{name} vectors", command, *flags))
+    if (library := installed(name)) is not None:
+        flags = FLAGS[INSTALLED[name]]
+        return tuple(run(build("check_level", folder / name, command, *flags, library=library)))
+    flags = (*flags, *headers(folder / f"{name} headers", command, *flags))
     return tuple(run(*machine, build("check_level", folder / name, command, *flags)))
 
 

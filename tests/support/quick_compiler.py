@@ -21,6 +21,8 @@ case " $* " in *" -c "*)
         exec {cc} -fPIC -x c -c /dev/null -o "$object"
     esac
 esac
+# A program that runs once is soonest there so.
+case " $* " in *" -c "*) exec {cc} "$@" -Og ;; esac
 exec {cc} "$@"
 """
 

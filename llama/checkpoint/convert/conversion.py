@@ -208,8 +208,7 @@ def chunks(source: Checkpoint, piece: Piece, dtype: torch.dtype, to_hf: bool) ->
 
 def _check_range(source: Checkpoint, piece: Piece, rows: Range, out: torch.Tensor) -> None:
     """Raise ConfigError if a finite value became infinite in the narrower dtype of `out`."""
-    # What is computed, such as a quantized weight, is so in float32.
-    stored = source.dtype_of(piece.name) if source.is_mapped(piece.name) else torch.float32
+    stored = source.dtype_of(piece.name)
     if torch.finfo(out.dtype).max >= torch.finfo(stored).max or out.isfinite().all():
         return
     exact = torch.empty(out.shape, dtype=stored)

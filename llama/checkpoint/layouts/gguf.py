@@ -26,7 +26,7 @@ from ...tokenizer import Tokenizer
 from ..base import Checkpoint, Part, Range
 from ..files import some
 from ..weight_files.gguf import GgufTensor, open_gguf
-from ..weight_files.gguf_split import split_files
+from ..weight_files.gguf_split import part_of, split_files
 from ..weight_files.gguf_types import GgufType, codes_of, k_factors, scales_of, values_of
 from .gguf_config import FILE_TYPES, args_of
 from .gguf_tokenizer import has_tokenizer, pieces_of, tokenizer_model
@@ -147,7 +147,13 @@ class GgufCheckpoint(Checkpoint):
         shapes = {gguf_name(name): shape for name, shape in self.shapes.items()}
         problems = []
         if missing := [name for name in shapes if name not in self._tensors]:
-            problems.append(f"it lacks {some(missing)}")
+            part = part_of(self.files[0].name) if len(self.files) == 1 else None
+            named = (
+                ""
+                if part is None
+                else f" (by its name it is one of {part[1]} files, by its metadata the only one)"
+            )
+            problems.append(f"it lacks {some(missing)}{named}")
         if surplus := [name for name in self._tensors if name not in shapes]:
             problems.append(f"it has tensors that this runtime does not compute: {some(surplus)}")
         for name, shape in shapes.items():
@@ -320,9 +326,9 @@ def _only_file(folder: Path) -> Path:
         CheckpointNotFoundError: there are several models.
     """
     names = sorted(path.name for path in folder.glob("*.gguf"))
-    first = [name for name in names if name.endswith(f"-of-{len(names):05d}.gguf")]
-    if len(names) == 1 or (len(first) == len(names) and len({name[:-20] for name in names}) == 1):
-        return folder / names[0]
+    parts = {part_of(name) for name in names}
+    if len(names) == 1 or (len(parts) == 1 and None not in parts):
+        return folder / names[0]  # if others of its parts are missing, opening it says which
     raise CheckpointNotFoundError(
         f"{folder} holds {len(names)} GGUF files, {some(names)}; pass one of them"
         if names

@@ -6,12 +6,18 @@ import re
 
 from ...errors import CheckpointFormatError, CheckpointMismatchError, CheckpointNotFoundError
 from ...printable import shown
-from ..files import is_there
+from ..files import is_there, some
 from .gguf import GgufFile, open_gguf
 
-__all__ = ["split_files"]
+__all__ = ["part_of", "split_files"]
 
 _MOST_FILES = 1024
+
+
+def part_of(name: str) -> tuple[str, int] | None:
+    """The model's name and the number of its files, by the name of one of them; None if it is no such name."""
+    match = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", name, re.DOTALL)
+    return None if match is None else (match[1], int(match[2]))
 
 
 def split_files(first: GgufFile) -> list[GgufFile]:
@@ -25,8 +31,8 @@ def split_files(first: GgufFile) -> list[GgufFile]:
     if count <= 1:
         return [first]
     path = first.path
-    match = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", path.name, re.DOTALL)
-    if match is None or int(match[3]) != count:
+    part = part_of(path.name)
+    if part is None or part[1] != count:
         number = _split(first, "split.no", 0) + 1
         raise CheckpointMismatchError(
             f"{path} is part {number} of {count} of a model; name the parts NAME-00001-of-{count:05d}.gguf and so on,"
@@ -36,12 +42,11 @@ def split_files(first: GgufFile) -> list[GgufFile]:
         raise CheckpointFormatError(
             f"{path} says that it is one of {count:,} files; at most {_MOST_FILES:,} are read"
         )
-    paths = [path.with_name(f"{match[1]}-{i:05d}-of-{match[3]}.gguf") for i in range(1, count + 1)]
+    paths = [path.with_name(name) for name in _names(*part)]
     missing = [each.name for each in paths if not is_there(each)]
     if missing:
         raise CheckpointNotFoundError(
-            f"{path.parent} lacks {len(missing)} of the {count} files of {match[1]}, first {missing[0]}; download"
-            " them"
+            f"{path.parent} lacks {len(missing)} of the {count} files of {part[0]}: {some(missing)}; download them too"
         )
     files = [first if each == path else open_gguf(each) for each in paths]
     for i, file in enumerate(files):
@@ -54,10 +59,14 @@ def split_files(first: GgufFile) -> list[GgufFile]:
     total, announced = sum(len(file.tensors) for file in files), _split(files[0], "split.tensors.count", -1)
     if total != announced:
         raise CheckpointMismatchError(
-            f"the {count} files of {match[1]} hold {total} tensors, but {files[0].path.name} announces {announced};"
+            f"the {count} files of {part[0]} hold {total} tensors, but {files[0].path.name} announces {announced};"
             " download them again"
         )
     return files
+
+
+def _names(model: str, count: int) -> list[str]:
+    return [f"{model}-{i:05d}-of-{count:05d}.gguf" for i in range(1, count + 1)]
 
 
 def _split(file: GgufFile, key: str, default: int) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Unpack
 
+from ... import __version__
 from ...api import arguments
 from ...api.options import Logprobs, SamplingOptions
 from ...engine import FinishReason, Request
@@ -32,7 +34,7 @@ from .settings import Settings
 from .text_fim import looks_like_fim, split_fim
 from .token_texts import TokenNames, spelled
 
-__all__ = ["Run", "Service"]
+__all__ = ["Run", "Service", "fingerprint"]
 
 _MAX_SEED = 1 << 32
 _log = logging.getLogger("llama.serving.http")
@@ -42,7 +44,8 @@ class Service:
     """A model at work, with the operator's settings.
 
     ready: whether a first token was made; until then health checks fail. token_names: of the vocabulary.
-    dtype: the weights', as a name such as bfloat16.
+    dtype: the weights', as a name such as bfloat16. fingerprint: equal where the same request and seed give the same
+    answer.
     """
 
     def __init__(self, llama: Llama, engine: AsyncEngine, settings: Settings) -> None:
@@ -51,6 +54,7 @@ class Service:
         self.token_names = TokenNames(llama.tokenizer)
         self.max_model_len: int = llama.model.params.max_seq_len
         self.dtype = str(llama.model.dtype).removeprefix("torch.")
+        self.fingerprint = fingerprint(llama)
         self.started = int(time.time())
         self.metrics = Metrics(engine)
         self.ready = False
@@ -308,3 +312,18 @@ class Run:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def fingerprint(llama: Llama) -> str:
+    """What decides the numbers: device, dtype, ranks; and if they are not plain, the weights, adapter and cache."""
+    model, origin = llama.model, llama.origin
+    dtype = str(model.dtype).removeprefix("torch.")
+    parts = [__version__, model.device.type, dtype, str(model.parallel.size)]
+    parts += sorted(set(model.held_bytes) - {dtype})
+    if origin is not None and origin.quantization is not None and origin.quantization not in parts:
+        parts.append(re.sub(r"\W+", "_", origin.quantization))
+    if origin is not None and origin.adapter is not None:
+        parts.append(f"lora_{origin.adapter:016x}")
+    if model.cache_dtype != "auto":
+        parts.append(f"cache_{model.cache_dtype}")
+    return "-".join(["codellama", *parts])

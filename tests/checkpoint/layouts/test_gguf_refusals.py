@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,9 @@ def test_the_defaults_are_llama_cpps(tmp_path: Path) -> None:
             "no tensor token_embd.weight of two dimensions",
         ),
         (
-            {"rope_freqs.weight": VECTOR[:4] * 2},
+            {
+                "rope_freqs.weight": np.float32([1, 1, 1, 8])
+            },  # as of Llama 3.1, which leaves high frequencies alone
             ConfigError,
             "rope_freqs.weight scales the rotary frequencies",
         ),
@@ -200,6 +203,34 @@ def test_several_models_in_a_folder_are_named(tmp_path: Path, refuse: Refuse) ->
         saved(tmp_path).rename(tmp_path / f"{name}.gguf")
     refuse(
         tmp_path, CheckpointNotFoundError, tmp_path, "holds 2 GGUF files, a.gguf, b.gguf; pass one of them"
+    )
+
+
+def test_missing_parts_of_a_split_model_are_named(tmp_path: Path, refuse: Refuse) -> None:
+    """Whichever parts are there, and whether one of them or the folder is opened."""
+    parts = sorted(saved(tmp_path / "m", split_max_tensors=9).parent.iterdir())
+    assert len(parts) == 3
+    for there in ([0], [1], [0, 2]):
+        folder = tmp_path / f"with {there}"
+        folder.mkdir()
+        for i in there:
+            shutil.copy(parts[i], folder)
+        missing = [each.name for i, each in enumerate(parts) if i not in there]
+        words = (
+            f"{folder} lacks {len(missing)} of the 3 files of ",
+            f": {', '.join(missing)}; download them too",
+        )
+        refuse(folder, CheckpointNotFoundError, *words)
+        refuse(folder / parts[there[-1]].name, CheckpointNotFoundError, *words)
+    whole = saved(tmp_path / "whole")
+    whole = whole.rename(whole.with_name("whole-00001-of-00003.gguf"))
+    assert open_checkpoint(whole).shards == 1  # a name alone takes nothing away
+    raw = whole.read_bytes()
+    whole.write_bytes(raw.replace(b"blk.1.ffn_up.weight", b"blk.9.ffn_up.weight"))
+    refuse(
+        whole,
+        CheckpointMismatchError,
+        "lacks blk.1.ffn_up.weight (by its name it is one of 3 files, by its metadata",
     )
 
 

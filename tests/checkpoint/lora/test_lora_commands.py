@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from adapters import LINEAR, base_folders, replace_tensors, save_adapter, tensors_of
+from adapters import LINEAR, WEIGHTS, base_folders, replace_tensors, save_adapter, tensors_of
 from conversions import content
 from ranks import ROOT
+from tiny_models import SHAPE, save_checkpoint
+from tiny_tokenizers import tiny_model_path
 
 from llama import Llama
 from llama.checkpoint import open_checkpoint
@@ -80,6 +83,21 @@ def test_a_refused_adapter_leaves_nothing(tmp_path: Path, place: Path, run: Run)
     assert code == 1
     assert "has no adapter_config.json" in err
     assert content(tmp_path) == before
+
+
+def test_a_merged_value_that_the_base_dtype_cannot_hold_is_named(
+    tmp_path: Path, place: Path, run: Run
+) -> None:
+    """The files hold float16, the merged weights are float32."""
+    base = save_checkpoint(tmp_path / "half", SHAPE, WEIGHTS, tiny_model_path(), dtype=torch.float16)
+    tensors = {name: value * 1e4 for name, value in tensors_of(place / "adapter").items()}
+    adapter = shutil.copytree(place / "adapter", tmp_path / "great")
+    words = ("convert", base, tmp_path / "out", "--to", "hf", "--adapter", replace_tensors(adapter, tensors))
+    code, _, err = run(*words)
+    assert code == 1
+    assert "holds values up to" in err
+    assert "float16 ends at 65504; keep float32" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_info_and_verify_tell_of_it(tmp_path: Path, place: Path, run: Run) -> None:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
 from adapters import (
@@ -153,6 +152,8 @@ def test_a_weight_has_the_same_bits_in_any_window(
 @pytest.mark.parametrize("layout", ["meta 2", "hf"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_those_of_peft(tmp_path: Path, folders: dict[str, Path], layout: str, dtype: str) -> None:
+    import peft  # here: it takes seconds of each process that collects the tests
+
     adapter = save_adapter(tmp_path / "adapter", target_modules=[*LINEAR, "lm_head"])
     with torch.no_grad(), quiet():
         twin = peft.PeftModel.from_pretrained(copy.deepcopy(base()), adapter)
@@ -187,3 +188,7 @@ def test_an_adapter_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path) -> 
     name = "layers.0.attention.wv.weight"
     with pytest.raises(CheckpointFormatError, match=r"adapter_model\.safetensors was cut from"):
         checkpoint.read(name, torch.empty(checkpoint.shapes[name]), *checkpoint.slice_of(name, 0, 1))
+    *_, (_, path, stored) = checkpoint.stored()  # what `verify` reads
+    assert path == adapter / "adapter_model.safetensors"
+    with pytest.raises(CheckpointFormatError, match=r"adapter_model\.safetensors was cut from"):
+        next(checkpoint.windows(stored))

@@ -7,7 +7,6 @@ import json
 import shutil
 from typing import Any
 
-import peft
 import pytest
 import torch
 from adapter_script import BASES
@@ -21,6 +20,8 @@ RANKS = (1, 2, 4)
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each rank found, by the size of the launch; at 0 PEFT's scores with the adapter, then without."""
+    import peft  # here: it takes seconds of each process that collects the tests
+
     place = tmp_path_factory.mktemp("adapters")
     base_folders(place)
     options: dict[str, Any] = {"modules_to_save": ["norm"], "rank_pattern": {"k_proj": 6}, "use_rslora": True}

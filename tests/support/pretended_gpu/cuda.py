@@ -126,17 +126,29 @@ def _module(gpu: Gpu) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
+def _in_this_thread() -> Iterator[None]:
+    """What each thread has of its own."""
+    only_cpu = torch._C._only_lift_cpu_tensors()
+    # So that torch.tensor(..., device="cuda") makes a tensor of the CPU first, and copies it: as it does on CUDA.
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with Dispatch():
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(only_cpu)
+
+
+@contextlib.contextmanager
 def pretended(devices: int = 1, memory: int = 8 << 30) -> Iterator[Gpu]:
     """Within it, "cuda" is there: `devices` of them, each with `memory` bytes. Threads that begin within see it too.
 
     `load_guard` must have been called.
     """
     gpu = Gpu(Transfers(), devices, memory)
-    only_cpu = torch._C._only_lift_cpu_tensors()
     start, tensor = threading.Thread.run, torch.tensor
 
     def run(thread: threading.Thread) -> None:
-        with Dispatch():
+        with _in_this_thread():
             start(thread)
 
     def make(data: Any, *, pin_memory: bool = False, **options: Any) -> torch.Tensor:
@@ -152,13 +164,10 @@ def pretended(devices: int = 1, memory: int = 8 << 30) -> Iterator[Gpu]:
     patches.enter_context(mock.patch.object(F, "scaled_dot_product_attention", kernel))
     patches.enter_context(mock.patch.object(torch.nn.Parameter, "data", DATA, create=True))
     state._now.append(gpu)
-    # So that torch.tensor(..., device="cuda") makes a tensor of the CPU first, and copies it: as it does on CUDA.
-    torch._C._set_only_lift_cpu_tensors(True)
     try:
-        with patches, Dispatch():
+        with patches, _in_this_thread():
             yield gpu
     finally:
-        torch._C._set_only_lift_cpu_tensors(only_cpu)
         state._now.remove(gpu)
 
 

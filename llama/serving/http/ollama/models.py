@@ -85,9 +85,10 @@ def _template(service: Service) -> str:
 
 
 def _details(service: Service) -> dict[str, Any]:
+    origin = service.llama.origin
     return {
         "parent_model": "",
-        "format": "pytorch",
+        "format": "pytorch" if origin is None else origin.file_format,
         "family": "llama",
         "families": ["llama"],
         "parameter_size": _shortened(parameter_count(service.llama.model.params)),
@@ -96,7 +97,12 @@ def _details(service: Service) -> dict[str, Any]:
 
 
 def _level(service: Service) -> str:
-    """What most of the weights are stored as, the embedding aside: that is plain in a quantized model."""
+    """As a GGUF file says, e.g. Q4_K_M; else what most weights are stored as, the embedding aside, which is plain."""
+    origin = service.llama.origin
+    if origin is not None and origin.file_format == "gguf" and origin.quantization and origin.adapter is None:
+        return _SHORT_NAMES.get(
+            origin.quantization, origin.quantization
+        )  # int4 of a plain file, quantized while read
     found = service.llama.model.held_bytes
     quantized = Counter({name: size for name, size in found.items() if name.startswith(("int", "k"))})
     name = quantized.most_common(1)[0][0] if quantized else service.dtype

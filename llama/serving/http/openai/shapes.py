@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from .... import __version__
 from ... import TextDelta
 from ..answer_fields import answer_head, error_fields
 from ..outputs import News, Output
@@ -31,14 +30,8 @@ def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:
     """As `answer_head`, with the fingerprint of the system."""
     return {
         **answer_head(service.settings.model_name, kind, prefix),
-        "system_fingerprint": _fingerprint(service),
+        "system_fingerprint": service.fingerprint,
     }
-
-
-def _fingerprint(service: Service) -> str:
-    """Equal where the same request and seed give the same answer."""
-    model = service.llama.model
-    return f"codellama-{__version__}-{model.device.type}-{service.dtype}-{model.parallel.size}"
 
 
 def usage(

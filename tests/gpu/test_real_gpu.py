@@ -15,7 +15,7 @@ from gpu_steps import decoding
 from pretended_gpu import Gpu
 from pretended_gpu.transfers import Transfers
 from ranks import run_forked
-from real_gpu import Looking
+from real_gpu import looking
 from tiny_llama import GQA, weights
 from tiny_tokenizers import tiny_tokenizer
 
@@ -27,7 +27,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA de
 # ---- counting ----
 
 BLOCKING = {"pageable": 1, "sync": 1}
-# As in test_pretended_gpu.py; what needs the numbers of a result cannot be tried here.
+# As in test_pretended_gpu.py; results have no numbers here, and torch.tensor makes them without a copy.
 COUNTED: dict[str, tuple[Callable[[torch.Tensor], object], dict[str, int]]] = {
     "a tensor": (lambda x: torch.ones(4).to("meta"), {"copy in": 1, **BLOCKING}),
     "asynchronous": (lambda x: torch.ones(4).to("meta", non_blocking=True), {"copy in": 1, "pageable": 1}),
@@ -46,14 +46,14 @@ def test_what_is_asked_of_a_real_device_is_counted(name: str, inference: bool) -
     """Of torch's device without numbers, which every machine has."""
     work, expected = COUNTED[name]
     x, gpu = torch.zeros(4, 4, device="meta"), Gpu(Transfers())
-    with torch.inference_mode(inference), Looking(gpu, "meta"):
+    with torch.inference_mode(inference), looking(gpu, "meta"):
         work(x)
     assert dict(gpu.counts) == expected
 
 
 def test_what_a_real_device_computes_stays_what_it_is() -> None:
     x, gpu = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), Gpu(Transfers())
-    with torch.inference_mode(), Looking(gpu, "cpu"):
+    with torch.inference_mode(), looking(gpu, "cpu"):
         found = torch.nn.functional.scaled_dot_product_attention(x[None], x[None], x[None])
         chosen = x[x > 0].sum().item()
     torch.testing.assert_close(found[0], (x @ x.t() / 2).softmax(-1) @ x)

@@ -153,6 +153,10 @@ def test_what_goes_beyond_the_limit_waits_for_the_next_call(gpu, out, capsys):
     assert "lacking: waits for the next call, as LIMIT=100" in capsys.readouterr().out
     assert call(gpu, out, "good", "lacking", limit=100, seconds=5000.0) == 0
     assert list(entries(out)) == ["good", "lacking"]
+    # What is expected holds for a real GPU.
+    pretended = {**MACHINE, "pretended": True}
+    assert call(gpu, out, "good", "lacking", limit=100, seconds=400.0, machine=pretended) == 0
+    assert list(entries(out)) == ["good", "lacking"]
     # At another commit it is known what they take.
     assert call(gpu, out, "good", "lacking", limit=100, seconds=5000.0, tree="next") == 0
     assert list(entries(out)) == ["good", "lacking"]

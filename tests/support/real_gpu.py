@@ -7,6 +7,7 @@ Seen is what the host asks for: operators, copies, waiting for events. Whether t
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from pretended_gpu.tensor import tensors_in
 from pretended_gpu.transfers import Transfers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Looking", "real"]
+__all__ = ["Looking", "looking", "real"]
 
 aten = torch.ops.aten
 _COPIES = (aten._to_copy.default, aten.copy_.default)
@@ -82,10 +83,29 @@ def _counting(gpu: Gpu, name: str, wait: Callable[..., Any]) -> Callable[..., An
 
 
 @contextlib.contextmanager
+def looking(gpu: Gpu, kind: str = "cuda") -> Iterator[None]:
+    """Count what this thread runs."""
+    only_cpu = torch._C._only_lift_cpu_tensors()
+    # Or torch.tensor(..., device="cuda") would copy without telling.
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with Looking(gpu, kind):
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(only_cpu)
+
+
+@contextlib.contextmanager
 def real(devices: int = 1) -> Iterator[Gpu]:
-    """In place of `pretended`, with as many devices as the machine has. The thread that enters is looked at."""
-    gpu = Gpu(Transfers(), devices=torch.cuda.device_count())
+    """In place of `pretended`, with as many devices as the machine has. Threads that begin within are counted too."""
+    gpu, start = Gpu(Transfers(), devices=torch.cuda.device_count()), threading.Thread.run
+
+    def run(thread: threading.Thread) -> None:
+        with looking(gpu):
+            start(thread)
+
     with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(threading.Thread, "run", run))
         for owner, name in (
             (torch.cuda, "synchronize"),
             (torch.cuda.Event, "synchronize"),
@@ -95,5 +115,5 @@ def real(devices: int = 1) -> Iterator[Gpu]:
             patches.enter_context(mock.patch.object(owner, name, wait))
         before = torch.cuda.current_device()
         patches.callback(torch.cuda.set_device, before)
-        patches.enter_context(Looking(gpu))
+        patches.enter_context(looking(gpu))
         yield gpu

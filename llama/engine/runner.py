@@ -70,8 +70,14 @@ class Runner:
         groups = [rows for _, rows in prompts]
         if next_rows:
             groups.append(next_rows)
-        run = self._on_cuda if device.type == "cuda" else self._on_host
-        answers = run(batch, tokens, step, groups)
+        if device.type == "cuda":
+            answers = self._on_cuda(batch, tokens, step, groups)
+        else:
+            if batch.copies:
+                step.pool.copy(*zip(*batch.copies, strict=True))
+                batch.copies.clear()
+            hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
+            answers = [self._decide(hidden_TC, rows) for rows in groups]
         for (i, _), scores in zip(prompts, answers, strict=False):
             results[i].prompt_scores += [each.score for each in scores]
         sampled = iter(answers[-1] if next_rows else ())
@@ -82,17 +88,6 @@ class Runner:
         return results
 
     # ---- where the host reads the logits ----
-
-    def _on_host(
-        self, batch: ScheduledBatch, tokens: list[int], step: Step, groups: list[list[Row]]
-    ) -> list[list[SampledToken]]:
-        """Run the step, then answer each group of rows."""
-        if batch.copies:
-            sources, targets = zip(*batch.copies, strict=True)
-            step.pool.copy(sources, targets)
-            batch.copies.clear()
-        hidden_TC = self.model.hidden(torch.tensor(tokens, device=self.model.device), step)
-        return [self._decide(hidden_TC, rows) for rows in groups]
 
     def _decide(self, hidden_TC: torch.Tensor, rows: list[Row]) -> list[SampledToken]:
         """Ids and scores that the first rank decides, on all ranks."""

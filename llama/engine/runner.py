@@ -73,7 +73,9 @@ class Runner:
         if device.type == "cuda":
             answers = self._on_cuda(batch, tokens, step, groups)
         else:
-            self._copy_blocks(batch)
+            if batch.copies:
+                self.memory.pool.copy(*zip(*batch.copies, strict=True))
+                batch.copies.clear()
             hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
             answers = [self._decide(hidden_TC, rows) for rows in groups]
         for (i, _), scores in zip(prompts, answers, strict=False):
@@ -86,12 +88,6 @@ class Runner:
         return results
 
     # ---- where the host reads the logits ----
-
-    def _copy_blocks(self, batch: ScheduledBatch) -> None:
-        """Make the copies that the step's writers need."""
-        if batch.copies:
-            self.memory.pool.copy(*zip(*batch.copies, strict=True))
-            batch.copies.clear()
 
     def _decide(self, hidden_TC: torch.Tensor, rows: list[Row]) -> list[SampledToken]:
         """Ids and scores that the first rank decides, on all ranks."""

@@ -15,18 +15,23 @@ from ..sampling import SamplingParams
 
 __all__ = ["Changes", "adjust", "changes", "joined"]
 
-_FLOAT32 = np.finfo(np.float32)
+_TINY, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_NOWHERE = np.empty(0, dtype=np.int64)
 
 
 class Changes(NamedTuple):
-    """Logits that change: where they are, none twice, and (bias, penalty, what is subtracted) of each.
+    """Logits that change: where they are, none twice, and what each is changed by.
 
-    at (K,) int64: ids of one row, or places in flattened rows. numbers (K, 3) float32; infinity is subtracted from
-    ids that cannot be drawn.
+    at (K,) int64: ids of one row, or places in flattened rows. by (3, K) float32: bias, penalty, what is subtracted;
+    infinity is subtracted from ids that cannot be drawn.
     """
 
     at: np.ndarray[Any, np.dtype[np.int64]]
-    numbers: np.ndarray[Any, np.dtype[np.float32]]
+    by: np.ndarray[Any, np.dtype[np.float32]]
+
+
+_BIAS, _PENALTY, _LOWER = range(3)
+_NEUTRAL = np.array([[0], [1], [0]], dtype=np.float32)
 
 
 def changes(
@@ -40,21 +45,26 @@ def changes(
 
     Bias, repetition penalty (prompt and output), presence and frequency penalty (output). `banned` ids cannot be drawn.
     """
-    biased, biases = params.bias_arrays
-    repeated = _unique([*prompt, *output] if params.repetition_penalty != 1 else ())
-    falls = bool(params.presence_penalty or params.frequency_penalty)
-    lowered, counts = np.unique(np.array(output if falls else (), dtype=np.int64), return_counts=True)
-    out = _unique([token for token in banned if 0 <= token < vocab])
-    parts = [part for part in (biased, repeated, lowered, out) if len(part)]
-    at = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts)) if parts else out
-    numbers = np.empty((len(at), 3), dtype=np.float32)
-    numbers[:] = 0, 1, 0
-    numbers[at.searchsorted(biased), 0] = biases
-    # An extreme penalty must stay one in float32: neither 0 nor infinite.
-    numbers[at.searchsorted(repeated), 1] = np.clip(params.repetition_penalty, _FLOAT32.tiny, _FLOAT32.max)
-    numbers[at.searchsorted(lowered), 2] = params.presence_penalty + params.frequency_penalty * counts
-    numbers[at.searchsorted(out), 2] = np.inf
-    return Changes(at, numbers)
+    found: list[tuple[int, np.ndarray[Any, np.dtype[np.int64]], Any]] = []
+    if params.logit_bias:
+        found.append((_BIAS, *params.bias_arrays))
+    if params.repetition_penalty != 1:
+        # An extreme penalty must stay one in float32: neither 0 nor infinite.
+        penalty = min(max(params.repetition_penalty, _TINY), _MOST)
+        found.append((_PENALTY, np.array(list({*prompt, *output}), dtype=np.int64), penalty))
+    if output and (params.presence_penalty or params.frequency_penalty):
+        seen, counts = np.unique(np.array(output, dtype=np.int64), return_counts=True)
+        found.append((_LOWER, seen, params.presence_penalty + params.frequency_penalty * counts))
+    out = [token for token in banned if 0 <= token < vocab]
+    if out:
+        found.append((_LOWER, np.array(out, dtype=np.int64), np.inf))
+    parts = [ids for _, ids, _ in found]
+    at = parts[0] if len(parts) == 1 else np.unique(np.concatenate(parts)) if parts else _NOWHERE
+    by = np.empty((3, len(at)), dtype=np.float32)
+    by[:] = _NEUTRAL
+    for column, ids, numbers in found:
+        by[column, slice(None) if ids is at else at.searchsorted(ids)] = numbers
+    return Changes(at, by)
 
 
 def joined(of_rows: Mapping[int, Changes], vocab: int) -> Changes:
@@ -63,30 +73,31 @@ def joined(of_rows: Mapping[int, Changes], vocab: int) -> Changes:
     The last one is repeated up to a power of two, so that few sizes occur; if there is none, a logit is changed by
     nothing.
     """
-    places = [row * vocab + each.at for row, each in of_rows.items()]
-    numbers = [each.numbers for each in of_rows.values()]
-    count = sum(map(len, places))
+    count = sum(len(each.at) for each in of_rows.values())
     if not count:
-        return Changes(np.zeros(1, dtype=np.int64), np.array([[0, 1, 0]], dtype=np.float32))
-    more = (1 << (count - 1).bit_length()) - count
-    every, by = np.concatenate(places), np.concatenate(numbers)
-    return Changes(np.pad(every, (0, more), mode="edge"), np.pad(by, ((0, more), (0, 0)), mode="edge"))
+        return Changes(np.zeros(1, dtype=np.int64), _NEUTRAL)
+    size = 1 << (count - 1).bit_length()
+    at, by = np.empty(size, dtype=np.int64), np.empty((3, size), dtype=np.float32)
+    end = 0
+    for row, each in of_rows.items():
+        begin, end = end, end + len(each.at)
+        at[begin:end] = each.at
+        at[begin:end] += row * vocab
+        by[:, begin:end] = each.by
+    at[count:], by[:, count:] = at[count - 1], by[:, count - 1 : count]
+    return Changes(at, by)
 
 
-def adjust(logits_RV: torch.Tensor, at_K: torch.Tensor, numbers_K3: torch.Tensor) -> torch.Tensor:
+def adjust(logits_RV: torch.Tensor, at_K: torch.Tensor, by_3K: torch.Tensor) -> torch.Tensor:
     """A copy of the logits with these changes, in this order: bias, penalty, subtraction.
 
     The penalty divides a logit that is positive and multiplies another one (Keskar et al. 2019).
     """
-    bias_K, penalty_K, lower_K = numbers_K3.unbind(1)
+    bias_K, penalty_K, lower_K = by_3K.unbind()
     flat = logits_RV.flatten()
-    values_K = flat[at_K] + bias_K
+    values_K = flat.index_select(0, at_K).add_(bias_K)
     values_K = torch.where(values_K > 0, values_K / penalty_K, values_K * penalty_K)
     # An extreme penalty overflows float32, and infinite logits cannot be subtracted from each other.
     limit = torch.finfo(values_K.dtype).max
-    values_K = values_K.clamp_(-limit, limit) - lower_K
+    values_K = values_K.clamp_(-limit, limit).sub_(lower_K)
     return flat.index_copy(0, at_K, values_K).view_as(logits_RV)
-
-
-def _unique(ids: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.unique(np.array(ids, dtype=np.int64))

@@ -200,7 +200,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             lambda case: _not_csrc(case) or _not_logits(case),
             lambda case: partial(sampling.sample_compiled, _kernels(case)),
         ),
-        Row("torch, unbranched", _not_draws, lambda case: draws.sample),
+        Row("torch unbranched", _not_draws, lambda case: draws.sample),
         _torch(sampling.sample),
     ),
     "scores": (_csrc("log_probabilities", _not_logits), _torch(sampling.log_probabilities)),

@@ -16,7 +16,7 @@ from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.engine import Engine, transfers
+from llama.engine import Engine
 from llama.errors import NumericsError
 from llama.kernels import attention, draws, norms
 from llama.prompts import Prompt
@@ -146,7 +146,6 @@ class Forgetful:
 
 
 PLANTED = [
-    (transfers, "empty", "greedy"),
     (norms, "arange", "greedy"),
     (draws, "arange", "greedy"),
     (attention, "arange", "long prompt"),

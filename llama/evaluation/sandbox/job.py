@@ -26,7 +26,7 @@ class Limits:
     output_bytes: of stdout and of stderr, each; what comes later is read and dropped.
     """
 
-    cpu_seconds: int = 10
+    cpu_seconds: float = 10
     wall_seconds: float = 30.0
     memory_bytes: int = 1024 * MIB
     address_space_bytes: int | None = 1024 * MIB

@@ -19,7 +19,8 @@ MIB = 1 << 20
 class Limits:
     """What a command may use. All of a command's processes count together, except where the unit says otherwise.
 
-    cpu_seconds: processor time; where there is no /proc, of each process. wall_seconds: from its start to its end.
+    cpu_seconds: processor time; where there is no /proc, of each process, in whole seconds. wall_seconds: from its
+        start to its end.
     memory_bytes: of memory in use. address_space_bytes: of each process; None for programs that reserve far more
         than they use (a JVM, node, mono), which are told their limit by their own flags.
     file_bytes: of files written, together. processes: processes and threads.

@@ -40,8 +40,8 @@ test: .venv/dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	# Meanwhile the tests are compiled: pytest rewrites their asserts, which takes each worker four seconds otherwise.
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 0 --collect-only > /dev/null & $(BIN)/mypy && wait
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 0 --collect-only > /dev/null & $(BIN)/mypy && wait
+	$(BIN)/python -m pytest
 
 # Real clients, unmodified, against the server of .venv. They need environments of their own: one for each lock file.
 CLIENTS := tests/clients

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from tiny_models import save_checkpoint
 from tiny_tokenizers import tiny_model_path
 
 from llama.generation import Llama
+
+# Wherever this variable comes from, it has pytest rewrite the asserts of all tests in every worker of every run, four
+# seconds each, and every program that a test launches compile the package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Tiny tensors gain nothing from a second thread, and where the cores are shared with another program
 # the threads of a parallel region wait for each other: the suite took three times as long.

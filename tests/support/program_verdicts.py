@@ -26,7 +26,7 @@ def best_sandbox() -> Sandbox:
 class Hurried:
     """A sandbox that gives programs less processor time. Their compilers have the time that they always have."""
 
-    def __init__(self, sandbox: Sandbox, seconds: int) -> None:
+    def __init__(self, sandbox: Sandbox, seconds: float) -> None:
         self._sandbox = sandbox
         self._seconds = seconds
         self.level = sandbox.level

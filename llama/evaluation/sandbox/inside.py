@@ -10,6 +10,7 @@ end the first process, its memory cannot be read (`undumpable`), and the filter 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import select
@@ -301,7 +302,7 @@ def set_limits(plan: Plan, limits: dict[str, Any]) -> None:
     """
     watched = sys.platform == "linux"
     wanted = {
-        "CPU": limits["cpu_seconds"] * (2 if watched else 1),
+        "CPU": math.ceil(limits["cpu_seconds"]) * (2 if watched else 1),
         "FSIZE": limits["file_bytes"],
         "AS": limits["address_space_bytes"],
         "NOFILE": OPEN_FILES,

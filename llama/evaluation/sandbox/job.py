@@ -19,14 +19,15 @@ MIB = 1 << 20
 class Limits:
     """What a command may use. All of a command's processes count together, except where the unit says otherwise.
 
-    cpu_seconds: processor time; where there is no /proc, of each process. wall_seconds: from its start to its end.
+    cpu_seconds: processor time; where there is no /proc, of each process, in whole seconds. wall_seconds: from its
+        start to its end.
     memory_bytes: of memory in use. address_space_bytes: of each process; None for programs that reserve far more
         than they use (a JVM, node, mono), which are told their limit by their own flags.
     file_bytes: of files written, together. processes: processes and threads.
     output_bytes: of stdout and of stderr, each; what comes later is read and dropped.
     """
 
-    cpu_seconds: int = 10
+    cpu_seconds: float = 10
     wall_seconds: float = 30.0
     memory_bytes: int = 1024 * MIB
     address_space_bytes: int | None = 1024 * MIB

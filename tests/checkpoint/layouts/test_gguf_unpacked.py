@@ -28,6 +28,8 @@ KINDS = {kind.name: (number, kind) for number, kind in TYPES.items()}
 TOTAL = 1024
 # The first may lie within a block of 256, and the last too; widths are no multiple of a cache line, or less than one.
 COLUMNS = [(0, 1024), (0, 256), (256, 768), (32, 1024), (96, 160), (224, 544), (992, 1024), (512, 928)]
+# The first, and how many: 16 lie together in memory.
+ROWS = [(0, 16), (0, 5), (3, 1), (0, 72), (16, 37)]
 
 each_kind = pytest.mark.parametrize("kind", QUANTIZED)
 
@@ -67,7 +69,10 @@ def test_raw_rows_have_the_bits_of_blocks(kind: str, level: str, monkeypatch: py
         form = form_of(stored.kind or "int8", columns, FORMATS[stored.kind or "int8"].group or 32, TOTAL)
         layout = Quantized(form.format, form.group, opened(level))
         window = source[:, columns[0] // length : -(-columns[1] // length)]
-        for first, rows in ((0, 16), (0, 5), (3, 1), (0, 72), (16, 37)):
+        for first, rows in (
+            ROWS[threads % 5],
+            ROWS[(threads + 2) % 5],
+        ):  # each three times, with other columns
             data, skip = window[first : first + rows], columns[0] % length
             wanted = dirty(layout, (rows, form.columns), columns)
             layout.write(wanted, gguf._blocks(data, stored, form, skip), 0)

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 
 def test_an_endless_loop_is_ended_for_its_processor_time(sandbox: Sandbox) -> None:
-    assert run(sandbox, "while True: pass", cpu_seconds=1).ended is Ended.CPU
+    assert run(sandbox, "while True: pass", cpu_seconds=0.4).ended is Ended.CPU
 
 
 def test_a_sleep_is_ended_for_its_time(sandbox: Sandbox) -> None:
@@ -24,26 +24,26 @@ def test_a_sleep_is_ended_for_its_time(sandbox: Sandbox) -> None:
 
 def test_signals_that_ask_to_end_cannot_be_ignored(sandbox: Sandbox) -> None:
     ignoring = "from signal import *\nfor number in (SIGTERM, SIGXCPU, SIGINT): signal(number, SIG_IGN)\n"
-    assert run(sandbox, ignoring + "while True: pass", cpu_seconds=1).ended is Ended.CPU
+    assert run(sandbox, ignoring + "while True: pass", cpu_seconds=0.4).ended is Ended.CPU
     assert run(sandbox, ignoring + "import time\ntime.sleep(1000)", wall_seconds=0.5).ended is Ended.WALL
 
 
 def test_a_shell_whose_child_was_ended_for_its_time_used_it_up(sandbox: Sandbox) -> None:
-    loop = Command(("bash", "-c", "bash -c 'while :; do :; done'; exit $?"), Limits(cpu_seconds=1))
+    loop = Command(("bash", "-c", "bash -c 'while :; do :; done'; exit $?"), Limits(cpu_seconds=0.4))
     assert sandbox.run(Job({}, [loop])).ended is Ended.CPU
 
 
 def test_processor_time_of_all_processes_counts(sandbox: Sandbox) -> None:
-    """Each child takes a quarter of a second, and none more than the limit."""
+    """Each child takes a tenth of a second, and none more than the limit."""
     source = """
 import os, time
 for _ in range(100):
     if os.fork() == 0:
-        while time.process_time() < 0.25: pass
+        while time.process_time() < 0.1: pass
         os._exit(0)
     os.wait()
 """
-    assert run(sandbox, source, cpu_seconds=1).ended is Ended.CPU
+    assert run(sandbox, source, cpu_seconds=0.4).ended is Ended.CPU
 
 
 def test_processor_time_counts_though_nobody_waited_for_its_processes(sandbox: Sandbox) -> None:
@@ -53,25 +53,25 @@ import os, signal, time
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for _ in range(100):
     if os.fork() == 0:
-        while time.process_time() < 0.25: pass
+        while time.process_time() < 0.1: pass
         os._exit(0)
     try: os.wait()
     except ChildProcessError: pass
 """
-    assert run(sandbox, source, cpu_seconds=1).ended is Ended.CPU
+    assert run(sandbox, source, cpu_seconds=0.4).ended is Ended.CPU
 
 
-@pytest.mark.parametrize("call", ["f()", "repr(x)"])
+@pytest.mark.parametrize("call", ["f()", "x == y"])
 def test_deep_recursion_fails(sandbox: Sandbox, call: str) -> None:
     source = f"""
 import sys
 sys.setrecursionlimit(10 ** 9)
 def f(): f()
-x = []
-for _ in range(10 ** 5): x = [x]
+x, y = [], []
+for _ in range(10 ** 5): x, y = [x], [y]
 {call}
 """
-    assert not passes(run(sandbox, source, address_space_bytes=64 * MIB, cpu_seconds=5))
+    assert not passes(run(sandbox, source, address_space_bytes=32 * MIB, cpu_seconds=5))
 
 
 def test_there_are_no_more_processes_than_the_limit(sandbox: Sandbox) -> None:

@@ -74,8 +74,8 @@ def draw(logits_RV: torch.Tensor, numbers_R5: torch.Tensor) -> torch.Tensor:
     kept_RV = torch.zeros_like(units_RV).scatter_(1, order_RV, units_RV * keep_RV)
     ends_RV = kept_RV.cumsum(dim=-1)
     total_R1 = ends_RV[:, -1:]
-    # Rounding may push the target to the very end: the last id with any weight then.
+    # Rounding may push the target to the very end: the last id with any weight then. Of a row that is not finite
+    # nothing is kept, since no comparison with NaN holds, and the target -1 finds id 0.
     target_R1 = torch.minimum((uniform_R1 * total_R1).long(), total_R1 - 1)
     drawn_R1 = torch.searchsorted(ends_RV, target_R1, right=True)
-    ids_R1 = torch.where(temperature_R1 == 0, greatest_R1, drawn_R1)
-    return ids_R1.clamp_(max=vocab - 1)[:, 0]
+    return torch.where(temperature_R1 == 0, greatest_R1, drawn_R1)[:, 0]

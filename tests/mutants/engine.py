@@ -256,8 +256,8 @@ MUTANTS = [
     Mutant(
         name="what is drawn on CUDA may be an id that does not exist",
         file="llama/kernels/draws.py",
-        old="return ids_R1.clamp_(max=vocab - 1)[:, 0]",
-        new="return ids_R1[:, 0]",
+        old="torch.minimum((uniform_R1 * total_R1).long(), total_R1 - 1)",
+        new="(uniform_R1 * total_R1).long()",
         tests=("tests/gpu/test_steps_on_gpu.py::test_rows_that_are_not_finite_give_some_id",),
     ),
 ]

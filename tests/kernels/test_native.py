@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from compiled_levels import AT, opened
+from pools import single_step
 
 from llama.kernels import native
 from llama.kernels.native import DTYPES as KNOWN
@@ -37,9 +38,10 @@ def test_levels_give_the_same_bits() -> None:
             pairs = dtype == torch.bfloat16 and kernels.level.name.endswith("bf16")
             found.setdefault((dtype, pairs), []).append(packed.linear(x))
             q, k, v = (make(9, heads, 64, dtype=dtype, seed=heads) for heads in (4, 2, 2))
-            cached = make(2, 80, 64, dtype=dtype), make(2, 80, 64, dtype=dtype, seed=1)
+            cached = make(2, 80, 1, 64, dtype=dtype), make(2, 80, 1, 64, dtype=dtype, seed=1)
             for rows in (1, 9):
-                out = kernels.attention(q[:rows], k[:rows], v[:rows], *cached, 70)
+                step = single_step(cached[0], 70, rows)
+                out = kernels.attention(q[:rows], k[:rows], v[:rows], *cached, step)
                 found.setdefault((dtype, rows, pairs), []).append(out)
             found.setdefault((dtype, "norm"), []).append(kernels.rms_norm(q, make(64, dtype=dtype), 1e-5))
         found.setdefault("logits", []).append(kernels.log_probabilities(logits, torch.tensor([1, 2, 3])))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from compiled_levels import implemented, rows_of
+from pools import single_step
 from quantized_models import quantized
 from ranks import ROOT
 
@@ -96,9 +97,13 @@ def given(operator: str, dtype: torch.dtype | str, implemented: Any, reference: 
             both = (form.pack(weight).linear(x) for form in (implemented, reference))
         elif operator == "attention":
             each = (make(rows, 4, 64), make(rows, 2, 64, seed=1), make(rows, 2, 64, seed=2))
-            stores = [make(2, 60, 64, seed=seed) for seed in (3, 4)]
+            stores = [make(2, 60, 1, 64, seed=seed) for seed in (3, 4)]
             stores = [quantize(x) for x in stores] if dtype == INT8 else stores
-            both = (row(*each, *(x.clone() for x in stores), 17) for row in (implemented, reference))
+            steps = single_step(stores[0], 17, rows), single_step(stores[0], 17, rows)
+            both = (
+                row(*each, *(x.clone() for x in stores), step)
+                for row, step in zip((implemented, reference), steps, strict=True)
+            )
         elif operator == "norm":
             both = (row(make(rows, 48), make(48, seed=1), 1e-5) for row in (implemented, reference))
         elif operator == "rotation":
@@ -204,16 +209,20 @@ def test_the_report_names_every_operator_and_every_reason(
 # What the rest of the package may take from the kernels: operators to call, weights to hold, and the report. None of it
 # is an implementation, or tells which ones there are.
 OPEN = {
+    "adjust": {"Changes", "adjust", "changes", "joined"},
     "cached": {"BLOCK", "INT8", "CacheFormat", "format_of", "head_dim_of", "row_bytes", "row_of"},
     "collectives": {"library"},
+    "draws": {"draw", "draw_numbers"},
     "fused": {"FusedLayers", "LayerShape"},
+    "hooks": {"hooked"},
     "norms": {"rotary_table"},
     "operators": set(operators.__all__),
     "quantized": set(numbers.__all__),
     "quantized_weights": {"QuantizedFormat"},
     "quantizers": {"to_int4", "to_k4"},
     "report": set(report.__all__),
-    "sampling": {"adjust", "all_finite", "count_not_finite", "most_probable", "not_finite"},
+    "sampling": {"all_finite", "count_not_finite", "most_probable", "not_finite"},
+    "steps": {"Part", "Step", "StepTensors"},
     "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight", "WeightFormat"},
 }
 # How a program finds out what a CPU or a build of torch can do, or which weight is packed how.

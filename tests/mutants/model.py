@@ -261,7 +261,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a pool of another dtype goes to the kernels",
-        file="llama/kv_cache.py",
+        file="llama/kernels/steps.py",
         old="self.pool.form in (x.dtype, INT8) and",
         new="",
         tests=("tests/kernels/test_fused_laws.py",),

@@ -11,12 +11,12 @@ R numbers of a row in memory: D, or the bytes of int8 blocks (kernels/cached.py)
 
 from __future__ import annotations
 
+import math
 import mmap
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from .errors import ConfigError, OutOfMemoryError
@@ -31,6 +31,8 @@ __all__ = ["BLOCK", "KVPool", "Part", "Step", "check_block"]
 BLOCK = 32
 # A power of two, so that a position is split by a shift; the largest is what CUDA's own kernels take.
 _LARGEST = 256
+# Bytes of blocks that are copied at once: between reading and writing they take as much memory beside the pool.
+_COPIED = 1 << 26
 # Memory that is reserved and not counted until it is written; absent from Python's mmap.
 _NORESERVE = 0x4000
 
@@ -91,14 +93,19 @@ class KVPool:
         return self._layers[index]
 
     def copy(self, sources: Sequence[int] | torch.Tensor, targets: Sequence[int] | torch.Tensor) -> None:
-        """Copy whole blocks, in all layers at once. All are read before any is written: one may be source and target.
+        """Copy whole blocks, in all layers. All are read before any is written: one may be source and target.
+
+        As many layers go at once as fit into 64 MiB, so that the first step of many forks takes no memory that was
+        not measured for steps (128 forks of 7B copy 2 GiB).
 
         Args:
             sources, targets: numbers of blocks; as tensors of int64, on the pool's device.
         """
         if len(sources):
             source, target = (torch.as_tensor(each, device=self.device) for each in (sources, targets))
-            self.store[:, :, :, target] = self.store[:, :, :, source]
+            layer = len(sources) * self.store[0, :, :, 0].nbytes
+            for some in torch.split(self.store, max(1, _COPIED // layer)):
+                some[:, :, :, target] = some[:, :, :, source]
 
     def give_back(self, first: int, count: int) -> None:
         """Give the memory of a range of blocks back to the system; what is in them is lost. For CPUs on Linux.
@@ -130,14 +137,15 @@ def _reserved(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[torch.Tensor, mmap.mmap | None]:
     """Memory whose pages are taken when they are written, and what gives them back; elsewhere a plain tensor."""
-    if device.type != "cpu" or sys.platform != "linux":
-        return torch.empty(shape, dtype=dtype, device=device), None
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     try:
+        if device.type != "cpu" or sys.platform != "linux":
+            return torch.empty(shape, dtype=dtype, device=device), None
         memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
-    except (OSError, OverflowError, ValueError) as error:
+    except (torch.OutOfMemoryError, OSError, OverflowError, ValueError) as error:
+        what = "of address space " if device.type == "cpu" else ""
         raise OutOfMemoryError(
-            f"the system does not give {nbytes / (1 << 30):.2f} GiB of address space for the cache ({error}); give less"
-            " cache_memory, or lower max_batch_size or max_seq_len"
+            f"{nbytes / (1 << 30):.2f} GiB {what}for the cache are not to be had on {device} ({error}); give less"
+            " cache_memory, lower max_batch_size or max_seq_len, or close other models"
         ) from error
     return torch.frombuffer(memory, dtype=dtype).view(shape), memory

@@ -130,7 +130,7 @@ def build(
             )
             model = _load(checkpoint, parallel, memory, cache_dtype)
             largest_step = partial(model.run_largest, STEP_TOKENS_CUDA)
-            plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step)
+            plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step, cache_memory)
     except BaseException as error:
         leave(parallel, error)
         raise

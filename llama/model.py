@@ -256,14 +256,18 @@ class Transformer(nn.Module):
     def run_largest(self, tokens: int) -> None:
         """Run the steps that take most memory, for what they take.
 
-        These are a chunk of `tokens` tokens at the end of max_seq_len positions, and one token of max_batch_size
-        sequences there. All share the blocks of one sequence: what comes out means nothing.
+        These are `tokens` tokens in chunks at the end of max_seq_len positions, of as many sequences as that takes, and
+        one token of max_batch_size sequences there. All share the blocks of one sequence: what comes out means nothing.
         """
         seq, rows = self.params.max_seq_len, self.params.max_batch_size
-        count = min(tokens, seq)
+        whole, rest = divmod(min(tokens, rows * seq), seq)
+        counts = [seq] * whole + [rest] * (rest > 0)
         table = array("i", range(1, 1 + -(-seq // BLOCK)))
         pool = self.new_pool(1 + len(table))
-        for parts in ([Part(table, seq - count, count)], [Part(table, seq - 1, 1)] * rows):
+        for parts in (
+            [Part(table, seq - count, count) for count in counts],
+            [Part(table, seq - 1, 1)] * rows,
+        ):
             ids = torch.zeros(sum(part.length for part in parts), dtype=torch.long, device=self.device)
             self.logits(self.hidden(ids, pool.step(parts))[-rows:])
 

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pools import Held, poison, tables_of
 from tiny_llama import tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from llama import kv_cache
 from llama.errors import ConfigError, OutOfMemoryError
 from llama.kernels.attention import gather, store
 from llama.kernels.cached import INT8, dequantize, quantize
@@ -101,6 +103,32 @@ def test_copied_blocks_go_their_own_way(form):
     assert torch.equal(pool.store.view(torch.uint8), before)
 
 
+def test_a_copy_takes_no_more_memory_than_a_few_layers(monkeypatch):
+    """However many blocks are copied: between reading and writing they lie beside the pool."""
+    pool, layers = KVPool(9, K, D, torch.float32, CPU, 40, 8), []
+    pool.store.copy_(torch.arange(pool.store.numel()).view(pool.store.shape))
+    wanted = pool.store.clone()
+    sources, targets = [5, 3, 9, 8], [9, 20, 3, 7]
+    wanted[:, :, :, targets] = pool.store[:, :, :, sources]
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            found = function(*args, **(kwargs or {}))
+            if function is torch.ops.aten.index.Tensor:
+                layers.append(len(found))
+            return found
+
+    for at_once, parts in ((1, [1] * 9), (4, [4, 4, 1]), (100, [9])):
+        monkeypatch.setattr(kv_cache, "_COPIED", at_once * len(sources) * pool.store[0, :, :, 0].nbytes)
+        layers.clear()
+        before = pool.store.clone()
+        with Watched():
+            pool.copy(sources, targets)
+        assert layers == parts
+        assert torch.equal(pool.store, wanted)
+        pool.store.copy_(before)
+
+
 def test_a_step_says_where_each_token_goes():
     pool = pool_of(size=4)
     tables = [array("i", [7]), array("i", [2, 9, 3]), array("i", [5, 6])]
@@ -157,8 +185,21 @@ def test_the_limits_of_a_model_size_no_memory():
 
 
 def test_more_than_there_is_is_an_error_with_numbers():
-    with pytest.raises(OutOfMemoryError, match=r"does not give \d+\.\d\d GiB of address space"):
+    with pytest.raises(OutOfMemoryError, match=r"\d+\.\d\d GiB of address space for the cache are not"):
         KVPool(64, 64, 128, torch.float32, CPU, 1 << 40, 256)
+
+
+def test_a_full_device_is_the_same_error(monkeypatch):
+    """A second engine of a model on a GPU, say, whose cache the first has taken whole."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(
+        OutOfMemoryError, match=r"2\.00 GiB for the cache are not to be had on meta.*cache_memory"
+    ):
+        KVPool(2, 2, 64, torch.float32, torch.device("meta"), (2 << 30) // (2 * 2 * 2 * 64 * 4 * 32), 32)
 
 
 @pytest.mark.parametrize("size", [0, -1, 3, 512, 2.0, "32", None, True])

@@ -55,6 +55,8 @@ _MOST = 1 << 62
 _RETAINED_DIVISOR = 4
 # The share of what is free on a GPU, behind the largest step, that its cache may take: memory is handed out in pieces.
 _WHOLE = 0.97
+# What makes steps and cache smaller.
+_LESS = "lower max_seq_len or max_batch_size, or use more ranks"
 # The share of the free memory for weights and cache. Activations, logits and the allocator need the rest.
 SPARE = 0.9
 
@@ -268,6 +270,7 @@ def leaving_room(
     parallel: Parallel,
     device: torch.device,
     largest_step: Callable[[], object],
+    cache_memory: CacheMemory | None = None,
 ) -> CachePlan:
     """A plan whose cache leaves room for the largest step, on a GPU: there the cache is taken whole, before any step.
 
@@ -275,9 +278,12 @@ def leaving_room(
 
     Args:
         largest_step: runs it once, with the weights in place, in a cache of its own of max_seq_len positions.
+        cache_memory: what the plan was made from. Bytes are what somebody counts on, so they are not lowered.
 
     Raises:
-        OutOfMemoryError: it does not fit, or beside it no sequence of max_seq_len. Raised on all ranks.
+        OutOfMemoryError: it does not fit, or beside it no sequence of max_seq_len, or not so many bytes. Raised on all
+            ranks, but where the step does not fit on one of several that hold a model: the others are in the middle of
+            it, and this one has to leave.
     """
     if device.type != "cuda":
         return plan
@@ -289,7 +295,11 @@ def leaving_room(
         torch.cuda.synchronize(device)
         # Its own cache is not what it needs beside the cache.
         needs = torch.cuda.max_memory_allocated(device) - before - args.max_seq_len * per_token
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, OutOfMemoryError) as error:
+        if parallel.size > 1:
+            raise OutOfMemoryError(
+                f"the largest step does not fit beside the weights on {device} of rank {parallel.rank}; {_LESS}"
+            ) from error
         needs = _MOST
     torch.cuda.empty_cache()  # the pieces of that step's cache would be in the way of the real one
     most = parallel.smallest(-max(needs, 0), device)
@@ -297,11 +307,18 @@ def leaving_room(
     assert most is not None
     assert free is not None
     tokens = int(free * _WHOLE + most) // per_token
+    step = "does not fit" if -most == _MOST else f"takes {-most / GIB:.2f} GiB"
+    there = (
+        f"beside the weights {free / GIB:.2f} GiB are free for each rank on {device}; the largest step {step}"
+    )
     if tokens < args.max_seq_len:
-        step = "does not fit" if -most == _MOST else f"takes {-most / GIB:.2f} GiB"
         raise OutOfMemoryError(
-            f"beside the weights {free / GIB:.2f} GiB are free for each rank on {device}; the largest step {step}, and"
-            f" a cache for one sequence of max_seq_len {args.max_seq_len} takes"
-            f" {args.max_seq_len * per_token / GIB:.2f} GiB; lower max_seq_len or max_batch_size, or use more ranks"
+            f"{there}, and a cache for one sequence of max_seq_len {args.max_seq_len} takes"
+            f" {args.max_seq_len * per_token / GIB:.2f} GiB; {_LESS}"
+        )
+    if tokens < plan.tokens and isinstance(check_cache_memory(cache_memory), int):
+        raise OutOfMemoryError(
+            f"cache_memory {cache_memory!r} is {plan.tokens * per_token / GIB:.2f} GiB, but {there}, which leaves"
+            f" {tokens * per_token / GIB:.2f} GiB; give that, or a share such as '90%'"
         )
     return replace(plan, tokens=min(plan.tokens, tokens), retained=min(plan.retained, tokens))

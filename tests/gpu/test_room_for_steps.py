@@ -9,10 +9,12 @@ import pytest
 import torch
 from pretended_gpu import Gpu
 
-from llama import Llama
+from llama import Llama, loading
+from llama.distributed.parallel import Parallel
 from llama.errors import OutOfMemoryError
 from llama.model import Transformer
-from llama.sizing.budget import cache_bytes_per_token
+from llama.sizing.args import ModelArgs
+from llama.sizing.budget import CachePlan, cache_bytes_per_token, leaving_room
 
 BUILD = {"max_seq_len": 128, "max_batch_size": 4, "dtype": "float32", "device": "cuda"}
 
@@ -61,8 +63,43 @@ def test_a_step_that_does_not_fit_is_an_error(
         built(tiny_checkpoint, 0, gpu)
 
 
-def test_the_largest_steps_are_run_whole(gpu: Gpu, tiny_checkpoint: Path) -> None:
-    """A chunk up to the last position, and a token of each sequence there; on no more memory than they need."""
+def test_a_rank_that_the_step_does_not_fit_on_leaves(gpu: Gpu) -> None:
+    """The others are in the middle of the step: what it exchanged with them would be taken for a part of that."""
+
+    class Busy(Parallel):
+        def smallest(self, value: int | None, device: torch.device) -> int | None:
+            raise AssertionError("the others are in the middle of a step")
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("full")
+
+    plan = CachePlan(4096, 1024, torch.float32)
+    args = ModelArgs(dim=64, n_layers=1, n_heads=2, vocab_size=32, max_seq_len=128)
+    with pytest.raises(OutOfMemoryError, match=r"the largest step does not fit .*rank 1; lower max_seq_len"):
+        leaving_room(plan, args, Busy(rank=1, size=2), torch.device("cuda:0"), full)
+
+
+def test_bytes_of_cache_are_not_lowered(gpu: Gpu, tiny_checkpoint: Path) -> None:
+    """A share is of what is left; bytes that do not fit are an error, as without a GPU."""
+    needs, half = int(0.6 * gpu.memory), gpu.memory // 2
+    with pytest.raises(
+        OutOfMemoryError, match=rf"cache_memory {half} is .*largest step takes .*which leaves .*share"
+    ):
+        built(tiny_checkpoint, needs, gpu, cache_memory=half)
+    assert built(tiny_checkpoint, needs, gpu, cache_memory="50%")[0] > 128
+    tokens, each = built(tiny_checkpoint, needs, gpu, cache_memory=gpu.memory // 4)
+    assert abs(tokens * each - gpu.memory // 4) < 64 * each
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunks"), [(100, [100]), (128, [128]), (300, [128, 128, 44]), (8192, [128] * 4)]
+)
+def test_the_largest_steps_are_run_whole(
+    gpu: Gpu, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, chunks: list[int]
+) -> None:
+    """As many tokens as a step may have, up to the last position, of several sequences if one has not so many; and a
+    token of each sequence there."""
+    monkeypatch.setattr(loading, "STEP_TOKENS_CUDA", tokens)
     seen: list[tuple[list[int], list[int]]] = []
     hidden = Transformer.hidden
 
@@ -73,6 +110,6 @@ def test_the_largest_steps_are_run_whole(gpu: Gpu, tiny_checkpoint: Path) -> Non
     with mock.patch.object(Transformer, "hidden", watched):
         built(tiny_checkpoint, 0, gpu)
     assert [(list(starts), list(lengths)) for starts, lengths in seen] == [
-        ([0], [128]),
+        ([128 - chunk for chunk in chunks], [128] * len(chunks)),
         ([127] * 4, [128] * 4),
     ]

@@ -11,12 +11,13 @@ R numbers of a row in memory: D, or the bytes of int8 blocks (kernels/cached.py)
 
 from __future__ import annotations
 
+import contextlib
+import math
 import mmap
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from .errors import ConfigError, OutOfMemoryError
@@ -132,7 +133,7 @@ def _reserved(
     """Memory whose pages are taken when they are written, and what gives them back; elsewhere a plain tensor."""
     if device.type != "cpu" or sys.platform != "linux":
         return torch.empty(shape, dtype=dtype, device=device), None
-    nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    nbytes = math.prod(shape) * dtype.itemsize
     try:
         memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
     except (OSError, OverflowError, ValueError) as error:
@@ -140,4 +141,7 @@ def _reserved(
             f"the system does not give {nbytes / (1 << 30):.2f} GiB of address space for the cache ({error}); give less"
             " cache_memory, or lower max_batch_size or max_seq_len"
         ) from error
+    # Where huge pages are the system's default, the first token would take 2 MiB for each layer's head (7B: 4 GiB).
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape), memory

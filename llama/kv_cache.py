@@ -11,6 +11,7 @@ R numbers of a row in memory: D, or the bytes of int8 blocks (kernels/cached.py)
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import sys
@@ -148,4 +149,7 @@ def _reserved(
             f"{nbytes / (1 << 30):.2f} GiB {what}for the cache are not to be had on {device} ({error}); give less"
             " cache_memory, lower max_batch_size or max_seq_len, or close other models"
         ) from error
+    # Where huge pages are the system's default, the first token would take 2 MiB for each layer's head (7B: 4 GiB).
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape), memory

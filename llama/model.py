@@ -252,6 +252,10 @@ class Transformer(nn.Module):
             self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, blocks, size
         )
 
+    def fits(self, pool: KVPool) -> bool:
+        """Whether a pool has this model's device and format, which a cast or a move changes."""
+        return pool.form == cache_format(self.cache_dtype, self.dtype) and pool.device == self.device
+
     @torch.inference_mode()
     def run_largest(self, tokens: int) -> None:
         """Run the steps that take most memory, for what they take.
@@ -296,9 +300,9 @@ class Transformer(nn.Module):
     def forward(self, tokens: torch.Tensor, start_pos: int = 0) -> torch.Tensor:
         """The reference's call: ids (B, T) at positions start_pos.. -> logits (B, T, V) in float32.
 
-        The model keeps keys and values of earlier calls, as in the reference. `start_pos` may be any position
-        that was computed, or the one behind it. The causal mask is right for several tokens at start_pos > 0,
-        too.
+        The model keeps keys and values of earlier calls, as in the reference, until it is cast or moved. `start_pos`
+        may be any position that was computed, or the one behind it. The causal mask is right for several tokens at
+        start_pos > 0, too.
 
         Raises:
             ConfigError: more rows than max_batch_size, positions past max_seq_len or past what was computed.
@@ -310,6 +314,8 @@ class Transformer(nn.Module):
                 f" {self.params.max_batch_size} and max_seq_len {self.params.max_seq_len}"
             )
         own = self._own
+        if start_pos == 0 or (own is not None and not self.fits(own.pool)):
+            own = self._own = None  # its memory first
         if start_pos == 0:
             own = self._own = _OwnCache.of(self, batch)
         computed = min(own.computed[:batch], default=0) if own else 0

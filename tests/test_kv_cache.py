@@ -4,7 +4,9 @@ trace."""
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import re
 import resource
 from array import array
 
@@ -177,6 +179,16 @@ def test_memory_follows_what_is_written_and_is_given_back():
     assert not rows[:, :, :, 101:899].any()
 
 
+def test_pages_are_small_where_huge_ones_are_the_systems_default():
+    """Else the first token would take 2 MiB for each layer and key/value head. "nh": no huge pages (man proc)."""
+    pool = KVPool(2, 2, 64, torch.float32, CPU, 4000, 32)
+    with open("/proc/self/smaps") as file:
+        found = re.findall(r"^(\w+)-(\w+) .*(?:\n[A-Z].*)*?\nVmFlags:(.*)", file.read(), re.MULTILINE)
+    flags = [flags.split() for first, last, flags in found if int(first, 16) <= pool.address < int(last, 16)]
+    if os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        assert "nh" in flags[0]
+
+
 def test_the_limits_of_a_model_size_no_memory():
     model = tiny_model(max_seq_len=100_000, max_batch_size=1000)
     before = resident()
@@ -184,9 +196,10 @@ def test_the_limits_of_a_model_size_no_memory():
     assert resident() - before < 100 << 20
 
 
-def test_more_than_there_is_is_an_error_with_numbers():
+@pytest.mark.parametrize("blocks", [1 << 30, 1 << 40, 1 << 60])
+def test_more_than_there_is_is_an_error_with_numbers(blocks):
     with pytest.raises(OutOfMemoryError, match=r"\d+\.\d\d GiB of address space for the cache are not"):
-        KVPool(64, 64, 128, torch.float32, CPU, 1 << 40, 256)
+        KVPool(64, 64, 128, torch.float32, CPU, blocks, 256)
 
 
 def test_a_full_device_is_the_same_error(monkeypatch):

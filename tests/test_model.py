@@ -331,6 +331,18 @@ def test_forward_refuses_a_start_that_was_not_computed():
         model(torch.ones(2, 1, dtype=torch.long), 4)
 
 
+def test_forward_forgets_when_the_model_is_cast():
+    """What it holds is in the other dtype."""
+    model, ids = tiny_model(), torch.tensor([ids_of(6)])
+    model(ids[:, :4], 0)
+    model.double()
+    with pytest.raises(ConfigError, match="start_pos 4 for 1 rows, but 0 positions"):
+        model(ids[:, 4:], 4)
+    whole = model(ids, 0)
+    model(ids[:, :4], 0)
+    assert torch.allclose(model(ids[:, 4:], 4), whole[:, 4:], atol=1e-4)
+
+
 def test_models_in_one_process_do_not_share_caches():
     one, other = tiny_model(), tiny_model()
     ids = ids_of(8)

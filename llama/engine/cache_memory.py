@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..errors import OutOfMemoryError
 from ..kv_cache import KVPool
 from ..model import Transformer
-from ..sizing.budget import cache_format
 from .block_pool import BlockPool
 
 __all__ = ["CacheMemory"]
@@ -53,10 +52,7 @@ class CacheMemory:
     @property
     def fits(self) -> bool:
         """Whether the pool has the model's device, and the format of its keys and values."""
-        model, pool = self._model, self._pool
-        if pool is None:
-            return False
-        return pool.form == cache_format(model.cache_dtype, model.dtype) and pool.device == model.device
+        return self._pool is not None and self._model.fits(self._pool)
 
     def give_back(self, running: bool) -> None:
         """Let idle memory go back to the system, on a CPU.

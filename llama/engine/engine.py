@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 
 from ..distributed.devices import current_device
-from ..errors import NumericsError
+from ..errors import ConfigError, NumericsError
 from ..kv_cache import BLOCK, check_block
 from ..model import Transformer
 from ..tokenizer import Tokenizer
+from ..values import integer
 from .block_pool import BlockPool
 from .cache_manager import CacheManager
 from .cache_memory import CacheMemory
@@ -56,7 +57,7 @@ class Engine:
         clock: seconds, for the times that results carry; no decision depends on it.
 
     Raises:
-        ConfigError: block is something else.
+        ConfigError: block is something else, or cache_tokens not an integer of at least 1.
         OutOfMemoryError: the system does not give the cache.
     """
 
@@ -77,8 +78,11 @@ class Engine:
         max_seq_len = model.params.max_seq_len
         if cache_tokens is None:
             cache_tokens = model.params.max_batch_size * max_seq_len
+        room = integer(cache_tokens)
+        if room is None or room < 1:
+            raise ConfigError(f"cache_tokens is {cache_tokens!r}; it must be an integer of at least 1")
         if retained_tokens is None:
-            retained_tokens = max(max_seq_len, cache_tokens // 4)
+            retained_tokens = max(max_seq_len, room // 4)
         self.model, self.tokenizer, self.clock = model, tokenizer, clock
         # Whether an AsyncEngine has the engine; then no other caller may add requests or step.
         self.exclusive = False
@@ -87,7 +91,7 @@ class Engine:
         self.feed = Feed()  # of requests that were added without one
         # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
         self.planned: frozenset[int] = frozenset()
-        self.blocks = BlockPool(cache_tokens, check_block(block))
+        self.blocks = BlockPool(room, check_block(block))
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
             Limits.for_model(model, step_tokens, prefill_tokens),

@@ -78,10 +78,11 @@ class Scheduler:
 
     def together(self, request: Request) -> int:
         """How many samples of a request can run at the same time, by batch and cache."""
-        # They share the full blocks of the prompt.
+        # They share the full blocks of the prompt. One alone fits, as `check` has seen, also a prompt that is only
+        # scored and fills the last block.
         full = len(request.prompt) // self.blocks.size
         each = max(1, self.blocks.needed(request.longest) - full)
-        fitting = (self.blocks.total - full) // each
+        fitting = max(1, (self.blocks.total - full) // each)
         return min(request.n, self.limits.max_batch_size, fitting)
 
     def waves(self, request: Request) -> list[Request]:

@@ -89,6 +89,15 @@ def test_no_new_token_is_asked_for(n, score_prompt):
         assert len(result.sequence.prompt_scores) == (8 if score_prompt else 0)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_prompt_that_is_only_scored_may_fill_the_cache(n):
+    engine = Engine(model(4), TOKENIZER, cache_tokens=8, block=4)
+    request = ask(8, 0, n=n, score_prompt=True)
+    assert [wave.n for wave in engine.waves(request)] == [1] * n
+    results = run(engine, [request])
+    assert [len(results[0, sample].sequence.prompt_scores) for sample in range(n)] == [7] * n
+
+
 def test_no_new_token_and_no_scores_run_no_model(monkeypatch):
     monkeypatch.setattr(model(4), "hidden", lambda *_: pytest.fail("the model was run"))
     run(Engine(model(4), TOKENIZER), [ask(9, 0, n=2)])

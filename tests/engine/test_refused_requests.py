@@ -10,8 +10,14 @@ from tiny_llama import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 
 from llama.engine import Engine, Request
-from llama.errors import PromptError, PromptTooLongError, RequestError
+from llama.errors import ConfigError, PromptError, PromptTooLongError, RequestError
 from llama.sampling import SamplingParams
+
+
+@pytest.mark.parametrize("tokens", [0, -5, 32.0, "64", True])
+def test_a_cache_has_room_for_something(tokens):
+    with pytest.raises(ConfigError, match=f"cache_tokens is {tokens!r}; it must be an integer of at least 1"):
+        Engine(model(2), TOKENIZER, cache_tokens=tokens)
 
 
 def test_bad_requests_are_refused_with_the_numbers():

@@ -53,10 +53,11 @@ MUTANTS = [
     ),
     Mutant(
         name="a model that was cast goes on in the pool of its old dtype",
-        file="llama/engine/cache_memory.py",
-        old="return pool.form == cache_format(model.cache_dtype, model.dtype) and pool.device == model.device",
-        new="return pool.device == model.device",
+        file="llama/model.py",
+        old="return pool.form == cache_format(self.cache_dtype, self.dtype) and pool.device == self.device",
+        new="return pool.device == self.device",
         tests=(
+            "tests/test_model.py::test_forward_forgets_when_the_model_is_cast",
             "tests/engine/test_shared_blocks.py::test_a_model_that_is_cast_gets_a_pool_of_its_dtype_and_computes_again",
         ),
     ),

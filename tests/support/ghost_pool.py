@@ -76,6 +76,9 @@ class GhostModel(nn.Module):
     def new_pool(self, blocks, size):
         return GhostPool(self, blocks, size)
 
+    def fits(self, pool):
+        return (pool.form, pool.device) == (self.dtype, self.device)
+
     def watched(self, engine):
         """Know the engine, and the batch of each step."""
         plain = engine.runner.run

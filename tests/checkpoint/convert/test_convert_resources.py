@@ -68,7 +68,8 @@ def test_memory_stays_small_in_both_directions(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", CONVERT, str(tmp_path)]
     most: list[int] = []
-    for _ in range(3):  # it was 20 MB more once in a whole run, and never again; what convert takes, it takes each time
+    # It was 20 MB more once in a whole run, and never again. What convert takes itself, it takes each time.
+    for _ in range(3):
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANGS, check=False)
         assert done.returncode == 0, done.stderr
         grown = list(map(int, done.stdout.split()))

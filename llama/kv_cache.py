@@ -15,20 +15,21 @@ import contextlib
 import math
 import mmap
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from .errors import ConfigError, OutOfMemoryError
 from .kernels.cached import CacheFormat, row_of
-from .kernels.operators import attend, attention_for
+from .kernels.operators import attend, attention_for, attention_name, recorded_for
 from .kernels.steps import Part, Step
 from .values import integer
 
 __all__ = ["BLOCK", "KVPool", "Part", "Step", "check_block"]
 
-# Positions of a block: what a sequence may hold unused, and the unit in which prefixes are shared.
+# Positions of a block where nothing asks for more: what a sequence may hold unused, and the unit in which prefixes are
+# shared.
 BLOCK = 32
 # A power of two, so that a position is split by a shift; the largest is what CUDA's own kernels take.
 _LARGEST = 256
@@ -79,7 +80,7 @@ class KVPool:
         self.address, self.layer_bytes = self.store.data_ptr(), self.store.stride(0) * self.store.itemsize
         self.positions, self.shift = blocks * size, size.bit_length() - 1
         self._layers = [(keys, values) for keys, values in self.store]
-        self._attention = attention_for(form, device, head_dim)
+        self._attention = attention_for(form, device, head_dim, size)
 
     def __getstate__(self) -> dict[str, Any]:
         raise TypeError("a KVPool is not copied: make one with Transformer.new_pool")
@@ -126,6 +127,16 @@ class KVPool:
     def step(self, parts: Iterable[Part]) -> Step:
         """What a step over these sequences sees."""
         return Step(self, parts)
+
+    @property
+    def attention(self) -> str:
+        """The name of the row of kernels/table.py that reads it."""
+        return attention_name(self.form, self.device, self.head_dim, self.size)
+
+    def recorded_for(self, step: Step) -> Hashable:
+        """What a recording of a step's operators is good for, beside the sizes of `step.tensors`: two steps for which
+        both are equal start the same work."""
+        return recorded_for(self._attention, step)
 
     def attend(
         self, layer: int, q_THD: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor, step: Step

@@ -129,6 +129,8 @@ def build(
                 cache_dtype=cache_dtype,
             )
             model = _load(checkpoint, parallel, memory, cache_dtype)
+            if target.type == "cuda":
+                model.agree_on_blocks()
             largest_step = partial(model.run_largest, STEP_TOKENS_CUDA)
             plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step, cache_memory)
     except BaseException as error:

@@ -34,7 +34,7 @@ from .distributed.world import host_parallel
 from .errors import ConfigError
 from .kernels.fused import FusedLayers, LayerShape
 from .kernels.norms import rotary_table
-from .kernels.operators import rms_norm, rotate
+from .kernels.operators import block_for, rms_norm, rotate
 from .kv_cache import BLOCK, KVPool, Part, Step
 from .sizing.args import ModelArgs, check_size, valid_sizes
 from .sizing.budget import cache_format, check_cache_dtype
@@ -201,6 +201,7 @@ class Transformer(nn.Module):
             params.dim, params.vocab_size, parallel=parallel, gather_output=True
         )
         self._own: _OwnCache | None = None
+        self._block: int | None = None  # that ranks agreed on
         shape = LayerShape(
             width=params.dim,
             heads=params.n_heads // parallel.size,
@@ -241,16 +242,30 @@ class Transformer(nn.Module):
         """Key/value heads on this rank."""
         return max(1, self.params.kv_heads // self.parallel.size)
 
-    def new_pool(self, blocks: int, size: int = BLOCK) -> KVPool:
+    @property
+    def block(self) -> int:
+        """Positions of a block of this model's caches, unless others are asked for. The same on all ranks."""
+        return self._block or (BLOCK if self.parallel.size > 1 else self._best_block())
+
+    def agree_on_blocks(self) -> None:
+        """Let all ranks have the same blocks, those that suit the attention of each. All of them call it."""
+        self._block = self.parallel.smallest(self._best_block(), self.device)
+
+    def _best_block(self) -> int:
+        form = cache_format(self.cache_dtype, self.dtype)
+        best = block_for(form, self.device, self.params.head_dim) if self.device.type == "cuda" else None
+        # A sequence holds whole blocks.
+        return BLOCK if best is None or best > self.params.max_seq_len else best
+
+    def new_pool(self, blocks: int, size: int | None = None) -> KVPool:
         """Memory for keys and values of this model: `blocks` blocks, block 0 included, of `size` positions.
 
         Raises:
             OutOfMemoryError: the system does not give it.
         """
         form = cache_format(self.cache_dtype, self.dtype)
-        return KVPool(
-            self.n_layers, self.local_kv_heads, self.params.head_dim, form, self.device, blocks, size
-        )
+        heads, head_dim = self.local_kv_heads, self.params.head_dim
+        return KVPool(self.n_layers, heads, head_dim, form, self.device, blocks, size or self.block)
 
     def fits(self, pool: KVPool) -> bool:
         """Whether a pool has this model's device and format, which a cast or a move changes."""
@@ -266,8 +281,9 @@ class Transformer(nn.Module):
         seq, rows = self.params.max_seq_len, self.params.max_batch_size
         whole, rest = divmod(min(tokens, rows * seq), seq)
         counts = [seq] * whole + [rest] * (rest > 0)
-        table = array("i", range(1, 1 + -(-seq // BLOCK)))
-        pool = self.new_pool(1 + len(table))
+        size = self.block
+        table = array("i", range(1, 1 + -(-seq // size)))
+        pool = self.new_pool(1 + len(table), size)
         for parts in (
             [Part(table, seq - count, count) for count in counts],
             [Part(table, seq - 1, 1)] * rows,
@@ -348,6 +364,7 @@ class _OwnCache:
 
     @classmethod
     def of(cls, model: Transformer, rows: int) -> _OwnCache:
-        each = -(-model.params.max_seq_len // BLOCK)
+        size = model.block
+        each = -(-model.params.max_seq_len // size)
         tables = [array("i", range(1 + row * each, 1 + (row + 1) * each)) for row in range(rows)]
-        return cls(model.new_pool(1 + rows * each), tables, [0] * rows)
+        return cls(model.new_pool(1 + rows * each, size), tables, [0] * rows)

@@ -15,7 +15,7 @@ import torch
 
 from ..distributed.devices import current_device
 from ..errors import ConfigError, NumericsError
-from ..kv_cache import BLOCK, check_block
+from ..kv_cache import check_block
 from ..model import Transformer
 from ..tokenizer import Tokenizer
 from ..values import integer
@@ -53,7 +53,8 @@ class Engine:
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
-        block: positions of a block of the cache, a power of two up to 256; prefixes are shared in whole blocks.
+        block: positions of a block of the cache, a power of two up to 256; prefixes are shared in whole blocks. By
+            default what suits the device: `Transformer.block`.
         clock: seconds, for the times that results carry; no decision depends on it.
 
     Raises:
@@ -72,12 +73,13 @@ class Engine:
         prefill_tokens: int | None = None,
         prefix_reuse: bool = True,
         speculate: bool = True,
-        block: int = BLOCK,
+        block: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         max_seq_len = model.params.max_seq_len
+        size = check_block(model.block if block is None else block)
         if cache_tokens is None:
-            cache_tokens = model.params.max_batch_size * max_seq_len
+            cache_tokens = model.params.max_batch_size * -(-max_seq_len // size) * size
         room = integer(cache_tokens)
         if room is None or room < 1:
             raise ConfigError(f"cache_tokens is {cache_tokens!r}; it must be an integer of at least 1")
@@ -91,11 +93,11 @@ class Engine:
         self.feed = Feed()  # of requests that were added without one
         # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
         self.planned: frozenset[int] = frozenset()
-        self.blocks = BlockPool(room, check_block(block))
+        self.blocks = BlockPool(room, size)
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
             Limits.for_model(model, step_tokens, prefill_tokens),
-            CacheManager(self.blocks, PrefixCache(block, retained) if prefix_reuse else None),
+            CacheManager(self.blocks, PrefixCache(size, retained) if prefix_reuse else None),
             self._new_sequence,
         )
         self.memory = CacheMemory(model, self.blocks)

@@ -1,8 +1,8 @@
 """Causal attention of a step's tokens over the cached keys and values of their sequences, in PyTorch.
 
-The last row of the table: for every device and dtype that csrc/attention.c does not take. On a CPU sequences go one by
-one, with a kernel for each run of neighbouring blocks. Elsewhere, where kernels have to be launched, single tokens of
-all sequences go together.
+The last row of the table: for every device and dtype that csrc/attention.c and flash.py do not take. On a CPU
+sequences go one by one, with a kernel for each run of neighbouring blocks. Elsewhere, where kernels have to be
+launched, single tokens of all sequences go together.
 
 Shapes: T new tokens, S cached positions (the T new ones are the last of them), H query heads, K key/value
 heads (H = K * G), D head dimension. Key heads are never repeated in memory and no T x S score matrix outlives
@@ -22,7 +22,19 @@ import torch.nn.functional as F
 from . import cached
 from .steps import Step
 
-__all__ = ["Batch", "attend", "attend_launched", "batches", "causal_attention", "gather", "runs", "store"]
+__all__ = [
+    "GATHERED",
+    "Batch",
+    "attend",
+    "attend_launched",
+    "batches",
+    "causal_attention",
+    "gather",
+    "once",
+    "read",
+    "runs",
+    "store",
+]
 
 # Bytes of one float32 block of keys in the CPU's 16-bit decode path: small enough for its caches.
 _BLOCK_BYTES = 1 << 20
@@ -30,8 +42,8 @@ _BLOCK_BYTES = 1 << 20
 _TILE = 128
 # A sequence in more runs than this is gathered: each run is a kernel.
 _MOST_RUNS = 8
-# Bytes of keys and values in 16 bits that are gathered at once for single tokens of several sequences.
-_GATHERED = 1 << 30
+# Bytes of keys and values in 16 bits that are gathered at once for several sequences.
+GATHERED = 1 << 30
 _FLASH_CPU = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 
 
@@ -73,13 +85,13 @@ def attend_launched(
     step, and not on the number of single tokens."""
     store(k_TKD, v_TKD, keys, values, step.tensors.slots, q_THD.dtype)
     out_THD = torch.empty_like(q_THD)
-    for batch in _once(step, batches):
+    for batch in once(step, batches):
         q = q_THD[batch.rows]
         if batch.slots is None or batch.seen is None:
             k, v = (_whole(x, step, batch.part, q.dtype) for x in (keys, values))
             out_THD[batch.rows] = causal_attention(q, k, v)
         else:
-            k, v = (_read(x.flatten(1, 2)[:, batch.slots], q.dtype).transpose(0, 1) for x in (keys, values))
+            k, v = (read(x.flatten(1, 2)[:, batch.slots], q.dtype).transpose(0, 1) for x in (keys, values))
             q_NKGD = q.view(len(q), len(keys), -1, q.shape[2])
             out = F.scaled_dot_product_attention(q_NKGD, k, v, attn_mask=batch.seen[:, None, None])
             out_THD[batch.rows] = out.flatten(1, 2)
@@ -103,7 +115,7 @@ class Batch(NamedTuple):
 def batches(step: Step) -> list[Batch]:
     """How a step is attended where kernels are launched. What it makes is on the device, from numbers of the device."""
     found: list[Batch] = []
-    size, most = step.pool.size, _GATHERED // (4 * step.pool.n_kv_heads * step.pool.head_dim)
+    size, most = step.pool.size, GATHERED // (4 * step.pool.n_kv_heads * step.pool.head_dim)
     counts = [end - first for first, end in itertools.pairwise(step.firsts)]
     first = 0
     while first < len(step):
@@ -148,15 +160,15 @@ def store(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Store T tokens in slots of a layer's blocks (K, blocks, B, row) -> what a query of that dtype reads there."""
-    read = []
+    found = []
     for x_TKD, blocks in ((k_TKD, keys), (v_TKD, values)):
         rows = cached.quantize(x_TKD) if cached.format_of(blocks) == cached.INT8 else x_TKD.to(blocks.dtype)
         blocks.flatten(1, 2)[:, slots_T] = rows.transpose(0, 1)
-        read.append(_read(rows, dtype))
-    return read[0], read[1]
+        found.append(read(rows, dtype))
+    return found[0], found[1]
 
 
-def _read(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def read(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rows of a cache (..., row) as a query of that dtype reads them, (..., D)."""
     return cached.dequantize(rows, dtype) if cached.format_of(rows) == cached.INT8 else rows
 
@@ -176,7 +188,7 @@ def _runs(table: array[int], length: int, size: int) -> list[slice]:
     return found
 
 
-def _once(step: Step, make: Callable[[Step], Any]) -> Any:
+def once(step: Step, make: Callable[[Step], Any]) -> Any:
     """What `make` makes of a step, made in its first layer."""
     if make.__name__ not in step.made:
         step.made[make.__name__] = make(step)
@@ -185,11 +197,11 @@ def _once(step: Step, make: Callable[[Step], Any]) -> Any:
 
 def _pieces(blocks: torch.Tensor, step: Step, part: int, dtype: torch.dtype) -> list[torch.Tensor]:
     """The positions of a sequence in `runs`, (K, some of them, D) each: one for each run; of many runs, one of all."""
-    mine = _once(step, runs)[part]
+    mine = once(step, runs)[part]
     if len(mine) > (_MOST_RUNS if _FLASH_CPU is not None else 1):
         length = sum(run.stop - run.start for run in mine)
         return [gather(blocks, step.tensors.tables[part], length, dtype)]
-    return [_read(blocks.flatten(1, 2)[:, run], dtype) for run in mine]
+    return [read(blocks.flatten(1, 2)[:, run], dtype) for run in mine]
 
 
 def _whole(blocks: torch.Tensor, step: Step, part: int, dtype: torch.dtype) -> torch.Tensor:
@@ -198,13 +210,13 @@ def _whole(blocks: torch.Tensor, step: Step, part: int, dtype: torch.dtype) -> t
     run, *more = _runs(step.tables[part], length, size)
     if more:
         return gather(blocks, step.tensors.tables[part], length, dtype)
-    return _read(blocks.flatten(1, 2)[:, run], dtype)
+    return read(blocks.flatten(1, 2)[:, run], dtype)
 
 
 def gather(blocks: torch.Tensor, table: torch.Tensor, length: int, dtype: torch.dtype) -> torch.Tensor:
     """The first `length` positions of a sequence, in memory of their own -> (K, length, D)."""
     used = table[: -(-length // blocks.shape[2])]
-    return _read(blocks[:, used].flatten(1, 2)[:, :length], dtype)
+    return read(blocks[:, used].flatten(1, 2)[:, :length], dtype)
 
 
 def causal_attention(q_THD: torch.Tensor, k_KSD: torch.Tensor, v_KSD: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ Shapes: T tokens, H heads, K key/value heads, D head dimension, R rows of logits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
 from ..sampling import SamplingParams
-from . import attention, cached, native, norms, sampling
+from . import attention, cached, flash, native, norms, sampling
 from .quantized import Form
 from .quantized_weights import Quantized, QuantizedFormat
 from .steps import Step
@@ -24,6 +24,8 @@ __all__ = [
     "Attend",
     "attend",
     "attention_for",
+    "attention_name",
+    "block_for",
     "computes_well",
     "embed",
     "log_probabilities",
@@ -31,6 +33,7 @@ __all__ = [
     "pack",
     "quantized_format",
     "recognise",
+    "recorded_for",
     "rms_norm",
     "rotate",
     "sample",
@@ -109,10 +112,35 @@ def computes_well(dtype: torch.dtype, device: torch.device) -> bool:
 # ---- the other operators ----
 
 
-def attention_for(form: cached.CacheFormat, device: torch.device, head_dim: int) -> Attend:
-    """The row for caches of a format on a device. `attend` calls it."""
-    found: Attend = implementation("attention", Case(form, device.type, native.kernels(), head_dim=head_dim))
+def attention_for(form: cached.CacheFormat, device: torch.device, head_dim: int, block: int = 1) -> Attend:
+    """The row for caches of a format on a device, in blocks of so many positions. `attend` calls it.
+
+    Not remembered: what a device takes is tried when the first cache is made there (flash.py).
+    """
+    case = _of_cache(form, device, head_dim, block)
+    found: Attend = choose("attention", case).implement(case)
     return found
+
+
+def attention_name(form: cached.CacheFormat, device: torch.device, head_dim: int, block: int) -> str:
+    """The name of that row."""
+    return choose("attention", _of_cache(form, device, head_dim, block)).name
+
+
+def block_for(form: cached.CacheFormat, device: torch.device, head_dim: int) -> int | None:
+    """Positions of the blocks that attention on a device takes best; None if it is all the same."""
+    row = attention_for(form, device, head_dim, flash.WHOLE)
+    return flash.WHOLE if isinstance(row, flash.Flash) and row.way == "tables" else None
+
+
+def recorded_for(row: Attend, step: Step) -> Hashable:
+    """What a recording of a step's operators is good for, beside the sizes of `step.tensors`: alike steps are equal."""
+    return row.recorded_for(step) if isinstance(row, flash.Flash) else None
+
+
+def _of_cache(form: cached.CacheFormat, device: torch.device, head_dim: int, block: int) -> Case:
+    index = torch.cuda.current_device() if device == torch.device("cuda") else device.index or 0
+    return Case(form, device.type, native.kernels(), head_dim=head_dim, block=block, device_index=index)
 
 
 def attend(
@@ -142,7 +170,8 @@ def attend(
         and k_TKD.shape == v_TKD.shape == (len(q_THD), keys.shape[0], q_THD.shape[2])
         and cached.head_dim_of(keys) == q_THD.shape[2]
         and q_THD.shape[1] % keys.shape[0] == 0
-        and all(map(native.has_memory, (q_THD, k_TKD, v_TKD)))
+        # Operators of torch take every tensor; those of csrc/ read what is at its address.
+        and (isinstance(row, flash.Flash) or all(map(native.has_memory, (q_THD, k_TKD, v_TKD))))
     )
     if not fits or _differentiates(q_THD):
         row = attention.attend

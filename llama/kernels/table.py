@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from . import attention, cached, draws, norms, onednn, sampling, torch_int4
+from . import attention, cached, draws, flash, flash_trial, norms, onednn, sampling, torch_int4
 from .native import DTYPES, LANES, Kernels
 from .quantized import FORMATS
 from .quantized_weights import Quantized
@@ -41,6 +41,8 @@ class Case(NamedTuple):
         head_dim: numbers of a head.
         hidden: width of the feed-forward.
         group: inputs that share a scale of a quantized weight.
+        block: positions of a block of the cache.
+        device_index: of the device, among those of its type.
     """
 
     format: torch.dtype | str
@@ -50,6 +52,8 @@ class Case(NamedTuple):
     head_dim: int = 0
     hidden: int = 0
     group: int = 0
+    block: int = 0
+    device_index: int = 0
 
 
 class Row(NamedTuple):
@@ -149,6 +153,34 @@ def _not_cached(case: Case) -> str | None:
     return _not_csrc(case) or _not_attention(case)
 
 
+def _not_flash(way: str, case: Case) -> str | None:
+    """Why torch's flash attention does not read a cache in this way; see flash.py."""
+    if case.device != "cuda":
+        return "it is for CUDA devices"
+    if case.format not in (*flash.DTYPES, cached.INT8):
+        return f"it has no {dtype_name(case.format)}"
+    if case.head_dim > _MAX_HEAD_DIM:
+        return f"heads of {case.head_dim} numbers, which is more than {_MAX_HEAD_DIM}"
+    if case.head_dim % 8:
+        return _not_whole(case.head_dim, 8, "heads")
+    if way != "gathered" and case.format == cached.INT8:
+        return "it reads no int8 where it lies"
+    if way == "tables" and not flash.knows_tables():
+        return "this torch takes no tables of blocks"
+    if way == "tables" and case.block % flash.WHOLE:
+        return f"blocks of {case.block} positions, which is not a multiple of {flash.WHOLE}"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    device = torch.device("cuda", case.device_index)
+    if torch.cuda.get_device_capability(device)[0] < 8:
+        return "it needs a device of capability 8 or more"
+    return flash_trial.why_not(way, device, case.format, case.head_dim or 128)
+
+
+def _flash(way: str) -> Row:
+    return Row(f"flash, {way}", partial(_not_flash, way), lambda case: flash.Flash(way))
+
+
 def _not_layers(case: Case) -> str | None:
     return (
         _not_whole(case.width, LANES, "rows")
@@ -183,6 +215,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "attention": (
         Row("csrc", _not_cached, lambda case: _kernels(case).attention),
+        *map(_flash, ("tables", "runs", "gathered")),
         _torch(attention.attend),
     ),
     "norm": (

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from engine_requests import ask, ids
-from pretended_gpu import Gpu, Recording
+from gpu_steps import Repeated, outputs
+from pretended_gpu import Gpu
 
 from llama import Llama
 from llama.engine import Engine, Request
-from llama.engine.runner import Runner
 from llama.kernels import draws
 from llama.sampling import GREEDY, SamplingParams
 
@@ -45,20 +45,6 @@ def on_gpu(there: Callable[..., Any], tiny_checkpoint: Path) -> Llama:
 
 def engine_of(llama: Llama, **options: Any) -> Engine:
     return Engine(llama.model, llama.tokenizer, **options)
-
-
-def outputs(engine: Engine, requests: Sequence[Request], each: Callable[[], None] = lambda: None) -> Any:
-    """Tokens and scores of all samples; `each` is called behind every step."""
-    for request in requests:
-        engine.add(request)
-    found = {}
-    while engine.unfinished:
-        for delta in engine.step():
-            found[delta.key] = delta.sequence
-        each()
-    return {
-        key: (sequence.tokens, sequence.scores, sequence.prompt_scores) for key, sequence in found.items()
-    }
 
 
 # ---- law 2: what a step waits for, and how much it starts ----
@@ -117,29 +103,6 @@ def test_a_decode_step_starts_as_many_kernels_for_64_sequences_as_for_one(gpu: G
 # ---- law 3: a step is recorded and repeated ----
 
 
-class Repeated:
-    """`Runner._compute`, which records each decode step of new sizes and repeats it for all later ones."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._compute = runner._compute
-        self._recorded: dict[Any, tuple[Recording, torch.Tensor]] = {}
-        self.repeated = 0
-
-    def __call__(self, step: Any, inputs: Any, counts: Any, top: int) -> torch.Tensor:
-        if len(step) != len(inputs.tokens):
-            return self._compute(step, inputs, counts, top)
-        sizes = tuple((x.shape, x.data_ptr()) for x in (*inputs, *step.tensors))
-        key = sizes, tuple(counts), top
-        if key not in self._recorded:
-            with Recording() as recording:
-                self._recorded[key] = recording, self._compute(step, inputs, counts, top)
-            return self._recorded[key][1]
-        recording, packet = self._recorded[key]
-        recording.replay()
-        self.repeated += 1
-        return packet
-
-
 @pytest.mark.usefixtures("guard")
 @pytest.mark.parametrize(
     "name", ["greedy", "penalties", "least tokens", "alternatives", "samples", "all at once"]
@@ -150,7 +113,7 @@ def test_a_recorded_decode_step_gives_the_tokens_of_one_that_runs(gpu: Gpu, on_g
     requests = [*requests, dataclasses.replace(requests[0], prompt=ids(9, seed=3), seed=77)]
     expected = outputs(engine_of(on_gpu), requests)
     engine = engine_of(on_gpu)
-    repeated = Repeated(engine.runner)
+    repeated = Repeated(engine)
     engine.runner._compute = repeated  # type: ignore[method-assign]
     assert outputs(engine, requests) == expected
     assert repeated.repeated > 3
@@ -164,7 +127,7 @@ def test_a_number_of_the_host_in_a_step_shows_when_it_is_repeated(
     request = OPTIONS["sampled"]
     expected = outputs(engine_of(on_gpu), [request])
     engine = engine_of(on_gpu)
-    engine.runner._compute = Repeated(engine.runner)  # type: ignore[method-assign]
+    engine.runner._compute = Repeated(engine)  # type: ignore[method-assign]
     plain = draws.draw
     monkeypatch.setattr("llama.engine.runner.draw", lambda logits, numbers: plain(logits, frozen(numbers)))
     assert outputs(engine, [request]) != expected

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from flash_ways import emulated_on_the_cpu
 from pools import poison
 
 from llama.kernels import attention, operators
 from llama.kernels.cached import INT8, CacheFormat, dequantize, quantize
+from llama.kernels.flash import Flash
 from llama.kv_cache import KVPool, Part
 
 CPU = torch.device("cpu")
@@ -20,6 +22,7 @@ DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 PRECISION = {torch.bfloat16: 2**-7, torch.float16: 2**-9, torch.float32: 2**-16}
 # positions before the step, tokens in it: decodes, drafts and chunks, in any order
 MIXED = [(0, 1), (70, 1), (0, 40), (129, 3), (33, 1), (64, 70), (5, 2)]
+SINGLE = [(start, 1) for start in (0, 70, 33, 5, 6, 7)]
 
 
 class Sequence(NamedTuple):
@@ -197,10 +200,10 @@ def test_single_tokens_go_together_where_kernels_are_launched(
     size: int, form: CacheFormat, gathered: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once, or as many as 80 gathered positions allow: each gets what it gets alone."""
-    monkeypatch.setattr(attention, "_GATHERED", gathered)
+    monkeypatch.setattr(attention, "GATHERED", gathered)
     dtype = torch.float32 if form == INT8 else form
     assert isinstance(dtype, torch.dtype)
-    for sizes in (MIXED, [(start, 1) for start in (0, 70, 33, 5, 6, 7)]):
+    for sizes in (MIXED, SINGLE):
         mine = sequences(sizes, 4, 2, 32, dtype)
         together, _ = attended(mine, form, size, *any_tables(mine, size, seed=size))
         for each, got in zip(mine, together, strict=True):
@@ -221,3 +224,58 @@ def test_launches_do_not_depend_on_the_number_of_single_tokens(monkeypatch: pyte
         mine = sequences([(9 + i, 1) for i in range(count)], 4, 2, 32, torch.float32)
         attended(mine, torch.float32, 16, *any_tables(mine, 16, seed=1))
         assert launches == [1]
+
+
+# ---- torch's flash attention, which is emulated here on the CPU's memory ----
+
+WHOLE = [(0, 40), (0, 1), (0, 300)]
+
+
+# Those that the table gives to it: (way, positions of a block, format)
+FLASH = [
+    *[("tables", 256, form) for form in (torch.bfloat16, torch.float16)],
+    *[("runs", size, form) for size in (1, 32, 256) for form in (torch.bfloat16, torch.float16)],
+    *[("gathered", size, form) for size in (1, 32, 256) for form in (torch.bfloat16, INT8)],
+]
+
+
+@pytest.mark.parametrize(("flash", "size", "form"), FLASH, ids=str)
+def test_flash_attention_gives_each_what_it_gets_alone(
+    flash: str, size: int, form: CacheFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one call, whatever is in the step, amid memory that is NaN; in any blocks, and each sequence in one run."""
+    monkeypatch.setattr(operators, "attention_for", lambda *args: Flash(flash))
+    dtype = torch.bfloat16 if form == INT8 else form
+    assert isinstance(dtype, torch.dtype)
+    # What is read from int8 is rounded to the dtype, keys as well.
+    precision = (4 if form == INT8 else 1) * PRECISION[dtype]
+    for sizes in (MIXED, SINGLE, [*MIXED, (700, 1), (290, 33)], WHOLE):
+        mine = sequences(sizes, 4, 2, 32, dtype)
+        for seed in (None, size):
+            tables, blocks = any_tables(mine, size, seed)
+            with emulated_on_the_cpu() as calls:
+                together, pool = attended(mine, form, size, tables, blocks)
+            assert len(calls) == 1
+            for each, got in zip(mine, together, strict=True):
+                wanted, bounds = exact(each, form)
+                assert ((got.double() - wanted).abs() <= precision * bounds + 1e-6).all()
+            in_runs = all(list(table) == list(range(table[0], table[0] + len(table))) for table in tables)
+            in_place = flash == "tables" or (flash == "runs" and in_runs)
+            assert sizes is WHOLE or in_place == (calls[0][0][1].data_ptr() == pool.store.data_ptr())
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_flash_attention_gathers_no_more_than_there_is_room_for(
+    single: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 positions at once, or those of one sequence; some sizes for any number of them."""
+    monkeypatch.setattr(attention, "GATHERED", 4 * 2 * 32 * 80)
+    monkeypatch.setattr(operators, "attention_for", lambda *args: Flash("gathered"))
+    mine = sequences(SINGLE if single else MIXED, 4, 2, 32, torch.bfloat16)
+    with emulated_on_the_cpu() as calls:
+        together, _ = attended(mine, torch.bfloat16, 8, *any_tables(mine, 8, seed=1))
+    for each, got in zip(mine, together, strict=True):
+        wanted, bounds = exact(each, torch.bfloat16)
+        assert ((got.double() - wanted).abs() <= PRECISION[torch.bfloat16] * bounds + 1e-6).all()
+    keys = [len(args[1]) for args, _ in calls]
+    assert keys == ([72, 56] if single else [72, 40, 144, 36, 144, 7])

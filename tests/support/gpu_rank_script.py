@@ -1,13 +1,17 @@
-"""Ranks on pretended GPUs, over gloo: `gpu_rank_script.py GUARD CHECKPOINT REPORT CALL...`.
+"""Ranks on pretended GPUs, over gloo: `gpu_rank_script.py GUARD CHECKPOINT REPORT [flash:WHO] CALL...`.
 
 With `real` as the guard they share the machine's first GPU, which NCCL would refuse. The first rank writes a JSON of
 what each call of gpu_calls.py gave. Only NCCL is replaced: it needs GPUs.
+
+With `flash:nobody` torch's flash attention computes in float32, too; with `flash:the second` that of the second rank
+takes no tables of blocks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +20,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from flash_ways import flash_way
 from gpu_calls import CALLS
 from pretended_gpu import Gpu, load_guard, pretended
 from real_gpu import real
@@ -47,8 +52,14 @@ def device_of(guard: str) -> Iterator[tuple[Gpu, str]]:
 def main(guard: str, checkpoint: str, report: str, *calls: str) -> None:
     torch.set_num_threads(1)
     over_gloo()
-    with device_of(guard) as (gpu, device):
-        llama = Llama.build(checkpoint, None, 128, 4, device=device, dtype="float32")
+    with contextlib.ExitStack() as entered:
+        gpu, device = entered.enter_context(device_of(guard))
+        length = 128
+        if calls[0].startswith("flash:"):
+            lacks, calls, length = calls[0] == "flash:the second", calls[1:], 256
+            way = "runs" if lacks and os.environ["RANK"] == "1" else "tables"
+            entered.enter_context(flash_way(way, single=True))
+        llama = Llama.build(checkpoint, None, length, 4, device=device, dtype="float32")
         found: dict[str, Any] = {name: CALLS[name](llama) for name in calls}
         parallel = llama.model.parallel
         wanted = 0 if guard == "real" else parallel.rank
@@ -57,7 +68,9 @@ def main(guard: str, checkpoint: str, report: str, *calls: str) -> None:
         )
         assert gpu.counts["off device"] == 0, gpu.told("off device")
         if parallel.rank == 0:
-            Path(report).write_text(json.dumps({"ranks": parallel.size, "calls": found}))
+            pool = llama.engine.memory.pool
+            told = {"ranks": parallel.size, "block": pool.size, "attention": pool.attention}
+            Path(report).write_text(json.dumps({**told, "calls": found}))
         llama.close()
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from pretended_gpu import Gpu, Recording
 
 from llama import Llama
+from llama.engine import Engine, Request
 
-__all__ = ["counts_of_steps", "decoding", "recorded_step"]
+__all__ = ["Repeated", "counts_of_steps", "decoding", "outputs", "recorded_step"]
 
 _TEXT = "def return self value"
 
@@ -55,3 +57,40 @@ def recorded_step(llama: Llama, rows: int, **options: Any) -> Recording:
         with Recording(raises=False) as recording:
             step()
     return recording
+
+
+def outputs(engine: Engine, requests: Sequence[Request], each: Callable[[], None] = lambda: None) -> Any:
+    """Tokens and scores of all samples; `each` is called behind every step."""
+    for request in requests:
+        engine.add(request)
+    found = {}
+    while engine.unfinished:
+        for delta in engine.step():
+            found[delta.key] = delta.sequence
+        each()
+    return {
+        key: (sequence.tokens, sequence.scores, sequence.prompt_scores) for key, sequence in found.items()
+    }
+
+
+class Repeated:
+    """`Runner._compute`, which records each decode step of new sizes and repeats it for all later ones."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._compute = engine, engine.runner._compute
+        self._recorded: dict[Any, tuple[Recording, torch.Tensor]] = {}
+        self.repeated = 0
+
+    def __call__(self, step: Any, inputs: Any, counts: Any, top: int) -> torch.Tensor:
+        if len(step) != len(inputs.tokens):
+            return self._compute(step, inputs, counts, top)
+        sizes = tuple((x.shape, x.data_ptr()) for x in (*inputs, *step.tensors))
+        key = sizes, tuple(counts), top, self._engine.memory.pool.recorded_for(step)
+        if key not in self._recorded:
+            with Recording() as recording:
+                self._recorded[key] = recording, self._compute(step, inputs, counts, top)
+            return self._recorded[key][1]
+        recording, packet = self._recorded[key]
+        recording.replay()
+        self.repeated += 1
+        return packet

@@ -46,7 +46,7 @@ def _decode(place: Workplace, model: Transformer, beside: Peer, batch: int, new:
         return
     length, _ = lengths(batch, positions, new)
     prompts = random_prompts([length] * batch, high=model.vocab_size)
-    room = cache_tokens(batch, positions, new)
+    room = cache_tokens(model, batch, positions, new)
     ours = Ours(Llama(model, tokenizer(), prefix_reuse=False, cache_tokens=room))
 
     def rate(peer: Peer) -> float:
@@ -59,7 +59,7 @@ def _decode(place: Workplace, model: Transformer, beside: Peer, batch: int, new:
 
 def _prefill(place: Workplace, model: Transformer, beside: Peer, length: int) -> None:
     prompts = random_prompts([length], high=model.vocab_size)
-    ours = Ours(Llama(model, tokenizer(), prefix_reuse=False, cache_tokens=length + 128))
+    ours = Ours(Llama(model, tokenizer(), prefix_reuse=False, cache_tokens=length + 2 * model.block))
     taken = in_turns([ours, beside], lambda peer: 1000 * _taken(peer, prompts, 1), place.rounds(5))
     _compare(place, f"7B, prompt of {length:,} tokens", "ms", taken)
 

@@ -21,8 +21,6 @@ __all__ = ["Decoding", "cache_tokens", "decode", "fitting", "lengths", "prefill"
 _GREEDY = SamplingParams(temperature=0.0)
 # Steps before the first that is timed.
 _WARM = 8
-# Positions of a sequence beside those it uses: a cache is taken in blocks.
-_SLACK = 32
 _POSITIONS = (512, 256, 128, 64)
 # Share of the free memory that caches may take; the rest is for what a step computes.
 _SHARE = 0.8
@@ -37,9 +35,9 @@ def lengths(batch: int, positions: int, steps: int) -> tuple[int, int]:
     return prompt, steps + _WARM + 2 + batch * prompt // 1024
 
 
-def cache_tokens(batch: int, positions: int, steps: int) -> int:
-    """Positions of all those sequences at their end."""
-    return batch * (sum(lengths(batch, positions, steps)) + _SLACK)
+def cache_tokens(model: Transformer, batch: int, positions: int, steps: int) -> int:
+    """Positions of all those sequences at their end, each in whole blocks."""
+    return batch * (sum(lengths(batch, positions, steps)) + model.block)
 
 
 def fitting(place: Workplace, model: Transformer, batch: int, steps: int, copies: int = 1) -> int | None:
@@ -51,7 +49,7 @@ def fitting(place: Workplace, model: Transformer, batch: int, steps: int, copies
     if place.tiny:
         return 12
     one, free = copies * cache_bytes(model.params), _SHARE * place.free()
-    return next((n for n in _POSITIONS if one * cache_tokens(batch, n, steps) <= free), None)
+    return next((n for n in _POSITIONS if one * cache_tokens(model, batch, n, steps) <= free), None)
 
 
 class Decoding:
@@ -68,7 +66,7 @@ class Decoding:
         self.engine = Engine(
             model,
             tokenizer(),
-            cache_tokens=cache_tokens(batch, positions, steps),
+            cache_tokens=cache_tokens(model, batch, positions, steps),
             prefix_reuse=False,
             speculate=False,
         )
@@ -124,7 +122,9 @@ def prefill(place: Workplace, model: Transformer, label: str, length: int, round
     """Milliseconds from a request to its first token."""
     if place.tiny:
         length //= 64
-    engine = Engine(model, tokenizer(), cache_tokens=length + 2 * _SLACK, prefix_reuse=False, speculate=False)
+    engine = Engine(
+        model, tokenizer(), cache_tokens=length + 2 * model.block, prefix_reuse=False, speculate=False
+    )
     samples = []
     for ids in random_prompts([length] * (1 + place.rounds(rounds)), high=model.vocab_size):
         torch.cuda.synchronize()

@@ -1,17 +1,25 @@
 """Attention kernels that torch has for CUDA alone, as their documentation says what they compute.
 
-Each rounds once, from float32. `causal` stands at the lower right: the last query sees the last key.
+Each rounds once, from float32. `causal` stands at the lower right: the last query sees the last key. What
+FlashAttention asks for is asked for here.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-__all__ = ["KERNELS", "chosen"]
+__all__ = ["KERNELS", "chosen", "flash_of_lengths", "lacking"]
 
 _16_BIT = (torch.float16, torch.bfloat16)
+# What the kernel for sequences of different lengths computes in; a test may let it compute in float32 as well.
+COMPUTES = [*_16_BIT]
+# Arguments that this torch's operator has, and an older one's has not.
+_LACKING: set[str] = set()
 aten = torch.ops.aten
 
 
@@ -97,7 +105,115 @@ def _efficient(
     return out, lse if with_lse else lse[..., :0], nothing, nothing
 
 
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise RuntimeError(message)
+
+
+def _check_numbers(count: int, **given: Any) -> None:
+    """Of arrays of int32 that are read by address."""
+    for name, x in given.items():
+        _check(x.dtype == torch.int32, f"{name} must have dtype int32")
+        _check(x.is_contiguous(), f"{name} must be contiguous")
+        _check(x.shape == (count,), f"{name} must have shape ({count})")
+
+
+def flash_of_lengths(
+    q: Any,
+    k: Any,
+    v: Any,
+    ends_q: Any,
+    firsts_k: Any,
+    most_q: int,
+    most_k: int,
+    dropout: float,
+    causal: bool,
+    debug: bool,
+    *,
+    scale: Any = None,
+    window_size_left: Any = None,
+    window_size_right: Any = None,
+    seqused_k: Any = None,
+    alibi_slopes: Any = None,
+    block_table: Any = None,
+    num_splits: Any = None,
+) -> Any:
+    """`_flash_attention_forward` of sequences one behind the other, as FlashAttention-2 has it."""
+    named = {"seqused_k": seqused_k, "block_table": block_table, "num_splits": num_splits}
+    if unknown := [name for name in _LACKING if named[name] is not None]:
+        raise TypeError(f"aten::_flash_attention_forward() got an unexpected keyword argument '{unknown[0]}'")
+    assert (dropout, debug, window_size_left, window_size_right, alibi_slopes) == (
+        0.0,
+        False,
+        None,
+        None,
+        None,
+    )
+    _check(q.dtype in COMPUTES, "FlashAttention only support fp16 and bf16 data type")
+    _check(k.dtype == q.dtype == v.dtype, "query, key and value must have the same dtype")
+    _check(
+        q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "Input tensor must have contiguous last dimension"
+    )
+    _check(ends_q is not None and firsts_k is not None, "cu_seqlens_q and cu_seqlens_k must be both set")
+    (rows, heads, dim), count = q.shape, len(ends_q) - 1
+    _check(count > 0, "batch size must be positive")
+    _check(dim % 8 == 0 and dim <= 256, "head_size must be a multiple of 8, at most 256")
+    # Sixteen bytes are read at once.
+    whole = [
+        x.data_ptr() % 16 == 0 and all(n * x.itemsize % 16 == 0 for n in x.stride()[:-1]) for x in (q, k, v)
+    ]
+    _check(all(whole), "misaligned address")
+    _check_numbers(count + 1, cu_seqlens_q=ends_q, cu_seqlens_k=firsts_k)
+    if seqused_k is not None:
+        _check_numbers(count, seqused_k=seqused_k)
+    kv_heads = k.shape[-2]
+    _check(heads % kv_heads == 0, "Number of heads in key/value must divide number of heads in query")
+    if block_table is None:
+        _check(
+            k.shape == v.shape == (len(k), kv_heads, dim),
+            "k must have shape (total_k, num_heads_k, head_size)",
+        )
+    else:
+        _check(k.dim() == 4 and k.shape == v.shape, "k must have shape (num_blocks, page_block_size, ...)")
+        _check(k.shape[1] % 256 == 0, "Paged KV cache block size must be divisible by 256")
+        _check(block_table.dtype == torch.int32, "block_table must have dtype torch.int32")
+        _check(block_table.stride(-1) == 1, "block_table must have contiguous last dimension")
+        _check(len(block_table) == count, "block_table must have shape (batch_size, max_num_blocks_per_seq)")
+        _check(seqused_k is not None, "block_table requires seqused_k")
+    starts, firsts = ends_q.tolist(), firsts_k.tolist()
+    lengths = [b - a for a, b in itertools.pairwise(firsts)] if seqused_k is None else seqused_k.tolist()
+    if most_q == 1:  # queries of a group of heads are then taken for those of one head, one for each sequence
+        _check(rows == count, "q must have shape (batch_size, num_heads, head_size)")
+    # A kernel writes nothing for a row that no sequence has, nor for what lies beyond the greatest lengths.
+    out, sums = torch.full_like(q, torch.nan), torch.full((heads, rows), torch.inf)
+    for i, (start, end) in enumerate(itertools.pairwise(starts)):
+        assert end - start <= most_q, f"a sequence has {end - start} queries, and max_q is {most_q}"
+        assert lengths[i] <= most_k, f"a sequence has {lengths[i]} keys, and max_k is {most_k}"
+        if block_table is None:
+            mine = [x[firsts[i] : firsts[i] + lengths[i]] for x in (k, v)]
+        else:
+            used = block_table[i, : -(-lengths[i] // k.shape[1])].long()
+            mine = [x[used].flatten(0, 1)[: lengths[i]] for x in (k, v)]
+        assert len(mine[0]) == lengths[i], "keys lie beyond the end"
+        seen = [x.transpose(0, 1)[None] for x in (q[start:end], *mine)]
+        found, sum_ = _attention(*seen, None, causal, scale)
+        out[start:end], sums[:, start:end] = found[0].transpose(0, 1), sum_[0]
+    nothing = torch.zeros((), dtype=torch.long)
+    return out, sums, nothing, nothing, torch.empty(0)
+
+
+@contextlib.contextmanager
+def lacking(*arguments: str) -> Iterator[None]:
+    """Within it, the operator takes no such arguments. Who asks its schema is not told."""
+    _LACKING.update(arguments)
+    try:
+        yield
+    finally:
+        _LACKING.difference_update(arguments)
+
+
 KERNELS = {
+    aten._flash_attention_forward.default: flash_of_lengths,
     aten._scaled_dot_product_flash_attention.default: _flash,
     aten._scaled_dot_product_efficient_attention.default: _efficient,
 }

@@ -1,0 +1,296 @@
+"""Laws of torch's flash attention on a GPU: each way of it gives what the CPU gives, in one launch a layer, and can be
+recorded; where a trial of it fails, the plain way is taken and that is said.
+
+On a pretended GPU the operator is emulated, and may compute in float32, so that ids are equal to the CPU's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engine_requests import ask, ids
+from flash_ways import WAYS, flash_way
+from gpu_calls import CALLS, same
+from gpu_steps import Repeated, outputs
+from pretended_gpu import Gpu, on_the_cpu
+from pretended_gpu import attention as emulated
+from ranks import run_forked
+from tiny_llama import GQA, MHA
+from tiny_models import random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path, tiny_tokenizer
+
+from llama import Llama
+from llama.engine import Engine, Request
+from llama.kv_cache import BLOCK, Part
+from llama.sampling import SamplingParams
+
+LIMITS = {"max_seq_len": 1024, "max_batch_size": 64}
+SAMPLED = SamplingParams(0.9, 0.9)
+PREFIX = ids(600, seed=4)
+# Prompts of less than a block and of several, two of which begin alike; forks; a draft that is right at first.
+REQUESTS: list[Request] = [
+    ask(5, 9),
+    ask(300, 6, SAMPLED, seed=1),
+    ask((*PREFIX, 7, 8), 6),
+    ask((*PREFIX, 9), 6, SAMPLED, seed=2, n=3),
+    ask(260, 8),
+    ask(512, 4, top=2, score_prompt=True),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints with heads of 32 numbers: as many key heads as query heads, a half, or one for all."""
+    found = {}
+    for name, shape in (
+        ("mha", {**MHA, "n_heads": 2}),
+        ("gqa", {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 2}),
+        ("mqa", {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 1}),
+    ):
+        tensors = random_weights(shape, tiny_tokenizer("infilling").n_words)
+        folder = tmp_path_factory.mktemp("flash") / name
+        found[name] = save_checkpoint(folder, shape, tensors, tiny_model_path())
+    return found
+
+
+@pytest.fixture(params=WAYS)
+def way(guard: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each of them as the best there is, in float32 as well."""
+    with flash_way(request.param, single=True):
+        yield request.param
+
+
+def built(folder: Path, **more: Any) -> Llama:
+    return Llama.build(folder, **{"device": "cuda:0", "dtype": "float32", **LIMITS, **more})
+
+
+def taken(engine: Engine) -> str:
+    return engine.memory.pool.attention
+
+
+def seen(gpu: Gpu) -> int:
+    """How often the operator was started."""
+    return sum(
+        n for (kind, op, _), n in gpu.places.items() if kind == "launch" and op.startswith("_flash_attention")
+    )
+
+
+@pytest.mark.parametrize("shape", ["mha", "gqa", "mqa"])
+def test_each_way_gives_the_ids_of_the_cpu(way: str, gpu: Gpu, folders: dict[str, Path], shape: str) -> None:
+    """With prefixes that are shared, forks, drafts, and steps that hold whole prompts, chunks and single tokens."""
+    with on_the_cpu():
+        host = Llama.build(folders[shape], device="cpu", dtype="float32", **LIMITS)
+        expected = outputs(Engine(host.model, host.tokenizer, step_tokens=400), REQUESTS)
+    wanted = {key: tokens for key, (tokens, *_) in expected.items()}
+    llama = built(folders[shape])
+    engine = Engine(llama.model, llama.tokenizer, step_tokens=400)
+    assert taken(engine) == f"flash, {way}"
+    assert engine.blocks.size == (256 if way == "tables" else BLOCK)
+    gpu.forget()
+    drafted = dataclasses.replace(REQUESTS[4], prediction=tuple(wanted[4, 0][-8:]))
+    found = outputs(engine, [*REQUESTS[:4], drafted, *REQUESTS[5:]])
+    assert {key: tokens for key, (tokens, *_) in found.items()} == wanted
+    assert seen(gpu) % llama.model.n_layers == 0 < seen(gpu)
+    assert not any("scaled_dot_product" in line for line in gpu.told("launch"))
+    assert engine.counters.reused_tokens >= 512
+    assert engine.counters.accepted_tokens > 0
+
+
+def test_every_option_gives_what_it_gives_on_the_cpu(way: str, gpu: Gpu, folders: dict[str, Path]) -> None:
+    llama = built(folders["gqa"])
+    with on_the_cpu():
+        host = Llama.build(folders["gqa"], device="cpu", dtype="float32", **LIMITS)
+    for name in ("greedy", "echo", "prediction", "long prompt", "infilling", "stream"):
+        found = CALLS[name](llama)
+        with on_the_cpu():
+            expected = CALLS[name](host)
+        assert same(found, expected), name
+
+
+def test_a_step_starts_one_kernel_a_layer_whatever_is_in_it(
+    way: str, gpu: Gpu, folders: dict[str, Path]
+) -> None:
+    """And as many of all kinds for 64 single tokens as for one; where positions have to be gathered, some more."""
+    llama = built(folders["gqa"])
+    found: dict[int, set[int]] = {}
+    for count in (1, 16, 64):
+        requests = [ask(5 + i, 12, seed=i) for i in range(count)]
+        engine = Engine(llama.model, llama.tokenizer, speculate=False, step_tokens=700)
+        gpu.forget()
+        launches: list[int] = []
+
+        def step(engine: Engine = engine, count: int = count, launches: list[int] = launches) -> None:
+            assert seen(gpu) == llama.model.n_layers
+            assert gpu.counts["sync"] <= 1 == gpu.counts["copy in"], gpu.told("sync")
+            running = engine.scheduler.running
+            if len(running) == count and all(sequence.generated > 1 for sequence in running):
+                launches.append(gpu.counts["launch"])
+            gpu.forget()
+
+        outputs(engine, requests, step)
+        assert len(launches) > 3
+        found[count] = set(launches)
+    assert len(set.union(*found.values())) == 1 + (way == "runs")
+    assert len(found[1]) == 1
+
+
+def test_a_recorded_step_gives_the_tokens_of_one_that_runs(
+    way: str, gpu: Gpu, folders: dict[str, Path]
+) -> None:
+    """While sequences grow into new blocks, and end."""
+    llama = built(folders["gqa"])
+    requests = [
+        ask(250, 12, SAMPLED, seed=1),
+        ask(30, 40, n=2, seed=2),
+        ask((*PREFIX, 7), 30),
+        ask((*PREFIX, 9), 30),
+    ]
+    engines = [Engine(llama.model, llama.tokenizer, speculate=False) for _ in range(2)]
+    expected = outputs(engines[0], requests)
+    repeated = Repeated(engines[1])
+    engines[1].runner._compute = repeated  # type: ignore[method-assign]
+    assert outputs(engines[1], requests) == expected
+    assert repeated.repeated > 10
+
+
+def test_what_a_recording_depends_on_is_told(way: str, gpu: Gpu, folders: dict[str, Path]) -> None:
+    """The law above holds something: without it, a step is repeated that read other blocks."""
+    pool = built(folders["gqa"]).engine.memory.pool
+    in_runs = pool.step([Part(array("i", [1, 2, 3]), 40, 1), Part(array("i", [4, 5]), 33, 1)])
+    scattered = pool.step([Part(array("i", [1, 3, 2]), 40, 1), Part(array("i", [4, 5]), 33, 1)])
+    assert (pool.recorded_for(in_runs) != pool.recorded_for(scattered)) == (way == "runs")
+
+
+# ---- in 16 bits: also on a real device ----
+
+
+@pytest.fixture(scope="module")
+def near(folders: dict[str, Path]) -> Callable[..., None]:
+    """Holds the logits of a model on the device to those of the CPU in float32."""
+
+    def check(form: str, dtype: str, wanted: str | None) -> None:
+        limits = {"max_seq_len": 512, "max_batch_size": 4}
+        llama = Llama.build(folders["gqa"], device="cuda:0", dtype=dtype, cache_dtype=form, **limits)
+        name = llama.engine.memory.pool.attention
+        assert name == wanted if wanted else name.startswith("flash")
+        tokens = torch.tensor([ids(300, seed=1), ids(300, seed=2)])
+        there = tokens.to("cuda")
+        found = [llama.model(there[:, a:b], a).cpu() for a, b in ((0, 40), (40, 41), (41, 300))]
+        with on_the_cpu():
+            host = Llama.build(folders["gqa"], device="cpu", dtype="float32", cache_dtype=form, **limits)
+            expected = host.model(tokens)
+        # A number that falls between two of int8 may be rounded to either.
+        most = {"bfloat16": 0.06, "float16": 0.01}[dtype] + 0.02 * (form == "int8")
+        error = float((torch.cat(found, 1) - expected).norm() / expected.norm())
+        assert error < most
+
+    return check
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("form", ["auto", "int8"])
+def test_16_bits_are_near_the_cpu(gpu: Gpu, near: Callable[..., None], form: str, dtype: str) -> None:
+    """By this kernel, whatever the device: so that a GPU that does not take it is noticed."""
+    near(form, dtype, "flash, gathered" if form == "int8" else None)
+
+
+# ---- a trial that fails ----
+
+
+@pytest.mark.usefixtures("guard")
+@pytest.mark.parametrize("fault", ["raises", "wrong", "poisoned"])
+def test_a_trial_that_fails_leaves_the_plain_way_and_says_why(
+    gpu: Gpu,
+    near: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: str,
+) -> None:
+    kernel = emulated.flash_of_lengths
+
+    def faulty(q: Any, *args: Any, **named: Any) -> Any:
+        if fault == "raises":
+            raise RuntimeError("USE_FLASH_ATTENTION was not enabled for build.\nException raised from here")
+        out, *others = kernel(q, *args, **named)
+        return (out + 0.5 if fault == "wrong" else out.fill_(torch.nan)), *others
+
+    operator = torch.ops.aten._flash_attention_forward.default
+    monkeypatch.setitem(emulated.KERNELS, operator, faulty)
+    with flash_way("tables"):
+        near("auto", "bfloat16", "torch")
+        lines = [line for line in capsys.readouterr().err.splitlines() if "flash attention" in line]
+        near("auto", "bfloat16", "torch")  # is not tried again
+        assert "flash attention" not in capsys.readouterr().err
+    why = {
+        "raises": "it raises RuntimeError: USE_FLASH_ATTENTION was not enabled for build.",
+        "wrong": "it is off by 0.5",
+        "poisoned": "it is off by inf",
+    }[fault]
+    for way, line in zip(WAYS, lines, strict=True):
+        start = f"torch's flash attention ({way}, bfloat16, heads of 32) is not used on cuda:0: {why}"
+        assert line.startswith(start)
+
+
+def test_a_trial_is_no_part_of_a_step(gpu: Gpu, folders: dict[str, Path]) -> None:
+    """Nor does it draw from the program's generators."""
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    llama = Llama.build(folders["gqa"], device="cuda:0", dtype="bfloat16", max_seq_len=256, max_batch_size=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    gpu.forget()
+    outputs(llama.engine, [ask(20, 1)])
+    assert gpu.counts["sync"] == 1, gpu.told("sync")
+
+
+# ---- sizes of blocks ----
+
+
+@pytest.mark.usefixtures("guard")
+def test_blocks_are_of_256_positions_where_that_suits_the_kernel(gpu: Gpu, folders: dict[str, Path]) -> None:
+    """Not where a sequence is shorter, nor where a caller says otherwise."""
+
+    def engine(**more: Any) -> Engine:
+        build = {"device": "cuda:0", "dtype": "bfloat16", "max_seq_len": 300, "max_batch_size": 3, **more}
+        return Llama.build(folders["gqa"], **build).engine
+
+    with flash_way("tables"):
+        whole = engine()
+        assert (whole.blocks.size, taken(whole)) == (256, "flash, tables")
+        for model, size in ((whole.model, 32), (whole.model, 64)):
+            other = Engine(model, tiny_tokenizer("infilling"), block=size)
+            assert (other.blocks.size, taken(other)) == (size, "flash, runs")
+        # As many sequences as may run have room, each in whole blocks.
+        assert Engine(whole.model, tiny_tokenizer("infilling")).blocks.total == 3 * 2
+        assert engine(max_seq_len=255).blocks.size == BLOCK
+        assert engine(dtype="float32").blocks.size == BLOCK
+        assert engine(cache_dtype="int8").blocks.size == BLOCK
+    with flash_way("runs"):
+        assert (engine().blocks.size, taken(engine())) == (BLOCK, "flash, runs")
+
+
+# ---- ranks ----
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lacks", ["nobody", "the second"])
+def test_two_ranks_have_the_same_blocks_and_give_what_the_cpu_gives(
+    guard: Path, tiny_checkpoint: Path, tmp_path: Path, lacks: str
+) -> None:
+    """Also where the second one's kernel takes no tables, and so reads in another way."""
+    names, report = ("greedy", "samples", "long prompt"), tmp_path / "found.json"
+    job = (2, "gpu_rank_script.py", guard, tiny_checkpoint, report, f"flash:{lacks}", *names)
+    (done,) = run_forked(tmp_path / "report", job)
+    assert done["codes"] == [0, 0], done["stderr"]
+    found = json.loads(report.read_text())
+    expected = ("flash, tables", 256) if lacks == "nobody" else ("flash, runs", BLOCK)
+    assert (found["attention"], found["block"]) == expected
+    llama = Llama.build(tiny_checkpoint, None, 256, 4, device="cpu", dtype="float32")
+    for name in names:
+        assert same(found["calls"][name], json.loads(json.dumps(CALLS[name](llama)))), name

@@ -1,0 +1,52 @@
+"""Each way of torch's flash attention, where the operator is emulated: on a pretended GPU, or on the CPU's memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from pretended_gpu import attention as emulated
+
+from llama.kernels import flash, flash_trial
+
+__all__ = ["WAYS", "emulated_on_the_cpu", "flash_way"]
+
+WAYS = ("tables", "runs", "gathered")
+# What a torch lacks on which a way is the best one. 2.11 and 2.12 have no tables.
+_LACKS = {"tables": (), "runs": ("block_table",), "gathered": ("block_table", "seqused_k")}
+
+
+@contextlib.contextmanager
+def flash_way(way: str, *, single: bool = False) -> Iterator[None]:
+    """Within it, torch's operator has what makes this way the best one.
+
+    Args:
+        single: whether it computes in float32 too, so that what it gives equals what the CPU gives.
+    """
+    flash_trial._trial.cache_clear()
+    with contextlib.ExitStack() as patches:
+        patches.callback(flash_trial._trial.cache_clear)
+        patches.enter_context(emulated.lacking(*_LACKS[way]))
+        if way != "tables":
+            patches.enter_context(mock.patch.object(flash, "knows_tables", return_value=False))
+        if single:
+            dtypes = (*flash.DTYPES, torch.float32)
+            patches.enter_context(mock.patch.object(flash, "DTYPES", dtypes))
+            patches.enter_context(mock.patch.object(emulated, "COMPUTES", [*dtypes]))
+        yield
+
+
+@contextlib.contextmanager
+def emulated_on_the_cpu() -> Iterator[list[Any]]:
+    """Within it, `flash.Flash` takes tensors of the CPU -> what the operator was called with."""
+    calls: list[Any] = []
+
+    def called(*args: Any, **named: Any) -> Any:
+        calls.append((args, named))
+        return emulated.flash_of_lengths(*args, **named)
+
+    with mock.patch.object(flash, "_OPERATOR", called):
+        yield calls

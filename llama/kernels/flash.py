@@ -2,9 +2,9 @@
 
 The kernel is FlashAttention-2 (Dao 2023), `aten::_flash_attention_forward` with the lengths of sequences. A causal
 mask stands at the lower right: the last new token sees the last position, so a chunk behind its prefix and a single
-token are the same to it. It reads nothing behind a sequence's last position, whatever lies there. The function that
-torch documents for it (`torch.nn.attention.varlen`) is not called: its arguments changed with each release, and those
-of the operator have only grown.
+token are the same to it. It takes nothing from behind a sequence's last position, whatever lies there. The function
+that torch documents for it (`torch.nn.attention.varlen`) is not called: its arguments changed with each release, and
+those of the operator have only grown.
 
 Three ways to give it keys and values, best first:
 
@@ -42,15 +42,13 @@ DTYPES: tuple[torch.dtype, ...] = (torch.float16, torch.bfloat16)
 WHOLE = 256
 # Positions that are gathered are so many, or up to an eighth more: so few sizes occur that a step can be recorded.
 _EIGHTHS = 3
-_OPERATOR: Any = getattr(torch.ops.aten, "_flash_attention_forward", None)
+_OPERATOR: Any = getattr(getattr(torch.ops.aten, "_flash_attention_forward", None), "default", None)
 _ALL = slice(None)
 
 
 def knows_tables() -> bool:
     """Whether this torch's operator takes tables of blocks."""
-    return _OPERATOR is not None and any(
-        each.name == "block_table" for each in _OPERATOR.default._schema.arguments
-    )
+    return _OPERATOR is not None and any(each.name == "block_table" for each in _OPERATOR._schema.arguments)
 
 
 class Reading(NamedTuple):

@@ -28,6 +28,7 @@ from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
 from llama.engine import Engine, Request
+from llama.kernels import flash, flash_trial
 from llama.kv_cache import BLOCK, Part
 from llama.sampling import SamplingParams
 
@@ -199,6 +200,48 @@ def near(folders: dict[str, Path]) -> Callable[..., None]:
 def test_16_bits_are_near_the_cpu(gpu: Gpu, near: Callable[..., None], form: str, dtype: str) -> None:
     """By this kernel, whatever the device: so that a GPU that does not take it is noticed."""
     near(form, dtype, "flash, gathered" if form == "int8" else None)
+
+
+# (numbers of a head, query heads of a key head); fewer where each is emulated.
+HEADS = [(64, 1), (128, 8), (256, 2)] if torch.cuda.is_available() else [(64, 2)]
+SIZES = (
+    [(1900, 500), (2047, 1), (3, 600), (129, 1)],
+    [(2400, 1), (2048, 1), (603, 1), (130, 1)],
+    [(0, 1000), (0, 1), (0, 256), (0, 77)],
+)
+
+
+@pytest.mark.parametrize("way", WAYS if flash.knows_tables() else WAYS[1:])
+@pytest.mark.parametrize(("dim", "group"), HEADS)
+def test_longer_steps_are_near_the_cpu_amid_memory_that_is_nan(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, way: str, dim: int, group: int
+) -> None:
+    """The trial, at sizes that take several tiles of the kernel and several parts of the device."""
+    monkeypatch.setattr(flash_trial, "_STEPS", SIZES)
+    monkeypatch.setattr(flash_trial, "_ROOM", 2560)
+    with torch.inference_mode():
+        assert flash_trial._wrong(way, torch.device("cuda", 0), torch.bfloat16, dim, group) is None
+
+
+def test_a_sequence_that_is_not_finite_leaves_nothing_in_its_blocks(
+    gpu: Gpu, folders: dict[str, Path]
+) -> None:
+    """Who has them next gets what it got before, also where it does not fill them."""
+    llama = Llama.build(folders["gqa"], device="cuda:0", dtype="bfloat16", max_seq_len=512, max_batch_size=1)
+    engine = Engine(llama.model, llama.tokenizer, cache_tokens=512, prefix_reuse=False)
+    good, bad = ask(tuple(range(3, 40)), 8), ask((*[400] * 300,), 8)
+    (alone,) = outputs(engine, [good]).values()
+    table = llama.model.tok_embeddings.weight
+    before = table[400].clone()
+    table[400].fill_(torch.nan)
+    try:
+        (failed,) = outputs(engine, [bad]).values()
+    finally:
+        table[400].copy_(before)
+    assert failed[0] == list(bad.prompt)
+    assert engine.memory.pool.store.isnan().any()
+    (again,) = outputs(engine, [good]).values()
+    assert again == alone
 
 
 # ---- a trial that fails ----

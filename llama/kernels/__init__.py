@@ -5,8 +5,8 @@
 | linear: y = x W^T            | csrc/linear.c, quantized.c, blocks.c, pack.c; oneDNN with        |
 |                              | packed weights; torch's int4 on CUDA; F.linear                   |
 | layers: all layers at once   | csrc/layers.c; the model's modules                               |
-| attention: store K and V,    | csrc/attention.c, lanes.c; PyTorch                               |
-| then causal attention        |                                                                  |
+| attention: store K and V,    | csrc/attention.c, lanes.c; torch's flash kernel on CUDA, where   |
+| then causal attention        | a trial gives the right numbers; PyTorch                         |
 | norm, rotation               | csrc/norms.c; PyTorch                                            |
 | embedding                    | PyTorch                                                          |
 | draw, scores (of logits)     | csrc/rows.c; PyTorch                                             |
@@ -20,7 +20,8 @@ Quantized weights: quantized.py has their numbers, as checkpoints give them; qua
 csrc, and has the reference of their product; torch_int4.py lays them out for CUDA; quantizers.py makes them.
 
 Below the table: native.py (`Kernels`: csrc's functions on tensors), compiled.py (opens the library of the best level
-of levels.py that this CPU runs), onednn.py, and the references in plain torch: attention.py, norms.py, sampling.py.
+of levels.py that this CPU runs), onednn.py, flash.py and its trial in flash_trial.py (torch's attention on CUDA), and
+the references in plain torch: attention.py, norms.py, sampling.py.
 fused_call.py lays out the arguments of whole layers; hooks.py tells whether calling a module runs more than its
 class's forward; report.py prints what the table chooses here; collectives.py hands out csrc/ranks.c.
 

@@ -25,7 +25,8 @@ from .weights import ONEDNN, PLAIN, Blocked, WeightFormat
 
 __all__ = ["ROWS", "Case", "Row", "choose", "dtype_name", "implementation", "is_native"]
 
-# The largest head of csrc/attention.c, whose threads keep one on their stacks; DEEP in attention.h.
+# The largest head of csrc/attention.c, whose threads keep one on their stacks (DEEP in attention.h), and of torch's
+# flash attention.
 _MAX_HEAD_DIM = 256
 
 
@@ -140,10 +141,14 @@ def _not_whole(size: int, vector: int, what: str) -> str | None:
     return f"{what} of {size} numbers, which is not a multiple of {vector}" if size % vector else None
 
 
-def _not_attention(case: Case) -> str | None:
+def _too_large(case: Case) -> str | None:
     if case.head_dim > _MAX_HEAD_DIM:
         return f"heads of {case.head_dim} numbers, which is more than {_MAX_HEAD_DIM}"
-    return _not_whole(case.head_dim, 2 * LANES, "heads")
+    return None
+
+
+def _not_attention(case: Case) -> str | None:
+    return _too_large(case) or _not_whole(case.head_dim, 2 * LANES, "heads")
 
 
 def _not_cached(case: Case) -> str | None:
@@ -159,10 +164,8 @@ def _not_flash(way: str, case: Case) -> str | None:
         return "it is for CUDA devices"
     if case.format not in (*flash.DTYPES, cached.INT8):
         return f"it has no {dtype_name(case.format)}"
-    if case.head_dim > _MAX_HEAD_DIM:
-        return f"heads of {case.head_dim} numbers, which is more than {_MAX_HEAD_DIM}"
-    if case.head_dim % 8:
-        return _not_whole(case.head_dim, 8, "heads")
+    if why := _too_large(case) or _not_whole(case.head_dim, 8, "heads"):
+        return why
     if way != "gathered" and case.format == cached.INT8:
         return "it reads no int8 where it lies"
     if way == "tables" and not flash.knows_tables():

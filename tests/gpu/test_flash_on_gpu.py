@@ -167,6 +167,9 @@ def test_what_a_recording_depends_on_is_told(way: str, gpu: Gpu, folders: dict[s
     in_runs = pool.step([Part(array("i", [1, 2, 3]), 40, 1), Part(array("i", [4, 5]), 33, 1)])
     scattered = pool.step([Part(array("i", [1, 3, 2]), 40, 1), Part(array("i", [4, 5]), 33, 1)])
     assert (pool.recorded_for(in_runs) != pool.recorded_for(scattered)) == (way == "runs")
+    # A prompt of one token is no other step than the one behind it.
+    first, second = (pool.recorded_for(pool.step([Part(array("i", [1]), start, 1)])) for start in (0, 1))
+    assert (first == second) == (way != "gathered")
 
 
 # ---- in 16 bits: also on a real device ----

@@ -18,8 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 # The part -> the figures that it gives, by how their names begin.
 FIGURES = {
     "ceilings": ["copy of", "copy of", "bfloat16 product", "pinned memory", "the device to", "a launch"],
-    "decode-7b": [f"7B, batch {batch} at" for batch in (1, 2, 4, 6)],
-    "prefill-7b": ["7B, prompt, 32 tokens", "7B, prompt, 256 tokens"],
+    "decode-7b": [*(f"7B, batch {batch} at" for batch in (1, 2, 4, 6)), "7B, batch 4, plain attention at"],
+    "prefill-7b": [
+        *("7B, prompt, 32 tokens", "7B, prompt, 256 tokens"),
+        "7B, plain attention, prompt, 256 tokens",
+    ],
     "transformers": [
         f"7B, {what}, {whose}"
         for what in ("batch 1 at 12 positions", "batch 3 at 12 positions", "prompt of 16 tokens")
@@ -56,6 +59,8 @@ def test_a_part_gives_its_figures(guard: Path, works: dict[str, str], part: str)
     for figure, name in zip(figures, FIGURES[part], strict=True):
         assert figure.name.startswith(name)
         assert all(sample >= 0 for sample in figure.samples)
+        if part in ("decode-7b", "prefill-7b"):
+            assert figure.note == f"attention: {'torch' if 'plain' in name else 'flash, tables'}"
         assert type(figure).of(json.loads(json.dumps(figure.as_json()))) == figure
 
 

@@ -58,4 +58,48 @@ MUTANTS = [
         new='if model.device.type == "mps"',
         tests=(_TESTS + "test_llama_on_gpu.py::test_a_long_prompt_takes_one_step",),
     ),
+    Mutant(
+        name="a sequence's blocks are read as one run when they are none",
+        file="llama/kernels/flash.py",
+        old="if count > 2 and table[:count] != array(table.typecode, range(first, first + count)):",
+        new="if False:",
+        tests=(_TESTS + "test_flash_on_gpu.py::test_what_a_recording_depends_on_is_told",),
+    ),
+    Mutant(
+        name="gathered positions go on behind a sequence's end",
+        file="llama/kernels/flash.py",
+        old="torch.minimum(place - ends_k[part], lengths[part] - 1)",
+        new="place - ends_k[part]",
+        tests=("tests/kernels/test_blocks.py",),
+    ),
+    Mutant(
+        name="flash attention is told of all positions in the blocks",
+        file="llama/kernels/flash.py",
+        old="        numbers.lengths.int(),\n        numbers.tables.int(),",
+        new="        (numbers.lengths + 1).int(),\n        numbers.tables.int(),",
+        tests=("tests/kernels/test_blocks.py",),
+    ),
+    Mutant(
+        name="single tokens of no past are taken for whole prompts, also in a recording",
+        file="llama/kernels/flash.py",
+        old=" and len(step.positions) > len(step)",
+        new="",
+        tests=(_TESTS + "test_flash_on_gpu.py::test_what_a_recording_depends_on_is_told",),
+    ),
+    Mutant(
+        name="a kernel that gives other numbers is taken",
+        file="llama/kernels/flash_trial.py",
+        old="        if far > _TOLERANCE.get(dtype, 1e-3):",
+        new="        if far > 100:",
+        tests=(_TESTS + "test_flash_on_gpu.py::test_a_trial_that_fails_leaves_the_plain_way_and_says_why",),
+    ),
+    Mutant(
+        name="each rank has the blocks that suit itself",
+        file="llama/model.py",
+        old="self._block = self.parallel.smallest(self._best_block(), self.device)",
+        new="self._block = self._best_block()",
+        tests=(
+            _TESTS + "test_flash_on_gpu.py::test_two_ranks_have_the_same_blocks_and_give_what_the_cpu_gives",
+        ),
+    ),
 ]

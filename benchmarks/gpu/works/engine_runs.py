@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
+from unittest import mock
 
 import torch
 from peers import random_prompts
 
 from llama.engine import Engine, Request
+from llama.kernels import flash_trial
 from llama.model import Transformer
 from llama.sampling import SamplingParams
 
@@ -16,7 +20,7 @@ from ..figures import Figure
 from ..models import cache_bytes, decode_cost, prefill_cost, tokenizer
 from ..workplace import Workplace
 
-__all__ = ["Decoding", "cache_tokens", "decode", "fitting", "lengths", "prefill"]
+__all__ = ["Decoding", "cache_tokens", "decode", "fitting", "lengths", "plain_attention", "prefill"]
 
 _GREEDY = SamplingParams(temperature=0.0)
 # Steps before the first that is timed.
@@ -103,6 +107,17 @@ class Decoding:
         return time.perf_counter() - started
 
 
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Within it, engines take torch's plain attention: what its flash kernel is compared with."""
+    with mock.patch.object(flash_trial, "why_not", return_value="it is measured without"):
+        yield
+
+
+def _attention(engine: Engine) -> str:
+    return f"attention: {engine.memory.pool.attention}"
+
+
 def decode(place: Workplace, model: Transformer, label: str, batch: int) -> None:
     """Tokens/s of a batch."""
     rounds, steps = place.rounds(7), 2 if place.tiny else 16 if batch < 64 else 8
@@ -115,7 +130,8 @@ def decode(place: Workplace, model: Transformer, label: str, batch: int) -> None
     samples = [batch * steps / decoding.timed(steps) for _ in range(rounds)]
     behind = statistics.mean([before, decoding.behind])
     cost = decode_cost(model.params, batch, behind)
-    place.emit(Figure(f"{label} at {behind:.0f} positions", "tokens/s", samples, cost))
+    note = _attention(decoding.engine)
+    place.emit(Figure(f"{label} at {behind:.0f} positions", "tokens/s", samples, cost, note=note))
 
 
 def prefill(place: Workplace, model: Transformer, label: str, length: int, rounds: int) -> None:
@@ -134,4 +150,5 @@ def prefill(place: Workplace, model: Transformer, label: str, length: int, round
             engine.step()
         torch.cuda.synchronize()
         samples.append(1000 * (time.perf_counter() - started))
-    place.emit(Figure(f"{label}, {length:,} tokens", "ms", samples[1:], prefill_cost(model.params, length)))
+    cost = prefill_cost(model.params, length)
+    place.emit(Figure(f"{label}, {length:,} tokens", "ms", samples[1:], cost, note=_attention(engine)))

@@ -164,8 +164,10 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_runs(
 def test_what_a_recording_depends_on_is_told(way: str, gpu: Gpu, folders: dict[str, Path]) -> None:
     """The law above holds something: without it, a step is repeated that read other blocks."""
     pool = built(folders["gqa"]).engine.memory.pool
-    in_runs = pool.step([Part(array("i", [1, 2, 3]), 40, 1), Part(array("i", [4, 5]), 33, 1)])
-    scattered = pool.step([Part(array("i", [1, 3, 2]), 40, 1), Part(array("i", [4, 5]), 33, 1)])
+    long, other = 3 * pool.size + 1, Part(array("i", [5, 6]), pool.size + 1, 1)
+    in_runs, scattered = (
+        pool.step([Part(array("i", table), long, 1), other]) for table in ([1, 2, 3, 4], [1, 3, 2, 4])
+    )
     assert (pool.recorded_for(in_runs) != pool.recorded_for(scattered)) == (way == "runs")
     # A prompt of one token is no other step than the one behind it.
     first, second = (pool.recorded_for(pool.step([Part(array("i", [1]), start, 1)])) for start in (0, 1))

@@ -276,13 +276,14 @@ class Transformer(nn.Module):
         """Run the steps that take most memory, for what they take.
 
         These are `tokens` tokens in chunks at the end of max_seq_len positions, of as many sequences as that takes, and
-        one token of max_batch_size sequences there. All share the blocks of one sequence: what comes out means nothing.
+        one token of max_batch_size sequences there. All share the blocks of one sequence, no two of which are
+        neighbours in order, so that positions are gathered where that is done: what comes out means nothing.
         """
         seq, rows = self.params.max_seq_len, self.params.max_batch_size
         whole, rest = divmod(min(tokens, rows * seq), seq)
         counts = [seq] * whole + [rest] * (rest > 0)
         size = self.block
-        table = array("i", range(1, 1 + -(-seq // size)))
+        table = array("i", range(-(-seq // size), 0, -1))
         pool = self.new_pool(1 + len(table), size)
         for parts in (
             [Part(table, seq - count, count) for count in counts],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,7 @@ from pretended_gpu import Gpu
 from llama import Llama, loading
 from llama.distributed.parallel import Parallel
 from llama.errors import OutOfMemoryError
+from llama.kv_cache import Step
 from llama.model import Transformer
 from llama.sizing.args import ModelArgs
 from llama.sizing.budget import CachePlan, cache_bytes_per_token, leaving_room
@@ -98,13 +100,14 @@ def test_the_largest_steps_are_run_whole(
     gpu: Gpu, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, chunks: list[int]
 ) -> None:
     """As many tokens as a step may have, up to the last position, of several sequences if one has not so many; and a
-    token of each sequence there."""
+    token of each sequence there. Blocks are no neighbours: a step that gathers them takes most."""
     monkeypatch.setattr(loading, "STEP_TOKENS_CUDA", tokens)
     seen: list[tuple[list[int], list[int]]] = []
     hidden = Transformer.hidden
 
-    def watched(model: Transformer, tokens: torch.Tensor, step: object) -> torch.Tensor:
+    def watched(model: Transformer, tokens: torch.Tensor, step: Step) -> torch.Tensor:
         seen.append((step.starts, step.lengths))
+        assert all(b - a != 1 for table in step.tables for a, b in itertools.pairwise(table))
         return hidden(model, tokens, step)
 
     with mock.patch.object(Transformer, "hidden", watched):

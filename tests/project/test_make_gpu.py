@@ -266,6 +266,7 @@ def test_a_part_of_a_pretended_run_from_the_command_line(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "prefill-7b: done in" in done.stdout
-    (figure, _) = entries(tmp_path / "out")["prefill-7b"]["figures"]
+    (figure, _, plain) = entries(tmp_path / "out")["prefill-7b"]["figures"]
+    assert (figure["note"], plain["note"]) == ("attention: flash, tables", "attention: torch")
     assert (figure["name"], figure["unit"], len(figure["samples"])) == ("7B, prompt, 32 tokens", "ms", 2)
     assert "no figure on this page is to be quoted" in (tmp_path / "out" / "results.md").read_text()

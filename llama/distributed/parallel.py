@@ -116,8 +116,10 @@ class Parallel:
         if self.group is None and self.replica_group is None:
             return value
         unlimited = torch.iinfo(torch.int64).max
-        least = torch.tensor([unlimited if value is None else value], device=device)
+        least = unlimited if value is None else value
         for group in (self.group, self.replica_group):
             if group is not None:
-                group.all_reduce(least, dist.ReduceOp.MIN)
-        return None if int(least) == unlimited else int(least)
+                x = torch.tensor([least], device=group.numbers_on(device))
+                group.all_reduce(x, dist.ReduceOp.MIN)
+                least = int(x)
+        return None if least == unlimited else least

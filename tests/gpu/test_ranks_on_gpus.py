@@ -1,4 +1,4 @@
-"""Law: a model that is split over two GPUs answers what it answers on the CPU, in float32."""
+"""Laws: a model that is split over two GPUs answers what it answers on the CPU, in float32; and no rank hangs."""
 
 from __future__ import annotations
 
@@ -26,3 +26,12 @@ def test_two_ranks_give_what_the_cpu_gives(guard: Path, tiny_checkpoint: Path, t
     for name in NAMES:
         expected = json.loads(json.dumps(CALLS[name](llama)))
         assert same(found["calls"][name], expected), name
+
+
+def test_a_rank_that_fails_alone_on_a_gpu_ends(guard: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Where the end of a group waits for all of its ranks, as NCCL's does: the others are in the middle of the step."""
+    job = (2, "gpu_rank_script.py", guard, tiny_checkpoint, tmp_path / "found.json", "fails")
+    (done,) = run_forked(tmp_path / "report", job)
+    assert done["codes"] == [1, 1]
+    assert "MemoryError: the last rank's own" in done["stderr"]
+    assert "RankError: rank 1 failed: MemoryError: the last rank's own" in done["stderr"]

@@ -1,7 +1,8 @@
 """Ranks on pretended GPUs, over gloo: `gpu_rank_script.py GUARD CHECKPOINT REPORT CALL...`.
 
 With `real` as the guard they share the machine's first GPU, which NCCL would refuse. The first rank writes a JSON of
-what each call of gpu_calls.py gave. Only NCCL is replaced: it needs GPUs.
+what each call of gpu_calls.py gave. Only NCCL is replaced: it needs GPUs. In place of calls, `fails` lets the last rank
+fail in the middle of a step.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,35 @@ def over_gloo() -> None:
     dist.init_process_group = lambda *args, device_id=None, **more: start(*args, **more)
 
 
+def ending_as_nccl() -> None:
+    """Let a group be destroyed as NCCL's are: that waits until all ranks do it, or for ever."""
+    end, called = dist.destroy_process_group, 0
+
+    def destroy(group: Any = None) -> None:
+        nonlocal called
+        called += 1
+        store = world._WORLD.meeting
+        store.set(f"destroyed/{called}/{dist.get_rank()}", "")
+        while not store.check([f"destroyed/{called}/{rank}" for rank in range(dist.get_world_size())]):
+            time.sleep(0.01)
+        end(group)
+
+    dist.destroy_process_group = destroy
+    dist.get_backend_config = lambda group=None: "cpu:gloo,cuda:nccl"
+
+
+def fail(llama: Llama) -> None:
+    """Generate; in the second layer of a step the last rank raises an error, which no other rank does."""
+    parallel, layer = llama.model.parallel, llama.model.layers[1]
+
+    def refuse(*_: Any) -> None:
+        raise MemoryError("the last rank's own")
+
+    for delta in llama.stream(["x"], temperature=0, max_gen_len=50):
+        if delta and parallel.rank == parallel.size - 1:
+            layer.register_forward_pre_hook(refuse)
+
+
 @contextlib.contextmanager
 def device_of(guard: str) -> Iterator[tuple[Gpu, str]]:
     """The device, and its name for `Llama.build`."""
@@ -49,6 +80,10 @@ def main(guard: str, checkpoint: str, report: str, *calls: str) -> None:
     over_gloo()
     with device_of(guard) as (gpu, device):
         llama = Llama.build(checkpoint, None, 128, 4, device=device, dtype="float32")
+        if calls == ("fails",):
+            ending_as_nccl()
+            fail(llama)
+        gpu.forget()
         found: dict[str, Any] = {name: CALLS[name](llama) for name in calls}
         parallel = llama.model.parallel
         wanted = 0 if guard == "real" else parallel.rank
@@ -56,6 +91,8 @@ def main(guard: str, checkpoint: str, report: str, *calls: str) -> None:
             "each rank has a device of its own, where there are several"
         )
         assert gpu.counts["off device"] == 0, gpu.told("off device")
+        # What ranks tell each other about their steps goes from host to host.
+        assert gpu.counts["pageable"] == 0, gpu.told("pageable")
         if parallel.rank == 0:
             Path(report).write_text(json.dumps({"ranks": parallel.size, "calls": found}))
         llama.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -83,7 +85,17 @@ class Built:
     origin: Origin
 
 
+@contextlib.contextmanager
+def _made_on_the_host() -> Iterator[None]:
+    """What names no device is made on the CPU, whatever `torch.set_default_device` of the host program says: kernels
+    in C are given addresses, and pinned memory is the host's.
+    """
+    with torch.device("cpu"):
+        yield
+
+
 @torch.inference_mode(False)  # weights made in inference mode do not count their edits
+@_made_on_the_host()
 def build(
     ckpt_dir: str | os.PathLike[str],
     tokenizer_path: str | os.PathLike[str] | None,

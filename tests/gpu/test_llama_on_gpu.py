@@ -78,6 +78,22 @@ def test_quantized_weights_are_plain_there_and_that_is_said(gpu, wide, capsys):
     assert not same(found, exact)
 
 
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_host_whose_tensors_are_made_on_the_gpu(gpu, wide, quantize):
+    """As programs for the reference set it. What is read from files and made on the host stays there."""
+    build = {**BUILD, "quantize": quantize}
+    torch.set_default_device("cuda")
+    try:
+        found = CALLS["greedy"](Llama.build(wide, device="cuda", **build))
+        on_host = CALLS["greedy"](Llama.build(wide, device="cpu", **build))
+    finally:
+        torch.set_default_device(None)
+    expected = CALLS["greedy"](Llama.build(wide, device="cuda", **build))
+    assert same(found, expected)
+    with on_the_cpu():
+        assert same(on_host, CALLS["greedy"](Llama.build(wide, device="cpu", **build)))
+
+
 def test_16_bit_models_are_near_the_cpu(gpu, tiny_checkpoint):
     """Their kernels round otherwise, so that ids may differ: the logits are near."""
     build = {**BUILD, "dtype": "bfloat16"}
@@ -192,8 +208,8 @@ def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
 
 
 def test_a_service_answers_from_its_own_thread(gpu, tiny_checkpoint, on_cpu):
-    """Whose current device is another at first."""
-    llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
+    """Whose current device is another at first, where there are two."""
+    llama = Llama.build(tiny_checkpoint, device=f"cuda:{gpu.devices - 1}", **BUILD)
     gpu.forget()
 
     async def main(engine: AsyncEngine) -> list[str]:

@@ -96,6 +96,8 @@ def _one(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
     wanted = kwargs.get("device")
     target = None if wanted is None else gpu.device(wanted)
     pins = bool(kwargs.get("pin_memory"))
+    if pins and (target is not None and target.type == "cuda"):
+        raise RuntimeError(f"Only dense CPU tensors can be pinned, not one of {target}")
     kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     if target is not None:
         kwargs["device"] = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from ..errors import ConfigError, ParallelismError
 from . import environment
 
-__all__ = ["choose_device", "current_device", "rank_threads", "threads_per_rank"]
+__all__ = ["choose_device", "current_device", "is_lost", "rank_threads", "threads_per_rank"]
 
 _NOTHING = contextlib.nullcontext()
 
@@ -85,6 +85,21 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager[ob
     did not write, events, graphs.
     """
     return torch.cuda.device(device) if device.type == "cuda" else _NOTHING
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a CUDA device computes nothing more for this process, to be asked after an error.
+
+    After a kernel that read where nothing is, or that hit an assertion, CUDA gives the same error to every later call
+    until the process ends. Having too little memory is no such error.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def threads_per_rank(current: int, cores: int) -> int:

@@ -8,13 +8,14 @@ do no packet is sent, and every rank sleeps in the operating system's kernel unt
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..distributed.agreement import UnexplainedError
-from ..distributed.devices import rank_threads
+from ..distributed.devices import is_lost, rank_threads
 from ..distributed.parallel import Parallel
 from ..engine import Delta, Engine
 from ..errors import LlamaError, NumericsError, ParallelismError, RankError
@@ -86,7 +87,8 @@ class RankWorker:
         A request whose logits are not finite ends alone. Any other error ends all requests of the step.
 
         Raises:
-            Exception: with several ranks, any error but NumericsError. It may be this rank's alone.
+            Exception: with several ranks, any error but NumericsError. It may be this rank's alone. With one, an
+                error after which its device computes nothing more.
         """
         try:
             with rank_threads(self.engine.model.device):
@@ -94,6 +96,10 @@ class RankWorker:
         except Exception as error:
             if self.engine.model.parallel.size > 1 and not isinstance(error, NumericsError):
                 raise
+            if is_lost(self.engine.model.device):
+                raise
+            # Who keeps the error would keep the step's tensors: the memory that the next step needs.
+            traceback.clear_frames(error.__traceback__)
             return [(ticket, error) for ticket in self._fail()]
         results: list[Result] = []
         for delta in deltas:

@@ -167,7 +167,11 @@ def check_sdist(built: Built) -> None:
     }
     assert len(sources) > 3
     with tarfile.open(built.sdist) as archive:
-        for name in (*sources, "setup.py", "llama/kernels/levels.py"):  # or it is another library that they make
+        for name in (
+            *sources,
+            "setup.py",
+            "llama/kernels/levels.py",
+        ):  # or it is another library that they make
             there = archive.extractfile(f"{top}/{name}")
             assert there is not None
             assert there.read() == (ROOT / name).read_bytes(), name

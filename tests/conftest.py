@@ -27,7 +27,7 @@ SLOW_ROOMS = ("distributed", "project", "serving", "download")
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than there are cores: a quarter of the suite is waiting, for silence, for limits of time, for servers."""
+    """Two more than there are cores: a quarter of the suite is waiting, for silence, limits of time, servers."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return len(cores) + 2
 

@@ -191,9 +191,12 @@ def test_all_work_is_done_with_the_model_s_device_as_the_current_one(two_gpus, g
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
+def test_a_long_prompt_takes_one_step(gpu, tmp_path, monkeypatch):
     """Of 2,000 tokens; a CPU takes two. What a caller says counts."""
-    llama = Llama.build(tiny_checkpoint, None, 4096, 1, device="cuda", dtype="float32")
+    params = {**GQA, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1}
+    tensors = random_weights(params, tiny_tokenizer("infilling").n_words)
+    folder = save_checkpoint(tmp_path / "narrow", params, tensors, tiny_model_path())
+    llama = Llama.build(folder, None, 4096, 1, device="cuda", dtype="float32")
     steps: list[int] = []
     hidden = llama.model.hidden
     monkeypatch.setattr(

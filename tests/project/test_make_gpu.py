@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from forked import HANGS
 from gpu_program import gpu_program, until
-from pretended_gpu import has_cpp_compiler
+from once import once, shared_folder
+from pretended_gpu import compile_guard, has_cpp_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"device": "NVIDIA X", "torch": "2.13.0"}
@@ -268,11 +269,25 @@ def test_pytest_takes_the_options_for_a_real_gpu(gpu):
 # ---- the whole of it ----
 
 
-def test_a_part_of_a_pretended_run_from_the_command_line(tmp_path):
+@pytest.fixture
+def copying_compiler(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A program for CXX that gives what the compiler made once for this test run, as the tests of tests/gpu do."""
     if not has_cpp_compiler():
         pytest.skip("no C++ compiler")
+    folder = shared_folder(tmp_path_factory, "pretended_gpu")
+    library = once(folder / "guard.json", lambda: str(compile_guard(folder)))
+    program = tmp_path / "compiler"
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" = -fsyntax-only ] || cp "{library}" "$(echo "$*" | sed "s/.*-o //")"\n'
+    )
+    program.chmod(0o755)
+    return str(program)
+
+
+def test_a_part_of_a_pretended_run_from_the_command_line(tmp_path, copying_compiler):
     words = ["-m", "gpu", "--pretend", "--parts", "prefill-7b", "--out", tmp_path / "out"]
     env = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "OMP_NUM_THREADS": "1"}
+    env["CXX"] = copying_compiler
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=env, capture_output=True, text=True, timeout=2 * HANGS
     )

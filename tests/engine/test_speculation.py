@@ -189,7 +189,8 @@ def test_a_seed_gives_the_same_tokens_and_scores_with_and_without_drafts(samplin
     for speculate in (True, False):
         engine = Engine(made, TOKENIZER)
         requests = [
-            ask((3, 4, 5, 6, first), 150, sampling, seed=first, top=2, speculate=speculate) for first in (3, 8)
+            ask((3, 4, 5, 6, first), 150, sampling, seed=first, top=2, speculate=speculate)
+            for first in (3, 8)
         ]
         results = run(engine, requests)
         whole.append([(each.sequence.output, each.sequence.scores) for _, each in sorted(results.items())])

@@ -91,21 +91,20 @@ class Engine:
         self.feed = Feed()  # of requests that were added without one
         # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
         self.planned: frozenset[int] = frozenset()
+        self._requests: dict[int, RequestState] = {}
         self.blocks = BlockPool(room, check_block(block))
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
             Limits.for_model(model, step_tokens, prefill_tokens),
             CacheManager(self.blocks, PrefixCache(block, retained) if prefix_reuse else None),
-            self._new_sequence,
+            functools.partial(_new_sequence, self._requests, tokenizer, speculate),
         )
         self.memory = CacheMemory(model, self.blocks)
         self.runner = Runner(model, self.memory)
         self.counters = Counters()
-        self._speculate = speculate
         self._watch = ModelWatch(model)
         self._known_changes = 0
         self._next_id = 0
-        self._requests: dict[int, RequestState] = {}
         self._unread: dict[int, object] = {}  # ids of requests whose reader is gone
         # True while anything changes. An interrupt leaves it so, and `_settle` repairs what it finds.
         self._torn = False
@@ -290,9 +289,6 @@ class Engine:
         self._known_changes = changes
         return changed
 
-    def _new_sequence(self, request_id: int, request: Request, sample: int) -> SequenceState:
-        return self._requests[request_id].new_sequence(sample, self.tokenizer, self._speculate)
-
     def _undo(self, batch: ScheduledBatch) -> None:
         """Take back what a step that failed has changed.
 
@@ -384,3 +380,16 @@ class Engine:
             else:
                 del self._requests[state.request_id]
         self._torn = False
+
+
+def _new_sequence(
+    requests: dict[int, RequestState],
+    tokenizer: Tokenizer,
+    speculate: bool,
+    request_id: int,
+    request: Request,
+    sample: int,
+) -> SequenceState:
+    """For the scheduler. A method of the engine would make a circle of the two, and keep the cache's memory until the
+    garbage collector comes."""
+    return requests[request_id].new_sequence(sample, tokenizer, speculate)

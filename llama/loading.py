@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -26,7 +27,7 @@ from .kernels.operators import computes_well
 from .kernels.report import why_missing
 from .model import Transformer
 from .printable import shown
-from .sizing.args import STEP_TOKENS_CUDA, ModelArgs, check_size
+from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
     CACHE_DTYPES,
     CacheMemory,
@@ -97,8 +98,13 @@ def build(
     *,
     adapter: str | os.PathLike[str] | None = None,
     quantize: str | None = None,
+    largest_step: Callable[[Transformer], object] | None = None,
 ) -> Built:
-    """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
+    """See `Llama.build`. The files are checked before a process group is joined or memory is taken.
+
+    Args:
+        largest_step: see `leaving_room`. Without it the cache of a GPU leaves no room for steps.
+    """
     started = time.monotonic()
     folder = as_path(ckpt_dir, "ckpt_dir")
     max_seq_len = _count("max_seq_len", max_seq_len)
@@ -129,8 +135,9 @@ def build(
                 cache_dtype=cache_dtype,
             )
             model = _load(checkpoint, parallel, memory, cache_dtype)
-            largest_step = partial(model.run_largest, STEP_TOKENS_CUDA)
-            plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step, cache_memory)
+            if largest_step is not None:
+                step = partial(largest_step, model)
+                plan = leaving_room(plan, checkpoint.args, parallel, target, step, cache_memory)
     except BaseException as error:
         leave(parallel, error)
         raise

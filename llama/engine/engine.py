@@ -49,7 +49,7 @@ class Engine:
             many as the two limits allow to run. Rounded up to whole blocks.
         retained_tokens: how many of these may be kept for reuse while no sequence holds them; by default a
             quarter, and at least one sequence of max_seq_len, so that memory is not filled for its own sake.
-        step_tokens: tokens of one step; by default what suits the device.
+        step_tokens: tokens of one step; by default what suits the device, on CUDA also the most.
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
@@ -57,7 +57,8 @@ class Engine:
         clock: seconds, for the times that results carry; no decision depends on it.
 
     Raises:
-        ConfigError: block is something else, or cache_tokens not an integer of at least 1.
+        ConfigError: block is something else, cache_tokens or step_tokens not an integer of at least 1, or step_tokens
+            more than what there is room for on a GPU.
         OutOfMemoryError: the system does not give the cache.
     """
 

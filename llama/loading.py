@@ -6,7 +6,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -25,8 +25,10 @@ from .distributed.world import join, leave
 from .errors import CheckpointMismatchError, ConfigError
 from .kernels.operators import computes_well
 from .kernels.report import why_missing
+from .kv_cache import BLOCK, KVPool
 from .model import Transformer
 from .printable import shown
+from .sizing.address_space import reservable
 from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
     CACHE_DTYPES,
@@ -138,6 +140,7 @@ def build(
             if largest_step is not None:
                 step = partial(largest_step, model)
                 plan = leaving_room(plan, checkpoint.args, parallel, target, step, cache_memory)
+            plan = _reservable_plan(plan, model, cache_memory)
     except BaseException as error:
         leave(parallel, error)
         raise
@@ -185,6 +188,27 @@ def _load(checkpoint: Checkpoint, parallel: Parallel, memory: WeightMemory, cach
         progress = Progress(memory.nbytes, "loading")
         load_weights(model, checkpoint, memory.device, memory.dtype, memory=memory, progress=progress)
     return model.eval()
+
+
+def _reservable_plan(plan: CachePlan, model: Transformer, cache_memory: CacheMemory | None) -> CachePlan:
+    """A plan whose cache the system lets the process reserve. Bytes are what somebody counts on: they are not lowered,
+    and an error if they are not to be had."""
+    if isinstance(check_cache_memory(cache_memory), int):
+        return plan
+    args, parallel = model.params, model.parallel
+    per_token = cache_bytes_per_token(args, parallel.size, plan.form)
+
+    def reserve(tokens: int) -> KVPool:
+        return model.new_pool(1 + -(-tokens // BLOCK))
+
+    tokens = reservable(plan.tokens, args.max_seq_len, per_token, reserve, parallel, model.device)
+    if tokens == plan.tokens:
+        return plan
+    log(
+        f"The cache is lowered from {plan.tokens:,} to {tokens:,} tokens, {amount(tokens * per_token)}: the system lets"
+        " this process reserve no more address space (ulimit -v, or vm.overcommit_memory=2)"
+    )
+    return replace(plan, tokens=tokens, retained=min(plan.retained, tokens))
 
 
 @cache  # once per process

@@ -6,6 +6,7 @@ Knows requests, outputs and deltas. How a text call makes and reads them is in g
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 
 from ..distributed.devices import rank_threads
@@ -96,7 +97,10 @@ class Session:
             if self.engine.model.parallel.replicas == 1:
                 raise
             failure = error  # raised by the gather, where the other replicas wait for this one
-        items = [item for theirs in gathering.gather(outputs, failure) for item in theirs or ()]
+        try:
+            items = [item for theirs in gathering.gather(outputs, failure) for item in theirs or ()]
+        finally:
+            failure = None  # or this frame, which its traceback holds, would hold it
         whole = [item for item in items if isinstance(item, tuple)]
         return [output for _, output in sorted(whole, key=lambda item: item[0])]
 
@@ -121,7 +125,10 @@ class Session:
                     if self.engine.model.parallel.replicas == 1:
                         raise
                     failure = error
-                everyone = gathering.gather(mine, failure)
+                try:
+                    everyone = gathering.gather(mine, failure)
+                finally:
+                    failure = None  # as in `run`
                 if all(theirs is None for theirs in everyone):
                     return
                 for theirs in everyone:
@@ -157,7 +164,8 @@ class Session:
                 self._tidy()
                 for delta in deltas:
                     if delta.sequence.error is not None:
-                        raise delta.sequence.error
+                        # A copy: the sequence, which callers may keep, must not hold the frames that it passes.
+                        raise copy(delta.sequence.error)
                 left -= sum(delta.finish_reason is not None for delta in deltas)
                 yield deltas
         finally:

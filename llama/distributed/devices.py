@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import socket
 from collections.abc import Iterator
 
 import torch
 
 from ..errors import ConfigError, ParallelismError
 from . import environment
+from .parallel import Parallel
 
-__all__ = ["choose_device", "current_device", "is_lost", "rank_threads", "threads_per_rank"]
+__all__ = ["choose_device", "current_device", "is_lost", "rank_threads", "ranks_on", "threads_per_rank"]
 
 _NOTHING = contextlib.nullcontext()
 
@@ -100,6 +103,19 @@ def is_lost(device: torch.device) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def ranks_on(device: torch.device, parallel: Parallel) -> int:
+    """How many ranks of the launch compute on this very CUDA device. All ranks call it.
+
+    A device is known by its UUID: its index means another one on another machine, or behind CUDA_VISIBLE_DEVICES.
+    """
+    if parallel.size * parallel.replicas == 1:
+        return 1
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    name = f"{socket.gethostname()} {device}" if uuid is None else str(uuid)
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return parallel.count_same(number, device)
 
 
 def threads_per_rank(current: int, cores: int) -> int:

@@ -108,6 +108,15 @@ class Parallel:
             return self.group.on_any(flag, device)
         return bool(self.all_reduce(torch.tensor([float(flag)])).item())
 
+    def count_same(self, number: int, device: torch.device) -> int:
+        """How many ranks of all replicas have this rank's number, itself included. All ranks call it; device: this
+        rank's."""
+        numbers = torch.tensor([number], device=device)
+        for group in (self.group, self.replica_group):
+            if group is not None:
+                numbers = torch.cat(group.all_gather(numbers))
+        return int((numbers == number).sum())
+
     def smallest(self, value: int | None, device: torch.device) -> int | None:
         """The smallest value of all ranks of all replicas. None means no limit.
 

@@ -49,7 +49,7 @@ class Engine:
             many as the two limits allow to run. Rounded up to whole blocks.
         retained_tokens: how many of these may be kept for reuse while no sequence holds them; by default a
             quarter, and at least one sequence of max_seq_len, so that memory is not filled for its own sake.
-        step_tokens: tokens of one step; by default what suits the device.
+        step_tokens: tokens of one step; by default what suits the device, on CUDA also the most.
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
@@ -57,7 +57,8 @@ class Engine:
         clock: seconds, for the times that results carry; no decision depends on it.
 
     Raises:
-        ConfigError: block is something else, or cache_tokens not an integer of at least 1.
+        ConfigError: block is something else, cache_tokens or step_tokens not an integer of at least 1, or step_tokens
+            more than what there is room for on a GPU.
         OutOfMemoryError: the system does not give the cache.
     """
 
@@ -91,21 +92,20 @@ class Engine:
         self.feed = Feed()  # of requests that were added without one
         # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
         self.planned: frozenset[int] = frozenset()
+        self._requests: dict[int, RequestState] = {}
         self.blocks = BlockPool(room, check_block(block))
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
             Limits.for_model(model, step_tokens, prefill_tokens),
             CacheManager(self.blocks, PrefixCache(block, retained) if prefix_reuse else None),
-            self._new_sequence,
+            functools.partial(_new_sequence, self._requests, tokenizer, speculate),
         )
         self.memory = CacheMemory(model, self.blocks)
         self.runner = Runner(model, self.memory)
         self.counters = Counters()
-        self._speculate = speculate
         self._watch = ModelWatch(model)
         self._known_changes = 0
         self._next_id = 0
-        self._requests: dict[int, RequestState] = {}
         self._unread: dict[int, object] = {}  # ids of requests whose reader is gone
         # True while anything changes. An interrupt leaves it so, and `_settle` repairs what it finds.
         self._torn = False
@@ -290,9 +290,6 @@ class Engine:
         self._known_changes = changes
         return changed
 
-    def _new_sequence(self, request_id: int, request: Request, sample: int) -> SequenceState:
-        return self._requests[request_id].new_sequence(sample, self.tokenizer, self._speculate)
-
     def _undo(self, batch: ScheduledBatch) -> None:
         """Take back what a step that failed has changed.
 
@@ -384,3 +381,16 @@ class Engine:
             else:
                 del self._requests[state.request_id]
         self._torn = False
+
+
+def _new_sequence(
+    requests: dict[int, RequestState],
+    tokenizer: Tokenizer,
+    speculate: bool,
+    request_id: int,
+    request: Request,
+    sample: int,
+) -> SequenceState:
+    """For the scheduler. A method of the engine would make a circle of the two, and keep the cache's memory until the
+    garbage collector comes."""
+    return requests[request_id].new_sequence(sample, tokenizer, speculate)

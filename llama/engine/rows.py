@@ -19,6 +19,7 @@ from ..model import Transformer
 from .sequence import ScheduledBatch, ScheduledSequence, SequenceState, TokenScore
 
 __all__ = [
+    "SCORED_ROWS",
     "Row",
     "SampledToken",
     "StepResult",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 # Rows of logits that exist at once while a prompt is scored: 128 x 32016 float32 are 16 MB.
-_SCORED_ROWS = 128
+SCORED_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def scored(batch: ScheduledBatch) -> list[tuple[int, list[Row]]]:
             first = max(start, len(sequence.prompt_scores)) + 1
             places = range(first, min(start + length + 1, len(sequence.request.prompt)))
             rows = [Row(sequence, row + place - 1 - start, (), place) for place in places]
-            found += [(i, rows[at : at + _SCORED_ROWS]) for at in range(0, len(rows), _SCORED_ROWS)]
+            found += [(i, rows[at : at + SCORED_ROWS]) for at in range(0, len(rows), SCORED_ROWS)]
         row += length
     return found
 

@@ -37,7 +37,7 @@ from .sequence import ScheduledBatch, TokenScore
 from .step_digest import step_of
 from .transfers import Transfers
 
-__all__ = ["Runner"]
+__all__ = ["Inputs", "Runner"]
 
 
 class Runner:
@@ -129,7 +129,7 @@ class Runner:
             self.memory.pool.copy(*inputs.copies)
             batch.copies.clear()
         top = max((each.sequence.request.top for each in rows), default=0)
-        answers = self._compute(step, inputs, [len(group) for group in groups], top)
+        answers = self.compute(step, inputs, [len(group) for group in groups], top)
         if not rows:
             return []
         tokens_of = iter(unpacked(self._transfers.fetch(answers), rows, self.model))
@@ -137,7 +137,7 @@ class Runner:
 
     def _sent(
         self, transfers: Transfers, batch: ScheduledBatch, tokens: list[int], step: Step, rows: list[Row]
-    ) -> _Inputs:
+    ) -> Inputs:
         """Copy all numbers of a step to the device."""
         vocab, next_rows = self.model.vocab_size, [row for row in rows if not row.place]
         params = [each.sequence.request.sampling for each in next_rows]
@@ -151,11 +151,11 @@ class Runner:
             *step.on_host,
         ]
         sent = transfers.send(arrays)
-        count = len(_Inputs._fields)
+        count = len(Inputs._fields)
         step.tensors = StepTensors(*sent[count:])
-        return _Inputs(*sent[:count])
+        return Inputs(*sent[:count])
 
-    def _compute(self, step: Step, inputs: _Inputs, counts: Sequence[int], top: int) -> torch.Tensor:
+    def compute(self, step: Step, inputs: Inputs, counts: Sequence[int], top: int) -> torch.Tensor:
         """The packet of answers, on the device. It waits for nothing, and no number there decides what is run.
 
         counts: rows of each group: first those to score, last those whose next token is to be decided, if any.
@@ -179,7 +179,7 @@ class Runner:
         return parallel.broadcast(packets[0] if len(packets) == 1 else torch.cat(packets))
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """A step's numbers on the device, beside those of `Step.tensors`; see `Runner._sent`."""
 
     tokens: torch.Tensor

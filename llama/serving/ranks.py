@@ -22,6 +22,7 @@ from ..errors import LlamaError, NumericsError, ParallelismError, RankError
 from . import timeouts
 from .channel import FollowerChannel, LeaderChannel, follow_channel, lead_channel
 from .inbox import Inbox
+from .kept_errors import again
 from .protocol import Add, Cancel, Event, Pause, Resume, Stop, decode, encode
 
 __all__ = ["RankWorker", "Result", "check_one_model", "follow", "lead"]
@@ -106,7 +107,7 @@ class RankWorker:
             ticket = self._ticket_of.get(delta.key[0])
             if ticket is not None:
                 failure = delta.sequence.error
-                results.append((ticket, failure or delta))
+                results.append((ticket, delta if failure is None else again(failure)))
                 if failure is not None:
                     self._forget(ticket)  # all its samples at once
                 elif delta.finish_reason is not None:

@@ -118,10 +118,10 @@ def test_a_decode_step_starts_as_many_kernels_for_64_sequences_as_for_one(gpu: G
 
 
 class Repeated:
-    """`Runner._compute`, which records each decode step of new sizes and repeats it for all later ones."""
+    """`Runner.compute`, which records each decode step of new sizes and repeats it for all later ones."""
 
     def __init__(self, runner: Runner) -> None:
-        self._compute = runner._compute
+        self._compute = runner.compute
         self._recorded: dict[Any, tuple[Recording, torch.Tensor]] = {}
         self.repeated = 0
 
@@ -151,7 +151,7 @@ def test_a_recorded_decode_step_gives_the_tokens_of_one_that_runs(gpu: Gpu, on_g
     expected = outputs(engine_of(on_gpu), requests)
     engine = engine_of(on_gpu)
     repeated = Repeated(engine.runner)
-    engine.runner._compute = repeated  # type: ignore[method-assign]
+    engine.runner.compute = repeated  # type: ignore[method-assign]
     assert outputs(engine, requests) == expected
     assert repeated.repeated > 3
 
@@ -164,7 +164,7 @@ def test_a_number_of_the_host_in_a_step_shows_when_it_is_repeated(
     request = OPTIONS["sampled"]
     expected = outputs(engine_of(on_gpu), [request])
     engine = engine_of(on_gpu)
-    engine.runner._compute = Repeated(engine.runner)  # type: ignore[method-assign]
+    engine.runner.compute = Repeated(engine.runner)  # type: ignore[method-assign]
     plain = draws.draw
     monkeypatch.setattr("llama.engine.runner.draw", lambda logits, numbers: plain(logits, frozen(numbers)))
     assert outputs(engine, [request]) != expected

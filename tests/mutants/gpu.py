@@ -54,8 +54,8 @@ MUTANTS = [
     Mutant(
         name="a GPU's steps are as short as a CPU's",
         file="llama/engine/limits.py",
-        old='if model.device.type == "cuda"',
-        new='if model.device.type == "mps"',
+        old='on_cuda = model.device.type == "cuda"',
+        new='on_cuda = model.device.type == "mps"',
         tests=(_TESTS + "test_llama_on_gpu.py::test_a_long_prompt_takes_one_step",),
     ),
 ]

@@ -23,7 +23,8 @@ from pretended_gpu import Gpu, load_guard, pretended
 from real_gpu import real
 
 from llama import Llama
-from llama.distributed import world
+from llama.distributed import environment, world
+from llama.sizing.budget import cache_bytes_per_token
 
 
 def over_gloo() -> None:
@@ -96,6 +97,23 @@ def main(guard: str, checkpoint: str, report: str, *calls: str) -> None:
         if parallel.rank == 0:
             Path(report).write_text(json.dumps({"ranks": parallel.size, "calls": found}))
         llama.close()
+        if guard != "real":
+            share_memory(checkpoint, Path(report), gpu)
+
+
+def share_memory(checkpoint: str, report: Path, gpu: Gpu) -> None:
+    """Add what cache each rank plans with a device of its own, and with one for both."""
+    planned = {}
+    for name in ("cuda", "cuda:0"):
+        # Replicas too, which share no model.
+        for size in (2, 1):
+            llama = Llama.build(checkpoint, None, 32, 4, size, device=name, dtype="float32", cache_memory=0.5)
+            token = cache_bytes_per_token(llama.model.params, size, torch.float32)
+            planned[f"{name} {size}"] = llama.engine.cache_tokens * token / gpu.memory
+            first = environment.is_first_rank()
+            llama.close()
+    if first:
+        report.write_text(json.dumps({**json.loads(report.read_text()), "planned": planned}))
 
 
 if __name__ == "__main__":

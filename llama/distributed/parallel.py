@@ -111,10 +111,10 @@ class Parallel:
     def count_same(self, number: int, device: torch.device) -> int:
         """How many ranks of all replicas have this rank's number, itself included. All ranks call it; device: this
         rank's."""
-        numbers = torch.tensor([number], device=device)
+        numbers = torch.tensor([number], device="cpu")
         for group in (self.group, self.replica_group):
             if group is not None:
-                numbers = torch.cat(group.all_gather(numbers))
+                numbers = torch.cat(group.all_gather(numbers.to(group.numbers_on(device))))
         return int((numbers == number).sum())
 
     def smallest(self, value: int | None, device: torch.device) -> int | None:

@@ -16,8 +16,8 @@ import torch
 
 from ..kernels.adjust import adjust
 from ..kernels.draws import draw, draw_numbers
-from ..kernels.operators import log_probabilities, sample
-from ..kernels.sampling import all_finite, count_not_finite, most_probable
+from ..kernels.operators import decide, log_probabilities
+from ..kernels.sampling import Decided, count_not_finite
 from ..kernels.steps import Part, Step, StepTensors
 from ..model import Transformer
 from .cache_memory import CacheMemory
@@ -103,16 +103,13 @@ class Runner:
         logits_NV = self.model.logits(hidden_NC).cpu()
         if parallel.rank != 0:
             answers = torch.empty(packet_shape(len(rows), top), dtype=torch.float32, device="cpu")
-        elif not all_finite(logits_NV):
-            ids_N = torch.zeros(len(rows), dtype=torch.int64, device="cpu")
-            answers = packet(logits_NV, ids_N, count_not_finite(logits_NV), top)
         else:
-            ids_N = _chosen(logits_NV, rows)
-            if parallel.size == 1 and not top:
-                # Most steps. Nothing has to travel, and two lists are made sooner than one tensor.
-                logs_N = log_probabilities(logits_NV, ids_N)
-                return list(map(SampledToken, ids_N.tolist(), map(TokenScore, logs_N.tolist())))
-            answers = packet(logits_NV, ids_N, torch.zeros(len(rows), device="cpu"), top)
+            found = _decided(logits_NV, rows)
+            if parallel.size == 1 and not top and not any(found.bad):
+                # Most steps: nothing has to travel.
+                return list(map(SampledToken, found.ids, map(TokenScore, found.logs)))
+            ids_N, bad_N = (torch.tensor(each, device="cpu") for each in (found.ids, found.bad))
+            answers = packet(logits_NV, ids_N, bad_N, top)
         return unpacked(parallel.broadcast(answers).tolist(), rows, self.model)
 
     # ---- where it does not ----
@@ -146,7 +143,7 @@ class Runner:
             _integers(batch.copies).reshape(-1, 2).T,
             _integers([each.row for each in rows]),
             _integers([each.known for each in rows if each.place]),
-            draw_numbers(params, uniforms(next_rows), vocab).reshape(-1, 5),
+            np.asarray(draw_numbers(params, uniforms(next_rows), vocab)).reshape(-1, 5),
             *changes_of(next_rows, vocab),
             *step.on_host,
         ]
@@ -195,15 +192,15 @@ def _integers(values: Sequence[object]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array(values, dtype=np.int64)
 
 
-def _chosen(logits_NV: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-    """The ids of rows whose logits are finite, on the host."""
+def _decided(logits_NV: torch.Tensor, rows: list[Row]) -> Decided:
+    """The ids and scores of rows, on the host."""
     if rows[0].place:
-        return torch.tensor([each.known for each in rows], device="cpu")
+        ids, bad = [each.known for each in rows], count_not_finite(logits_NV).tolist()
+        logs = log_probabilities(logits_NV, torch.tensor(ids, device="cpu"))
+        return Decided(ids, logs.tolist(), bad)
     requests = [each.sequence.request for each in rows]
-    params = [request.sampling for request in requests]
+    drawn_NV = logits_NV
     if any(request.adjusted for request in requests):
         changed = changes_of(rows, logits_NV.shape[1])
-        logits_NV = adjust(logits_NV, *map(torch.from_numpy, changed))
-    if all(param.greedy for param in params):
-        return most_probable(logits_NV)
-    return sample(logits_NV, params, uniforms(rows))
+        drawn_NV = adjust(logits_NV, *map(torch.from_numpy, changed))
+    return decide(logits_NV, drawn_NV, [request.sampling for request in requests], uniforms(rows))

@@ -18,7 +18,7 @@ from ..kernels.adjust import adjust
 from ..kernels.draws import draw, draw_numbers
 from ..kernels.operators import decide, log_probabilities
 from ..kernels.sampling import Decided, count_not_finite
-from ..kernels.steps import Part, Step, StepTensors
+from ..kernels.steps import Step, StepTensors
 from ..model import Transformer
 from .cache_memory import CacheMemory
 from .rows import (
@@ -26,7 +26,9 @@ from .rows import (
     SampledToken,
     StepResult,
     changes_of,
+    deal,
     due,
+    inputs_of,
     packet,
     packet_shape,
     scored,
@@ -58,13 +60,12 @@ class Runner:
         Only blocks of the pool change, behind what is computed. If this raises, the step has left no trace.
         Copies that were made are gone from `batch.copies`.
         """
-        model, device = self.model, self.model.device
-        tokens = [token for scheduled in batch for token in scheduled.tokens]
+        model, pool = self.model, self.memory.pool
+        device = pool.device  # the model's, which takes longer to tell
+        tokens, parts = inputs_of(batch)
         if model.parallel.size > 1:
             model.parallel.begin(step_of(batch, tokens), device)
-        step = self.memory.pool.step(
-            [Part(sequence.table, start, length) for sequence, start, length, _ in batch]
-        )
+        step = pool.step(parts)
         results = [StepResult(scheduled) for scheduled in batch]
         prompts, next_rows = scored(batch), due(results)
         groups = [rows for _, rows in prompts]
@@ -74,17 +75,13 @@ class Runner:
             answers = self._on_cuda(batch, tokens, step, groups)
         else:
             if batch.copies:
-                self.memory.pool.copy(*zip(*batch.copies, strict=True))
+                pool.copy(*zip(*batch.copies, strict=True))
                 batch.copies.clear()
-            hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
+            hidden_TC = model.hidden(torch.from_numpy(_integers(tokens)).to(device), step)
             answers = [self._decide(hidden_TC, rows) for rows in groups]
         for (i, _), scores in zip(prompts, answers, strict=False):
-            results[i].prompt_scores += [each.score for each in scores]
-        sampled = iter(answers[-1] if next_rows else ())
-        for result in results:
-            scheduled = result.scheduled
-            count = 1 + len(scheduled.draft) if scheduled.sequence.request.max_new_tokens else 0
-            result.tokens = [list(itertools.islice(sampled, count)) for _ in result.samples]
+            results[i].prompt_scores = [*results[i].prompt_scores, *(each.score for each in scores)]
+        deal(results, answers[-1] if next_rows else ())
         return results
 
     # ---- where the host reads the logits ----
@@ -143,7 +140,7 @@ class Runner:
             _integers(batch.copies).reshape(-1, 2).T,
             _integers([each.row for each in rows]),
             _integers([each.known for each in rows if each.place]),
-            np.asarray(draw_numbers(params, uniforms(next_rows), vocab)).reshape(-1, 5),
+            np.asarray(draw_numbers(params, uniforms(next_rows))).reshape(-1, 5),
             *changes_of(next_rows, vocab),
             *step.on_host,
         ]

@@ -28,21 +28,9 @@ __all__ = ["draw", "draw_numbers", "sample"]
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def draw_numbers(params: Sequence[SamplingParams], uniforms: Sequence[float], vocab: int) -> array[float]:
-    """What rows are drawn with, five doubles each, for csrc/rows.c too.
-
-    They are: temperature (0: the greatest logit), top-p, top-k (V for all), min-p, uniform number.
-    """
-    rows = [
-        (
-            0.0 if param.greedy else param.temperature,
-            param.top_p,
-            min(param.top_k or vocab, vocab),
-            param.min_p,
-            uniform,
-        )
-        for param, uniform in zip(params, uniforms, strict=True)
-    ]
+def draw_numbers(params: Sequence[SamplingParams], uniforms: Sequence[float]) -> array[float]:
+    """What rows are drawn with, five doubles each, for csrc/rows.c too: `SamplingParams.numbers`, uniform number."""
+    rows = [(*param.numbers, uniform) for param, uniform in zip(params, uniforms, strict=True)]
     return array("d", chain.from_iterable(rows))
 
 
@@ -50,7 +38,7 @@ def sample(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
     """As `operators.sample`, by `draw`."""
-    numbers = np.asarray(draw_numbers(params, uniforms, logits_RV.shape[1])).reshape(-1, 5)
+    numbers = np.asarray(draw_numbers(params, uniforms)).reshape(-1, 5)
     return draw(logits_RV, torch.from_numpy(numbers).to(logits_RV.device))
 
 

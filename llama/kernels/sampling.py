@@ -136,8 +136,7 @@ def decide_compiled(
     uniforms: Sequence[float],
 ) -> Decided:
     """As `operators.decide`, of contiguous float32 rows: csrc/rows.c, on all threads."""
-    numbers = draw_numbers(params, uniforms, logits_RV.shape[1])
-    return Decided(*kernels.decide(logits_RV, drawn_RV, numbers))
+    return Decided(*kernels.decide(logits_RV, drawn_RV, draw_numbers(params, uniforms)))
 
 
 def _draw_greatest(

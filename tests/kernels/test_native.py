@@ -47,9 +47,7 @@ def test_levels_give_the_same_bits() -> None:
                 found.setdefault((dtype, rows, pairs), []).append(out)
             found.setdefault((dtype, "norm"), []).append(kernels.rms_norm(q, make(64, dtype=dtype), 1e-5))
         found.setdefault("logits", []).append(kernels.log_probabilities(logits, torch.tensor([1, 2, 3])))
-        drawn = kernels.decide(
-            logits, logits, draw_numbers([SamplingParams(0.8, 0.9)] * 3, [0.1, 0.5, 0.9], 300)
-        )
+        drawn = kernels.decide(logits, logits, draw_numbers([SamplingParams(0.8, 0.9)] * 3, [0.1, 0.5, 0.9]))
         found.setdefault("decided", []).append(torch.tensor(drawn))
     for same in found.values():
         assert all(torch.equal(each, same[0]) for each in same)

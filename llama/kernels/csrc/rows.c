@@ -20,7 +20,7 @@ typedef struct {
     int32_t id;
 } candidate_t;
 
-/* Parameters of one row; top_k is at most the vocabulary. */
+/* Parameters of one row, as SamplingParams.numbers has them. */
 typedef struct {
     double temperature, top_p, top_k, min_p, uniform;
 } draw_t;

@@ -89,7 +89,7 @@ class Runner:
     def _decide(self, hidden_TC: torch.Tensor, rows: list[Row]) -> list[SampledToken]:
         """Ids and scores that the first rank decides, on all ranks."""
         wanted = [each.row for each in rows]
-        if wanted == list(range(len(hidden_TC))):
+        if wanted == list(range(hidden_TC.shape[0])):
             hidden_NC = hidden_TC
         elif wanted == list(range(wanted[0], wanted[0] + len(rows))):
             hidden_NC = hidden_TC[wanted[0] : wanted[0] + len(rows)]

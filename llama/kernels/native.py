@@ -299,7 +299,7 @@ class Kernels:
             drawn_RV: what the ids are drawn from; may be the same rows. Finite or -inf, at least one finite in each.
             numbers: five for each row, as of `draws.draw_numbers`.
         """
-        rows = len(logits_RV)
+        rows = logits_RV.shape[0]  # torch's len() is written in Python
         assert drawn_RV.shape == logits_RV.shape
         assert len(numbers) == 5 * rows
         # Plain arrays: torch takes longer to make three tensors.

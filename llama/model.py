@@ -254,7 +254,8 @@ class Transformer(nn.Module):
 
     def fits(self, pool: KVPool) -> bool:
         """Whether a pool has this model's device and format, which a cast or a move changes."""
-        return pool.form == cache_format(self.cache_dtype, self.dtype) and pool.device == self.device
+        weight = self.norm.weight  # `dtype` and `device` would look it up twice
+        return pool.form == cache_format(self.cache_dtype, weight.dtype) and pool.device == weight.device
 
     def hidden(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:
         """Run the tokens of a step -> normed last hidden states (T, C); its pool gains their keys and values."""

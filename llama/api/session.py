@@ -90,7 +90,7 @@ class Session:
         outputs: list[Item] = []
         failure: BaseException | None = None
         try:
-            for deltas in self._steps(self._share(requests)):
+            for deltas in self._steps(self._share(requests), ended_only=True):
                 outputs += [(place(delta), Output.of(delta)) for delta in deltas if delta.finish_reason]
         except BaseException as error:
             self._report(error)
@@ -136,18 +136,21 @@ class Session:
         finally:
             steps.close()  # type: ignore[attr-defined]
 
-    def _steps(self, requests: Sequence[Request]) -> Iterator[list[Delta]]:
+    def _steps(self, requests: Sequence[Request], *, ended_only: bool = False) -> Iterator[list[Delta]]:
         """Run requests on this rank's replica; each item is what one step yielded for them.
 
         Several of these may be open, as when a stream is open during another call. A step advances the
         requests of all; the deltas of the others wait in their feeds. However this ends, also by an interrupt
         anywhere, its feed goes out of scope, and the engine cancels requests whose feed is gone.
 
+        Args:
+            ended_only: yield a sample as one delta, when it has ended.
+
         Raises:
             NumericsError: of one of these requests; those of other calls go on.
         """
         engine, device = self.engine, self.engine.model.device
-        feed = Feed()
+        feed = Feed(ended_only=ended_only)
         left = sum(request.n for request in requests)
         try:
             for request in requests:

@@ -90,8 +90,7 @@ class Engine:
         # Threads that share the engine hold this to add, step or cancel; the engine itself never takes it.
         self.lock = FairLock()
         self.feed = Feed()  # of requests that were added without one
-        # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
-        self.planned: frozenset[int] = frozenset()
+        self._planned: list[SequenceState] = []
         self._requests: dict[int, RequestState] = {}
         self.blocks = BlockPool(room, check_block(block))
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
@@ -225,6 +224,11 @@ class Engine:
 
     # ---- a step --------------------------------------------------------------------------------------------
 
+    @property
+    def planned(self) -> frozenset[int]:
+        """Ids of the requests in the last step that was tried; if it failed, those that it failed with."""
+        return frozenset(sequence.request_id for sequence in self._planned)
+
     def step(self) -> list[Delta]:
         """Advance every sequence that can advance -> the deltas of requests without a reader of their own.
 
@@ -233,7 +237,6 @@ class Engine:
         self.advance()
         return self.feed.read()
 
-    @torch.inference_mode()
     def advance(self) -> None:
         """Advance every sequence that can advance: schedule, run, record. Deltas wait in the readers' feeds.
 
@@ -249,7 +252,7 @@ class Engine:
         self._settle()
         self.tidy()
         try:
-            with current_device(self.model.device):
+            with torch.inference_mode(), current_device(self.model.device):
                 self._check_pool()
                 batch = self._schedule()
                 try:
@@ -270,15 +273,15 @@ class Engine:
 
     def _schedule(self) -> ScheduledBatch:
         """Plan the step. If a sequence can begin, which may reuse a prefix, ask if the model changed."""
-        self.planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
+        self._planned = list(self.scheduler.running)
         self._watch.glance()
         self._torn = True
         reuse = self.scheduler.prefixes is not None
         changed = reuse and self.scheduler.can_begin() and self._model_changed()
         batch = self.scheduler.plan(model_changed=changed)
-        self.planned = frozenset(scheduled.sequence.request_id for scheduled in batch)
+        self._planned = [scheduled.sequence for scheduled in batch]
         now = self.clock()
-        for sequence, *_ in batch:
+        for sequence in self._planned:
             if sequence.times.begun is None:
                 sequence.times.begun = now
         return batch
@@ -310,36 +313,39 @@ class Engine:
 
     def _record(self, results: list[StepResult]) -> None:
         """Enter what a step computed. Only an interrupt can stop this; then `_settle` finds it torn."""
-        now = self.clock()
+        now, index = self.clock(), self.scheduler.cache_manager.index
+        new = drafted = accepted = 0
         for result in results:
-            sequence, samples = result.scheduled.sequence, result.samples
+            (sequence, _, length, draft), samples = result.scheduled, result.samples
             state = self._requests[sequence.request_id]
-            sequence.computed += result.scheduled.length
+            sequence.computed += length
             if result.prompt_scores:
                 for each in samples or [sequence]:
                     each.prompt_scores += result.prompt_scores
             if len(samples) > 1:
                 state.add_forks(sequence, samples[1:])
                 self.scheduler.fork(sequence, samples[1:])
-            feed, draft = state.feed(), result.scheduled.draft
-            if samples:
+            feed = state.feed()
+            if not samples:
+                index(sequence)
+            elif not sequence.journal:
                 self.counters.count_prompt(sequence)
-            else:
-                self.scheduler.cache_manager.index(sequence)
             for each, tokens in zip(samples, result.tokens, strict=True):
-                settled = each.settled
-                accepted = extend(each, tokens, draft, now)
-                self.counters.count_output(each.settled - settled, len(draft), accepted)
+                new -= each.settled
+                accepted += extend(each, tokens, draft, now)
+                new += each.settled
+                drafted += len(draft)
                 if each.finish_reason is not None:
                     state.left -= 1
                     self.scheduler.retire(each)
                 else:
-                    self.scheduler.cache_manager.index(each)
-                if feed is not None:
+                    index(each)
+                if feed is not None and (each.finish_reason is not None or not feed.ended_only):
                     feed.news.append(each)
             if not state.left:
                 del self._requests[state.request_id]
                 self.counters.finished += 1
+        self.counters.count_output(new, drafted, accepted)
         self._torn = False
 
     # ---- failures and interrupts ---------------------------------------------------------------------------

@@ -90,8 +90,8 @@ class Engine:
         # Threads that share the engine hold this to add, step or cancel; the engine itself never takes it.
         self.lock = FairLock()
         self.feed = Feed()  # of requests that were added without one
-        self._planned: list[SequenceState] = []
         self._requests: dict[int, RequestState] = {}
+        self._planned: list[SequenceState] = []
         self.blocks = BlockPool(room, check_block(block))
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
@@ -103,8 +103,7 @@ class Engine:
         self.runner = Runner(model, self.memory)
         self.counters = Counters()
         self._watch = ModelWatch(model)
-        self._known_changes = 0
-        self._next_id = 0
+        self._known_changes = self._next_id = 0
         self._unread: dict[int, object] = {}  # ids of requests whose reader is gone
         # True while anything changes. An interrupt leaves it so, and `_settle` repairs what it finds.
         self._torn = False
@@ -368,8 +367,7 @@ class Engine:
         """If an interrupt struck in the middle of a change, rebuild everything from the requests in progress.
 
         Sequences begin again as after a preemption: what their journals say stays, keys and values are computed
-        again.
-        If this is interrupted itself, it starts over.
+        again. If this is interrupted itself, it starts over.
         """
         if not self._torn:
             return
@@ -397,6 +395,5 @@ def _new_sequence(
     request: Request,
     sample: int,
 ) -> SequenceState:
-    """For the scheduler. A method of the engine would make a circle of the two, and keep the cache's memory until the
-    garbage collector comes."""
+    """For the scheduler. A method of the engine would make a circle of the two, which keeps the cache's memory."""
     return requests[request_id].new_sequence(sample, tokenizer, speculate)

@@ -2,6 +2,7 @@
 
 python benchmarks/engine_overhead.py
 python benchmarks/engine_overhead.py --steps 500 --vocab 32016 --threads 2
+python benchmarks/engine_overhead.py --vocab 512 --threads 1 --batches 1,8,64
 
 A null model stands in: it has no layers, and its logits are made in advance. The benchmark measures
 scheduling, the tensors of a step, sampling over the whole vocabulary, log-probabilities and text: the median
@@ -81,7 +82,13 @@ def measure(
     return 1000 * statistics.median(seconds)
 
 
-def main(steps: int = 200, vocab: int = 32016, threads: int = 2, speculate: bool = False) -> None:
+def main(
+    steps: int = 200,
+    vocab: int = 32016,
+    threads: int = 2,
+    speculate: bool = False,
+    batches: tuple[int, ...] = (1, 32),
+) -> None:
     """Print a row for each way of sampling and batch size.
 
     Args:
@@ -89,15 +96,16 @@ def main(steps: int = 200, vocab: int = 32016, threads: int = 2, speculate: bool
         vocab: columns of the logits.
         threads: CPU threads.
         speculate: with the search for drafts; drafted tokens are then decided too.
+        batches: how many requests decode together, at most 64. With 512 columns nearly all that is left is Python.
     """
     torch.set_num_threads(threads)
     tokenizer = Tokenizer(TOKENIZER)
     model = NullModel(vocab, tokenizer.n_words)
     print(f"vocabulary {vocab}, {threads} threads, median of {steps} steps, in milliseconds")
     for name, sampling in KINDS.items():
-        for batch in (1, 32):
+        for batch in batches:
             print(
-                f"{name:28} batch {batch:2}: {measure(model, tokenizer, sampling, batch, steps, speculate):6.2f}"
+                f"{name:28} batch {batch:2}: {measure(model, tokenizer, sampling, batch, steps, speculate):6.3f}"
             )
 
 

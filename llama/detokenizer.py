@@ -108,15 +108,16 @@ class Detokenizer:
             if self._pushed <= self._stop_after:
                 self._early = len(self._bytes)
             return self._release(text, final=False)
-        text = self._take_bytes(final=True)
+        text = self._take_bytes(final=True) if self._bytes else ""
         if piece and self._drop_space and not self._decoded:
             # As SentencePiece: drop one space of the first piece with text, if no byte came before
             # (`_decoded` counts the characters that _take_bytes has just added).
             self._drop_space = False
             piece = piece.removeprefix(" ") if token_id != self._tokenizer.unk_id else piece
-        self._decoded += len(piece or "")
+        piece = piece or ""
+        self._decoded += len(piece)
         self._ends.append(self._decoded)
-        return self._release(text + (piece or ""), final=False)
+        return self._release(text + piece, final=False)
 
     def finish(self) -> str:
         """The text held back: one that began like a stop string, or one U+FFFD per byte of an incomplete
@@ -153,7 +154,8 @@ class Detokenizer:
         """The part of held text and `text` that no stop string can still cut off."""
         if self._matcher is None or self._pushed <= self._stop_after:
             self._unmatched, self._skip = self._decoded, 0
-            self._settle(self._decoded)
+            self._kept += len(self._ends)
+            self._ends.clear()
             return text
         early, text = text[: self._skip], text[self._skip :]
         self._unmatched, self._skip = self._unmatched + self._skip, 0

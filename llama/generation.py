@@ -34,7 +34,7 @@ from .api.seeds import Seeds
 from .api.session import Session
 from .api.texts import Texts
 from .distributed.world import leave
-from .engine import Engine, Request
+from .engine import Engine, Request, run_largest
 from .errors import RequestError
 from .model import Transformer
 from .prompts import B_INST, B_SYS, E_INST, E_SYS, SPECIAL_TAGS, UNSAFE_ERROR, Dialog, Message, Prompt, Role
@@ -120,7 +120,9 @@ class Llama:
         if seed is not None:
             seed = arguments.check_seed(seed)  # before minutes of loading
         given = (ckpt_dir, tokenizer_path, max_seq_len, max_batch_size, model_parallel_size, device, dtype)
-        built = loading.build(*given, cache_memory, cache_dtype, adapter=adapter, quantize=quantize)
+        built = loading.build(
+            *given, cache_memory, cache_dtype, adapter=adapter, quantize=quantize, largest_step=run_largest
+        )
         llama = Llama(
             built.model,
             built.tokenizer,

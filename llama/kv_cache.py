@@ -15,6 +15,7 @@ import contextlib
 import math
 import mmap
 import sys
+from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -124,7 +125,7 @@ class KVPool:
             if begin < end:
                 self._memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
 
-    def step(self, parts: Iterable[Part]) -> Step:
+    def step(self, parts: Iterable[tuple[array[int], int, int]]) -> Step:
         """What a step over these sequences sees."""
         return Step(self, parts)
 

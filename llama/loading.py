@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import zlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -24,9 +26,11 @@ from .distributed.world import join, leave
 from .errors import CheckpointMismatchError, ConfigError
 from .kernels.operators import computes_well
 from .kernels.report import why_missing
+from .kv_cache import KVPool
 from .model import Transformer
 from .printable import shown
-from .sizing.args import STEP_TOKENS_CUDA, ModelArgs, check_size
+from .sizing.address_space import reservable
+from .sizing.args import ModelArgs, check_size
 from .sizing.budget import (
     CACHE_DTYPES,
     CacheMemory,
@@ -83,7 +87,17 @@ class Built:
     origin: Origin
 
 
+@contextlib.contextmanager
+def _made_on_the_host() -> Iterator[None]:
+    """What names no device is made on the CPU, whatever `torch.set_default_device` of the host program says: kernels
+    in C are given addresses, and pinned memory is the host's.
+    """
+    with torch.device("cpu"):
+        yield
+
+
 @torch.inference_mode(False)  # weights made in inference mode do not count their edits
+@_made_on_the_host()
 def build(
     ckpt_dir: str | os.PathLike[str],
     tokenizer_path: str | os.PathLike[str] | None,
@@ -97,8 +111,13 @@ def build(
     *,
     adapter: str | os.PathLike[str] | None = None,
     quantize: str | None = None,
+    largest_step: Callable[[Transformer], object] | None = None,
 ) -> Built:
-    """See `Llama.build`. The files are checked before a process group is joined or memory is taken."""
+    """See `Llama.build`. The files are checked before a process group is joined or memory is taken.
+
+    Args:
+        largest_step: see `leaving_room`. Without it the cache of a GPU leaves no room for steps.
+    """
     started = time.monotonic()
     folder = as_path(ckpt_dir, "ckpt_dir")
     max_seq_len = _count("max_seq_len", max_seq_len)
@@ -131,8 +150,10 @@ def build(
             model = _load(checkpoint, parallel, memory, cache_dtype)
             if target.type == "cuda":
                 model.agree_on_blocks()
-            largest_step = partial(model.run_largest, STEP_TOKENS_CUDA)
-            plan = leaving_room(plan, checkpoint.args, parallel, target, largest_step, cache_memory)
+            if largest_step is not None:
+                step = partial(largest_step, model)
+                plan = leaving_room(plan, checkpoint.args, parallel, target, step, cache_memory)
+            plan = _reservable_plan(plan, model, cache_memory)
     except BaseException as error:
         leave(parallel, error)
         raise
@@ -180,6 +201,27 @@ def _load(checkpoint: Checkpoint, parallel: Parallel, memory: WeightMemory, cach
         progress = Progress(memory.nbytes, "loading")
         load_weights(model, checkpoint, memory.device, memory.dtype, memory=memory, progress=progress)
     return model.eval()
+
+
+def _reservable_plan(plan: CachePlan, model: Transformer, cache_memory: CacheMemory | None) -> CachePlan:
+    """A plan whose cache the system lets the process reserve. Bytes are what somebody counts on: they are not lowered,
+    and an error if they are not to be had."""
+    if isinstance(check_cache_memory(cache_memory), int):
+        return plan
+    args, parallel = model.params, model.parallel
+    per_token = cache_bytes_per_token(args, parallel.size, plan.form)
+
+    def reserve(tokens: int) -> KVPool:
+        return model.new_pool(1 + -(-tokens // model.block))
+
+    tokens = reservable(plan.tokens, args.max_seq_len, per_token, reserve, parallel, model.device)
+    if tokens == plan.tokens:
+        return plan
+    log(
+        f"The cache is lowered from {plan.tokens:,} to {tokens:,} tokens, {amount(tokens * per_token)}: the system lets"
+        " this process reserve no more address space (ulimit -v, or vm.overcommit_memory=2)"
+    )
+    return replace(plan, tokens=tokens, retained=min(plan.retained, tokens))
 
 
 @cache  # once per process

@@ -269,28 +269,8 @@ class Transformer(nn.Module):
 
     def fits(self, pool: KVPool) -> bool:
         """Whether a pool has this model's device and format, which a cast or a move changes."""
-        return pool.form == cache_format(self.cache_dtype, self.dtype) and pool.device == self.device
-
-    @torch.inference_mode()
-    def run_largest(self, tokens: int) -> None:
-        """Run the steps that take most memory, for what they take.
-
-        These are `tokens` tokens in chunks at the end of max_seq_len positions, of as many sequences as that takes, and
-        one token of max_batch_size sequences there. All share the blocks of one sequence, no two of which are
-        neighbours in order, so that positions are gathered where that is done: what comes out means nothing.
-        """
-        seq, rows = self.params.max_seq_len, self.params.max_batch_size
-        whole, rest = divmod(min(tokens, rows * seq), seq)
-        counts = [seq] * whole + [rest] * (rest > 0)
-        size = self.block
-        table = array("i", range(-(-seq // size), 0, -1))
-        pool = self.new_pool(1 + len(table), size)
-        for parts in (
-            [Part(table, seq - count, count) for count in counts],
-            [Part(table, seq - 1, 1)] * rows,
-        ):
-            ids = torch.zeros(sum(part.length for part in parts), dtype=torch.long, device=self.device)
-            self.logits(self.hidden(ids, pool.step(parts))[-rows:])
+        weight = self.norm.weight  # `dtype` and `device` would look it up twice
+        return pool.form == cache_format(self.cache_dtype, weight.dtype) and pool.device == weight.device
 
     def hidden(self, tokens_T: torch.Tensor, step: Step) -> torch.Tensor:
         """Run the tokens of a step -> normed last hidden states (T, C); its pool gains their keys and values."""

@@ -18,6 +18,8 @@ __all__ = ["GREEDY", "SamplingParams", "bias_pairs"]
 
 # The range of a bias and of the two penalties that are subtracted.
 _MOST = 100.0
+# More than any vocabulary has ids, and a float still tells it from its neighbours.
+_ALL = 1 << 53
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,16 @@ class SamplingParams:
             raise SamplingError(f"{name} is {shown(given)}; it must be {expected}")
         object.__setattr__(self, name, value)
 
-    @property
+    @cached_property
     def greedy(self) -> bool:
         """Whether no randomness is involved."""
         return self.temperature == 0 or self.top_p == 0
+
+    @cached_property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """What a row is drawn with: temperature (0: the greatest logit), top-p, top-k (infinity for all), min-p."""
+        top_k = float(self.top_k) if 0 < self.top_k < _ALL else math.inf
+        return 0.0 if self.greedy else self.temperature, self.top_p, top_k, self.min_p
 
     @cached_property
     def plain(self) -> bool:

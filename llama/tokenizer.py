@@ -124,6 +124,8 @@ class Tokenizer:
         # Whether decoding drops a space that encoding put in front of the text.
         self.has_dummy_prefix: bool = self.sp_model.decode(self._sp_plain.encode(" x")) != " x"
         self._as_text = {i: self._spell(i) for i in ordinary}
+        # What `token_bytes` has found: each id comes again and again.
+        self._texts: dict[int, bytes | str | None] = {}
         # Characters of the longest piece; None if a piece, or the normalizer, may stand for any number of
         # characters.
         faithful = self.sp_model.decode(self.sp_model.encode(_PROBE)) == _PROBE
@@ -202,6 +204,11 @@ class Tokenizer:
             TokenizerError: `t` is outside the vocabulary.
         """
         t = _index(t)
+        if t not in self._texts:
+            self._texts[t] = self._text_of(t)
+        return self._texts[t]
+
+    def _text_of(self, t: int) -> bytes | str | None:
         if t == self.pad_id or t in self.control_ids:
             return None
         piece = self.token_piece(t)

@@ -249,7 +249,7 @@ def test_the_cache_is_planned_beside_the_real_bytes(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small, large = memory_of(tiny_checkpoint, "int8").nbytes, memory_of(tiny_checkpoint).nbytes
-    monkeypatch.setattr("llama.sizing.budget.free_memory", lambda device: int((small + large) / 2 / 0.9))
+    monkeypatch.setattr("llama.sizing.budget.free_memory", lambda *_: int((small + large) / 2 / 0.9))
     assert build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto", quantize="int8").cache_tokens > 32
     with pytest.raises(OutOfMemoryError, match="quantized weights"):
         build(tiny_checkpoint, None, 32, 1, None, "cpu", "auto")

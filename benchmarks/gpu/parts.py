@@ -37,13 +37,13 @@ class Part:
 
 
 PARTS = (
-    Part("tests", "the laws of tests/gpu on the device", 200),
-    Part("ceilings", "what the device can do: copies, products of matrices, launches", 40),
-    Part("decode-7b", "decoding, 7B in bfloat16", 150),
-    Part("prefill-7b", "prompts, 7B in bfloat16", 60),
-    Part("transformers", "beside transformers, in turn, 7B in bfloat16", 240),
-    Part("34b", "34B in bfloat16", 120),
-    Part("profile", "one decode step, 7B in bfloat16", 60),
+    Part("tests", "the laws of tests/gpu on the device", 150, limit=300),
+    Part("ceilings", "what the device can do: copies, products of matrices, launches", 40, limit=120),
+    Part("decode-7b", "decoding, 7B in bfloat16", 120, limit=300),
+    Part("prefill-7b", "prompts, 7B in bfloat16", 60, limit=180),
+    Part("profile", "one decode step, 7B in bfloat16", 60, limit=180),
+    Part("transformers", "beside transformers, in turn, 7B in bfloat16", 150, limit=400),
+    Part("34b", "34B in bfloat16", 120, limit=300),
 )
 
 

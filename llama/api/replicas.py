@@ -63,15 +63,21 @@ class Gathering:
             if failure is not None:
                 raise failure
             return [None if items is None else list(items)]
-        told = self._exchange(group, encode(items, failure))
-        if failure is not None and not isinstance(failure, LlamaError):
-            raise failure
-        everyone = [decode(packet, replica) for replica, packet in enumerate(told)]
-        for replica, (_, error) in enumerate(everyone):
-            if error is not None:
-                own = replica == self._parallel.replica and failure is not None
-                raise failure if own and failure is not None else error
-        return [theirs for theirs, _ in everyone]
+        everyone: list[tuple[list[Item] | None, LlamaError | None]] = []
+        error: BaseException | None = None
+        try:
+            told = self._exchange(group, encode(items, failure))
+            if failure is not None and not isinstance(failure, LlamaError):
+                raise failure
+            everyone = [decode(packet, replica) for replica, packet in enumerate(told)]
+            for replica, (_, error) in enumerate(everyone):
+                if error is not None:
+                    own = replica == self._parallel.replica and failure is not None
+                    raise failure if own and failure is not None else error
+            return [theirs for theirs, _ in everyone]
+        finally:
+            # Or this frame, which the traceback of the error holds, would hold the error.
+            del failure, error, everyone
 
     def number(self, value: int) -> int:
         """The first replica's number. Raises RankError as `gather`."""

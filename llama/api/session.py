@@ -6,6 +6,7 @@ Knows requests, outputs and deltas. How a text call makes and reads them is in g
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 
 from ..distributed.devices import rank_threads
@@ -89,14 +90,17 @@ class Session:
         outputs: list[Item] = []
         failure: BaseException | None = None
         try:
-            for deltas in self._steps(self._share(requests)):
+            for deltas in self._steps(self._share(requests), ended_only=True):
                 outputs += [(place(delta), Output.of(delta)) for delta in deltas if delta.finish_reason]
         except BaseException as error:
             self._report(error)
             if self.engine.model.parallel.replicas == 1:
                 raise
             failure = error  # raised by the gather, where the other replicas wait for this one
-        items = [item for theirs in gathering.gather(outputs, failure) for item in theirs or ()]
+        try:
+            items = [item for theirs in gathering.gather(outputs, failure) for item in theirs or ()]
+        finally:
+            failure = None  # or this frame, which its traceback holds, would hold it
         whole = [item for item in items if isinstance(item, tuple)]
         return [output for _, output in sorted(whole, key=lambda item: item[0])]
 
@@ -121,7 +125,10 @@ class Session:
                     if self.engine.model.parallel.replicas == 1:
                         raise
                     failure = error
-                everyone = gathering.gather(mine, failure)
+                try:
+                    everyone = gathering.gather(mine, failure)
+                finally:
+                    failure = None  # as in `run`
                 if all(theirs is None for theirs in everyone):
                     return
                 for theirs in everyone:
@@ -129,18 +136,21 @@ class Session:
         finally:
             steps.close()  # type: ignore[attr-defined]
 
-    def _steps(self, requests: Sequence[Request]) -> Iterator[list[Delta]]:
+    def _steps(self, requests: Sequence[Request], *, ended_only: bool = False) -> Iterator[list[Delta]]:
         """Run requests on this rank's replica; each item is what one step yielded for them.
 
         Several of these may be open, as when a stream is open during another call. A step advances the
         requests of all; the deltas of the others wait in their feeds. However this ends, also by an interrupt
         anywhere, its feed goes out of scope, and the engine cancels requests whose feed is gone.
 
+        Args:
+            ended_only: yield a sample as one delta, when it has ended.
+
         Raises:
             NumericsError: of one of these requests; those of other calls go on.
         """
         engine, device = self.engine, self.engine.model.device
-        feed = Feed()
+        feed = Feed(ended_only=ended_only)
         left = sum(request.n for request in requests)
         try:
             for request in requests:
@@ -157,7 +167,8 @@ class Session:
                 self._tidy()
                 for delta in deltas:
                     if delta.sequence.error is not None:
-                        raise delta.sequence.error
+                        # A copy: the sequence, which callers may keep, must not hold the frames that it passes.
+                        raise copy(delta.sequence.error)
                 left -= sum(delta.finish_reason is not None for delta in deltas)
                 yield deltas
         finally:

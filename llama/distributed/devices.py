@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import socket
 from collections.abc import Iterator
 
 import torch
 
 from ..errors import ConfigError, ParallelismError
 from . import environment
+from .parallel import Parallel
 
-__all__ = ["choose_device", "current_device", "rank_threads", "threads_per_rank"]
+__all__ = ["choose_device", "current_device", "is_lost", "rank_threads", "ranks_on", "threads_per_rank"]
 
 _NOTHING = contextlib.nullcontext()
 
@@ -85,6 +88,34 @@ def current_device(device: torch.device) -> contextlib.AbstractContextManager[ob
     did not write, events, graphs.
     """
     return torch.cuda.device(device) if device.type == "cuda" else _NOTHING
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether a CUDA device computes nothing more for this process, to be asked after an error.
+
+    After a kernel that read where nothing is, or that hit an assertion, CUDA gives the same error to every later call
+    until the process ends. Having too little memory is no such error.
+    """
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
+def ranks_on(device: torch.device, parallel: Parallel) -> int:
+    """How many ranks of the launch compute on this very CUDA device. All ranks call it.
+
+    A device is known by its UUID: its index means another one on another machine, or behind CUDA_VISIBLE_DEVICES.
+    """
+    if parallel.size * parallel.replicas == 1:
+        return 1
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    name = f"{socket.gethostname()} {device}" if uuid is None else str(uuid)
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
+    return parallel.count_same(number, device)
 
 
 def threads_per_rank(current: int, cores: int) -> int:

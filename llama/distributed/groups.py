@@ -16,7 +16,7 @@ import torch.distributed as dist
 from .agreement import Health, Step, UnexplainedError, disagreement, first_difference
 from .silence import silent, vanished
 
-__all__ = ["Group"]
+__all__ = ["Group", "destroy"]
 
 # Polling a collective whose other ranks may be busy: from the first pause to the longest, in seconds, and how
 # often to look for notes of ranks that failed.
@@ -24,6 +24,19 @@ _PAUSES = (2e-5, 1e-3)
 _NOTES_SECONDS = 1.0
 # Stands in for a step's hash, which is never negative, in the message of `on_any`.
 _ASKING = -1
+
+
+def destroy(raw: Any = None, *, alone: bool) -> None:
+    """Destroy a process group, or the world and all groups.
+
+    Args:
+        alone: whether perhaps not all of its ranks do that now. NCCL waits for them and for what is under way on the
+            GPU, which may be waiting for this rank; so its work is aborted.
+    """
+    if alone and "nccl" in dist.get_backend_config(raw):
+        dist.distributed_c10d._abort_process_group(raw)
+    else:
+        dist.destroy_process_group(raw)
 
 
 class Group:
@@ -79,7 +92,7 @@ class Group:
         return any(row[2] for row in rows)
 
     def _steps(self, step: Step, device: torch.device) -> list[list[int]]:
-        mine = torch.tensor([*step], dtype=torch.int64, device=device)
+        mine = torch.tensor([*step], dtype=torch.int64, device=self.numbers_on(device))
         rows: list[list[int]] = torch.stack(self.all_gather(mine)).tolist()
         return rows
 
@@ -108,7 +121,7 @@ class Group:
             tag: numbers sent ahead of the data, the same count on every rank.
             check: called with the tags of all ranks before any data is sent; may raise, on all ranks.
         """
-        where = torch.device("cpu") if device is None or self._reaches_cpu() else device
+        where = torch.device("cpu") if device is None else self.numbers_on(device)
         head = torch.tensor([*tag, len(data)], dtype=torch.int64, device=where)
         heads = torch.stack(self._gather_patiently(head)).tolist()
         if check is not None:
@@ -129,10 +142,15 @@ class Group:
         if self._ours and self.raw is not None:
             # gloo closes its connections with the last reference to the group.
             raw, self.raw = self.raw, None
-            dist.destroy_process_group(raw)
+            destroy(raw, alone=True)
 
-    def _reaches_cpu(self) -> bool:
-        return "cpu:" in dist.get_backend_config(self.raw)
+    def numbers_on(self, device: torch.device) -> torch.device:
+        """Where numbers that the host reads are exchanged: on the CPU if the group's backend can.
+
+        gloo then tells of a rank that is gone, and no GPU is waited for. NCCL would leave the host waiting.
+        """
+        self.health.check()  # there may be no group any more
+        return torch.device("cpu") if "cpu:" in dist.get_backend_config(self.raw) else device
 
     def _call(self, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
         self.health.check()

@@ -108,6 +108,15 @@ class Parallel:
             return self.group.on_any(flag, device)
         return bool(self.all_reduce(torch.tensor([float(flag)])).item())
 
+    def count_same(self, number: int, device: torch.device) -> int:
+        """How many ranks of all replicas have this rank's number, itself included. All ranks call it; device: this
+        rank's."""
+        numbers = torch.tensor([number], device="cpu")
+        for group in (self.group, self.replica_group):
+            if group is not None:
+                numbers = torch.cat(group.all_gather(numbers.to(group.numbers_on(device))))
+        return int((numbers == number).sum())
+
     def smallest(self, value: int | None, device: torch.device) -> int | None:
         """The smallest value of all ranks of all replicas. None means no limit.
 
@@ -116,8 +125,10 @@ class Parallel:
         if self.group is None and self.replica_group is None:
             return value
         unlimited = torch.iinfo(torch.int64).max
-        least = torch.tensor([unlimited if value is None else value], device=device)
+        least = unlimited if value is None else value
         for group in (self.group, self.replica_group):
             if group is not None:
-                group.all_reduce(least, dist.ReduceOp.MIN)
-        return None if int(least) == unlimited else int(least)
+                x = torch.tensor([least], device=group.numbers_on(device))
+                group.all_reduce(x, dist.ReduceOp.MIN)
+                least = int(x)
+        return None if least == unlimited else least

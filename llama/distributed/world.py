@@ -21,7 +21,7 @@ from fairscale.nn.model_parallel import initialize as fairscale_groups
 from ..errors import LlamaError, ParallelismError, RankError
 from . import environment, launcher_watch
 from .agreement import FailureNotes, Health, describe
-from .groups import Group
+from .groups import Group, destroy
 from .parallel import Parallel
 from .shared_memory import share_memory
 from .silence import noticing_silence
@@ -157,14 +157,14 @@ class _World:
         if self.made_default:
             self.made_default = False
             seconds = 0.0 if failed_alone else _MEETING_SECONDS if error is None else _ERROR_SECONDS
-            _wait_for_all(self.meeting, dist.get_rank(), dist.get_world_size(), seconds)
+            came = _wait_for_all(self.meeting, dist.get_rank(), dist.get_world_size(), seconds)
             with contextlib.suppress(RuntimeError):
-                dist.destroy_process_group()
+                destroy(alone=failed_alone or not came)
         else:
             for group in groups:
                 if error is None and dist.get_backend(group.raw) == dist.Backend.GLOO:
                     dist.barrier(group.raw)
-                dist.destroy_process_group(group.raw)
+                destroy(group.raw, alone=error is not None)
         for group in groups:
             group.raw = None
 
@@ -175,16 +175,21 @@ def _on_one_machine(ranks: range) -> bool:
     return ranks[0] // local == ranks[-1] // local
 
 
-def _wait_for_all(store: Any, rank: int, ranks: int, seconds: float) -> None:
-    """Note that this rank leaves, and wait until all have, or for some seconds: another may have died.
+def _wait_for_all(store: Any, rank: int, ranks: int, seconds: float) -> bool:
+    """Note that this rank leaves, and wait until all have, or for some seconds: another may have died -> whether all
+    have.
 
     Not gloo's barrier: monitored or not, it blocks for the group's whole timeout and ignores Ctrl-C.
     """
     with contextlib.suppress(RuntimeError):  # the process that hosts the store may be gone
         store.set(f"left/{rank}", "")
         end = time.monotonic() + seconds
-        while not store.check([f"left/{each}" for each in range(ranks)]) and time.monotonic() < end:
+        while not (came := bool(store.check([f"left/{each}" for each in range(ranks)]))):
+            if time.monotonic() > end:
+                break
             time.sleep(0.01)
+        return came
+    return False
 
 
 def _may_be_alone(error: BaseException | None) -> bool:

@@ -1,6 +1,7 @@
 """The engine: requests in, one step at a time, tokens and text out.
 
-Only `Engine` needs torch, so it is imported on first use: requests, scheduling and drafts work without.
+Only `Engine` and `run_largest` need torch, so they are imported on first use: requests, scheduling and drafts work
+without.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .largest_step import run_largest
 
 __all__ = [
     "Counts",
@@ -24,6 +26,7 @@ __all__ = [
     "Snapshot",
     "Times",
     "TokenScore",
+    "run_largest",
 ]
 
 
@@ -32,4 +35,8 @@ def __getattr__(name: str) -> Any:
         from .engine import Engine
 
         return Engine
+    if name == "run_largest":
+        from .largest_step import run_largest
+
+        return run_largest
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

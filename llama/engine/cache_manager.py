@@ -61,10 +61,11 @@ class CacheManager:
         """
         if self.prefixes is None or sequence.stale:
             return
-        self.prefixes.follow(sequence)
         full = min(sequence.computed, len(sequence.tokens)) // self.blocks.size
-        for place, block in self.prefixes.fill(sequence, full):
-            self._put(sequence, place, block)
+        if self.prefixes.is_behind(sequence, full):
+            self.prefixes.follow(sequence)
+            for place, block in self.prefixes.fill(sequence, full):
+                self._put(sequence, place, block)
 
     # ---- sequences begin and grow --------------------------------------------------------------------------
 
@@ -134,6 +135,11 @@ class CacheManager:
         sequence.reserved -= count
         self.blocks.reserved -= count
         self._extend(fork, count)
+
+    def has_room(self, sequence: SequenceState) -> bool:
+        """Whether its next token goes to a block that it has, and holds alone, as almost always."""
+        place, table = sequence.computed // self.blocks.size, sequence.table
+        return place < len(table) and self.blocks.holders(table[place]) == 1
 
     def lacks(self, sequence: SequenceState, count: int) -> int:
         """Blocks that it must get to have `count`, with that of its next token for itself; 0 or less if it does."""

@@ -49,16 +49,17 @@ class Engine:
             many as the two limits allow to run. Rounded up to whole blocks.
         retained_tokens: how many of these may be kept for reuse while no sequence holds them; by default a
             quarter, and at least one sequence of max_seq_len, so that memory is not filled for its own sake.
-        step_tokens: tokens of one step; by default what suits the device.
+        step_tokens: tokens of one step; by default what suits the device, on CUDA also the most.
         prefill_tokens: prompt tokens in a step beside streaming decodes; by default what suits the device.
         prefix_reuse: whether computed prefixes are kept and reused.
         speculate: whether requests that allow it get drafts.
-        block: positions of a block of the cache, a power of two up to 256; prefixes are shared in whole blocks. By
-            default what suits the device: `Transformer.block`.
+        block: positions of a block of the cache, a power of two up to 256, the unit in which prefixes are shared; by
+            default what suits the device.
         clock: seconds, for the times that results carry; no decision depends on it.
 
     Raises:
-        ConfigError: block is something else, or cache_tokens not an integer of at least 1.
+        ConfigError: block is something else, cache_tokens or step_tokens not an integer of at least 1, or step_tokens
+            more than what there is room for on a GPU.
         OutOfMemoryError: the system does not give the cache.
     """
 
@@ -78,9 +79,8 @@ class Engine:
     ) -> None:
         max_seq_len = model.params.max_seq_len
         size = check_block(model.block if block is None else block)
-        if cache_tokens is None:
-            cache_tokens = model.params.max_batch_size * -(-max_seq_len // size) * size
-        room = integer(cache_tokens)
+        each = -(-max_seq_len // size) * size
+        room = integer(model.params.max_batch_size * each if cache_tokens is None else cache_tokens)
         if room is None or room < 1:
             raise ConfigError(f"cache_tokens is {cache_tokens!r}; it must be an integer of at least 1")
         if retained_tokens is None:
@@ -91,23 +91,20 @@ class Engine:
         # Threads that share the engine hold this to add, step or cancel; the engine itself never takes it.
         self.lock = FairLock()
         self.feed = Feed()  # of requests that were added without one
-        # Ids of the requests in the last step that was tried; if it failed, those that it failed with.
-        self.planned: frozenset[int] = frozenset()
+        self._requests: dict[int, RequestState] = {}
+        self._planned: list[SequenceState] = []
         self.blocks = BlockPool(room, size)
         retained = min(self.blocks.total, self.blocks.needed(retained_tokens))
         self.scheduler = Scheduler(
             Limits.for_model(model, step_tokens, prefill_tokens),
             CacheManager(self.blocks, PrefixCache(size, retained) if prefix_reuse else None),
-            self._new_sequence,
+            functools.partial(_new_sequence, self._requests, tokenizer, speculate),
         )
         self.memory = CacheMemory(model, self.blocks)
         self.runner = Runner(model, self.memory)
         self.counters = Counters()
-        self._speculate = speculate
         self._watch = ModelWatch(model)
-        self._known_changes = 0
-        self._next_id = 0
-        self._requests: dict[int, RequestState] = {}
+        self._known_changes = self._next_id = 0
         self._unread: dict[int, object] = {}  # ids of requests whose reader is gone
         # True while anything changes. An interrupt leaves it so, and `_settle` repairs what it finds.
         self._torn = False
@@ -227,6 +224,11 @@ class Engine:
 
     # ---- a step --------------------------------------------------------------------------------------------
 
+    @property
+    def planned(self) -> frozenset[int]:
+        """Ids of the requests in the last step that was tried; if it failed, those that it failed with."""
+        return frozenset(sequence.request_id for sequence in self._planned)
+
     def step(self) -> list[Delta]:
         """Advance every sequence that can advance -> the deltas of requests without a reader of their own.
 
@@ -235,7 +237,6 @@ class Engine:
         self.advance()
         return self.feed.read()
 
-    @torch.inference_mode()
     def advance(self) -> None:
         """Advance every sequence that can advance: schedule, run, record. Deltas wait in the readers' feeds.
 
@@ -251,7 +252,7 @@ class Engine:
         self._settle()
         self.tidy()
         try:
-            with current_device(self.model.device):
+            with torch.inference_mode(), current_device(self.model.device):
                 self._check_pool()
                 batch = self._schedule()
                 try:
@@ -272,15 +273,15 @@ class Engine:
 
     def _schedule(self) -> ScheduledBatch:
         """Plan the step. If a sequence can begin, which may reuse a prefix, ask if the model changed."""
-        self.planned = frozenset(sequence.request_id for sequence in self.scheduler.running)
+        self._planned = list(self.scheduler.running)
         self._watch.glance()
         self._torn = True
         reuse = self.scheduler.prefixes is not None
         changed = reuse and self.scheduler.can_begin() and self._model_changed()
         batch = self.scheduler.plan(model_changed=changed)
-        self.planned = frozenset(scheduled.sequence.request_id for scheduled in batch)
+        self._planned = [scheduled.sequence for scheduled in batch]
         now = self.clock()
-        for sequence, *_ in batch:
+        for sequence in self._planned:
             if sequence.times.begun is None:
                 sequence.times.begun = now
         return batch
@@ -291,9 +292,6 @@ class Engine:
         changed = self.model.parallel.on_any(changes != self._known_changes, self.model.device)
         self._known_changes = changes
         return changed
-
-    def _new_sequence(self, request_id: int, request: Request, sample: int) -> SequenceState:
-        return self._requests[request_id].new_sequence(sample, self.tokenizer, self._speculate)
 
     def _undo(self, batch: ScheduledBatch) -> None:
         """Take back what a step that failed has changed.
@@ -315,36 +313,39 @@ class Engine:
 
     def _record(self, results: list[StepResult]) -> None:
         """Enter what a step computed. Only an interrupt can stop this; then `_settle` finds it torn."""
-        now = self.clock()
+        now, index = self.clock(), self.scheduler.cache_manager.index
+        new = drafted = accepted = 0
         for result in results:
-            sequence, samples = result.scheduled.sequence, result.samples
+            (sequence, _, length, draft), samples = result.scheduled, result.samples
             state = self._requests[sequence.request_id]
-            sequence.computed += result.scheduled.length
+            sequence.computed += length
             if result.prompt_scores:
                 for each in samples or [sequence]:
                     each.prompt_scores += result.prompt_scores
             if len(samples) > 1:
                 state.add_forks(sequence, samples[1:])
                 self.scheduler.fork(sequence, samples[1:])
-            feed, draft = state.feed(), result.scheduled.draft
-            if samples:
+            feed = state.feed()
+            if not samples:
+                index(sequence)
+            elif not sequence.journal:
                 self.counters.count_prompt(sequence)
-            else:
-                self.scheduler.cache_manager.index(sequence)
             for each, tokens in zip(samples, result.tokens, strict=True):
-                settled = each.settled
-                accepted = extend(each, tokens, draft, now)
-                self.counters.count_output(each.settled - settled, len(draft), accepted)
+                new -= each.settled
+                accepted += extend(each, tokens, draft, now)
+                new += each.settled
+                drafted += len(draft)
                 if each.finish_reason is not None:
                     state.left -= 1
                     self.scheduler.retire(each)
                 else:
-                    self.scheduler.cache_manager.index(each)
-                if feed is not None:
+                    index(each)
+                if feed is not None and (each.finish_reason is not None or not feed.ended_only):
                     feed.news.append(each)
             if not state.left:
                 del self._requests[state.request_id]
                 self.counters.finished += 1
+        self.counters.count_output(new, drafted, accepted)
         self._torn = False
 
     # ---- failures and interrupts ---------------------------------------------------------------------------
@@ -367,8 +368,7 @@ class Engine:
         """If an interrupt struck in the middle of a change, rebuild everything from the requests in progress.
 
         Sequences begin again as after a preemption: what their journals say stays, keys and values are computed
-        again.
-        If this is interrupted itself, it starts over.
+        again. If this is interrupted itself, it starts over.
         """
         if not self._torn:
             return
@@ -386,3 +386,15 @@ class Engine:
             else:
                 del self._requests[state.request_id]
         self._torn = False
+
+
+def _new_sequence(
+    requests: dict[int, RequestState],
+    tokenizer: Tokenizer,
+    speculate: bool,
+    request_id: int,
+    request: Request,
+    sample: int,
+) -> SequenceState:
+    """For the scheduler. A method of the engine would make a circle of the two, which keeps the cache's memory."""
+    return requests[request_id].new_sequence(sample, tokenizer, speculate)

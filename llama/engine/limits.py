@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
 from ..sizing.args import STEP_TOKENS, STEP_TOKENS_CUDA, ModelArgs
+from ..values import integer
 
 if TYPE_CHECKING:
     from ..model import Transformer
@@ -40,13 +42,27 @@ class Limits:
 
     @classmethod
     def for_model(cls, model: Transformer, step_tokens: int | None, prefill_tokens: int | None) -> Limits:
-        """Limits that suit a model and its device. None: as many as suit the device."""
+        """Limits that suit a model and its device. None: as many as suit the device.
+
+        Raises:
+            ConfigError: step_tokens is not an integer of at least 1, or on CUDA more than what there is room for.
+        """
+        on_cuda = model.device.type == "cuda"
+        most = STEP_TOKENS_CUDA if on_cuda else STEP_TOKENS
         if step_tokens is None:
-            step_tokens = STEP_TOKENS_CUDA if model.device.type == "cuda" else STEP_TOKENS
+            step_tokens = most
+        tokens = integer(step_tokens)
+        if tokens is None or tokens < 1:
+            raise ConfigError(f"step_tokens is {step_tokens!r}; it must be an integer of at least 1")
+        if on_cuda and tokens > most:
+            raise ConfigError(
+                f"step_tokens is {tokens:,}, but beside the cache of a GPU there is room for steps of {most:,}, which"
+                " keep it busy; give at most that"
+            )
         if prefill_tokens is None:
             prefill_tokens = _PREFILL_TOKENS.get(model.device.type, _PREFILL_TOKENS_ELSEWHERE)
         batch, breakeven = model.params.max_batch_size, _attention_breakeven(model.params)
-        return cls(batch, step_tokens, prefill_tokens, breakeven)
+        return cls(batch, tokens, prefill_tokens, breakeven)
 
 
 def _attention_breakeven(params: ModelArgs) -> float:

@@ -36,12 +36,12 @@ def extend(sequence: SequenceState, sampled: Sequence[SampledToken], draft: Sequ
         accepted += 1
     if sampled and sequence.times.first_token is None:
         sequence.times.first_token = now
-    if accepted < len(draft):
+    if draft:
         sequence.computed -= len(draft) - accepted
-    if sequence.drafter is not None:
-        sequence.drafter.judge(len(draft), accepted)
-    sequence.drafted += len(draft)
-    sequence.accepted += accepted
+        sequence.drafted += len(draft)
+        sequence.accepted += accepted
+        if sequence.drafter is not None:
+            sequence.drafter.judge(len(draft), accepted)
     if reason is not None:
         finish(sequence, text, kept, reason, now)
     else:
@@ -64,19 +64,20 @@ def finish(sequence: SequenceState, text: str, kept: int, reason: FinishReason, 
 
 def _append(sequence: SequenceState, sampled: SampledToken) -> tuple[str, int, FinishReason | None]:
     """Append a token -> text that is safe to show, tokens that count, and why it was the last, or None."""
-    request, detokenizer = sequence.request, sequence.detokenizer
+    request, detokenizer, tokens = sequence.request, sequence.detokenizer, sequence.tokens
+    token, score = sampled
     text = ""
     reason: FinishReason | None = None
-    sequence.tokens.append(sampled.token)
-    sequence.scores.append(sampled.score.best(request.top))
-    if sampled.token in request.stop_ids:
+    tokens.append(token)
+    sequence.scores.append(score)
+    if token in request.stop_ids:
         reason = FinishReason.STOP
     else:
-        text = detokenizer.push(sampled.token)
-        if sequence.generated == request.max_new_tokens:
+        text = detokenizer.push(token)
+        if len(tokens) == len(request.prompt) + request.max_new_tokens:
             reason = FinishReason.LENGTH
     if reason is not None and detokenizer.stopped is None:
         text += detokenizer.finish()
     if detokenizer.stopped is not None:
         return text, len(request.prompt) + detokenizer.kept_tokens, FinishReason.STOP_SEQUENCE
-    return text, len(sequence.tokens) - (reason is FinishReason.STOP), reason
+    return text, len(tokens) - (reason is FinishReason.STOP), reason

@@ -77,6 +77,11 @@ class PrefixCache:
         """Blocks that are kept though nobody holds them."""
         return len(self._unheld)
 
+    def is_behind(self, sequence: SequenceState, count: int) -> bool:
+        """Whether `follow`, or `fill` with this count, would do anything."""
+        path = self._paths.get(sequence)
+        return path is None or path.filled < count or len(path.nodes) < len(sequence.tokens) // self.size
+
     def follow(self, sequence: SequenceState) -> None:
         """Add a running sequence to the tree, or the blocks that its tokens have gained."""
         path = self._paths.get(sequence)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,13 @@ class Feed:
     """One reader of any number of requests. When the reader drops it, its requests are cancelled.
 
     news: sequences that may have something unread; one that is there twice, or has nothing new, does no harm.
+
+    Args:
+        ended_only: the reader takes a sample as a whole, so it is told of it when it has ended.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ended_only: bool = False) -> None:
+        self.ended_only = ended_only
         self.news: list[SequenceState] = []
 
     def read(self) -> list[Delta]:
@@ -101,10 +106,10 @@ class RequestState:
         self.samples = [*self.samples, sequence]
         return sequence
 
-    def add_forks(self, sequence: SequenceState, forks: list[SequenceState]) -> None:
+    def add_forks(self, sequence: SequenceState, forks: Sequence[SequenceState]) -> None:
         """Add the forks of a sample behind it."""
         behind = 1 + bisect.bisect_left(self.samples, sequence.sample, key=lambda each: each.sample)
-        self.samples = self.samples[:behind] + forks + self.samples[behind:]
+        self.samples = [*self.samples[:behind], *forks, *self.samples[behind:]]
 
     def restore(self) -> None:
         """Go back to what the journals say, with nothing computed; see `SequenceState.restore`."""

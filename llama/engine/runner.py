@@ -16,9 +16,9 @@ import torch
 
 from ..kernels.adjust import adjust
 from ..kernels.draws import draw, draw_numbers
-from ..kernels.operators import log_probabilities, sample
-from ..kernels.sampling import all_finite, count_not_finite, most_probable
-from ..kernels.steps import Part, Step, StepTensors
+from ..kernels.operators import decide, log_probabilities
+from ..kernels.sampling import Decided, count_not_finite
+from ..kernels.steps import Step, StepTensors
 from ..model import Transformer
 from .cache_memory import CacheMemory
 from .rows import (
@@ -26,7 +26,9 @@ from .rows import (
     SampledToken,
     StepResult,
     changes_of,
+    deal,
     due,
+    inputs_of,
     packet,
     packet_shape,
     scored,
@@ -37,7 +39,7 @@ from .sequence import ScheduledBatch, TokenScore
 from .step_digest import step_of
 from .transfers import Transfers
 
-__all__ = ["Runner"]
+__all__ = ["Inputs", "Runner"]
 
 
 class Runner:
@@ -58,13 +60,12 @@ class Runner:
         Only blocks of the pool change, behind what is computed. If this raises, the step has left no trace.
         Copies that were made are gone from `batch.copies`.
         """
-        model, device = self.model, self.model.device
-        tokens = [token for scheduled in batch for token in scheduled.tokens]
+        model, pool = self.model, self.memory.pool
+        device = pool.device  # the model's, which takes longer to tell
+        tokens, parts = inputs_of(batch)
         if model.parallel.size > 1:
             model.parallel.begin(step_of(batch, tokens), device)
-        step = self.memory.pool.step(
-            [Part(sequence.table, start, length) for sequence, start, length, _ in batch]
-        )
+        step = pool.step(parts)
         results = [StepResult(scheduled) for scheduled in batch]
         prompts, next_rows = scored(batch), due(results)
         groups = [rows for _, rows in prompts]
@@ -74,17 +75,13 @@ class Runner:
             answers = self._on_cuda(batch, tokens, step, groups)
         else:
             if batch.copies:
-                self.memory.pool.copy(*zip(*batch.copies, strict=True))
+                pool.copy(*zip(*batch.copies, strict=True))
                 batch.copies.clear()
-            hidden_TC = model.hidden(torch.tensor(tokens, device=device), step)
+            hidden_TC = model.hidden(torch.from_numpy(_integers(tokens)).to(device), step)
             answers = [self._decide(hidden_TC, rows) for rows in groups]
         for (i, _), scores in zip(prompts, answers, strict=False):
-            results[i].prompt_scores += [each.score for each in scores]
-        sampled = iter(answers[-1] if next_rows else ())
-        for result in results:
-            scheduled = result.scheduled
-            count = 1 + len(scheduled.draft) if scheduled.sequence.request.max_new_tokens else 0
-            result.tokens = [list(itertools.islice(sampled, count)) for _ in result.samples]
+            results[i].prompt_scores = [*results[i].prompt_scores, *(each.score for each in scores)]
+        deal(results, answers[-1] if next_rows else ())
         return results
 
     # ---- where the host reads the logits ----
@@ -92,7 +89,7 @@ class Runner:
     def _decide(self, hidden_TC: torch.Tensor, rows: list[Row]) -> list[SampledToken]:
         """Ids and scores that the first rank decides, on all ranks."""
         wanted = [each.row for each in rows]
-        if wanted == list(range(len(hidden_TC))):
+        if wanted == list(range(hidden_TC.shape[0])):
             hidden_NC = hidden_TC
         elif wanted == list(range(wanted[0], wanted[0] + len(rows))):
             hidden_NC = hidden_TC[wanted[0] : wanted[0] + len(rows)]
@@ -103,16 +100,13 @@ class Runner:
         logits_NV = self.model.logits(hidden_NC).cpu()
         if parallel.rank != 0:
             answers = torch.empty(packet_shape(len(rows), top), dtype=torch.float32, device="cpu")
-        elif not all_finite(logits_NV):
-            ids_N = torch.zeros(len(rows), dtype=torch.int64, device="cpu")
-            answers = packet(logits_NV, ids_N, count_not_finite(logits_NV), top)
         else:
-            ids_N = _chosen(logits_NV, rows)
-            if parallel.size == 1 and not top:
-                # Most steps. Nothing has to travel, and two lists are made sooner than one tensor.
-                logs_N = log_probabilities(logits_NV, ids_N)
-                return list(map(SampledToken, ids_N.tolist(), map(TokenScore, logs_N.tolist())))
-            answers = packet(logits_NV, ids_N, torch.zeros(len(rows), device="cpu"), top)
+            found = _decided(logits_NV, rows)
+            if parallel.size == 1 and not top and not any(found.bad):
+                # Most steps: nothing has to travel.
+                return list(map(SampledToken, found.ids, map(TokenScore, found.logs)))
+            ids_N, bad_N = (torch.tensor(each, device="cpu") for each in (found.ids, found.bad))
+            answers = packet(logits_NV, ids_N, bad_N, top)
         return unpacked(parallel.broadcast(answers).tolist(), rows, self.model)
 
     # ---- where it does not ----
@@ -129,7 +123,7 @@ class Runner:
             self.memory.pool.copy(*inputs.copies)
             batch.copies.clear()
         top = max((each.sequence.request.top for each in rows), default=0)
-        answers = self._compute(step, inputs, [len(group) for group in groups], top)
+        answers = self.compute(step, inputs, [len(group) for group in groups], top)
         if not rows:
             return []
         tokens_of = iter(unpacked(self._transfers.fetch(answers), rows, self.model))
@@ -137,7 +131,7 @@ class Runner:
 
     def _sent(
         self, transfers: Transfers, batch: ScheduledBatch, tokens: list[int], step: Step, rows: list[Row]
-    ) -> _Inputs:
+    ) -> Inputs:
         """Copy all numbers of a step to the device."""
         vocab, next_rows = self.model.vocab_size, [row for row in rows if not row.place]
         params = [each.sequence.request.sampling for each in next_rows]
@@ -146,16 +140,16 @@ class Runner:
             _integers(batch.copies).reshape(-1, 2).T,
             _integers([each.row for each in rows]),
             _integers([each.known for each in rows if each.place]),
-            draw_numbers(params, uniforms(next_rows), vocab).reshape(-1, 5),
+            np.asarray(draw_numbers(params, uniforms(next_rows))).reshape(-1, 5),
             *changes_of(next_rows, vocab),
             *step.on_host,
         ]
         sent = transfers.send(arrays)
-        count = len(_Inputs._fields)
+        count = len(Inputs._fields)
         step.tensors = StepTensors(*sent[count:])
-        return _Inputs(*sent[:count])
+        return Inputs(*sent[:count])
 
-    def _compute(self, step: Step, inputs: _Inputs, counts: Sequence[int], top: int) -> torch.Tensor:
+    def compute(self, step: Step, inputs: Inputs, counts: Sequence[int], top: int) -> torch.Tensor:
         """The packet of answers, on the device. It waits for nothing, and no number there decides what is run.
 
         counts: rows of each group: first those to score, last those whose next token is to be decided, if any.
@@ -179,7 +173,7 @@ class Runner:
         return parallel.broadcast(packets[0] if len(packets) == 1 else torch.cat(packets))
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """A step's numbers on the device, beside those of `Step.tensors`; see `Runner._sent`."""
 
     tokens: torch.Tensor
@@ -195,15 +189,15 @@ def _integers(values: Sequence[object]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.array(values, dtype=np.int64)
 
 
-def _chosen(logits_NV: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-    """The ids of rows whose logits are finite, on the host."""
+def _decided(logits_NV: torch.Tensor, rows: list[Row]) -> Decided:
+    """The ids and scores of rows, on the host."""
     if rows[0].place:
-        return torch.tensor([each.known for each in rows], device="cpu")
+        ids, bad = [each.known for each in rows], count_not_finite(logits_NV).tolist()
+        logs = log_probabilities(logits_NV, torch.tensor(ids, device="cpu"))
+        return Decided(ids, logs.tolist(), bad)
     requests = [each.sequence.request for each in rows]
-    params = [request.sampling for request in requests]
+    drawn_NV = logits_NV
     if any(request.adjusted for request in requests):
         changed = changes_of(rows, logits_NV.shape[1])
-        logits_NV = adjust(logits_NV, *map(torch.from_numpy, changed))
-    if all(param.greedy for param in params):
-        return most_probable(logits_NV)
-    return sample(logits_NV, params, uniforms(rows))
+        drawn_NV = adjust(logits_NV, *map(torch.from_numpy, changed))
+    return decide(logits_NV, drawn_NV, [request.sampling for request in requests], uniforms(rows))

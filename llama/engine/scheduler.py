@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from operator import attrgetter
@@ -153,7 +153,7 @@ class Scheduler:
         self.running.remove(sequence)
         self.cache_manager.free(sequence)
 
-    def fork(self, sequence: SequenceState, forks: list[SequenceState]) -> None:
+    def fork(self, sequence: SequenceState, forks: Sequence[SequenceState]) -> None:
         """Let a prefilled sequence stand for itself only; its forks take over slots and what was set aside."""
         assert sequence.slots == 1 + len(forks)
         sequence.slots = 1
@@ -187,13 +187,16 @@ class Scheduler:
         unpaused = [sequence for sequence in self.running if not sequence.is_paused]
         left = self.limits.step_tokens
         batch = ScheduledBatch()
+        prefills = []
         for sequence in unpaused:
+            if sequence.pending != 1:
+                prefills.append(sequence)
             # Only younger ones are preempted, so what is scheduled already stays.
-            if sequence.pending == 1 and sequence.is_running and left and self._grow(sequence, batch.copies):
+            elif left and sequence.is_running and self._grow(sequence, batch.copies):
                 batch.append(ScheduledSequence(sequence, sequence.computed, 1))
                 left -= 1
         decodes = len(batch)
-        prefills = [sequence for sequence in unpaused if sequence.pending > 1 and sequence.is_running]
+        prefills = [sequence for sequence in prefills if sequence.is_running]
         budget = math.inf
         if prefills and any(scheduled.sequence.request.streaming for scheduled in batch):
             budget = self.limits.prefill_tokens + 2 * decodes
@@ -299,6 +302,8 @@ class Scheduler:
         Args:
             copies: gets the block to copy, if others hold the one that the token goes to.
         """
+        if self.cache_manager.has_room(sequence):
+            return True
         count = self.blocks.needed(sequence.computed + 1)
         if not self._make_room(sequence, count):
             return False

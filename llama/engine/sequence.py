@@ -30,8 +30,7 @@ __all__ = [
 _DRAWS = 16
 
 
-@dataclass(frozen=True)
-class TokenScore:
+class TokenScore(NamedTuple):
     """Log-probability of a token, and the most probable ids at its position, best first.
 
     Both are log softmax of the model's logits, before temperature, top-p and penalties.
@@ -296,12 +295,6 @@ class ScheduledSequence(NamedTuple):
     start: int
     length: int
     draft: Sequence[int] = ()
-
-    @property
-    def tokens(self) -> list[int]:
-        """The ids to run."""
-        tokens = self.sequence.tokens[self.start : self.start + self.length]
-        return [*tokens, *self.draft] if self.draft else tokens
 
 
 class ScheduledBatch(list[ScheduledSequence]):

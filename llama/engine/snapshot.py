@@ -33,13 +33,12 @@ class Counters:
     failed: int = 0
 
     def count_prompt(self, sequence: SequenceState) -> None:
-        """A sequence is prefilled; it counts the first time, not after a preemption."""
-        if not sequence.journal:
-            self.prompt_tokens += len(sequence.request.prompt)
-            self.reused_tokens += sequence.reused
+        """A sequence is prefilled, for the first time and not after a preemption."""
+        self.prompt_tokens += len(sequence.request.prompt)
+        self.reused_tokens += sequence.reused
 
     def count_output(self, settled: int, drafted: int, accepted: int) -> None:
-        """A step added so many settled tokens to a sample, and decided its draft."""
+        """A step added so many settled tokens, and decided drafts."""
         self.generated_tokens += settled
         self.drafted_tokens += drafted
         self.accepted_tokens += accepted

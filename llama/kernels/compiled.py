@@ -55,7 +55,7 @@ _KERNELS: _Signatures = {
     "layers_space": ("p", "n"),
     "layers": ("pppnn", ""),
     "rows_space": ("n", "n"),
-    "rows_draw": ("ppppnnn", ""),
+    "rows_decide": ("pppppppnnn", ""),
     "rows_logs": ("ppppnnn", ""),
 }
 

@@ -14,8 +14,9 @@ Shapes: R rows, V vocabulary.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import torch
@@ -27,32 +28,18 @@ __all__ = ["draw", "draw_numbers", "sample"]
 _TINY = torch.finfo(torch.float32).tiny
 
 
-def draw_numbers(
-    params: Sequence[SamplingParams], uniforms: Sequence[float], vocab: int
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What rows are drawn with, (R, 5): temperature (0: the greatest logit), top-p, top-k (V for all), min-p, uniform.
-
-    csrc/rows.c takes the same.
-    """
-    rows = [
-        (
-            0.0 if param.greedy else param.temperature,
-            param.top_p,
-            min(param.top_k or vocab, vocab),
-            param.min_p,
-            uniform,
-        )
-        for param, uniform in zip(params, uniforms, strict=True)
-    ]
-    return np.array(rows, dtype=np.float64)
+def draw_numbers(params: Sequence[SamplingParams], uniforms: Sequence[float]) -> array[float]:
+    """What rows are drawn with, five doubles each, for csrc/rows.c too: `SamplingParams.numbers`, uniform number."""
+    rows = [(*param.numbers, uniform) for param, uniform in zip(params, uniforms, strict=True)]
+    return array("d", chain.from_iterable(rows))
 
 
 def sample(
     logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
 ) -> torch.Tensor:
     """As `operators.sample`, by `draw`."""
-    numbers = torch.from_numpy(draw_numbers(params, uniforms, logits_RV.shape[1]))
-    return draw(logits_RV, numbers.to(logits_RV.device))
+    numbers = np.asarray(draw_numbers(params, uniforms)).reshape(-1, 5)
+    return draw(logits_RV, torch.from_numpy(numbers).to(logits_RV.device))
 
 
 def draw(logits_RV: torch.Tensor, numbers_R5: torch.Tensor) -> torch.Tensor:

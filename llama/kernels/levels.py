@@ -13,7 +13,7 @@ from typing import NamedTuple
 __all__ = ["ABI", "BASE", "COMMON_FLAGS", "LEVELS", "Feature", "Level", "here"]
 
 # As in csrc/abi.h. Raise both with every change of a symbol, a signature, a structure or a layout.
-ABI = 12
+ABI = 13
 # The library for any CPU: csrc/features.c and csrc/ranks.c. Those of the levels have all the rest.
 BASE = "_cpu"
 

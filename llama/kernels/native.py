@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from array import array
 from typing import Any
 
-import numpy as np
 import torch
 
 from . import cached, compiled
@@ -290,17 +290,23 @@ class Kernels:
 
     # ---- rows of logits: contiguous float32, at least one ----
 
-    def draw(self, logits_RV: torch.Tensor, params_R5: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
-        """An id for each row of finite logits, (R,) int64.
+    def decide(
+        self, logits_RV: torch.Tensor, drawn_RV: torch.Tensor, numbers: array[float]
+    ) -> tuple[list[int], list[float], list[int]]:
+        """Of each row an id, its log softmax, and how many of its logits are not finite; if any, the others are 0.
 
         Args:
-            params_R5: temperature (0: the greatest logit), top-p, top-k (V for all), min-p, uniform number.
+            drawn_RV: what the ids are drawn from; may be the same rows. Finite or -inf, at least one finite in each.
+            numbers: five for each row, as of `draws.draw_numbers`.
         """
-        ids = torch.empty(len(logits_RV), dtype=torch.int64, device="cpu")
-        assert params_R5.flags.c_contiguous
-        assert params_R5.shape == (len(logits_RV), 5)
-        self._on_rows("draw", logits_RV, params_R5.ctypes.data, ids.data_ptr())
-        return ids
+        rows = logits_RV.shape[0]  # torch's len() is written in Python
+        assert drawn_RV.shape == logits_RV.shape
+        assert len(numbers) == 5 * rows
+        # Plain arrays: torch takes longer to make three tensors.
+        ids, bad, logs = array("q", [0]) * rows, array("q", [0]) * rows, array("f", [0]) * rows
+        addresses = (each.buffer_info()[0] for each in (numbers, ids, logs, bad))
+        self._on_rows(self._library.llama_rows_decide, logits_RV, drawn_RV.data_ptr(), *addresses)
+        return ids.tolist(), logs.tolist(), bad.tolist()
 
     def log_probabilities(self, logits_RV: torch.Tensor, ids_R: torch.Tensor) -> torch.Tensor:
         """log softmax of each row of finite logits at its id, (R,) float32."""
@@ -308,10 +314,10 @@ class Kernels:
         ids_R = ids_R.contiguous()
         assert ids_R.dtype == torch.int64
         assert ids_R.shape == logits_RV.shape[:1]
-        self._on_rows("logs", logits_RV, ids_R.data_ptr(), logs.data_ptr())
+        self._on_rows(self._library.llama_rows_logs, logits_RV, ids_R.data_ptr(), logs.data_ptr())
         return logs
 
-    def _on_rows(self, name: str, logits_RV: torch.Tensor, *pointers: int) -> None:
+    def _on_rows(self, function: Any, logits_RV: torch.Tensor, *pointers: int) -> None:
         """Call a function of csrc/rows.c, in this thread's work space."""
         rows, vocab = logits_RV.shape
         threads = min(rows, torch.get_num_threads())
@@ -319,7 +325,6 @@ class Kernels:
         space: torch.Tensor | None = getattr(self._logits_space, "space", None)
         if space is None or space.numel() < size:
             space = self._logits_space.space = torch.empty(size, dtype=torch.uint8, device="cpu")
-        function = getattr(self._library, f"llama_rows_{name}")
         function(logits_RV.data_ptr(), *pointers, space.data_ptr(), rows, vocab, threads)
 
 

@@ -8,6 +8,7 @@ Shapes: T tokens, H heads, K key/value heads, D head dimension, R rows of logits
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ __all__ = [
     "attention_name",
     "block_for",
     "computes_well",
+    "decide",
     "embed",
     "log_probabilities",
     "moved",
@@ -36,7 +38,6 @@ __all__ = [
     "recorded_for",
     "rms_norm",
     "rotate",
-    "sample",
     "weight_format",
     "why_not_quantized",
 ]
@@ -208,14 +209,22 @@ def embed(ids: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def sample(
-    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
-) -> torch.Tensor:
-    """The chosen id of each row, (R,). `uniforms` are in [0, 1); greedy rows ignore theirs.
+def decide(
+    logits_RV: torch.Tensor,
+    drawn_RV: torch.Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+) -> sampling.Decided:
+    """An id of each row, the log softmax of the logits there, and how many logits of the row are not finite.
 
-    A logit may be -inf, which is never drawn, as long as another one of its row is finite.
+    Args:
+        drawn_RV: what the ids are drawn from, the logits themselves or what `adjust` made of them. A number may be
+            -inf, which is never drawn, as long as another one of its row is finite.
+        uniforms: in [0, 1); greedy rows ignore theirs.
     """
-    found: torch.Tensor = _of_logits("draw", logits_RV, sampling.sample)(logits_RV, params, uniforms)
+    reference = partial(sampling.decide, sampling.sample)
+    row = _of_logits("draw", logits_RV, reference) if drawn_RV.is_contiguous() else reference
+    found: sampling.Decided = row(logits_RV, drawn_RV, params, uniforms)
     return found
 
 

@@ -1,6 +1,6 @@
 """From logits to a token: temperature, top-k, top-p, min-p, log-probabilities.
 
-Three implementations: csrc/rows.c on CPUs with kernels (`sample_compiled`), draws.py on CUDA, and here the reference,
+Three implementations: csrc/rows.c on CPUs with kernels (`decide_compiled`), draws.py on CUDA, and here the reference,
 which other CPUs use. operators.py chooses. Bias and penalties (adjust.py) change a row before it is drawn from.
 
 Shapes: R rows, V vocabulary. Randomness comes in as one uniform number for each row, so a row's result
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ..errors import NumericsError
@@ -25,13 +27,14 @@ from .draws import draw_numbers
 from .native import Kernels
 
 __all__ = [
-    "all_finite",
+    "Decided",
     "count_not_finite",
+    "decide",
+    "decide_compiled",
     "log_probabilities",
     "most_probable",
     "not_finite",
     "sample",
-    "sample_compiled",
 ]
 
 # Weights that are added up in float32.
@@ -40,11 +43,15 @@ _BLOCK = 64
 _Draw = Callable[[torch.Tensor, Sequence[SamplingParams], Sequence[float]], torch.Tensor]
 
 
-def all_finite(logits_RV: torch.Tensor) -> bool:
-    """Whether every logit, on a CPU, is finite; a NaN or an infinity shows as the least or greatest value."""
-    # A decode step has few rows, and starting five operations of torch takes longer than these two searches.
-    rows = logits_RV.numpy()
-    return math.isfinite(rows.item(rows.argmax())) and math.isfinite(rows.item(rows.argmin()))
+class Decided(NamedTuple):
+    """What is known of R rows: an id of each, its log-probability, and how many of its logits are not finite.
+
+    If any logit is not, ids and log-probabilities mean nothing.
+    """
+
+    ids: list[int]
+    logs: list[float]
+    bad: list[int]
 
 
 def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
@@ -52,7 +59,14 @@ def count_not_finite(logits_RV: torch.Tensor) -> torch.Tensor:
 
     A sum would be cheaper, but can overflow where every logit is finite.
     """
+    if logits_RV.device.type == "cpu" and _all_finite(logits_RV.numpy()):
+        return torch.zeros(len(logits_RV), dtype=torch.int64, device="cpu")
     return (~torch.isfinite(logits_RV)).sum(dim=-1)
+
+
+def _all_finite(rows: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    """A NaN or an infinity shows as the least or greatest value, which numpy finds sooner than torch counts."""
+    return math.isfinite(rows.item(rows.argmax())) and math.isfinite(rows.item(rows.argmin()))
 
 
 def not_finite(name: str, bad: int, vocab: int, dtype: torch.dtype) -> NumericsError:
@@ -99,14 +113,30 @@ def sample(
     return ids_R
 
 
-def sample_compiled(
-    kernels: Kernels,
+def decide(
+    draw: _Draw,
     logits_RV: torch.Tensor,
+    drawn_RV: torch.Tensor,
     params: Sequence[SamplingParams],
     uniforms: Sequence[float],
-) -> torch.Tensor:
-    """As `sample`, of contiguous float32 rows: csrc/rows.c, on all threads."""
-    return kernels.draw(logits_RV, draw_numbers(params, uniforms, logits_RV.shape[1]))
+) -> Decided:
+    """As `operators.decide`, with `sample` or another way to draw."""
+    bad_R = count_not_finite(logits_RV)
+    if bad_R.any():
+        return Decided([0] * len(params), [0.0] * len(params), bad_R.tolist())
+    ids_R = draw(drawn_RV, params, uniforms)
+    return Decided(ids_R.tolist(), log_probabilities(logits_RV, ids_R).tolist(), bad_R.tolist())
+
+
+def decide_compiled(
+    kernels: Kernels,
+    logits_RV: torch.Tensor,
+    drawn_RV: torch.Tensor,
+    params: Sequence[SamplingParams],
+    uniforms: Sequence[float],
+) -> Decided:
+    """As `operators.decide`, of contiguous float32 rows: csrc/rows.c, on all threads."""
+    return Decided(*kernels.decide(logits_RV, drawn_RV, draw_numbers(params, uniforms)))
 
 
 def _draw_greatest(

@@ -53,7 +53,7 @@ class Parts(ctypes.Structure):
 
 
 class Part(NamedTuple):
-    """A sequence's part of a step: `length` tokens from position `start` on.
+    """A sequence's part of a step: `length` tokens from position `start` on. A step takes plain tuples of these too.
 
     table: its blocks, at least as many as start + length positions need.
     """
@@ -74,7 +74,7 @@ class Step:
     slots (T,): where its key and value go: block x B + place in the block. tables: of each sequence.
     """
 
-    def __init__(self, pool: Pool, parts: Iterable[Part]) -> None:
+    def __init__(self, pool: Pool, parts: Iterable[tuple[array[int], int, int]]) -> None:
         self.tables, starts, counts = zip(*parts, strict=True)
         assert min(counts) > 0
         self.pool = pool

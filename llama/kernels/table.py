@@ -234,10 +234,10 @@ ROWS: dict[str, tuple[Row, ...]] = {
         Row(
             "csrc",
             lambda case: _not_csrc(case) or _not_logits(case),
-            lambda case: partial(sampling.sample_compiled, _kernels(case)),
+            lambda case: partial(sampling.decide_compiled, _kernels(case)),
         ),
-        Row("torch unbranched", _not_draws, lambda case: draws.sample),
-        _torch(sampling.sample),
+        Row("torch unbranched", _not_draws, lambda case: partial(sampling.decide, draws.sample)),
+        _torch(partial(sampling.decide, sampling.sample)),
     ),
     "scores": (_csrc("log_probabilities", _not_logits), _torch(sampling.log_probabilities)),
 }

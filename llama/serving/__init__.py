@@ -3,6 +3,7 @@
 | file | holds |
 |---|---|
 | `async_engine`, `streams` | `AsyncEngine`; each caller's unread deltas |
+| `kept_errors` | errors that are kept, and raised later |
 | `inbox`, `protocol` | how events reach the thread that steps the engine; the events and their JSON |
 | `ranks` | the loop of the first rank, `lead`, and of the others, `follow` |
 | `channel`, `handshake` | the connection from the first rank to each other rank |

@@ -14,12 +14,12 @@ import contextlib
 import itertools
 import threading
 from collections.abc import AsyncGenerator, Iterable
-from types import TracebackType
 
 from ..engine import Delta, Engine, FinishReason, Request, Snapshot
 from ..errors import EngineClosedError, RequestError
 from . import timeouts
 from .inbox import Inbox
+from .kept_errors import again, without_variables
 from .protocol import Add, Cancel, Pause, Resume, Stop
 from .ranks import Result, check_one_model, lead
 from .streams import Item, Mailbox, Stream, TextDelta
@@ -64,8 +64,6 @@ class AsyncEngine:
             engine.exclusive = True
         self.engine = engine
         self.failure: BaseException | None = None
-        # Its first traceback: each later raise of the same error would add its own frames.
-        self._trace: TracebackType | None = None
         self._unread = unread
         self._tickets = itertools.count()
         self._asked = 0  # requests put into the inbox
@@ -210,7 +208,7 @@ class AsyncEngine:
 
     def _raise_if_closed(self) -> None:
         if self.failure is not None:
-            raise self.failure.with_traceback(self._trace)
+            raise again(self.failure)
         if self._closing:
             raise EngineClosedError("the engine takes no more requests: it was closed")
 
@@ -220,14 +218,15 @@ class AsyncEngine:
         try:
             lead(self.engine, self._inbox, self._deliver)
         except BaseException as error:
-            self._trace = error.__traceback__
-            self.failure = error
+            self.failure = without_variables(error)
         self._look()
         self._closing = True
         self.engine.exclusive = False
-        self._end_streams(self.failure)
+        self._end_streams(None if self.failure is None else again(self.failure))
         atexit.unregister(self._stop_at_exit)
-        self._ended.set_result(None)
+        ended = self._ended
+        del self  # this frame belongs to the traceback of a failure, which `self` holds
+        ended.set_result(None)
 
     def _look(self) -> None:
         self._seen = (self.engine.snapshot(), self._inbox.requests_taken)

@@ -21,6 +21,7 @@ from ..values import real
 from . import timeouts
 from .async_engine import UNREAD, AsyncEngine
 from .follower import drain_left, exit_now, follow_until_over
+from .kept_errors import again
 from .ranks import check_one_model
 from .signals import on_signals
 
@@ -75,7 +76,7 @@ async def serve(
         await _cancelled(task)
         await async_engine.close()
     if async_engine.failure is not None:
-        raise async_engine.failure
+        raise again(async_engine.failure)
     return None if task.cancelled() else task.result()
 
 

@@ -8,19 +8,21 @@ do no packet is sent, and every rank sleeps in the operating system's kernel unt
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from ..distributed.agreement import UnexplainedError
-from ..distributed.devices import rank_threads
+from ..distributed.devices import is_lost, rank_threads
 from ..distributed.parallel import Parallel
 from ..engine import Delta, Engine
 from ..errors import LlamaError, NumericsError, ParallelismError, RankError
 from . import timeouts
 from .channel import FollowerChannel, LeaderChannel, follow_channel, lead_channel
 from .inbox import Inbox
+from .kept_errors import again
 from .protocol import Add, Cancel, Event, Pause, Resume, Stop, decode, encode
 
 __all__ = ["RankWorker", "Result", "check_one_model", "follow", "lead"]
@@ -86,7 +88,8 @@ class RankWorker:
         A request whose logits are not finite ends alone. Any other error ends all requests of the step.
 
         Raises:
-            Exception: with several ranks, any error but NumericsError. It may be this rank's alone.
+            Exception: with several ranks, any error but NumericsError. It may be this rank's alone. With one, an
+                error after which its device computes nothing more.
         """
         try:
             with rank_threads(self.engine.model.device):
@@ -94,13 +97,17 @@ class RankWorker:
         except Exception as error:
             if self.engine.model.parallel.size > 1 and not isinstance(error, NumericsError):
                 raise
+            if is_lost(self.engine.model.device):
+                raise
+            # Who keeps the error would keep the step's tensors: the memory that the next step needs.
+            traceback.clear_frames(error.__traceback__)
             return [(ticket, error) for ticket in self._fail()]
         results: list[Result] = []
         for delta in deltas:
             ticket = self._ticket_of.get(delta.key[0])
             if ticket is not None:
                 failure = delta.sequence.error
-                results.append((ticket, failure or delta))
+                results.append((ticket, delta if failure is None else again(failure)))
                 if failure is not None:
                     self._forget(ticket)  # all its samples at once
                 elif delta.finish_reason is not None:

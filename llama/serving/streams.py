@@ -106,8 +106,13 @@ class Stream:
         """The unread deltas, at least one and at most `most`. Raises the error that ended the request, if any."""
         while not self.items:
             if self.error is not None:
-                # One error may end many streams. Each raise would add its frames to the error's traceback.
-                raise self.error.with_traceback(self._trace)
+                # One error may end many streams. Each raise would add its frames to the error's traceback. And what
+                # raises an error must not hold it: both would stay until the garbage collector comes.
+                (error, self.error), (trace, self._trace) = (self.error, None), (self._trace, None)
+                try:
+                    raise error.with_traceback(trace)
+                finally:
+                    del error, trace
             self._waiter = self.mailbox.loop.create_future()
             await self._waiter
         count = len(self.items) if most is None else min(most, len(self.items))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..distributed.devices import ranks_on
 from ..distributed.environment import local_ranks
 from ..distributed.parallel import Parallel
 from ..errors import ConfigError, OutOfMemoryError
@@ -112,19 +113,28 @@ def cache_bytes_per_token(args: ModelArgs, size: int, form: CacheFormat) -> int:
     return 2 * args.n_layers * max(1, args.kv_heads // size) * row_bytes(form, args.head_dim)
 
 
-def free_memory(device: torch.device) -> int | None:
+def free_memory(device: torch.device, ranks: int = 1) -> int | None:
     """Bytes that are free for this rank on its device; None if the system does not say.
 
     On a CPU, the ranks of a machine get equal shares of its free memory, within the limit of their cgroup.
+
+    Args:
+        ranks: that share this CUDA device, in equal parts; see `ranks_on`.
     """
     if device.type == "cuda":
         # Memory that torch's allocator holds unused is free for us too, e.g. after `del` of another model.
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
+        return torch.cuda.mem_get_info(device)[0] // ranks + cached
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     available = _available_ram()
     return None if available is None else available // local_ranks()
+
+
+def _free_for_each(parallel: Parallel, device: torch.device) -> int | None:
+    """What is free for every rank. None takes more before all have looked."""
+    ranks = ranks_on(device, parallel) if device.type == "cuda" else 1
+    return parallel.smallest(free_memory(device, ranks), device)
 
 
 def _available_ram() -> int | None:
@@ -215,7 +225,7 @@ def plan_cache(
     """
     wanted = check_cache_memory(cache_memory)
     limit = args.max_batch_size * args.max_seq_len
-    free = parallel.smallest(free_memory(device), device)
+    free = _free_for_each(parallel, device)
     form = cache_format(cache_dtype, dtype)
     per_token = cache_bytes_per_token(args, parallel.size, form)
     if weights is None:
@@ -303,7 +313,8 @@ def leaving_room(
         needs = _MOST
     torch.cuda.empty_cache()  # the pieces of that step's cache would be in the way of the real one
     most = parallel.smallest(-max(needs, 0), device)
-    free = parallel.smallest(free_memory(device), device)
+    # All ranks have run the step and given back its memory: they have met in `smallest`.
+    free = _free_for_each(parallel, device)
     assert most is not None
     assert free is not None
     tokens = int(free * _WHOLE + most) // per_token

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import torch
-from new_steps import new_step
+from pools import new_step
 from tiny_llama import tiny_model
 from tiny_tokenizers import tiny_tokenizer
 

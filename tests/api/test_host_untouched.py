@@ -227,7 +227,7 @@ def refused(call, *arguments, **options):
 @pytest.mark.parametrize("call", UNSEEDED)
 @pytest.mark.parametrize("host", ["float64 default", "meta context", "inference"])
 def test_without_a_seed_a_call_draws_once_from_torch_and_repeats_with_it(call, host):
-    llama = tiny_llama()
+    llama = tiny_llama("fused")
     results = []
     with torch.random.fork_rng(devices=[]):
         for seed in (0, 0, 1):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ranks import HANGS, ROOT
+from forked import Forked
 from slices import mine
 from tiny_models import SHAPE, random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama.checkpoint import MetaCheckpoint, base
 from llama.kernels import native
+from llama.loading import build
 
 # 8 heads on up to 8 ranks: every dimension divides by 8. One shape per number of key/value heads.
 WIDE: dict[str, Any] = {**SHAPE, "multiple_of": 8, "n_layers": 1}
@@ -96,20 +94,22 @@ def test_only_pages_of_the_slice_itself_are_given_back(
                 assert any(a <= address and address + length <= b for a, b in mapped), f"{name}, rank {rank}"
 
 
-LOAD = """
-import sys, torch
-from pathlib import Path
-from llama.loading import build
-def status(key):
-    return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").open() if l.startswith(key))
-before = status("VmRSS")
-built = build(sys.argv[1], None, 64, 1, None, "cpu", "auto", quantize=sys.argv[2] or None)
-layers = [m for m in built.model.modules() if hasattr(m, "packed")]
-theirs = {id(layer.weight) for layer in layers}
-held = sum(p.nbytes for p in built.model.parameters() if id(p) not in theirs)
-held += sum(layer.packed.nbytes for layer in layers)
-print(held, status("VmHWM") - before)
-"""
+def status(key: str) -> int:
+    with Path("/proc/self/status").open() as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def loads(folder: str, quantize: str | None) -> int:
+    """Print the bytes of the weights that were built, and those that the process grew by at most."""
+    torch.set_num_threads(1)
+    before = status("VmRSS")
+    built = build(folder, None, 64, 1, None, "cpu", "auto", quantize=quantize)
+    layers: list[Any] = [module for module in built.model.modules() if hasattr(module, "packed")]
+    theirs = {id(layer.weight) for layer in layers}
+    held = sum(each.nbytes for each in built.model.parameters() if id(each) not in theirs)
+    held += sum(layer.packed.nbytes for layer in layers)
+    print(held, status("VmHWM") - before)
+    return 0
 
 
 @pytest.mark.slow
@@ -134,18 +134,11 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path: Path) -> No
     folder = save_checkpoint(tmp_path / "large", params, weights, tiny_model_path(), 2)
     expected = sum(value.nbytes for value in weights.values())
     del weights
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = []
-    for quantize in ("", "int8"):
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD, str(folder), quantize],
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=HANGS,
-        )
-        assert done.returncode == 0, done.stderr
-        found.append(tuple(map(int, done.stdout.split())))
+    for quantize in (None, "int8"):
+        child = Forked(tmp_path / "child", loads, str(folder), quantize)
+        assert child.wait() == 0, child.stderr
+        found.append(tuple(map(int, child.stdout.split())))
     shutil.rmtree(folder)
     assert expected > 300e6
     # The last group of 16 outputs of a packed weight is filled up.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from compiled_levels import AT, use
-from new_steps import new_step
+from pools import new_step
 from quantized_models import QuantizedTwin
 from thread_models import on_ranks
 from tiny_models import SHAPE, random_weights, save_checkpoint

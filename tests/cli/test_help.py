@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import metadata
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked
 from ranks import HANGS, ROOT
 
 from llama.cli import VERBS, info, main
@@ -131,13 +133,17 @@ def test_errors_of_other_kinds_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -
         main(["info", "x"])
 
 
+def as_program(*words: str) -> int:
+    """`python -m llama`."""
+    sys.argv = ["llama", *words]
+    runpy.run_module("llama", run_name="__main__", alter_sys=True)
+    return 0
+
+
 @pytest.mark.slow
-def test_the_process_ends_with_the_code_and_without_a_traceback() -> None:
-    command = [sys.executable, "-m", "llama", "info", "nowhere"]
-    done = subprocess.run(
-        command, env=ENV, cwd=ROOT, capture_output=True, text=True, timeout=HANGS, check=False
-    )
-    assert (done.returncode, done.stdout) == (1, "")
+def test_the_process_ends_with_the_code_and_without_a_traceback(tmp_path: Path) -> None:
+    done = Forked(tmp_path / "said", as_program, "info", "nowhere")
+    assert (done.wait(), done.stdout) == (1, "")
     assert re.fullmatch(r"error: .*nowhere.*\n", done.stderr)
 
 

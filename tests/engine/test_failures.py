@@ -82,7 +82,7 @@ def test_an_interrupt_while_a_request_fails_ends_it_all_the_same(monkeypatch, to
 
 
 def test_the_row_that_is_not_finite_is_the_one_that_is_named(monkeypatch):
-    made = tiny_model()
+    made = tiny_model("fused")
     engine = Engine(made, TOKENIZER)
     wanted = [ask(5 + row, 5, row=row) for row in range(3)]
     for request in wanted:

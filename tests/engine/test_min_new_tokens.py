@@ -21,7 +21,7 @@ def test_no_stop_id_is_drawn_before_and_the_first_one_ends_behind(least):
     result = alone(ask(8, 40, stop_ids=STOPS, min_new_tokens=least))
     output = result.sequence.output
     assert least <= len(output)
-    logits = twin_logits([*ids(8), *output])
+    logits = twin_logits([*ids(8), *output], "fused")
     for position, token in enumerate(output):
         row = logits[7 + position].clone()
         if position < least:
@@ -78,7 +78,7 @@ def test_scores_stay_the_models_own():
     """A banned id may be the best alternative, with its own log-probability."""
     free = alone(ask(8, 1)).sequence.output[0]
     result = alone(ask(8, 1, stop_ids=frozenset({free}), min_new_tokens=1, top=1))
-    logs = torch.log_softmax(twin_logits(ids(8)).double(), dim=-1)[-1]
+    logs = torch.log_softmax(twin_logits(ids(8), "fused").double(), dim=-1)[-1]
     (score,) = result.sequence.scores
     assert score.top[0][0] == free
     assert score.logprob == pytest.approx(float(logs[result.sequence.output[0]]), abs=2e-3)

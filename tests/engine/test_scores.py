@@ -18,7 +18,7 @@ def test_prompt_scores_are_the_log_softmax_of_the_twin(length, step_tokens):
     engine = Engine(model(4, 256), TOKENIZER, step_tokens=step_tokens)
     request = ask(prompt, 2, score_prompt=True, top=3)
     sequence = run(engine, [request])[0, 0].sequence
-    logs = torch.log_softmax(twin_logits([*prompt, *sequence.output]).double(), dim=-1)
+    logs = torch.log_softmax(twin_logits([*prompt, *sequence.output], "fused").double(), dim=-1)
     every = [*sequence.prompt_scores, *sequence.scores]
     assert len(every) == length - 1 + 2
     for row, target, score in zip(logs, [*prompt[1:], *sequence.output], every, strict=False):
@@ -32,7 +32,7 @@ def test_prompt_scores_are_the_log_softmax_of_the_twin(length, step_tokens):
 def test_scores_are_of_the_model_not_of_the_limits():
     """Temperature, top-k and penalty choose; the log-probability is still the model's."""
     result = alone(ask(12, 8, PENALIZED, seed=2))
-    logs = torch.log_softmax(twin_logits([*ids(12), *result.sequence.output]).double(), dim=-1)[11:]
+    logs = torch.log_softmax(twin_logits([*ids(12), *result.sequence.output], "fused").double(), dim=-1)[11:]
     for row, token, score in zip(logs, result.sequence.output, result.sequence.scores, strict=False):
         assert score.logprob == pytest.approx(float(row[token]), abs=2e-3)
 
@@ -49,7 +49,7 @@ def test_presence_and_frequency_see_the_output_alone(output_only):
     result = alone(ask(20, 15, SamplingParams(temperature=0, **output_only)))
     output = result.sequence.output
     assert len(set(output)) == 15
-    logits = twin_logits([*ids(20), *output])
+    logits = twin_logits([*ids(20), *output], "fused")
     for position in range(15):
         row = logits[19 + position].clone()
         row[output[:position]] = -torch.inf
@@ -65,7 +65,7 @@ def test_a_bias_chooses_and_rules_out_and_the_scores_stay_the_models():
     assert not set(without.sequence.output) & set(free)
     only = alone(ask(20, 6, SamplingParams(temperature=1.0, logit_bias={77: 100}), seed=3, top=1))
     assert only.sequence.output == [77] * 6
-    logs = torch.log_softmax(twin_logits([*ids(20), *[77] * 6]).double(), dim=-1)[19:]
+    logs = torch.log_softmax(twin_logits([*ids(20), *[77] * 6], "fused").double(), dim=-1)[19:]
     for row, score in zip(logs, only.sequence.scores, strict=False):
         assert score.logprob == pytest.approx(float(row[77]), abs=2e-3)
         assert score.top[0][0] == int(row.argmax())
@@ -83,7 +83,7 @@ def test_the_penalty_sees_prompt_and_output():
     strong = SamplingParams(temperature=0, repetition_penalty=1e6)
     result = alone(ask(20, 15, strong))
     everything = [*ids(20), *result.sequence.output]
-    logits = twin_logits(everything)
+    logits = twin_logits(everything, "fused")
     for position in range(20, 35):
         row = logits[position - 1].clone()
         seen = torch.tensor(sorted(set(everything[:position])))

@@ -156,7 +156,7 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_runs(
     engines = [Engine(llama.model, llama.tokenizer, speculate=False) for _ in range(2)]
     expected = outputs(engines[0], requests)
     repeated = Repeated(engines[1])
-    engines[1].runner._compute = repeated  # type: ignore[method-assign]
+    engines[1].runner.compute = repeated  # type: ignore[method-assign]
     assert outputs(engines[1], requests) == expected
     assert repeated.repeated > 10
 

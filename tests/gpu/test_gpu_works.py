@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from pretended_gpu import pretended
+from pretended_gpu import Gpu, pretended
 
 from llama.distributed.layers import joint_product
 
@@ -33,28 +33,49 @@ FIGURES = {
 }
 
 
+class Clock:
+    """In the place of `time`: a second for each launch, copy and wait, so that what does more always takes longer."""
+
+    def __init__(self) -> None:
+        self.gpu: Gpu | None = None
+
+    def perf_counter(self) -> float:
+        assert self.gpu is not None
+        return float(sum(self.gpu.counts.values()))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of all works, which then pause for nobody."""
+    made = Clock()
+    for name in ("workplace", "works.engine_runs", "works.beside"):
+        monkeypatch.setattr(importlib.import_module(f"gpu.{name}"), "time", made)
+    monkeypatch.setattr(importlib.import_module("peers"), "_SPIN", 0.0)
+    return made
+
+
 @pytest.fixture
 def works(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("gpu.measure").WORKS
 
 
-def measured(works: dict[str, str], part: str, **free: int) -> tuple[list[Any], list[str]]:
+def measured(works: dict[str, str], part: str, clock: Clock, **free: int) -> tuple[list[Any], list[str]]:
     """Run a part -> its figures, and what it says was lacking."""
     work = importlib.import_module(f"gpu.works.{works[part]}")
     workplace = importlib.import_module("gpu.workplace")
     figures: list[Any] = []
     lacking: list[str] = []
-    with pretended(**free):
+    with pretended(**free) as clock.gpu:
         work.run(workplace.Workplace(torch.device("cuda", 0), True, figures.append, lacking.append))
     return figures, lacking
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", FIGURES)
-def test_a_part_gives_its_figures(guard: Path, works: dict[str, str], part: str) -> None:
+def test_a_part_gives_its_figures(guard: Path, works: dict[str, str], clock: Clock, part: str) -> None:
     assert set(works) == {"tests", *FIGURES}
-    figures, lacking = measured(works, part)
+    figures, lacking = measured(works, part, clock)
     assert lacking == []
     for figure, name in zip(figures, FIGURES[part], strict=True):
         assert figure.name.startswith(name)
@@ -64,8 +85,8 @@ def test_a_part_gives_its_figures(guard: Path, works: dict[str, str], part: str)
         assert type(figure).of(json.loads(json.dumps(figure.as_json()))) == figure
 
 
-def test_what_does_not_fit_is_said(guard: Path, works: dict[str, str]) -> None:
-    figures, lacking = measured(works, "34b", memory=1 << 30)
+def test_what_does_not_fit_is_said(guard: Path, works: dict[str, str], clock: Clock) -> None:
+    figures, lacking = measured(works, "34b", clock, memory=1 << 30)
     assert figures == []
     assert lacking == ["34B: it needs 3 GiB, and 1 GiB are free"]
 

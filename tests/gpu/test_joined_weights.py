@@ -168,6 +168,7 @@ def test_a_global_hook_sees_every_layer(gpu, models):
     assert sum(isinstance(module, ColumnParallelLinear) for module in seen) == 5 * LAYERS + 1
 
 
+@pytest.mark.usefixtures("guard")  # those of a real device are torch's own
 def test_weights_that_tell_no_address_are_multiplied_by_themselves(gpu, models, monkeypatch):
     def refuse(tensor: torch.Tensor) -> torch.UntypedStorage:
         raise NotImplementedError("this tensor has no storage")

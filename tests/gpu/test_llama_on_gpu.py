@@ -78,6 +78,22 @@ def test_quantized_weights_are_plain_there_and_that_is_said(gpu, wide, capsys):
     assert not same(found, exact)
 
 
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_host_whose_tensors_are_made_on_the_gpu(gpu, wide, quantize):
+    """As programs for the reference set it. What is read from files and made on the host stays there."""
+    build = {**BUILD, "quantize": quantize}
+    torch.set_default_device("cuda")
+    try:
+        found = CALLS["greedy"](Llama.build(wide, device="cuda", **build))
+        on_host = CALLS["greedy"](Llama.build(wide, device="cpu", **build))
+    finally:
+        torch.set_default_device(None)
+    expected = CALLS["greedy"](Llama.build(wide, device="cuda", **build))
+    assert same(found, expected)
+    with on_the_cpu():
+        assert same(on_host, CALLS["greedy"](Llama.build(wide, device="cpu", **build)))
+
+
 def test_16_bit_models_are_near_the_cpu(gpu, tiny_checkpoint):
     """Their kernels round otherwise, so that ids may differ: the logits are near."""
     build = {**BUILD, "dtype": "bfloat16"}
@@ -175,9 +191,12 @@ def test_all_work_is_done_with_the_model_s_device_as_the_current_one(two_gpus, g
     torch.testing.assert_close(logits.cpu(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
+def test_a_long_prompt_takes_one_step(gpu, tmp_path, monkeypatch):
     """Of 2,000 tokens; a CPU takes two. What a caller says counts."""
-    llama = Llama.build(tiny_checkpoint, None, 4096, 1, device="cuda", dtype="float32")
+    params = {**GQA, "n_layers": 1, "n_heads": 1, "n_kv_heads": 1}
+    tensors = random_weights(params, tiny_tokenizer("infilling").n_words)
+    folder = save_checkpoint(tmp_path / "narrow", params, tensors, tiny_model_path())
+    llama = Llama.build(folder, None, 4096, 1, device="cuda", dtype="float32")
     steps: list[int] = []
     hidden = llama.model.hidden
     monkeypatch.setattr(
@@ -192,8 +211,8 @@ def test_a_long_prompt_takes_one_step(gpu, tiny_checkpoint, monkeypatch):
 
 
 def test_a_service_answers_from_its_own_thread(gpu, tiny_checkpoint, on_cpu):
-    """Whose current device is another at first."""
-    llama = Llama.build(tiny_checkpoint, device="cuda:1", **BUILD)
+    """Whose current device is another at first, where there are two."""
+    llama = Llama.build(tiny_checkpoint, device=f"cuda:{gpu.devices - 1}", **BUILD)
     gpu.forget()
 
     async def main(engine: AsyncEngine) -> list[str]:

@@ -241,6 +241,14 @@ def test_work_on_another_device_than_the_current_one_is_counted(gpu):
 # ---- pinned memory, and what happens later ----
 
 
+def test_memory_of_the_device_cannot_be_pinned(gpu):
+    """As where a program has set its default device, and a buffer of the host is made without naming one."""
+    with pytest.raises(RuntimeError, match="Only dense CPU tensors can be pinned"):
+        torch.empty(4, device="cuda", pin_memory=True)
+    with torch.device("cuda"), pytest.raises(RuntimeError, match="Only dense CPU tensors can be pinned"):
+        torch.empty(4, pin_memory=True)
+
+
 def test_pinned_memory_is_known_by_all_its_views_and_forgotten_with_it(gpu):
     made = torch.empty(8, pin_memory=True)
     assert made.is_pinned()

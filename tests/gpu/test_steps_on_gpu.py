@@ -114,7 +114,7 @@ def test_a_recorded_decode_step_gives_the_tokens_of_one_that_runs(gpu: Gpu, on_g
     expected = outputs(engine_of(on_gpu), requests)
     engine = engine_of(on_gpu)
     repeated = Repeated(engine)
-    engine.runner._compute = repeated  # type: ignore[method-assign]
+    engine.runner.compute = repeated  # type: ignore[method-assign]
     assert outputs(engine, requests) == expected
     assert repeated.repeated > 3
 
@@ -127,7 +127,7 @@ def test_a_number_of_the_host_in_a_step_shows_when_it_is_repeated(
     request = OPTIONS["sampled"]
     expected = outputs(engine_of(on_gpu), [request])
     engine = engine_of(on_gpu)
-    engine.runner._compute = Repeated(engine)  # type: ignore[method-assign]
+    engine.runner.compute = Repeated(engine)  # type: ignore[method-assign]
     plain = draws.draw
     monkeypatch.setattr("llama.engine.runner.draw", lambda logits, numbers: plain(logits, frozen(numbers)))
     assert outputs(engine, [request]) != expected

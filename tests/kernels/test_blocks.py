@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -112,6 +113,15 @@ def exact(sequence: Sequence, form: CacheFormat) -> tuple[torch.Tensor, torch.Te
     return found[0], found[1]
 
 
+@cache
+def answered(
+    sizes: tuple[tuple[int, int], ...], form: CacheFormat, dtype: torch.dtype
+) -> tuple[list[Sequence], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Sequences of 4 heads of 32 numbers, and `exact` of each: the same for every way and size of blocks."""
+    mine = sequences(list(sizes), 4, 2, 32, dtype)
+    return mine, [exact(each, form) for each in mine]
+
+
 @pytest.mark.parametrize("form", [*DTYPES, INT8], ids=str)
 @pytest.mark.parametrize("size", [1, 2, 32, 256])
 def test_any_blocks_and_any_neighbours_give_what_one_run_alone_gives(
@@ -120,11 +130,10 @@ def test_any_blocks_and_any_neighbours_give_what_one_run_alone_gives(
     """Bit for bit from the compiled kernels; both near float64."""
     dtype = torch.float32 if form == INT8 else form
     assert isinstance(dtype, torch.dtype)
-    mine = sequences(MIXED, 4, 2, 32, dtype)
+    mine, answers = answered(tuple(MIXED), form, dtype)
     together, _ = attended(mine, form, size, *any_tables(mine, size, seed=size))
-    for each, got in zip(mine, together, strict=True):
+    for each, (wanted, sizes), got in zip(mine, answers, together, strict=True):
         (alone,), _ = attended([each], form, 64, *any_tables([each], 64, seed=None))
-        wanted, sizes = exact(each, form)
         # torch's kernels for several runs round their parts, and then the shares of these.
         most = each.v.abs().max().double() * (way == "plain")
         for out in (got, alone):
@@ -204,10 +213,9 @@ def test_single_tokens_go_together_where_kernels_are_launched(
     dtype = torch.float32 if form == INT8 else form
     assert isinstance(dtype, torch.dtype)
     for sizes in (MIXED, SINGLE):
-        mine = sequences(sizes, 4, 2, 32, dtype)
+        mine, answers = answered(tuple(sizes), form, dtype)
         together, _ = attended(mine, form, size, *any_tables(mine, size, seed=size))
-        for each, got in zip(mine, together, strict=True):
-            wanted, bounds = exact(each, form)
+        for each, (wanted, bounds), got in zip(mine, answers, together, strict=True):
             most = each.v.abs().max().double()
             assert ((got.double() - wanted).abs() <= PRECISION[dtype] * (bounds + most) + 1e-6).all()
 

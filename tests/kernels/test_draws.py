@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from draws import WAYS, by_way, frequencies, plain
+from draws import WAYS, by_way, frequencies, plain, sample
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llama.kernels.operators import log_probabilities, sample
+from llama.kernels.operators import log_probabilities
 from llama.sampling import SamplingParams
 
 

@@ -8,8 +8,10 @@ from compiled_levels import AT, opened
 from pools import single_step
 
 from llama.kernels import native
+from llama.kernels.draws import draw_numbers
 from llama.kernels.native import DTYPES as KNOWN
 from llama.kernels.weights import Blocked, PackedWeight
+from llama.sampling import SamplingParams
 
 DTYPES = list(KNOWN)
 
@@ -45,6 +47,8 @@ def test_levels_give_the_same_bits() -> None:
                 found.setdefault((dtype, rows, pairs), []).append(out)
             found.setdefault((dtype, "norm"), []).append(kernels.rms_norm(q, make(64, dtype=dtype), 1e-5))
         found.setdefault("logits", []).append(kernels.log_probabilities(logits, torch.tensor([1, 2, 3])))
+        drawn = kernels.decide(logits, logits, draw_numbers([SamplingParams(0.8, 0.9)] * 3, [0.1, 0.5, 0.9]))
+        found.setdefault("decided", []).append(torch.tensor(drawn))
     for same in found.values():
         assert all(torch.equal(each, same[0]) for each in same)
 

@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from draws import GRID, WAYS, by_way, frequencies, penalized, plain
+from draws import GRID, WAYS, by_way, frequencies, penalized, plain, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama.errors import NumericsError
-from llama.kernels.operators import log_probabilities, sample
+from llama.kernels.operators import decide, log_probabilities
 from llama.kernels.sampling import count_not_finite, not_finite
 from llama.sampling import GREEDY, SamplingParams
 
@@ -215,6 +215,44 @@ def test_log_probabilities_are_the_log_softmax():
     got = log_probabilities(logits, ids)
     assert got.dtype == torch.float32
     assert torch.allclose(got.double(), wanted, atol=5e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("vocab", [1, 7, 64, 1024, 2085])
+def test_logits_that_are_not_finite_are_counted_wherever_they_are(bad, vocab):
+    """In the first and the last of a row, and in several; beside rows that are finite."""
+    logits = torch.randn(6, vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[1, 0] = logits[2, -1] = logits[4, vocab // 2] = bad
+    logits[5] = bad
+    params = [plain(), GREEDY, plain(top_p=0.9)] * 2
+    # What is drawn from says nothing of the model's logits.
+    for drawn in (logits, torch.zeros_like(logits)):
+        assert decide(logits, drawn, params, [0.5] * 6).bad == [0, 1, 1, 0, 1, vocab]
+
+
+def test_ids_are_of_the_rows_to_draw_from_and_scores_of_the_logits():
+    logits = torch.randn(20, 900, generator=torch.Generator().manual_seed(1))
+    drawn = logits.roll(1, dims=-1)
+    drawn[:, 500:] = -math.inf
+    params = [GREEDY, plain(top_p=0.9), plain(temperature=0.5), plain(top_k=3)] * 5
+    uniforms = [(i + 0.5) / 20 for i in range(20)]
+    found = decide(logits, drawn, params, uniforms)
+    assert found.ids == sample(drawn, params, uniforms).tolist()
+    assert found.ids != sample(logits, params, uniforms).tolist()
+    assert found.logs == log_probabilities(logits, torch.tensor(found.ids)).tolist()
+    assert found.bad == [0] * 20
+
+
+@pytest.mark.parametrize("places", [(0,), (1023, 1024), (1024, 3000), (5, 2050, 3002), (3002,)])
+def test_of_equals_anywhere_in_a_row_the_lowest_is_greedy(places):
+    logits = torch.rand(3, 3003, generator=torch.Generator().manual_seed(2))
+    logits[0, list(places)] = 1.5
+    logits[1] -= 2
+    logits[1, list(places)] = 0.0
+    logits[2] = -0.0
+    logits[2, list(places)] = 0.0
+    found = decide(logits, logits, [GREEDY] * 3, [0.0] * 3)
+    assert found.ids == [places[0], places[0], 0]
 
 
 def check_finite(logits, names, dtype):

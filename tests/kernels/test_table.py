@@ -22,6 +22,7 @@ from llama.kernels.native import DTYPES, Kernels
 from llama.kernels.norms import rotary_table
 from llama.kernels.quantized import FORMATS, Blocks, dequantize
 from llama.kernels.quantized_weights import QuantizedFormat
+from llama.kernels.sampling import Decided
 from llama.kernels.table import ROWS, Case, Row, choose, implementation, is_native
 from llama.kernels.weights import PackedWeight, WeightFormat
 from llama.sampling import SamplingParams
@@ -115,12 +116,18 @@ def given(operator: str, dtype: torch.dtype | str, implemented: Any, reference: 
             params = [
                 SamplingParams(0.7, top_p) for _, top_p in zip(range(rows), itertools.cycle((0.0, 0.9, 1.0)))
             ]
-            both = (row(make(rows, 99), params, [0.37] * rows) for row in (implemented, reference))
+            logits, drawn = make(rows, 99), make(rows, 99, seed=1)
+            both = (_stacked(row(logits, drawn, params, [0.37] * rows)) for row in (implemented, reference))
         else:
             assert operator == "scores"
             both = (row(make(rows, 99), torch.arange(rows)) for row in (implemented, reference))
         found.append(tuple(both))
     return found
+
+
+def _stacked(found: Decided) -> torch.Tensor:
+    """Ids, log-probabilities and counts as one tensor."""
+    return torch.tensor(found, dtype=torch.float32)
 
 
 EACH = [
@@ -221,7 +228,7 @@ OPEN = {
     "quantized_weights": {"QuantizedFormat"},
     "quantizers": {"to_int4", "to_k4"},
     "report": set(report.__all__),
-    "sampling": {"all_finite", "count_not_finite", "most_probable", "not_finite"},
+    "sampling": {"Decided", "count_not_finite", "not_finite"},
     "steps": {"Part", "Step", "StepTensors"},
     "weights": {"LANES", "PLAIN", "Blocked", "PackedWeight", "WeightFormat"},
 }

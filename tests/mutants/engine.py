@@ -54,7 +54,7 @@ MUTANTS = [
     Mutant(
         name="a model that was cast goes on in the pool of its old dtype",
         file="llama/model.py",
-        old="return pool.form == cache_format(self.cache_dtype, self.dtype) and pool.device == self.device",
+        old="return pool.form == cache_format(self.cache_dtype, weight.dtype) and pool.device == weight.device",
         new="return pool.device == self.device",
         tests=(
             "tests/test_model.py::test_forward_forgets_when_the_model_is_cast",

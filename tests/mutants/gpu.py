@@ -10,8 +10,8 @@ MUTANTS = [
     Mutant(
         name="a step runs on whatever device is the current one",
         file="llama/engine/engine.py",
-        old="with current_device(self.model.device):",
-        new="with current_device(torch.device('cpu')):",
+        old="with torch.inference_mode(), current_device(self.model.device):",
+        new="with torch.inference_mode(), current_device(torch.device('cpu')):",
         tests=(
             _TESTS + "test_llama_on_gpu.py::test_all_work_is_done_with_the_model_s_device_as_the_current_one",
         ),
@@ -54,8 +54,8 @@ MUTANTS = [
     Mutant(
         name="a GPU's steps are as short as a CPU's",
         file="llama/engine/limits.py",
-        old='if model.device.type == "cuda"',
-        new='if model.device.type == "mps"',
+        old='on_cuda = model.device.type == "cuda"',
+        new='on_cuda = model.device.type == "mps"',
         tests=(_TESTS + "test_llama_on_gpu.py::test_a_long_prompt_takes_one_step",),
     ),
     Mutant(

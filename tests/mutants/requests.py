@@ -41,9 +41,9 @@ MUTANTS = [
     ),
     Mutant(
         name="a prompt counts with every step of its output",
-        file="llama/engine/snapshot.py",
-        old="        if not sequence.journal:\n",
-        new="        if True:\n",
+        file="llama/engine/engine.py",
+        old="            elif not sequence.journal:\n",
+        new="            else:\n",
         tests=("tests/engine/test_snapshot.py::test_counters_add_up_to_what_the_requests_got",),
     ),
     Mutant(

@@ -52,7 +52,7 @@ COMPILED = {BASE, *(level.library for level in here() if knows(level.name))} if 
 pytestmark = pytest.mark.slow
 
 RUN = f"""
-import importlib, pathlib, pkgutil, sys
+import importlib, pathlib, pkgutil, runpy, sys
 import llama
 home = pathlib.Path(llama.__file__).resolve().parent
 assert home.is_relative_to(pathlib.Path(sys.prefix).resolve()), home
@@ -64,6 +64,9 @@ with llama.Llama.build({os.fspath(TINY)!r}, max_seq_len=128, device="cpu") as mo
     result = model.text_completion(["import os\\nimport "], temperature=0, max_gen_len=8)[0]
 assert result["finish_reason"] in ("stop", "length"), result
 print("completed:", repr(result["generation"]))
+# The program, in this process: another would import torch once more.
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -109,10 +112,11 @@ def build(folder: Path) -> Built:
     program = "from setuptools import build_meta; print(build_meta.build_sdist('../sdist'))"
     run(sys.executable, "-c", program, cwd=source)
     (sdist,) = (folder / "sdist").iterdir()
-    # Of the levels that one which runs here: `make` has compiled them all.
+    # `make` has compiled all levels from these sources: the one that runs here is taken from there.
     level = compiled.best()
-    real = [BASE] if level is None else [BASE, level.library]
-    return Built(source, sdist, built_wheel(sdist, folder / "wheel", CC=quick_compiler(folder / "cc", *real)))
+    made = None if level is None else ROOT / "llama" / "kernels" / f"{level.library}{EXTENSION_SUFFIXES[0]}"
+    compiler = quick_compiler(folder / "cc", BASE, made=made)
+    return Built(source, sdist, built_wheel(sdist, folder / "wheel", CC=compiler))
 
 
 def install(wheel: Path, folder: Path) -> Path:
@@ -124,7 +128,7 @@ def install(wheel: Path, folder: Path) -> Path:
     run(sys.executable, "-m", "venv", "--without-pip", "env", cwd=folder)
     python = folder / "env" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index")
-    run(*pip, wheel, cwd=folder)
+    run(*pip, "--no-compile", wheel, cwd=folder)
     place = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     dependencies = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
     (Path(place) / "dependencies.pth").write_text("\n".join(dependencies) + "\n", encoding="utf-8")
@@ -162,6 +166,15 @@ def check_sdist(built: Built) -> None:
         if path.suffix in (".c", ".h")
     }
     assert len(sources) > 3
+    with tarfile.open(built.sdist) as archive:
+        for name in (
+            *sources,
+            "setup.py",
+            "llama/kernels/levels.py",
+        ):  # or it is another library that they make
+            there = archive.extractfile(f"{top}/{name}")
+            assert there is not None
+            assert there.read() == (ROOT / name).read_bytes(), name
     docs = {f"docs/{path.name}" for path in (built.source / "docs").glob("*.md")}
     texts = ("LICENSE", "NOTICE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
     build = ("pyproject.toml", "setup.py", "requirements.txt")
@@ -204,11 +217,11 @@ def test_sdist_and_wheel_are_complete_and_run_in_an_empty_environment(tmp_path: 
     check_wheel(built)
     check_metadata(metadata(built.wheel))
     programs = install(built.wheel, tmp_path / "installed")
-    assert "completed: '" in run(programs / "python", "-c", RUN, cwd=tmp_path)
     assert "VERB" in run(programs / "codellama", "--help", cwd=tmp_path)
+    said = run(programs / "python", "-c", RUN, programs / "codellama", "info", TINY, cwd=tmp_path)
+    assert "completed: '" in said
     weights = torch.load(TINY / "consolidated.00.pth", weights_only=True).values()
-    size = f"{sum(each.numel() for each in weights) / 1e6:.3g}M in bfloat16"
-    assert size in run(programs / "codellama", "info", TINY, cwd=tmp_path)
+    assert f"{sum(each.numel() for each in weights) / 1e6:.3g}M in bfloat16" in said
 
 
 def test_a_wheel_from_the_checkout_without_a_compiler_holds_the_modules_and_the_reason(

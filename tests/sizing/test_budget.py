@@ -93,7 +93,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def set_free_memory(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
-    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    monkeypatch.setattr(budget, "free_memory", lambda device, ranks=1: free)
 
 
 def bytes_of(folder: Path) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import NoReturn
 
 import pytest
@@ -11,10 +12,10 @@ from compiled_levels import AT, use
 
 from llama.kernels import draws, operators, sampling
 from llama.kernels.adjust import adjust, changes, joined
-from llama.kernels.operators import sample
+from llama.kernels.operators import decide
 from llama.sampling import SamplingParams
 
-__all__ = ["GRID", "WAYS", "adjusted", "by_way", "frequencies", "penalized", "plain"]
+__all__ = ["GRID", "WAYS", "adjusted", "by_way", "frequencies", "penalized", "plain", "sample"]
 
 GRID = 4000
 # csrc/rows.c at each level, what CUDA uses, and the reference.
@@ -26,11 +27,11 @@ def by_way(name: str) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         use(name if name in AT else "plain", patch)
         if name == "unbranched":
-            chosen = operators._of_logits
+            chosen, unbranched = operators._of_logits, partial(sampling.decide, draws.sample)
             patch.setattr(
                 operators,
                 "_of_logits",
-                lambda name, *of: draws.sample if name == "draw" else chosen(name, *of),
+                lambda name, *of: unbranched if name == "draw" else chosen(name, *of),
             )
         elif name in AT:
             # What operators.py turns to for rows that a kernel does not take.
@@ -41,6 +42,17 @@ def by_way(name: str) -> Iterator[str]:
 
 def _must_not_be_used(*_: object) -> NoReturn:
     raise AssertionError("these rows go to the reference, so the test says nothing of a kernel")
+
+
+def sample(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> torch.Tensor:
+    """The ids that are drawn from rows, (R,)."""
+    # Only what is drawn from may be -inf.
+    own_RV = logits_RV if torch.isfinite(logits_RV).all() else torch.zeros_like(logits_RV)
+    found = decide(own_RV, logits_RV, params, uniforms)
+    assert not any(found.bad)
+    return torch.tensor(found.ids)
 
 
 def plain(**limits: float) -> SamplingParams:

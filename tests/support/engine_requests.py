@@ -23,14 +23,14 @@ BIASED = SamplingParams(0.9, 1.0, presence_penalty=0.3, frequency_penalty=-0.2, 
 
 
 @functools.cache
-def model(max_batch_size=4, max_seq_len=64):
-    return tiny_model(max_batch_size=max_batch_size, max_seq_len=max_seq_len)
+def model(max_batch_size=4, max_seq_len=64, shape="fused"):
+    return tiny_model(shape, max_batch_size=max_batch_size, max_seq_len=max_seq_len)
 
 
 @functools.cache
 def texty():
     """A model that writes pieces with text only: no control ids, no single bytes."""
-    made = tiny_model(max_batch_size=4, max_seq_len=64)
+    made = tiny_model("fused", max_batch_size=4, max_seq_len=64)
     silent = [i for i in range(TOKENIZER.n_words) if not isinstance(TOKENIZER.token_bytes(i), str)]
     plain = made.logits
 

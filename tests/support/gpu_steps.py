@@ -74,10 +74,10 @@ def outputs(engine: Engine, requests: Sequence[Request], each: Callable[[], None
 
 
 class Repeated:
-    """`Runner._compute`, which records each decode step of new sizes and repeats it for all later ones."""
+    """`Runner.compute`, which records each decode step of new sizes and repeats it for all later ones."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self._compute = engine, engine.runner._compute
+        self._engine, self._compute = engine, engine.runner.compute
         self._recorded: dict[Any, tuple[Recording, torch.Tensor]] = {}
         self.repeated = 0
 

@@ -22,10 +22,10 @@ class Programs:
     right: str
     wrong: str
     error: str
-    endless: str
     broken: tuple[str, str]
     early: tuple[str, ...]
     greedy: tuple[str, str] | None = None
+    endless: str | None = None
 
     def source(self, body: str) -> str:
         return self.frame.replace("BODY", body)
@@ -90,7 +90,6 @@ TYPESCRIPT = Programs(
     right="let later = x; return later * 2;",
     wrong="return x;",
     error="AssertionError [ERR_ASSERTION]: ",
-    endless="while (true);",
     broken=("let y: string = x; return x * 2;", "problem.ts(2,7): error TS2322: "),  # runs, but for its type
     early=("return (globalThis as any).process.exit(0);",),
 )

@@ -14,7 +14,7 @@ from llama.kernels.cached import head_dim_of
 from llama.kv_cache import KVPool, Part, Step
 from llama.model import Transformer
 
-__all__ = ["Held", "poison", "single_step", "tables_of"]
+__all__ = ["Held", "new_step", "poison", "single_step", "tables_of"]
 
 
 def poison(store: torch.Tensor) -> None:
@@ -99,3 +99,9 @@ class Held:
 
 def prompt(length: int, seed: int, vocab: int) -> torch.Tensor:
     return torch.randint(0, vocab, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def new_step(model: Transformer, counts: list[int]) -> Step:
+    """A step of as many sequences as there are counts, each from its position 0 on, in a pool of its own."""
+    held = Held(model, [0] * len(counts), size=16, room=1 + max(counts))
+    return held.step(dict(enumerate(counts)))

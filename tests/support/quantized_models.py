@@ -3,6 +3,7 @@ quantizers, which have their own tests."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -89,6 +90,10 @@ def packed(blocks: Blocks, columns: int | None = None, dtype: torch.dtype = torc
     return PackedWeight(form, shape, **laid_out(blocks), order=blocks.form.order, plain_dtype=dtype)
 
 
+# Of all twins, by format, shape and content: many tests quantize the same few weights.
+_QUANTIZED: dict[tuple[str, tuple[int, ...], str], Blocks] = {}
+
+
 class QuantizedTwin(WrappedCheckpoint):
     """Another checkpoint, whose matrices are quantized.
 
@@ -120,7 +125,11 @@ class QuantizedTwin(WrappedCheckpoint):
             weight = torch.empty(self.shapes[name])
             self.source.read(name, weight, (0, weight.shape[0]), (0, weight.shape[1]))
             permuted = weight[:, self._permutation(weight.shape[1])]
-            self._whole[name] = quantized(self._kinds[name], permuted)
+            content = hashlib.blake2b(permuted.numpy().tobytes()).hexdigest()
+            key = self._kinds[name], tuple(permuted.shape), content
+            if key not in _QUANTIZED:
+                _QUANTIZED[key] = quantized(self._kinds[name], permuted)
+            self._whole[name] = _QUANTIZED[key]
         return self._whole[name]
 
     def is_mapped(self, name: str) -> bool:

@@ -34,7 +34,13 @@ def _has_levels() -> bool:
     return sys.platform in ("linux", "darwin") and platform.machine() in known
 
 
+# Where Linux has a GPU that torch could use: NVIDIA's, AMD's, and either's under Windows.
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+
 def _no_cuda() -> bool:
+    if sys.platform == "linux" and not any(map(os.path.exists, _GPUS)):
+        return True  # without the seconds that torch takes to be imported
     import torch
 
     return not torch.cuda.is_available()

@@ -17,7 +17,10 @@ from llama.model import ModelArgs, Transformer
 
 GQA: dict[str, Any] = SHAPE
 MHA: dict[str, Any] = {**SHAPE, "n_heads": 4, "n_kv_heads": None, "ffn_dim_multiplier": 1.3}
-SHAPES = {"gqa": GQA, "mha": MHA}
+# Heads of 32 numbers, which fused layers take where kernels are compiled: a step takes a fourth of the time. For tests
+# of what stands above the model.
+FUSED: dict[str, Any] = {**SHAPE, "dim": 128, "n_heads": 4, "n_kv_heads": 2}
+SHAPES = {"gqa": GQA, "mha": MHA, "fused": FUSED}
 TEXT = "def return self value list"
 
 

@@ -20,7 +20,8 @@ RUN = [*range(100, 108)]
 
 
 def mix_run(data: Path, **settings: object) -> Run:
-    kept = Settings(str(data), TinyConfig(dim=32, n_layers=1), rows=1, **settings)  # type: ignore[arg-type]
+    config = TinyConfig(dim=32, n_layers=1, n_heads=2, n_kv_heads=1)
+    kept = Settings(str(data), config, rows=1, **settings)  # type: ignore[arg-type]
     return Run(kept, Plan.of(1e9, long=0, mix=0, decay=1), "cpu")
 
 

@@ -68,6 +68,6 @@ def run(place: Workplace) -> None:
     """Decoding at batch 1 and 64, and a prompt of 2,048 tokens."""
     model = make_model(shape("7B", place.tiny), place.device)
     beside = make_transformers(model)
-    for batch, new in ((1, 8), (3, 8)) if place.tiny else ((1, 64), (64, 64)):
+    for batch, new in ((1, 4), (3, 4)) if place.tiny else ((1, 64), (64, 64)):
         _decode(place, model, beside, batch, new)
     _prefill(place, model, beside, 16 if place.tiny else 2048)

@@ -9,7 +9,7 @@ import pytest
 
 from ..figures import Figure
 
-__all__ = ["run"]
+__all__ = ["options", "run"]
 
 _TESTS = Path(__file__).resolve().parents[3] / "tests" / "gpu"
 _FEW = "results_are_those_of_the_cpu or greedy"
@@ -26,13 +26,26 @@ class _Counter:
             self.counts[report.outcome] += 1
 
 
+def options(tiny: bool) -> list[str]:
+    """Of pytest. Not the project's own: xdist may be absent, and another torch may warn of what is to come."""
+    found = [
+        "-o",
+        "addopts=",
+        "-o",
+        "filterwarnings=default",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "--durations=10",
+    ]
+    found += ["-k", _FEW] if tiny else []
+    return [*found, "--rootdir", str(_TESTS.parents[1]), str(_TESTS)]
+
+
 def run(emit: Callable[[Figure], None], tiny: bool) -> None:
     """Run them. Raises SystemExit with pytest's code if one failed, or if there were none."""
-    # Not the project's own options: xdist may be absent, and a torch of another release may warn of what is to come.
-    options = ["-o", "addopts=", "-o", "filterwarnings=default", "-p", "no:cacheprovider", "-q"]
-    options += ["-k", _FEW] if tiny else ["--device", "cuda"]
     counter = _Counter()
-    code = pytest.main([*options, "--rootdir", str(_TESTS.parents[1]), str(_TESTS)], plugins=[counter])
+    code = pytest.main(options(tiny), plugins=[counter])
     for name, count in counter.counts.items():
         emit(
             Figure(

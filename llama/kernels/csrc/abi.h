@@ -7,6 +7,6 @@
 
 /* Raise it, here and in levels.py, with every change of a symbol, a signature, a structure or a layout in any of
  * these files. */
-enum { ABI = 12 };
+enum { ABI = 13 };
 
 #endif

@@ -35,7 +35,16 @@ INLINE char *cached(const void *rows, long i, int format) {
 }
 
 /* The scale, in all lanes. A block begins with it: what the first four bytes have beside it is shifted out. */
-INLINE vf scale_of(const char *block) { return (vf)(broadcast_bits(block) << 16); }
+INLINE vf scale_of(const char *block) {
+    /* GCC otherwise shifts in a register for integers, from where the way into all lanes is longer than from memory. */
+#if defined(__AVX512F__) && LANES == 16
+    return (vf)_mm512_slli_epi32((__m512i)broadcast_bits(block), 16);
+#elif defined(__AVX2__) && LANES == 8
+    return (vf)_mm256_slli_epi32((__m256i)broadcast_bits(block), 16);
+#else
+    return (vf)(broadcast_bits(block) << 16);
+#endif
+}
 
 /* Numbers i, i + 1, ... from an address of `cached` on; they lie in one block. */
 INLINE vf get_cached(int format, const void *from, long i) {
@@ -47,8 +56,8 @@ INLINE vf get_cached(int format, const void *from, long i) {
 /* ---- blocks of positions ---- */
 
 /* Where the next rows lie elsewhere, memory is fetched so many bytes before it is read: the CPU's own prefetcher cannot
- * follow a table. LINE: of its caches. */
-enum { LINE = 64, AHEAD = 16384 };
+ * follow a table. LINE: of its caches. TURN: the most positions for which one address is looked up. */
+enum { LINE = 64, AHEAD = 16384, TURN = 16 };
 
 /* One head's keys or values of one sequence. */
 typedef struct {
@@ -74,11 +83,43 @@ INLINE long run_from(const paged_t *p, long from, long end) {
     return (to < end ? to : end) - from;
 }
 
-/* Rows that are AHEAD bytes. */
-INLINE long rows_ahead(long dim, int format) { return AHEAD / row_size(dim, format); }
+/* Positions of a turn, cut at its multiples: all lie in one block, and so do those that are fetched meanwhile. */
+INLINE long turn_of(const paged_t *p) { return p->shift < 4 ? 1L << p->shift : TURN; }
 
-/* Fetch the row of a position, if it is below `end`, into the second-level cache: the first one's buffers for misses are
- * needed by what is read now. */
+/* Memory that is fetched while rows are read, line by line; none if both are equal. */
+typedef struct {
+    const char *next, *end;
+} fetch_t;
+
+/* Positions that take about AHEAD bytes. A multiple of TURN, so that turns begin where turns begin. */
+INLINE long rows_ahead(long dim, int format) {
+    const long rows = AHEAD / row_size(dim, format) / TURN * TURN;
+    return rows < TURN ? TURN : rows;
+}
+
+/* What to fetch while `count` rows of a turn are read, from `position` on, in a run up to `end`: as many AHEAD, if they
+ * lie behind the run. Behind the last of `length` positions come those of `next`, if it has any rows. */
+INLINE fetch_t fetch_for(const paged_t *p, const paged_t *next, long position, long count, long end, long length,
+                         long dim, int format) {
+    long to = position + rows_ahead(dim, format);
+    if (to < end) return (fetch_t){0};
+    if (to >= length) {
+        to -= (length + TURN - 1) / TURN * TURN;
+        if (!next->rows || to < 0 || to >= length) return (fetch_t){0};
+        p = next;
+    }
+    const char *row = row_at(p, to, dim, format);
+    return (fetch_t){row, row + count * row_size(dim, format)};
+}
+
+/* The next lines of so many bytes, into the second-level cache: the first one's buffers for misses are needed by what is
+ * read now. */
+INLINE void fetch(fetch_t *f, long bytes) {
+    const char *end = f->next + bytes < f->end ? f->next + bytes : f->end;
+    for (; f->next < end; f->next += LINE) __builtin_prefetch(f->next, 0, 2);
+}
+
+/* Fetch the row of a position, if it is below `end`. */
 INLINE void fetch_row(const paged_t *p, long position, long end, long dim, int format) {
     if (position >= end) return;
     const char *row = row_at(p, position, dim, format);

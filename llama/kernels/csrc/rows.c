@@ -1,5 +1,5 @@
-/* Rows of logits: log-probabilities, and the draw of an id. sampling.py has the same in PyTorch, and explains
- * it. Blocks are summed in float and added up in double, as there. */
+/* Rows of logits: whether they are finite, the draw of an id, and log-probabilities. sampling.py has the same in
+ * PyTorch, and explains it. Blocks are summed in float and added up in double, as there. */
 
 #include <float.h>
 #include <limits.h>
@@ -12,13 +12,15 @@
  * float, all but these: 64 buckets between two powers of two. Bucket 0 is that of 1, the greatest weight.
  * FEW_FOUND: so few candidates are sorted without buckets. */
 enum { BLOCK = 64, OCTAVE_BITS = 17, BUCKETS = (0x3f800000 >> OCTAVE_BITS) + 1, FEW_FOUND = 64 };
+/* STRETCH: logits whose greatest one is compared with that of the others, so that it is looked for in one stretch. */
+enum { STRETCH = 1024 };
 
 typedef struct {
     float weight;
     int32_t id;
 } candidate_t;
 
-/* Parameters of one row; top_k is at most the vocabulary. */
+/* Parameters of one row, as SamplingParams.numbers has them. */
 typedef struct {
     double temperature, top_p, top_k, min_p, uniform;
 } draw_t;
@@ -52,10 +54,40 @@ static space_t laid_out(char *at, long n) {
     return s;
 }
 
-static float greatest(const float *x, long n) {
-    vf top = broadcast(-INFINITY);
-    for (long i = 0; i < n; i += LANES) top = larger(top, get_some(F32, x, i, n - i, -INFINITY));
-    return largest_of(top);
+/* Of a row: the greatest logit, the first id that has it, and how many are not finite. */
+typedef struct {
+    float top;
+    long id, bad;
+} found_t;
+
+static found_t greatest(const float *x, long n) {
+    found_t found = {-INFINITY, 0, 0};
+    vf any = {0}; /* a number times 0 is 0, and a NaN where it is not finite */
+    for (long start = 0; start < n; start += STRETCH) {
+        const long end = start + STRETCH < n ? start + STRETCH : n;
+        vf top[4] = {broadcast(-INFINITY), broadcast(-INFINITY), broadcast(-INFINITY), broadcast(-INFINITY)};
+        vf zero[4] = {0};
+        long i = start;
+        for (; i + 4 * LANES <= end; i += 4 * LANES)
+            UNROLL for (int v = 0; v < 4; v++) {
+                const vf logits = load(x + i + v * LANES);
+                top[v] = larger(top[v], logits), zero[v] += logits * 0.0f;
+            }
+        for (; i < end; i += LANES) {
+            top[0] = larger(top[0], get_some(F32, x, i, end - i, -INFINITY));
+            zero[0] += get_some(F32, x, i, end - i, 0) * 0.0f;
+        }
+        any += (zero[0] + zero[1]) + (zero[2] + zero[3]);
+        const float here = largest_of(larger(larger(top[0], top[1]), larger(top[2], top[3])));
+        if (here > found.top) found.top = here, found.id = start;
+    }
+    while (found.id < n - 1 && x[found.id] != found.top) found.id++;
+    for (int i = 0; i < LANES; i++) found.bad += any[i] != 0;
+    if (found.bad) {
+        found.bad = 0;
+        for (long i = 0; i < n; i++) found.bad += !isfinite(x[i]);
+    }
+    return found;
 }
 
 /* Compute the weights e^((x - top) scale), padded with zeros to a multiple of BLOCK -> their sum. */
@@ -206,57 +238,65 @@ static long limited(const space_t *s, long n, double total, const draw_t *p) {
 
 /* ---- the operators ---- */
 
+/* What there is to decide: see the functions below. */
 typedef struct {
-    const float *logits;
+    const float *logits, *drawn;
     const draw_t *params;
-    const int64_t *of;
     int64_t *ids;
     float *logs;
+    int64_t *bad;
     char *space;
-    long n;
-    long rows;
+    long n, rows;
 } logits_t;
 
-static void draw_share(void *what, team_t *team, long thread) {
+/* The id of a row without a NaN, at least one logit of which is finite. */
+static long draw(const float *x, long n, const draw_t *p, found_t best, const space_t *s) {
+    if (p->temperature == 0) return best.id;
+    /* A scale of 0 would make NaN of -inf, and an infinite one of 0. */
+    const float scale = (float)fmax(fmin(1 / p->temperature, FLT_MAX), FLT_MIN);
+    const double total = weigh(x, n, best.top, scale, s->weights, s->sums);
+    const int any = p->top_k >= n && p->top_p == 1 && p->min_p == 0;
+    return any ? inverted(s, n, total, p->uniform) : limited(s, n, total, p);
+}
+
+static float log_probability(const float *x, long n, long id, float top, const space_t *s) {
+    return (float)((double)(x[id] - top) - log(weigh(x, n, top, 1, s->weights, s->sums)));
+}
+
+static void decide_share(void *what, team_t *team, long thread) {
     const logits_t *l = what;
     const space_t s = laid_out(l->space + thread * llama_rows_space(l->n), l->n);
     for (long r; (r = next_piece(team, l->rows)) < l->rows;) {
-        const float *x = l->logits + r * l->n, top = greatest(x, l->n);
-        const draw_t *p = l->params + r;
-        if (p->temperature == 0) {
-            long id = 0;
-            while (id < l->n - 1 && x[id] != top) id++;
-            l->ids[r] = id;
-            continue;
-        }
-        /* A scale of 0 would make NaN of -inf, and an infinite one of 0. */
-        const float scale = (float)fmax(fmin(1 / p->temperature, FLT_MAX), FLT_MIN);
-        const double total = weigh(x, l->n, top, scale, s.weights, s.sums);
-        const int any = p->top_k >= l->n && p->top_p == 1 && p->min_p == 0;
-        l->ids[r] = any ? inverted(&s, l->n, total, p->uniform) : limited(&s, l->n, total, p);
+        const float *x = l->logits + r * l->n, *drawn = l->drawn + r * l->n;
+        const found_t best = greatest(x, l->n);
+        l->ids[r] = 0, l->logs[r] = 0, l->bad[r] = best.bad;
+        if (best.bad) continue;
+        l->ids[r] = draw(drawn, l->n, l->params + r, drawn == x ? best : greatest(drawn, l->n), &s);
+        l->logs[r] = log_probability(x, l->n, l->ids[r], best.top, &s);
     }
 }
 
-/* An id for each row of logits (rows, n), finite or -inf, at least one finite in each. space: threads x
- * llama_rows_space(n) bytes. */
-EXPORT void llama_rows_draw(const float *logits, const draw_t *params, int64_t *ids, char *space, long rows, long n,
-                            long threads) {
-    logits_t l = {logits, params, 0, ids, 0, space, n, rows};
-    run_team(draw_share, &l, threads < rows ? threads : rows);
+/* Of each row of logits (rows, n): how many are not finite and, if none, an id and its log softmax. The ids are drawn
+ * from rows of the same shape, which may be the same; a logit there is finite or -inf, at least one finite in each.
+ * space: threads x llama_rows_space(n) bytes. */
+EXPORT void llama_rows_decide(const float *logits, const float *drawn, const draw_t *params, int64_t *ids,
+                              float *logs, int64_t *bad, char *space, long rows, long n, long threads) {
+    logits_t l = {logits, drawn, params, ids, logs, bad, space, n, rows};
+    run_team(decide_share, &l, threads < rows ? threads : rows);
 }
 
 static void logs_share(void *what, team_t *team, long thread) {
     const logits_t *l = what;
     const space_t s = laid_out(l->space + thread * llama_rows_space(l->n), l->n);
     for (long r; (r = next_piece(team, l->rows)) < l->rows;) {
-        const float *x = l->logits + r * l->n, top = greatest(x, l->n);
-        l->logs[r] = (float)((double)(x[l->of[r]] - top) - log(weigh(x, l->n, top, 1, s.weights, s.sums)));
+        const float *x = l->logits + r * l->n;
+        l->logs[r] = log_probability(x, l->n, l->ids[r], greatest(x, l->n).top, &s);
     }
 }
 
-/* log softmax of each row of logits (rows, n) at its id. */
-EXPORT void llama_rows_logs(const float *logits, const int64_t *ids, float *logs, char *space, long rows, long n,
+/* log softmax of each row of finite logits (rows, n) at its id. */
+EXPORT void llama_rows_logs(const float *logits, int64_t *ids, float *logs, char *space, long rows, long n,
                             long threads) {
-    logits_t l = {logits, 0, ids, 0, logs, space, n, rows};
+    logits_t l = {logits, 0, 0, ids, logs, 0, space, n, rows};
     run_team(logs_share, &l, threads < rows ? threads : rows);
 }

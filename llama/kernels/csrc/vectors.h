@@ -134,6 +134,16 @@ INLINE void end_stream(void) {
 #define BY_4(i) (((i) + 4) % LANES)
 #define BY_2(i) (((i) + 2) % LANES)
 #define BY_1(i) (((i) + 1) % LANES)
+/* n lanes of the first vector, n of the second, and so on: of each 2 n the first, or those behind them. */
+#define FRONT(i, n) ((i) / (2 * (n)) * (2 * (n)) + (i) % (n) + (i) / (n) % 2 * LANES)
+#define FRONT_8(i) FRONT(i, 8)
+#define FRONT_4(i) FRONT(i, 4)
+#define FRONT_2(i) FRONT(i, 2)
+#define FRONT_1(i) FRONT(i, 1)
+#define BACK_8(i) (FRONT(i, 8) + 8)
+#define BACK_4(i) (FRONT(i, 4) + 4)
+#define BACK_2(i) (FRONT(i, 2) + 2)
+#define BACK_1(i) (FRONT(i, 1) + 1)
 #define LOWER(i) ((i) / 2 + (i) % 2 * LANES)
 #define UPPER(i) (LOWER(i) + LANES / 2)
 
@@ -151,21 +161,46 @@ INLINE void transpose(vu v[LANES]) {
     }
 }
 
+/* 16 parts of a sum -> those of one vector. As `total_of` adds them: i and i + 8 first, then 4 apart. */
+INLINE vf folded(const vf part[VECTORS]) {
+#if LANES == 16
+    return part[0];
+#elif LANES == 8
+    return part[0] + part[VECTORS - 1];
+#else
+    return (part[0] + part[VECTORS / 2]) + (part[VECTORS / 4] + part[VECTORS - 1]);
+#endif
+}
+
 /* The sum of 16 parts: i and i + 8 first, then 4, 2 and 1 apart, on every level. */
 INLINE float total_of(const vf part[VECTORS]) {
-    vf sum = part[0];
+    vf sum = folded(part);
 #if LANES == 16
     sum += SHUFFLE(sum, BY_8);
-#elif LANES == 8
-    sum += part[VECTORS - 1];
-#else
-    sum = (sum + part[VECTORS / 2]) + (part[VECTORS / 4] + part[VECTORS - 1]);
 #endif
 #if LANES > 4
     sum += SHUFFLE(sum, BY_4);
 #endif
     sum += SHUFFLE(sum, BY_2);
     return sum[0] + sum[1];
+}
+
+/* v[i] and v[i + n] become one: sums of two lanes that are n apart, n of one and n of the other in turn. */
+#define HALVE(v, n, front, back)       \
+    UNROLL for (int i = 0; i < n; i++) \
+        v[i] = SHUFFLE_TWO(v[i], v[i + n], front) + SHUFFLE_TWO(v[i], v[i + n], back)
+
+/* What total_of makes of each of as many sums as there are lanes, all folded; that of v[i] is in lane i. */
+INLINE vf totals_of(vf v[LANES]) {
+#if LANES == 16
+    HALVE(v, 8, FRONT_8, BACK_8);
+#endif
+#if LANES > 4
+    HALVE(v, 4, FRONT_4, BACK_4);
+#endif
+    HALVE(v, 2, FRONT_2, BACK_2);
+    HALVE(v, 1, FRONT_1, BACK_1);
+    return v[0];
 }
 
 INLINE float largest_of(vf v) {

@@ -22,6 +22,7 @@ from ...generation import Llama
 from ...printable import tell
 from .. import AsyncEngine
 from ..follower import exit_now
+from ..kept_errors import again
 from ..ray_cluster import join_cluster, share
 from ..signals import on_signals
 from .app import create_app
@@ -68,7 +69,7 @@ class _Replica:
     def check_health(self) -> None:
         """Ray replaces a replica for which this raises."""
         if self._engine.failure is not None:
-            raise self._engine.failure
+            raise again(self._engine.failure)
 
     async def __del__(self) -> None:
         """Ray calls it when the replica has had its time to drain."""

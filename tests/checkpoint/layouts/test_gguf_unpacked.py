@@ -3,6 +3,7 @@ torch have, for each type, for rows and columns of any number, on any number of 
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from llama.checkpoint.weight_files.gguf_types import TYPES
 from llama.distributed.parallel import Parallel
 from llama.errors import CheckpointFormatError
 from llama.kernels.native import UNPACKED
-from llama.kernels.quantized import FORMATS, RawRows, form_of
+from llama.kernels.quantized import FORMATS, Blocks, Form, RawRows, form_of
 from llama.kernels.quantized_weights import Quantized
 from llama.kernels.weights import PackedWeight
 from llama.model import Transformer
@@ -53,40 +54,51 @@ def dirty(layout: Quantized, shape: tuple[int, int], columns: tuple[int, int]) -
     return weight
 
 
+@cache
+def window_of(kind: str) -> torch.Tensor:
+    """Rows of blocks within longer rows, as a window of a file has them; some scales are 0, subnormal, negative or
+    large."""
+    _, nbytes = size_of(kind)
+    source = torch.from_numpy(random_blocks(kind, 72, TOTAL + 256)).view(72, -1, nbytes)
+    for half in KINDS[kind][1].halves:
+        for row, value in enumerate((0.0, 6e-8, -3e-5, -0.0, 500.0)):
+            source.view(torch.float16)[row, :, half // 2] = value
+    return source
+
+
+@cache
+def read_of(kind: str, columns: tuple[int, int], first: int, rows: int) -> tuple[Form, RawRows, Blocks]:
+    """Some rows of that window as they are in the file, and as blocks in torch: the same for every level."""
+    length, _ = size_of(kind)
+    stored = KINDS[kind][1]
+    form = form_of(stored.kind or "int8", columns, FORMATS[stored.kind or "int8"].group or 32, TOTAL)
+    data = window_of(kind)[first : first + rows, columns[0] // length : -(-columns[1] // length)]
+    skip = columns[0] % length
+    return form, RawRows(kind, data, skip), gguf._blocks(data, stored, form, skip)
+
+
 @pytest.mark.parametrize("level", AT)
 @each_kind
 def test_raw_rows_have_the_bits_of_blocks(kind: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    number, stored = KINDS[kind]
-    assert UNPACKED[kind] == number
-    length, nbytes = size_of(kind)
-    # The whole lies in longer rows, as a window of a file does.
-    source = torch.from_numpy(random_blocks(kind, 72, TOTAL + 256)).view(72, -1, nbytes)
-    for half in stored.halves:  # some scales are 0, subnormal, negative or large
-        for row, value in enumerate((0.0, 6e-8, -3e-5, -0.0, 500.0)):
-            source.view(torch.float16)[row, :, half // 2] = value
+    assert UNPACKED[kind] == KINDS[kind][0]
     for threads, columns in enumerate(COLUMNS):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: 1 + threads % 3)
-        form = form_of(stored.kind or "int8", columns, FORMATS[stored.kind or "int8"].group or 32, TOTAL)
-        layout = Quantized(form.format, form.group, opened(level))
-        window = source[:, columns[0] // length : -(-columns[1] // length)]
-        for first, rows in (
-            ROWS[threads % 5],
-            ROWS[(threads + 2) % 5],
-        ):  # each three times, with other columns
-            data, skip = window[first : first + rows], columns[0] % length
+        # Each three times, with other columns.
+        for first, rows in (ROWS[threads % 5], ROWS[(threads + 2) % 5]):
+            form, raw, blocks = read_of(kind, columns, first, rows)
+            layout = Quantized(form.format, form.group, opened(level))
             wanted = dirty(layout, (rows, form.columns), columns)
-            layout.write(wanted, gguf._blocks(data, stored, form, skip), 0)
+            layout.write(wanted, blocks, 0)
             found = dirty(layout, (rows, form.columns), columns)
-            raw = RawRows(kind, data, skip)
             assert layout.takes_raw(raw)
-            assert layout.write_raw(found, raw, 0)
+            with monkeypatch.context() as patch:
+                patch.setattr(torch, "get_num_threads", lambda threads=threads: 1 + threads % 3)
+                assert layout.write_raw(found, raw, 0)
             assert same(found, wanted), (columns, rows)
+    form, raw, blocks = read_of(kind, columns, 0, 72)
     parts = dirty(layout, (72, form.columns), columns)
     for first, last in ((0, 32), (32, 48), (48, 72)):
-        assert layout.write_raw(parts, RawRows(kind, window[first:last], skip), first)
-    layout.write(
-        wanted := dirty(layout, (72, form.columns), columns), gguf._blocks(window, stored, form, skip), 0
-    )
+        assert layout.write_raw(parts, RawRows(kind, raw.data[first:last], raw.skip), first)
+    layout.write(wanted := dirty(layout, (72, form.columns), columns), blocks, 0)
     assert same(parts, wanted)
 
 

@@ -10,10 +10,11 @@ refused, and what would make the host wait is counted:
     state.py      the device itself: what was counted, and where in llama/
     cuda.py       what torch.cuda lacks on such a torch: devices, streams, events, sizes of memory
     attention.py  the attention kernels that torch has for CUDA alone
+    memory.py     how much memory its tensors take, where a test asks for that
     recording.py  a step's operators, recorded and replayed as a CUDA graph would
 
-What it cannot tell: how fast anything is, how a kernel on a GPU rounds, how much memory is taken, and races between
-streams: there is one, and it runs at once.
+What it cannot tell: how fast anything is, how a kernel on a GPU rounds, how much memory it takes for itself, and races
+between streams: there is one, and it runs at once.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _set_device(device: Any) -> None:
 
 def _module(gpu: Gpu) -> dict[str, Any]:
     """What takes the place of functions and classes of torch.cuda."""
-    properties = SimpleNamespace(name="pretended", total_memory=gpu.memory, major=8, minor=0)
+    sizes = {"total_memory": gpu.memory, "major": 8, "minor": 0}
     return {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
@@ -107,7 +107,9 @@ def _module(gpu: Gpu) -> dict[str, Any]:
         "_maybe_exchange_device": _exchange_device,
         "get_device_capability": lambda device=None: (8, 0),
         "get_device_name": lambda device=None: "pretended",
-        "get_device_properties": lambda device=None: properties,
+        "get_device_properties": lambda device=None: SimpleNamespace(
+            name="pretended", uuid=f"GPU-{gpu.device(device).index}", **sizes
+        ),
         "is_bf16_supported": lambda *_, **__: True,
         "mem_get_info": lambda device=None: (gpu.memory, gpu.memory),
         "memory_allocated": lambda device=None: 0,

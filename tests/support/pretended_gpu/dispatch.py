@@ -44,6 +44,11 @@ _NO_LAUNCH |= {"_unsafe_view", "detach_", "_reshape_alias", "_local_scalar_dense
 class Dispatch(TorchDispatchMode):
     """Sees operators without a tensor of the device, too: those that make one, and those that copy to it."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler to keep it out of here, which takes a second and a half."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
 
@@ -96,6 +101,8 @@ def _one(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
     wanted = kwargs.get("device")
     target = None if wanted is None else gpu.device(wanted)
     pins = bool(kwargs.get("pin_memory"))
+    if pins and (target is not None and target.type == "cuda"):
+        raise RuntimeError(f"Only dense CPU tensors can be pinned, not one of {target}")
     kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
     if target is not None:
         kwargs["device"] = torch.device("cpu")

@@ -52,6 +52,27 @@ def test_logits_that_are_not_finite_are_named_and_the_engine_lives_on(monkeypatc
     assert after[0, 0].whole == run(Engine(made, TOKENIZER), [ask(8, 10)])[0, 0].whole
 
 
+def test_a_failed_step_names_the_requests_that_it_ran_and_no_other(monkeypatch):
+    """One that waits while paused keeps its place, and is not in the step; one that begins in it is."""
+    engine = Engine(model(4), TOKENIZER, speculate=False)
+    paused, short = engine.add(ask(8, 10)), engine.add(ask(9, 2))
+    engine.step()
+    engine.pause(paused)
+    engine.step()
+    assert engine.planned == {short}  # also when it has ended by that
+    begins = engine.add(ask(7, 10))
+
+    def failing(*_):
+        raise RuntimeError("no way")
+
+    monkeypatch.setattr(Transformer, "hidden", failing)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no way"):
+            engine.step()
+        assert [sequence.request_id for sequence in engine.scheduler.running] == [paused, begins]
+        assert engine.planned == {begins}
+
+
 @pytest.mark.parametrize("told", [0, 1, 2])
 def test_an_interrupt_while_a_request_fails_ends_it_all_the_same(monkeypatch, told):
     """Samples run one by one; the error is entered for the first `told` before the interrupt strikes."""

@@ -24,6 +24,15 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        name="a failed step names requests that it did not run",
+        file="llama/engine/engine.py",
+        old="        self._planned = [scheduled.sequence for scheduled in batch]\n",
+        new="        self._planned = list(self.scheduler.running)\n",
+        tests=(
+            "tests/engine/test_failures.py::test_a_failed_step_names_the_requests_that_it_ran_and_no_other",
+        ),
+    ),
+    Mutant(
         name="a block that others hold is written",
         file="llama/engine/cache_manager.py",
         old="self.blocks.holders(sequence.table[place]) > 1",

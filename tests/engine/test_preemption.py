@@ -12,6 +12,7 @@ from engine_requests import (
     SAMPLED,
     TOKENIZER,
     Result,
+    alone,
     ask,
     build,
     conserved,
@@ -106,3 +107,23 @@ def test_a_short_request_does_not_hold_a_long_ones_memory():
         assert len(engine.scheduler.running) == 2, prefix_reuse
         while engine.unfinished:
             engine.step()
+
+
+def test_one_that_begins_with_a_single_token_and_loses_its_place_at_once_is_not_run():
+    """The older one's next token takes the block that it has just got, in the same plan."""
+    engine = Engine(model(4), TOKENIZER, cache_tokens=12, block=4, prefix_reuse=False, speculate=False)
+    engine.scheduler.limits = dataclasses.replace(engine.scheduler.limits, reserve_tokens=0)
+    older, younger = ask(7, 5), ask(1, 3, seed=1)
+    engine.add(older)
+    engine.step()
+    engine.step()
+    assert engine.blocks.free == 1
+    engine.add(younger)
+    deltas = engine.step()
+    assert [delta.key for delta in deltas] == [(0, 0)]
+    assert engine.snapshot().preemptions == 1
+    found = {}
+    while engine.unfinished:
+        found |= {delta.key: delta.sequence.output for delta in engine.step()}
+    for key, request in enumerate((older, younger)):
+        assert found[key, 0] == alone(request).sequence.output

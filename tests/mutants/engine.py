@@ -33,6 +33,13 @@ MUTANTS = [
         ),
     ),
     Mutant(
+        name="one that lost its place in the plan is run all the same",
+        file="llama/engine/scheduler.py",
+        old="elif left and sequence.is_running and self._grow",
+        new="elif left and self._grow",
+        tests=("tests/engine/test_preemption.py",),
+    ),
+    Mutant(
         name="a block that others hold is written",
         file="llama/engine/cache_manager.py",
         old="self.blocks.holders(sequence.table[place]) > 1",

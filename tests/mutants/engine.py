@@ -78,10 +78,10 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        name="memory of what is kept for reuse goes back to the system",
+        name="memory of what is held again goes back to the system",
         file="llama/engine/block_pool.py",
-        old="            self._touched.update(blocks)\n",
-        new="            self._touched.update(blocks)\n            self._idle.update(blocks)\n",
+        old="            self._idle.difference_update(blocks)\n",
+        new="            pass\n",
         tests=("tests/engine/test_block_pool.py", *_GHOST),
     ),
     Mutant(

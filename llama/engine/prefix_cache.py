@@ -18,6 +18,9 @@ from .sequence import SequenceState
 
 __all__ = ["Match", "PrefixCache"]
 
+# The part of a block that is worth copying it. One token is, on a CPU; on a GPU a block has more, and so many more.
+_WORTH_COPYING = 8
+
 
 @dataclass(frozen=True)
 class Match:
@@ -135,6 +138,27 @@ class PrefixCache:
                 if each.key < sequence.key and not each.is_paused:
                     return Match(blocks, depth * self.size, each)
         return Match(blocks)
+
+    def begun(self, tokens: Sequence[int], start: int, most: int) -> tuple[int, int]:
+        """A block behind the first `start` tokens, which are whole blocks, that begins as these go on.
+
+        Args:
+            most: tokens that may be reused.
+
+        Returns: (block, tokens of it that are the same), of all such blocks that with most; (0, 0) if none has so many
+            that copying the block takes less time than computing them.
+        """
+        path = self._walk(tokens, start)
+        if len(path) * self.size < start:
+            return 0, 0
+        parent = path[-1] if path else self._root
+        rest = tokens[start : min(most, start + self.size)]
+        block, count = 0, max(0, self.size // _WORTH_COPYING - 1)
+        for node in parent.children.values():
+            if node.block and count < len(rest) and tuple(rest[: count + 1]) == node.edge[: count + 1]:
+                pairs = enumerate(zip(rest, node.edge, strict=False))
+                block, count = node.block, next((i for i, (a, b) in pairs if a != b), len(rest))
+        return (block, count) if block else (0, 0)
 
     def _walk(self, tokens: Sequence[int], most: int) -> list[_Node]:
         path: list[_Node] = []

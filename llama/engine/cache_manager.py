@@ -154,8 +154,7 @@ class CacheManager:
 
     def has_room(self, sequence: SequenceState) -> bool:
         """Whether its next token goes to a block that it has, and holds alone, as almost always."""
-        place, table = sequence.computed // self.blocks.size, sequence.table
-        return place < len(table) and self.blocks.holders(table[place]) == 1
+        return self._is_own(sequence, sequence.computed // self.blocks.size)
 
     def lacks(self, sequence: SequenceState, count: int) -> int:
         """Blocks that it must get to have `count`, with that of its next token for itself; 0 or less if it does."""
@@ -190,6 +189,9 @@ class CacheManager:
         prefixes, stale = self.prefixes, sequence.stale
         self.index(sequence)
         if prefixes is not None:
+            known = min(sequence.computed, len(sequence.tokens))
+            if not stale and known % self.blocks.size and self._is_own(sequence, known // self.blocks.size):
+                prefixes.fill_rest(sequence, known)
             prefixes.forget(sequence)
         table, sequence.table, sequence.computed = sequence.table, array("i"), 0
         self.blocks.reserved -= sequence.reserved
@@ -219,6 +221,10 @@ class CacheManager:
             reserved += count - sequence.shared // self.blocks.size
         self.blocks.reserved += reserved - sequence.reserved
         sequence.reserved = reserved
+
+    def _is_own(self, sequence: SequenceState, place: int) -> bool:
+        """Whether it has a block there, and holds it alone."""
+        return place < len(sequence.table) and self.blocks.holders(sequence.table[place]) == 1
 
     def _shares_last(self, sequence: SequenceState) -> bool:
         """Whether others hold the block that its next token goes to."""

@@ -184,10 +184,6 @@ class Scheduler:
         begun = self._end_waits()
         while self.can_begin():
             begun.append(self._begin())
-        # What they take over is copied in this step. One that is preempted in favour of another gives it up again.
-        reused = [
-            (sequence, self.cache_manager.reuse_begun(sequence)) for sequence in begun if sequence.is_running
-        ]
         unpaused = [sequence for sequence in self.running if not sequence.is_paused]
         left = self.limits.step_tokens
         batch = ScheduledBatch()
@@ -201,6 +197,11 @@ class Scheduler:
                 left -= 1
         decodes = len(batch)
         prefills = [sequence for sequence in prefills if sequence.is_running]
+        # From here on nobody is preempted, so what is to be copied is.
+        for sequence in begun:
+            copy = self.cache_manager.reuse_begun(sequence) if sequence.is_running else None
+            if copy is not None:
+                batch.copies.append(copy)
         budget = math.inf
         if prefills and any(scheduled.sequence.request.streaming for scheduled in batch):
             budget = self.limits.prefill_tokens + 2 * decodes
@@ -215,7 +216,6 @@ class Scheduler:
                 left -= count
                 budget -= count * cost
         self._add_drafts(batch, decodes, int(max(0, min(left, budget))))
-        batch.copies += [copy for sequence, copy in reused if copy is not None and sequence.is_running]
         assert batch or not batch.copies, "nothing is computed, so nothing would be copied"
         return batch
 
@@ -350,6 +350,14 @@ class Scheduler:
         """In the order in which they are preempted: paused ones, then the youngest."""
         yield from (s for s in reversed(self.running) if s.is_paused)
         yield from reversed(self.running)
+
+    def miss(self, copies: list[tuple[int, int]]) -> None:
+        """Preempt those that need a copy which was not made, and let nobody reuse what that block would have held."""
+        targets = {target for _, target in copies}
+        for sequence in [s for s in self.running if targets.intersection(s.table)]:
+            place = next(i for i, block in enumerate(sequence.table) if block in targets)
+            sequence.computed = min(sequence.computed, place * self.blocks.size)
+            self.preempt(sequence)
 
     def preempt(self, sequence: SequenceState) -> None:
         """Send a sequence back to its place in the queue, with tokens, scores, text and random numbers."""

@@ -3,13 +3,14 @@
     python benchmarks/shared_blocks.py                     110M shape, bfloat16, on this CPU
     python benchmarks/shared_blocks.py --dtype float32 --stream 8000
 
-Run it in turn in two checkouts to compare commits. Without drafts, with random weights.
+Without drafts, with random weights. A checkout from before the blocks has its own version of this file, or none.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from array import array
 from collections.abc import Sequence
 
 import fire
@@ -19,6 +20,7 @@ from machine import describe
 from peers import make_ours, random_prompts, shape
 
 from llama.engine import Engine, Request
+from llama.model import Transformer
 from llama.sampling import GREEDY, SamplingParams
 
 
@@ -32,6 +34,19 @@ def steps_of(engine: Engine, prompt: Sequence[int], new: int, samples: int = 1) 
         engine.step()
         taken.append(1e3 * (time.perf_counter() - start))
     return taken
+
+
+@torch.inference_mode()
+def alone(model: Transformer, tail: Sequence[int], start: int) -> float:
+    """Milliseconds of the model's own work on a prompt's last tokens, behind `start` positions that are there."""
+    end = start + len(tail)
+    pool = model.new_pool(1 + -(-end // model.block))
+    pool.store.zero_()
+    table = array("i", range(1, pool.blocks))
+    begin = time.perf_counter()
+    hidden_TC = model.hidden(torch.tensor(tail), pool.step([(table, start, len(tail))]))
+    model.logits(hidden_TC[-1:])
+    return 1e3 * (time.perf_counter() - begin)
 
 
 def median(values: Sequence[float]) -> str:
@@ -61,11 +76,12 @@ def main(
 
     base, prompt = random_prompts([2000, 4010])  # the last block of 4,010 is not full
     tails = random_prompts([64] * (rounds + 1), seed=1)
-    first, prefill, second = [], [], []
+    first, tail_alone, prefill, second = [], [], [], []
     for tail in tails[1:]:
         shared = engine()
         steps_of(shared, base + tails[0], 1)
         first.append(sum(steps_of(shared, base + tail, 1)))
+        tail_alone.append(alone(model, tail, len(base)))
         taken = steps_of(engine(), prompt, 3, samples=8)
         prefill.append(taken[-3])
         second.append(taken[-2])
@@ -74,7 +90,9 @@ def main(
     windows = [lone[i : i + 200] for i in range(0, len(lone) - 199, 200)]
     worst = max(float(np.percentile(each, 99) / np.median(each)) for each in windows)
     print("| milliseconds | median (range) |\n|---|---|")
+    ratios = [one / other for one, other in zip(first, tail_alone, strict=True)]
     print(f"| 64 tokens behind 2,000 that another request had | {median(first)} |")
+    print(f"| the model's own work on these 64 | {median(tail_alone)}; ratio {np.median(ratios):.2f} x |")
     print(f"| 8 samples of 4,010 tokens: the step that ends the prompt and forks | {median(prefill)} |")
     print(f"| the step after it, in which all copy their last block | {median(second)} |")
     print(f"| a stream of {stream}: longest step | {lone.max():.1f}, median {np.median(lone):.1f} |")

@@ -104,7 +104,10 @@ class KVPool:
         Args:
             sources, targets: numbers of blocks; as tensors of int64, on the pool's device.
         """
-        if len(sources):
+        if not isinstance(sources, torch.Tensor) and set(sources).isdisjoint(targets):
+            for one, other in zip(sources, targets, strict=True):  # on a CPU in a fraction of the time
+                self.store[:, :, :, other] = self.store[:, :, :, one]
+        elif len(sources):
             source, target = (torch.as_tensor(each, device=self.device) for each in (sources, targets))
             layer = len(sources) * self.store[0, :, :, 0].nbytes
             for some in torch.split(self.store, max(1, _COPIED // layer)):

@@ -107,6 +107,22 @@ class CacheManager:
         if self.prefixes is not None:
             self.prefixes.follow(sequence)
 
+    def reuse_begun(self, sequence: SequenceState) -> tuple[int, int] | None:
+        """Let a sequence that has just got its blocks, and computes next, take over the beginning of one that goes on
+        otherwise than its own tokens do.
+
+        Returns: (that block, the sequence's own): what it holds must be copied before the step, even if somebody else
+            gets that block until then. None if there is none.
+        """
+        if self.prefixes is None or sequence.leader is not None:
+            return None
+        start = sequence.computed
+        block, count = self.prefixes.begun(sequence.tokens, start, self._reusable(sequence))
+        if not count:
+            return None
+        self._note_reuse(sequence, start + count)
+        return block, sequence.table[start // self.blocks.size]
+
     def waits_for_prefix(self, sequence: SequenceState) -> bool:
         """Whether an older sequence is still computing their common prefix; if it is done, reuse that."""
         leader = sequence.leader
@@ -138,8 +154,7 @@ class CacheManager:
 
     def has_room(self, sequence: SequenceState) -> bool:
         """Whether its next token goes to a block that it has, and holds alone, as almost always."""
-        place, table = sequence.computed // self.blocks.size, sequence.table
-        return place < len(table) and self.blocks.holders(table[place]) == 1
+        return self._is_own(sequence, sequence.computed // self.blocks.size)
 
     def lacks(self, sequence: SequenceState, count: int) -> int:
         """Blocks that it must get to have `count`, with that of its next token for itself; 0 or less if it does."""
@@ -174,6 +189,9 @@ class CacheManager:
         prefixes, stale = self.prefixes, sequence.stale
         self.index(sequence)
         if prefixes is not None:
+            known = min(sequence.computed, len(sequence.tokens))
+            if not stale and known % self.blocks.size and self._is_own(sequence, known // self.blocks.size):
+                prefixes.fill_rest(sequence, known)
             prefixes.forget(sequence)
         table, sequence.table, sequence.computed = sequence.table, array("i"), 0
         self.blocks.reserved -= sequence.reserved
@@ -203,6 +221,10 @@ class CacheManager:
             reserved += count - sequence.shared // self.blocks.size
         self.blocks.reserved += reserved - sequence.reserved
         sequence.reserved = reserved
+
+    def _is_own(self, sequence: SequenceState, place: int) -> bool:
+        """Whether it has a block there, and holds it alone."""
+        return place < len(sequence.table) and self.blocks.holders(sequence.table[place]) == 1
 
     def _shares_last(self, sequence: SequenceState) -> bool:
         """Whether others hold the block that its next token goes to."""
@@ -240,18 +262,26 @@ class CacheManager:
         have = sequence.computed // self.blocks.size
         for place in range(have, len(match.blocks)):
             self._put(sequence, place, match.blocks[place])
-        sequence.computed = max(sequence.computed, len(match.blocks) * self.blocks.size)
+        self._note_reuse(sequence, max(sequence.computed, len(match.blocks) * self.blocks.size))
+
+    def _note_reuse(self, sequence: SequenceState, computed: int) -> None:
+        """Count what a sequence has without computing it."""
+        sequence.computed = computed
         # What is reused after a preemption does not count.
         if sequence.times.first_token is None and not sequence.generated:
-            sequence.reused = min(sequence.computed, len(sequence.request.prompt))
+            sequence.reused = min(computed, len(sequence.request.prompt))
 
     def _find(self, sequence: SequenceState) -> Match:
-        """The longest prefix to reuse: at most all but the last token, whose logits are needed.
+        """The longest prefix to reuse, in whole blocks."""
+        assert self.prefixes is not None
+        return self.prefixes.find(sequence, self._reusable(sequence))
+
+    def _reusable(self, sequence: SequenceState) -> int:
+        """Tokens that may be reused: at most all but the last, whose logits are needed.
 
         A prompt that is scored needs its hidden states too, except for what is scored already.
         """
-        assert self.prefixes is not None
         most = len(sequence.tokens) - 1
         if sequence.request.score_prompt:
             most = min(most, len(sequence.prompt_scores))
-        return self.prefixes.find(sequence, most)
+        return most

@@ -299,9 +299,7 @@ class Engine:
         What it wrote lies behind what is computed, in blocks of one sequence each, and is written again. Only a
         copy that was not made must not be missed: whoever needs it begins again.
         """
-        targets = {target for _, target in batch.copies}
-        for sequence in [s for s in self.scheduler.running if targets.intersection(s.table)]:
-            self.scheduler.preempt(sequence)
+        self.scheduler.miss(batch.copies)
         self._torn = False
 
     def _check_pool(self) -> None:

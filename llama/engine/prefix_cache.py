@@ -5,6 +5,9 @@ never taken for equal tokens. A node has a cache block once a sequence has compu
 writes that block. Running sequences follow the path of all tokens that they are certain to compute, so a node without
 a block is one that somebody is about to compute.
 
+A sequence that leaves also enters its last block, which is not full: a node of fewer tokens, which nobody follows and
+no table gets. Whose tokens go on as any block begins copies that block.
+
 A sequence that computed a node holds its parents too. So a block that nobody holds has only such blocks behind it,
 and can be evicted with nothing else lost, leaves first.
 """
@@ -17,6 +20,9 @@ from dataclasses import dataclass, field
 from .sequence import SequenceState
 
 __all__ = ["Match", "PrefixCache"]
+
+# The part of a block that is worth copying it. One token is, on a CPU; on a GPU a block has more, and so many more.
+_WORTH_COPYING = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class PrefixCache:
 
     def __init__(self, size: int, limit: int) -> None:
         self.size, self.limit = size, limit
+        self._least = max(1, size // _WORTH_COPYING)  # tokens
         self.clear()
 
     def clear(self) -> None:
@@ -121,6 +128,24 @@ class PrefixCache:
         path.filled = max(path.filled, count)
         return others
 
+    def fill_rest(self, sequence: SequenceState, count: int) -> None:
+        """Enter the last block of a sequence that leaves with `count` tokens computed, if it is not full.
+
+        Nobody shares that block: who goes on behind its tokens copies it (`begun`).
+        """
+        path, (full, rest) = self._paths.get(sequence), divmod(count, self.size)
+        if path is None or path.filled < full or rest < self._least:
+            return
+        parent = path.nodes[full - 1] if full else self._root
+        edge = tuple(sequence.tokens[full * self.size : count])
+        same = next((n for n in parent.children.values() if n.block and n.edge[:rest] == edge), None)
+        if same is not None:
+            self._touch(same)
+            return
+        node = parent.children[edge] = _Node(parent, edge)
+        node.block = sequence.table[full]
+        self._nodes[node.block] = node
+
     def find(self, sequence: SequenceState, most: int) -> Match:
         """The longest prefix that is computed, and who computes more of it: older, and not paused.
 
@@ -135,6 +160,28 @@ class PrefixCache:
                 if each.key < sequence.key and not each.is_paused:
                     return Match(blocks, depth * self.size, each)
         return Match(blocks)
+
+    def begun(self, tokens: Sequence[int], start: int, most: int) -> tuple[int, int]:
+        """A block behind the first `start` tokens, which are whole blocks, that begins as these go on.
+
+        Args:
+            most: tokens that may be reused.
+
+        Returns: (block, tokens of it that are the same), of all such blocks that with most; (0, 0) if none has so many
+            that copying the block takes less time than computing them.
+        """
+        path = self._walk(tokens, start)
+        if len(path) * self.size < start:
+            return 0, 0
+        rest = tuple(tokens[start : min(most, start + self.size)])
+        best, count = None, self._least - 1
+        for node in (path[-1] if path else self._root).children.values():
+            if node.block and count < len(rest) and node.edge[: count + 1] == rest[: count + 1]:
+                best, count = node, _common(rest, node.edge)
+        if best is None:
+            return 0, 0
+        self._touch(best)
+        return best.block, count
 
     def _walk(self, tokens: Sequence[int], most: int) -> list[_Node]:
         path: list[_Node] = []
@@ -186,9 +233,21 @@ class PrefixCache:
         self.clear()
         return followers
 
+    def _touch(self, node: _Node) -> None:
+        """Let a block be the most recently used, if nobody holds it. Those that lead to it are held."""
+        if node in self._unheld:
+            del self._unheld[node]
+            self._unheld[node] = None
+
     def _remove(self, node: _Node) -> int:
         block, node.block = node.block, 0
         del self._nodes[block]
         self._unheld.pop(node, None)
         node.prune()
         return block
+
+
+def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """How many of their first tokens are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))

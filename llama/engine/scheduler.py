@@ -181,9 +181,9 @@ class Scheduler:
         """
         if model_changed:
             self.cache_manager.invalidate()
-        self._end_waits()
+        begun = self._end_waits()
         while self.can_begin():
-            self._begin()
+            begun.append(self._begin())
         unpaused = [sequence for sequence in self.running if not sequence.is_paused]
         left = self.limits.step_tokens
         batch = ScheduledBatch()
@@ -197,6 +197,11 @@ class Scheduler:
                 left -= 1
         decodes = len(batch)
         prefills = [sequence for sequence in prefills if sequence.is_running]
+        # From here on nobody is preempted, so what is to be copied is.
+        for sequence in begun:
+            copy = self.cache_manager.reuse_begun(sequence) if sequence.is_running else None
+            if copy is not None:
+                batch.copies.append(copy)
         budget = math.inf
         if prefills and any(scheduled.sequence.request.streaming for scheduled in batch):
             budget = self.limits.prefill_tokens + 2 * decodes
@@ -211,6 +216,7 @@ class Scheduler:
                 left -= count
                 budget -= count * cost
         self._add_drafts(batch, decodes, int(max(0, min(left, budget))))
+        assert batch or not batch.copies, "nothing is computed, so nothing would be copied"
         return batch
 
     def _add_drafts(self, batch: ScheduledBatch, decodes: int, left: int) -> None:
@@ -280,8 +286,8 @@ class Scheduler:
         new = min(self.limits.reserve_tokens, sequence.request.max_new_tokens - sequence.generated)
         return self.blocks.needed(len(sequence.tokens) + new)
 
-    def _begin(self) -> None:
-        """Start the head of the queue, which can begin."""
+    def _begin(self) -> SequenceState:
+        """Start the head of the queue, which can begin -> the sequence."""
         sequence = self._head()
         assert sequence is not None
         while not self._fits(sequence, []):
@@ -293,6 +299,7 @@ class Scheduler:
             following = self._wave(sequence.request_id, sequence.request, sequence.request.n - sequence.rest)
             sequence.rest = 0  # a preempted sequence begins again, but brings nobody along
             self._enqueue(following)
+        return sequence
 
     # ---- memory --------------------------------------------------------------------------------------------
 
@@ -312,12 +319,13 @@ class Scheduler:
             copies.append(copy)
         return True
 
-    def _end_waits(self) -> None:
-        """Give those whose prefix is computed, or will not be, the other blocks that they begin with.
+    def _end_waits(self) -> list[SequenceState]:
+        """Give those whose prefix is computed, or will not be, the other blocks that they begin with -> these.
 
         Whoever computed it may have left before it was done; then they take more than was set aside. That is before
         any sequence is scheduled, so that what is scheduled stays.
         """
+        ended = []
         for sequence in [s for s in self.running if s.leader is not None and not s.is_paused]:
             if not sequence.is_running or self.cache_manager.waits_for_prefix(sequence):
                 continue
@@ -325,6 +333,8 @@ class Scheduler:
             self.cache_manager.give_up(sequence, count)
             if self._make_room(sequence, count):
                 self.cache_manager.grow(sequence, count)
+                ended.append(sequence)
+        return ended
 
     def _make_room(self, sequence: SequenceState, count: int) -> bool:
         """Preempt others until a sequence can have `count` blocks; False if it was preempted itself."""
@@ -340,6 +350,14 @@ class Scheduler:
         """In the order in which they are preempted: paused ones, then the youngest."""
         yield from (s for s in reversed(self.running) if s.is_paused)
         yield from reversed(self.running)
+
+    def miss(self, copies: list[tuple[int, int]]) -> None:
+        """Preempt those that need a copy which was not made, and let nobody reuse what that block would have held."""
+        targets = {target for _, target in copies}
+        for sequence in [s for s in self.running if targets.intersection(s.table)]:
+            place = next(i for i, block in enumerate(sequence.table) if block in targets)
+            sequence.computed = min(sequence.computed, place * self.blocks.size)
+            self.preempt(sequence)
 
     def preempt(self, sequence: SequenceState) -> None:
         """Send a sequence back to its place in the queue, with tokens, scores, text and random numbers."""

@@ -78,6 +78,7 @@ class Story:
             **model.counts,
             "preempted": snapshot.preemptions,
             "reused": snapshot.reused_tokens,
+            "taken over": self.engines[0].model.taken_over,
             "accepted": snapshot.accepted_tokens,
             "rejected": snapshot.drafted_tokens - snapshot.accepted_tokens,
             "cancelled": snapshot.cancelled,

@@ -31,10 +31,10 @@ def test_the_second_request_computes_only_what_is_new():
     assert seen == [43, 2]
     assert delta.sequence.counts == (delta.sequence.counts.__class__)(42, 40, 1)
     assert result == delta.key[0]
-    # The same prompt again: all but its last block's end is there.
+    # The same prompt again: all is there but the last token, whose logits are wanted.
     engine.add(ask((*header, 8, 9), 1))
     (delta,) = engine.step()
-    assert seen == [43, 2, 2]
+    assert seen == [43, 2, 1]
     # Reuse off, and a prompt whose scores are wanted, compute everything.
     engine.add(ask((*header, 8, 9), 1, score_prompt=True))
     engine.step()
@@ -54,6 +54,13 @@ def test_a_chat_goes_on_in_the_blocks_of_its_last_turn():
     assert seen[-1] == 31 - 28
     assert delta.sequence.reused == 28
     assert list(delta.sequence.table[:7]) == before[0][:7]
+    while engine.unfinished:
+        engine.step()
+    # With all that was answered, of which only the last token was not computed.
+    engine.add(ask((*ids(20), *first.output, 7, 8), 2))
+    (delta,) = engine.step()
+    assert seen[-1] == 3
+    assert delta.sequence.reused == 31
 
 
 def test_two_that_arrive_together_compute_their_prefix_once():
@@ -83,15 +90,23 @@ def test_what_waits_for_a_prefix_goes_on_when_its_leader_is_gone():
 
 
 def test_the_least_recently_used_prefix_goes_first():
-    engine = Engine(model(4), TOKENIZER, block=4, cache_tokens=64, retained_tokens=64, speculate=False)
-    for seed in (1, 2, 1, 3):  # 20 tokens each: three fit
+    engine = Engine(model(4), TOKENIZER, block=4, cache_tokens=76, retained_tokens=76, speculate=False)
+    for seed in (1, 2, 1, 3):  # 6 blocks each, of which the last has one token: three fit
         run_one(engine, ask(ids(21, seed), 1))
-    assert kept(engine) == [list(ids(20, seed)) for seed in (2, 1, 3)]
-    run_one(
-        engine, ask(ids(21, 4), 1)
-    )  # needs 6 blocks, and 1 is free: the last ones of the oldest have to go
-    assert kept(engine) == [list(ids(20, seed)) for seed in (1, 3, 4)]
+    assert kept(engine) == [list(ids(21, seed)) for seed in (2, 1, 3)]
+    # Needs 6 blocks, and 1 is free: all but the first of the oldest have to go.
+    run_one(engine, ask(ids(21, 4), 1))
+    assert kept(engine) == [list(ids(4, 2)), *(list(ids(21, seed)) for seed in (1, 3, 4))]
     conserved(engine)
+
+
+def test_a_block_whose_beginning_was_copied_is_not_the_next_to_go():
+    engine = Engine(model(4), TOKENIZER, block=4, speculate=False)
+    one, two = ids(7, 1), ids(7, 2)
+    for prompt in (one, two):
+        run(engine, [ask(prompt, 1)])
+    run(engine, [ask((*one[:6], 9), 1)])
+    assert kept(engine) == [list(two), list(one), [*one[:6], 9]]
 
 
 @pytest.mark.parametrize("late", [0, 3])
@@ -118,12 +133,14 @@ def test_what_was_not_used_for_the_longest_time_is_evicted_first(again):
         run(engine, [ask(prompt, 1)])
     # The first is used: by two samples that go on behind it, or by the same prompt once more, which computes all
     # and leaves nothing new.
+    used = list(first)
     if again == "continued":
-        run(engine, [ask((*first, 9), 1, n=2)])
+        used.append(9)
+        run(engine, [ask(used, 1, n=2)])
     else:
         run(engine, [ask(first, 1, score_prompt=True)])
-    assert kept(engine) == [list(second), list(first)]
+    assert kept(engine) == [list(second), used]
     # All that is free, and one block more.
     engine.add(ask(ids(4 * engine.blocks.free + 1, 3), 1))
     engine.step()
-    assert kept(engine)[:2] == [list(second[:8]), list(first)]
+    assert kept(engine)[:2] == [list(second[:8]), used]

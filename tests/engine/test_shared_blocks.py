@@ -10,6 +10,7 @@ from engine_requests import (
     PENALIZED,
     SAMPLED,
     TOKENIZER,
+    Result,
     ask,
     computed,
     conserved,
@@ -60,10 +61,40 @@ def test_a_second_request_on_a_long_prefix_copies_nothing_and_computes_its_tail(
     assert copied == []
     while engine.unfinished:
         engine.step()
-    # And when both have left: the third reuses what they had.
+    # And when both have left: the third reuses what they had, and copies the block in which it goes on otherwise.
     run(engine, [ask((*shared, 5, 6, 7), 2)])
-    assert counts[-2:] == [2004 - 62 * 32, 1]
-    assert copied == []
+    assert counts[-2:] == [1, 1]
+    assert [len(sources) for sources, _ in copied] == [1]
+
+
+@pytest.mark.parametrize(("same", "reused"), [(1, 0), (3, 0), (4, 4), (17, 17), (31, 31)])
+def test_the_beginning_of_a_block_is_copied_if_it_has_an_eighth_of_its_tokens(copied, same, reused):
+    """Behind other blocks and as the first one, from a sequence that runs and from one that has left."""
+    engine = Engine(model(4, 256), TOKENIZER, speculate=False)
+    for header in ((), ids(64)):
+        for leaves in (False, True):
+            del copied[:]
+            first = (*header, *range(300, 340))
+            number = engine.add(ask(first, 40))
+            engine.step()
+            if leaves:
+                engine.cancel(number)
+            second = ask((*header, *first[len(header) : len(header) + same], 7, 8, 9), 4)
+            engine.add(second)
+            deltas = engine.step()
+            mine = next(delta.sequence for delta in deltas if delta.key[0] != number)
+            assert mine.reused == len(header) + reused
+            assert sum(len(sources) for sources, _ in copied) == bool(reused)
+            result = Result()
+            while result.reason is None:
+                for delta in deltas:
+                    if delta.key == mine.key:
+                        result.take(delta)
+                deltas = engine.step()
+            plain = Engine(model(4, 256), TOKENIZER, prefix_reuse=False, speculate=False)
+            assert result.whole == run(plain, [second])[0, 0].whole
+            engine.cancel(number)
+            engine.forget_prefixes()
 
 
 def test_eight_samples_hold_their_prompt_once(copied):
@@ -229,8 +260,9 @@ def test_idle_memory_goes_back_while_others_run_and_all_of_it_when_nobody_does(m
     # What is kept for reuse stays.
     del ranges[:]
     engine = Engine(model(4, 256), TOKENIZER, block=4, speculate=False)
-    run(engine, [ask(ids(40), 3)])
+    for _ in range(2):  # the second one's last block is a second one of the same tokens
+        run(engine, [ask(ids(40), 3)])
     kept = {*engine.scheduler.prefixes._nodes}
-    assert len(kept) == 10
+    assert len(kept) == 11
     assert ranges
     assert not kept & {block for first, count in ranges for block in range(first, first + count)}

@@ -15,9 +15,9 @@ _HANDSHAKE = "tests/serving/test_handshake.py"
 MUTANTS = [
     Mutant(
         name="after a failed step a copy that was not made is missing",
-        file="llama/engine/engine.py",
-        old="            self.scheduler.preempt(sequence)\n",
-        new="            pass\n",
+        file="llama/engine/scheduler.py",
+        old="place * self.blocks.size)\n            self.preempt(sequence)\n",
+        new="place * self.blocks.size)\n",
         tests=(
             "tests/engine/test_failures.py::test_memory_that_runs_out_in_a_step_leaves_the_engine_whole",
             *_GHOST,
@@ -38,6 +38,27 @@ MUTANTS = [
         old="elif left and sequence.is_running and self._grow",
         new="elif left and self._grow",
         tests=("tests/engine/test_preemption.py",),
+    ),
+    Mutant(
+        name="a block whose copy was not made is kept for others",
+        file="llama/engine/scheduler.py",
+        old="            sequence.computed = min(sequence.computed, place * self.blocks.size)\n",
+        new="",
+        tests=_GHOST,
+    ),
+    Mutant(
+        name="the beginning of a block is reused, but not copied",
+        file="llama/engine/scheduler.py",
+        old="                batch.copies.append(copy)\n",
+        new="                pass\n",
+        tests=_GHOST,
+    ),
+    Mutant(
+        name="a last block that several hold is kept as one's own",
+        file="llama/engine/cache_manager.py",
+        old=" and self._is_own(sequence, known // self.blocks.size)",
+        new="",
+        tests=_GHOST,
     ),
     Mutant(
         name="a block that others hold is written",

@@ -92,6 +92,7 @@ def test_batches_are_the_stream_with_all_that_is_unread_at_once():
     async def main():
         async with AsyncEngine(engine) as async_engine:
             singles = [delta async for delta in async_engine.stream(request)]
+            engine.forget_prefixes()  # a prompt whose beginning is reused has scores of other last bits
             batches = async_engine.batches(request)
             first = await anext(batches)
             (inner,) = async_engine._streams.values()

@@ -88,6 +88,15 @@ class GhostModel(nn.Module):
             return plain(batch)
 
         self._engine, engine.runner.run = engine, run
+        manager, self.taken_over = engine.scheduler.cache_manager, 0
+        reuse_begun = manager.reuse_begun
+
+        def counted(sequence):
+            copy = reuse_begun(sequence)
+            self.taken_over += copy is not None
+            return copy
+
+        manager.reuse_begun = counted
         return engine
 
     def fails(self, place):

@@ -26,27 +26,39 @@ def run_largest(model: Transformer) -> None:
     """Run the steps that take most memory, for what they take, in a cache of its own of max_seq_len positions.
 
     These are as many tokens as a step may have, in chunks at the end of max_seq_len positions, of as many sequences as
-    that takes, and one token of max_batch_size sequences there. In the first all tokens are scored. In both, as many
-    next tokens are drawn as a step can decide, each of them with every logit changed and with alternatives. All share
-    the blocks of one sequence, which are no neighbours, as attention that gathers them takes most: what comes out means
-    nothing.
+    that takes; one token of max_batch_size sequences there; and both: chunks beside one token of all other sequences,
+    where attention that gathers positions does so beside the activations of a whole step. In the first all tokens are
+    scored. In each, as many next tokens are drawn as a step can decide, each of them with every logit changed and with
+    alternatives. All share the blocks of one sequence, which are no neighbours, as attention that gathers them takes
+    most: what comes out means nothing.
     """
     limits = Limits.for_model(model, None, None)
     seq, batch = model.params.max_seq_len, limits.max_batch_size
     tokens = min(limits.step_tokens, batch * seq)
-    whole, rest = divmod(tokens, seq)
     blocks = BlockPool(seq, model.block)
     table = array("i", range(blocks.total, 0, -1))
     runner = Runner(model, CacheMemory(model, blocks))
-    chunks = [Part(table, seq - count, count) for count in [seq] * whole + [rest] * (rest > 0)]
+    beside = _chunks(tokens, seq, least=min(batch, tokens))
     # A step decides a token for each sequence and sample, and for what its decodes have drafted.
     decided = batch + limits.draft_tokens
     with current_device(model.device):
-        for parts, scored in ((chunks, tokens), ([Part(table, seq - 1, 1)] * batch, 0)):
+        for lengths, scored in ((_chunks(tokens, seq), tokens), ([1] * batch, 0), (beside, 0)):
+            parts = [Part(table, seq - length, length) for length in lengths]
             counts = [min(SCORED_ROWS, scored - at) for at in range(0, scored, SCORED_ROWS)]
-            inputs = _inputs(model, sum(part.length for part in parts), scored, decided)
+            inputs = _inputs(model, sum(lengths), scored, decided)
             top = min(model.vocab_size, _ALTERNATIVES)
             runner.compute(runner.memory.pool.step(parts), inputs, [*counts, decided], top)
+
+
+def _chunks(tokens: int, most: int, least: int = 1) -> list[int]:
+    """Lengths of chunks that have so many tokens together, the first ones the most that a sequence has; at least so
+    many chunks."""
+    found: list[int] = []
+    while tokens:
+        behind = max(0, least - len(found) - 1)  # have one token each
+        found.append(min(most, tokens - behind))
+        tokens -= found[-1]
+    return found
 
 
 def _inputs(model: Transformer, tokens: int, scored: int, decided: int) -> Inputs:

@@ -50,13 +50,20 @@ def why_not(way: str, device: torch.device, form: CacheFormat, head_dim: int) ->
 
 @cache
 def _trial(way: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Compare what a way gives on the device with what a CPU gives, and say on stderr if it is something else."""
+    """Compare what a way gives on the device with what a CPU gives, and say on stderr if it is something else.
+
+    Raises:
+        RuntimeError: the device computes nothing more for this process.
+    """
     try:
         with torch.inference_mode(), torch.cuda.device(device):
             wrong = next(
                 filter(None, (_wrong(way, device, dtype, head_dim, group) for group in (1, 2))), None
             )
     except (RuntimeError, TypeError, ValueError) as error:
+        torch.cuda.synchronize(
+            device
+        )  # raises if CUDA repeats the error for ever: then no other way works either
         wrong = f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if wrong is None:
         return None

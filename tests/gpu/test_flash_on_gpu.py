@@ -286,6 +286,24 @@ def test_a_trial_that_fails_leaves_the_plain_way_and_says_why(
         assert line.startswith(start)
 
 
+@pytest.mark.usefixtures("guard")
+def test_a_trial_that_loses_the_device_is_an_error(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every later call would fail, of the plain way too, and be taken for the one at fault."""
+    lost = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise lost
+
+    monkeypatch.setitem(emulated.KERNELS, torch.ops.aten._flash_attention_forward.default, fail)
+    with flash_way("runs"):
+        monkeypatch.setattr(torch.cuda, "synchronize", fail)
+        with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+            flash_trial.why_not("runs", torch.device("cuda:0"), torch.bfloat16, 32)
+    assert "is not used" not in capsys.readouterr().err
+
+
 def test_a_trial_is_no_part_of_a_step(gpu: Gpu, folders: dict[str, Path]) -> None:
     """Nor does it draw from the program's generators."""
     torch.manual_seed(3)

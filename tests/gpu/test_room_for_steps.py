@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,13 @@ from unittest import mock
 
 import pytest
 import torch
+from engine_requests import ask, ids
+from flash_ways import flash_way
 from pretended_gpu import Gpu
 from pretended_gpu.memory import counted_memory
+from tiny_llama import GQA
+from tiny_models import random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama, generation
 from llama.distributed.parallel import Parallel
@@ -98,13 +104,25 @@ def test_bytes_of_cache_are_not_lowered(gpu: Gpu, tiny_checkpoint: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("tokens", "chunks"), [(100, [100]), (128, [128]), (300, [128, 128, 44]), (8192, [128] * 4)]
+    ("tokens", "chunks", "beside"),
+    [
+        (3, [3], [1, 1, 1]),
+        (100, [100], [97, 1, 1, 1]),
+        (128, [128], [125, 1, 1, 1]),
+        (300, [128, 128, 44], [128, 128, 43, 1]),
+        (8192, [128] * 4, [128] * 4),
+    ],
 )
 def test_the_largest_steps_are_run_whole(
-    gpu: Gpu, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, chunks: list[int]
+    gpu: Gpu,
+    tiny_checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    chunks: list[int],
+    beside: list[int],
 ) -> None:
-    """As many tokens as a step may have, up to the last position, of several sequences if one has not so many; and a
-    token of each sequence there. Blocks are no neighbours: a step that gathers them takes most."""
+    """As many tokens as a step may have, up to the last position, of several sequences if one has not so many; a token
+    of each sequence there; and both. Blocks are no neighbours: a step that gathers them takes most."""
     monkeypatch.setattr(limits, "STEP_TOKENS_CUDA", tokens)
     seen: list[tuple[list[int], list[int]]] = []
     hidden = Transformer.hidden
@@ -117,8 +135,7 @@ def test_the_largest_steps_are_run_whole(
     with mock.patch.object(Transformer, "hidden", watched):
         built(tiny_checkpoint, 0, gpu)
     assert [(list(starts), list(lengths)) for starts, lengths in seen] == [
-        ([128 - chunk for chunk in chunks], [128] * len(chunks)),
-        ([127] * 4, [128] * 4),
+        ([128 - chunk for chunk in lengths], [128] * len(lengths)) for lengths in (chunks, [1] * 4, beside)
     ]
 
 
@@ -194,6 +211,42 @@ def test_no_step_takes_more_than_was_measured(gpu: Gpu, tiny_checkpoint: Path) -
             seen[name] = memory.peak - before
         # Half of what was measured is met: a bound that holds because it is far off would cost cache.
         assert measured / 2 < max(seen.values()) <= measured, (measured, seen)
+
+
+def test_prompts_beside_long_sequences_take_no_more_than_was_measured(
+    gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where attention gathers what it reads: the positions of all sequences, beside the activations of a whole step."""
+    seq, batch = 512, 16
+    monkeypatch.setattr(limits, "STEP_TOKENS_CUDA", seq)
+    plain = limits.Limits.for_model
+
+    def without_drafts(*args: Any) -> limits.Limits:
+        """So few rows are drawn that attention takes most."""
+        return dataclasses.replace(plain(*args), draft_tokens=0)
+
+    monkeypatch.setattr(limits.Limits, "for_model", without_drafts)
+    shape = {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 2}
+    tensors = random_weights(shape, tiny_tokenizer("infilling").n_words)
+    folder = save_checkpoint(tmp_path / "model", shape, tensors, tiny_model_path())
+    options = {**BUILD, "dtype": "bfloat16", "max_seq_len": seq, "max_batch_size": batch}
+    with flash_way("gathered"), counted_memory(gpu) as memory:
+        llama = Llama.build(folder, **options)
+        own = llama.model.new_pool(1 + -(-seq // BLOCK)).nbytes
+        memory.forget_peak()
+        before = memory.taken
+        run_largest(llama.model)
+        measured = memory.peak - before - own
+        engine = Engine(llama.model, llama.tokenizer, prefix_reuse=False, speculate=False)
+        for seed in range(batch - 1):
+            engine.add(ask(ids(seq - 40, seed=seed), 40))
+        while len(engine.scheduler.running) < batch - 1 or not engine.scheduler.running[-1].output:
+            engine.step()
+        memory.forget_peak()
+        before = memory.taken
+        engine.add(ask(ids(seq - 1, seed=batch), 1))
+        engine.step()
+        assert measured / 2 < memory.peak - before <= measured, (measured, memory.peak - before)
 
 
 @pytest.mark.usefixtures("steps_of_256")

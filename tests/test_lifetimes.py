@@ -197,6 +197,18 @@ def failed_service(llama: Llama) -> None:
         asyncio.run(serving())
 
 
+def service_whose_main_fails(llama: Llama) -> None:
+    async def main(engine: AsyncEngine) -> None:
+        await engine.complete(requests(llama, 4)[0])
+        raise OSError("no way")
+
+    async def serving() -> None:  # as in `failed_service`
+        with pytest.raises(OSError, match="no way"):
+            await llama.serve(main)
+
+    asyncio.run(serving())
+
+
 def reference_call(llama: Llama) -> None:
     llama.model(torch.tensor([[1, 2, 3]]), 0)
     llama.model(torch.tensor([[4]]), 3)
@@ -205,7 +217,8 @@ def reference_call(llama: Llama) -> None:
 CALLS: list[Callable[[Llama], None]] = [
     *(nothing, blocking, stream, abandoned_stream, held_stream, running_requests, cancelled_request),
     *(preempted_requests, failed_step, logits_that_are_not_finite, service, abandoned_service),
-    *(service_with_a_failed_step, service_with_bad_logits, failed_service, reference_call),
+    *(service_with_a_failed_step, service_with_bad_logits, failed_service, service_whose_main_fails),
+    reference_call,
 ]
 
 

@@ -75,9 +75,12 @@ async def serve(
     finally:
         await _cancelled(task)
         await async_engine.close()
-    if async_engine.failure is not None:
-        raise again(async_engine.failure)
-    return None if task.cancelled() else task.result()
+    try:
+        if async_engine.failure is not None:
+            raise again(async_engine.failure)
+        return None if task.cancelled() else task.result()
+    finally:
+        del task  # or this frame, which the traceback of an error of `main` holds, would hold the error
 
 
 def _checked(drain_seconds: object) -> float:

@@ -10,6 +10,8 @@ import dataclasses
 import json
 from array import array
 from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ from tiny_models import random_weights, save_checkpoint
 from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama import Llama
-from llama.engine import Engine, Request
+from llama.engine import Engine, Request, limits
 from llama.kernels import flash, flash_trial
 from llama.kv_cache import BLOCK, Part
 from llama.sampling import SamplingParams
 
-LIMITS = {"max_seq_len": 1024, "max_batch_size": 64}
+LIMITS = {"max_seq_len": 640, "max_batch_size": 8}
 SAMPLED = SamplingParams(0.9, 0.9)
 PREFIX = ids(600, seed=4)
 # Prompts of less than a block and of several, two of which begin alike; forks; a draft that is right at first.
@@ -61,11 +63,55 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is longer than a test's own, nor the largest one that is run at the end of loading."""
+    monkeypatch.setattr(limits, "STEP_TOKENS_CUDA", 512)
+
+
 @pytest.fixture(params=WAYS)
 def way(guard: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """Each of them as the best there is, in float32 as well."""
-    with flash_way(request.param, single=True):
+    with flash_way(request.param, single=True, tried=True):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def on_host(folders: dict[str, Path]) -> Callable[[str], Llama]:
+    """A model on the CPU, by its name."""
+
+    @cache
+    def host(shape: str) -> Llama:
+        with on_the_cpu():
+            return Llama.build(folders[shape], device="cpu", dtype="float32", **LIMITS)
+
+    return host
+
+
+@pytest.fixture(scope="module")
+def wanted(on_host: Callable[[str], Llama]) -> Callable[[str], dict[Any, list[int]]]:
+    """The ids that a CPU gives for REQUESTS."""
+
+    @cache
+    def of(shape: str) -> dict[Any, list[int]]:
+        host = on_host(shape)
+        with on_the_cpu():
+            found = outputs(Engine(host.model, host.tokenizer, step_tokens=400), REQUESTS)
+        return {key: tokens for key, (tokens, *_) in found.items()}
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def calls_of_the_cpu(on_host: Callable[[str], Llama]) -> Callable[[str], Any]:
+    """What a call gives there."""
+
+    @cache
+    def call(name: str) -> Any:
+        with on_the_cpu():
+            return CALLS[name](on_host("gqa"))
+
+    return call
 
 
 def built(folder: Path, **more: Any) -> Llama:
@@ -83,47 +129,46 @@ def seen(gpu: Gpu) -> int:
     )
 
 
-@pytest.mark.parametrize("shape", ["mha", "gqa", "mqa"])
-def test_each_way_gives_the_ids_of_the_cpu(way: str, gpu: Gpu, folders: dict[str, Path], shape: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "shape"), [*product(WAYS, ("gqa", "mqa")), ("tables", "mha")], indirect=["way"]
+)
+def test_each_way_gives_the_ids_of_the_cpu(
+    way: str, gpu: Gpu, folders: dict[str, Path], wanted: Callable[[str], dict[Any, list[int]]], shape: str
+) -> None:
     """With prefixes that are shared, forks, drafts, and steps that hold whole prompts, chunks and single tokens."""
-    with on_the_cpu():
-        host = Llama.build(folders[shape], device="cpu", dtype="float32", **LIMITS)
-        expected = outputs(Engine(host.model, host.tokenizer, step_tokens=400), REQUESTS)
-    wanted = {key: tokens for key, (tokens, *_) in expected.items()}
+    expected = wanted(shape)
     llama = built(folders[shape])
     engine = Engine(llama.model, llama.tokenizer, step_tokens=400)
     assert taken(engine) == f"flash, {way}"
     assert engine.blocks.size == (256 if way == "tables" else BLOCK)
     gpu.forget()
-    drafted = dataclasses.replace(REQUESTS[4], prediction=tuple(wanted[4, 0][-8:]))
+    drafted = dataclasses.replace(REQUESTS[4], prediction=tuple(expected[4, 0][-8:]))
     found = outputs(engine, [*REQUESTS[:4], drafted, *REQUESTS[5:]])
-    assert {key: tokens for key, (tokens, *_) in found.items()} == wanted
+    assert {key: tokens for key, (tokens, *_) in found.items()} == expected
     assert seen(gpu) % llama.model.n_layers == 0 < seen(gpu)
     assert not any("scaled_dot_product" in line for line in gpu.told("launch"))
     assert engine.counters.reused_tokens >= 512
     assert engine.counters.accepted_tokens > 0
 
 
-def test_every_option_gives_what_it_gives_on_the_cpu(way: str, gpu: Gpu, folders: dict[str, Path]) -> None:
+def test_every_option_gives_what_it_gives_on_the_cpu(
+    way: str, gpu: Gpu, folders: dict[str, Path], calls_of_the_cpu: Callable[[str], Any]
+) -> None:
     llama = built(folders["gqa"])
-    with on_the_cpu():
-        host = Llama.build(folders["gqa"], device="cpu", dtype="float32", **LIMITS)
-    for name in ("greedy", "echo", "prediction", "long prompt", "infilling", "stream"):
-        found = CALLS[name](llama)
-        with on_the_cpu():
-            expected = CALLS[name](host)
-        assert same(found, expected), name
+    for name in ("echo", "prediction", "long prompt", "infilling", "stream"):  # "echo" is greedy as well
+        assert same(CALLS[name](llama), calls_of_the_cpu(name)), name
 
 
 def test_a_step_starts_one_kernel_a_layer_whatever_is_in_it(
     way: str, gpu: Gpu, folders: dict[str, Path]
 ) -> None:
     """And as many of all kinds for 64 single tokens as for one; where positions have to be gathered, some more."""
-    llama = built(folders["gqa"])
+    llama = built(folders["gqa"], max_seq_len=256, max_batch_size=64)
     found: dict[int, set[int]] = {}
-    for count in (1, 16, 64):
-        requests = [ask(5 + i, 12, seed=i) for i in range(count)]
-        engine = Engine(llama.model, llama.tokenizer, speculate=False, step_tokens=700)
+    for count in (1, 64):
+        # Short enough that all decode before they grow into a second block.
+        requests = [ask(BLOCK - 12 + i % 4, 14, seed=i) for i in range(count)]
+        engine = Engine(llama.model, llama.tokenizer, speculate=False, step_tokens=512)
         gpu.forget()
         launches: list[int] = []
 
@@ -149,9 +194,9 @@ def test_a_recorded_step_gives_the_tokens_of_one_that_runs(
     llama = built(folders["gqa"])
     requests = [
         ask(250, 12, SAMPLED, seed=1),
-        ask(30, 40, n=2, seed=2),
-        ask((*PREFIX, 7), 30),
-        ask((*PREFIX, 9), 30),
+        ask(24, 20, n=2, seed=2),
+        ask((*PREFIX, 7), 16),
+        ask((*PREFIX, 9), 16),
     ]
     engines = [Engine(llama.model, llama.tokenizer, speculate=False) for _ in range(2)]
     expected = outputs(engines[0], requests)
@@ -180,21 +225,24 @@ def test_what_a_recording_depends_on_is_told(way: str, gpu: Gpu, folders: dict[s
 @pytest.fixture(scope="module")
 def near(folders: dict[str, Path]) -> Callable[..., None]:
     """Holds the logits of a model on the device to those of the CPU in float32."""
+    limits = {"max_seq_len": 512, "max_batch_size": 4}
+    tokens = torch.tensor([ids(300, seed=1), ids(300, seed=2)])
+
+    @cache
+    def expected(form: str) -> torch.Tensor:
+        with on_the_cpu():
+            host = Llama.build(folders["gqa"], device="cpu", dtype="float32", cache_dtype=form, **limits)
+            return host.model(tokens)
 
     def check(form: str, dtype: str, wanted: str | None) -> None:
-        limits = {"max_seq_len": 512, "max_batch_size": 4}
         llama = Llama.build(folders["gqa"], device="cuda:0", dtype=dtype, cache_dtype=form, **limits)
         name = llama.engine.memory.pool.attention
         assert name == wanted if wanted else name.startswith("flash")
-        tokens = torch.tensor([ids(300, seed=1), ids(300, seed=2)])
         there = tokens.to("cuda")
         found = [llama.model(there[:, a:b], a).cpu() for a, b in ((0, 40), (40, 41), (41, 300))]
-        with on_the_cpu():
-            host = Llama.build(folders["gqa"], device="cpu", dtype="float32", cache_dtype=form, **limits)
-            expected = host.model(tokens)
         # A number that falls between two of int8 may be rounded to either.
         most = {"bfloat16": 0.06, "float16": 0.01}[dtype] + 0.02 * (form == "int8")
-        error = float((torch.cat(found, 1) - expected).norm() / expected.norm())
+        error = float((torch.cat(found, 1) - expected(form)).norm() / expected(form).norm())
         assert error < most
 
     return check

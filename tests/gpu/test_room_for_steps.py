@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -271,8 +272,9 @@ def test_larger_steps_than_there_is_room_for_are_refused(gpu: Gpu, tiny_checkpoi
     assert Engine(llama.model, llama.tokenizer, step_tokens=8192).scheduler.limits.step_tokens == 8192
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8", True])
-def test_step_tokens_are_a_positive_integer(gpu: Gpu, tiny_checkpoint: Path, wrong: object) -> None:
+def test_step_tokens_are_a_positive_integer(gpu: Gpu, tiny_checkpoint: Path) -> None:
     llama = Llama.build(tiny_checkpoint, **BUILD)
-    with pytest.raises(ConfigError, match=r"step_tokens is .* at least 1"):
-        Engine(llama.model, llama.tokenizer, step_tokens=wrong)  # type: ignore[arg-type]
+    wrong: list[Any] = [0, -1, 1.5, "8", True]
+    for tokens in wrong:
+        with pytest.raises(ConfigError, match=re.escape(f"step_tokens is {tokens!r}") + ".* at least 1"):
+            Engine(llama.model, llama.tokenizer, step_tokens=tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -17,18 +18,27 @@ __all__ = ["WAYS", "emulated_on_the_cpu", "flash_way"]
 WAYS = ("tables", "runs", "gathered")
 # What a torch lacks on which a way is the best one. 2.11 and 2.12 have no tables.
 _LACKS = {"tables": (), "runs": ("block_table",), "gathered": ("block_table", "seqused_k")}
+_TRIAL = flash_trial._trial.__wrapped__
+
+
+@cache
+def _trials(way: str, single: bool) -> Any:
+    """The trials of a device that computes so."""
+    return cache(_TRIAL)
 
 
 @contextlib.contextmanager
-def flash_way(way: str, *, single: bool = False) -> Iterator[None]:
+def flash_way(way: str, *, single: bool = False, tried: bool = False) -> Iterator[None]:
     """Within it, torch's operator has what makes this way the best one.
 
     Args:
         single: whether it computes in float32 too, so that what it gives equals what the CPU gives.
+        tried: whether what a trial of before has told, with the same arguments, still counts. For tests that leave the
+            kernel as it is.
     """
-    flash_trial._trial.cache_clear()
+    trials = _trials(way, single) if tried else cache(_TRIAL)
     with contextlib.ExitStack() as patches:
-        patches.callback(flash_trial._trial.cache_clear)
+        patches.enter_context(mock.patch.object(flash_trial, "_trial", trials))
         patches.enter_context(emulated.lacking(*_LACKS[way]))
         if way != "tables":
             patches.enter_context(mock.patch.object(flash, "knows_tables", return_value=False))

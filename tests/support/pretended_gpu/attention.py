@@ -55,19 +55,23 @@ def chosen(original: Any) -> Any:
     return attention
 
 
-def _attention(q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any) -> tuple[Any, Any]:
+def _attention(
+    q: Any, k: Any, v: Any, mask: Any, causal: bool, scale: Any, *, with_lse: bool = True
+) -> tuple[Any, Any]:
     """Of (batch, heads, length, head_dim), with fewer key heads if need be -> output, log-sum-exp (float32)."""
-    queries, keys, group = q.shape[-2], k.shape[-2], q.shape[1] // k.shape[1]
-    k, v = (x.float().repeat_interleave(group, 1) for x in (k, v))
-    scores = (q.float() @ k.transpose(-1, -2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-        scores = scores.masked_fill(~seen, -torch.inf)
+    (batch, heads, queries, dim), (kv_heads, keys) = q.shape, k.shape[1:3]
+    # The queries of heads that share their keys lie one behind the other.
+    together = q.float().reshape(batch, kv_heads, -1, dim)
+    scores = (together @ k.float().transpose(-1, -2)).view(batch, heads, queries, keys)
+    scores *= q.shape[-1] ** -0.5 if scale is None else scale
+    if causal and queries > 1:
+        scores.masked_fill_(torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1), -torch.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    out = scores.softmax(-1).view(batch, kv_heads, -1, keys) @ v.float()
     # The kernels give memory in the order (batch, length, heads, head_dim).
-    out = (scores.softmax(-1) @ v).to(q.dtype).transpose(1, 2).contiguous().transpose(1, 2)
-    return out, scores.logsumexp(-1)
+    out = out.view(q.shape).to(q.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    return out, scores.logsumexp(-1) if with_lse else None
 
 
 def _flash(
@@ -155,7 +159,7 @@ def flash_of_lengths(
         q.stride(-1) == k.stride(-1) == v.stride(-1) == 1, "Input tensor must have contiguous last dimension"
     )
     _check(ends_q is not None and firsts_k is not None, "cu_seqlens_q and cu_seqlens_k must be both set")
-    (rows, heads, dim), count = q.shape, len(ends_q) - 1
+    (rows_q, heads, dim), count = q.shape, len(ends_q) - 1
     _check(count > 0, "batch size must be positive")
     _check(dim % 8 == 0 and dim <= 256, "head_size must be a multiple of 8, at most 256")
     # Sixteen bytes are read at once.
@@ -183,21 +187,32 @@ def flash_of_lengths(
     starts, firsts = ends_q.tolist(), firsts_k.tolist()
     lengths = [b - a for a, b in itertools.pairwise(firsts)] if seqused_k is None else seqused_k.tolist()
     if most_q == 1:  # queries of a group of heads are then taken for those of one head, one for each sequence
-        _check(rows == count, "q must have shape (batch_size, num_heads, head_size)")
+        _check(rows_q == count, "q must have shape (batch_size, num_heads, head_size)")
+    counts = [b - a for a, b in itertools.pairwise(starts)]
+    for new, length in zip(counts, lengths, strict=True):
+        assert new <= most_q, f"a sequence has {new} queries, and max_q is {most_q}"
+        assert length <= most_k, f"a sequence has {length} keys, and max_k is {most_k}"
     # A kernel writes nothing for a row that no sequence has, nor for what lies beyond the greatest lengths.
-    out, sums = torch.full_like(q, torch.nan), torch.full((heads, rows), torch.inf)
-    for i, (start, end) in enumerate(itertools.pairwise(starts)):
-        assert end - start <= most_q, f"a sequence has {end - start} queries, and max_q is {most_q}"
-        assert lengths[i] <= most_k, f"a sequence has {lengths[i]} keys, and max_k is {most_k}"
+    out = torch.full_like(q, torch.nan)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, sizes in enumerate(zip(counts, lengths, strict=True)):
+        alike.setdefault(sizes, []).append(i)
+    for (new, length), mine in alike.items():
+        rows = torch.tensor(starts)[mine, None] + torch.arange(new)
         if block_table is None:
-            mine = [x[firsts[i] : firsts[i] + lengths[i]] for x in (k, v)]
+            assert all(0 <= firsts[i] <= len(k) - length for i in mine), "keys lie beyond the end"
+            places = torch.tensor(firsts)[mine, None] + torch.arange(length)
+            seen = [x[places] for x in (k, v)]
         else:
-            used = block_table[i, : -(-lengths[i] // k.shape[1])].long()
-            mine = [x[used].flatten(0, 1)[: lengths[i]] for x in (k, v)]
-        assert len(mine[0]) == lengths[i], "keys lie beyond the end"
-        seen = [x.transpose(0, 1)[None] for x in (q[start:end], *mine)]
-        found, sum_ = _attention(*seen, None, causal, scale)
-        out[start:end], sums[:, start:end] = found[0].transpose(0, 1), sum_[0]
+            used = block_table[mine, : -(-length // k.shape[1])].long()
+            assert used.shape[1] * k.shape[1] >= length, "keys lie beyond the end"
+            seen = [x[used].flatten(1, 2)[:, :length] for x in (k, v)]
+        found, _ = _attention(
+            *(x.transpose(1, 2) for x in (q[rows], *seen)), None, causal, scale, with_lse=False
+        )
+        out[rows] = found.transpose(1, 2)
+    # Nobody here asks for log-sum-exps.
+    sums = torch.full((heads, rows_q), torch.nan)
     nothing = torch.zeros((), dtype=torch.long)
     return out, sums, nothing, nothing, torch.empty(0)
 

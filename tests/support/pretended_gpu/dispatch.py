@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from .tensor import GpuTensor, bare, on_device, tensors_in
 __all__ = ["Dispatch", "is_composite", "run", "starts_kernel", "waits"]
 
 aten = torch.ops.aten
+_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+_CPU = torch.device("cpu")
 # Operators that return numbers, or tensors whose size depends on numbers: the host waits.
 _WAITING = {
     aten._local_scalar_dense.default,
@@ -53,111 +54,114 @@ class Dispatch(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
-@cache
+class _Operator:
+    """What an operator is, asked once."""
+
+    def __init__(self, func: Any) -> None:
+        schema = func._schema
+        self.func = func  # kept, so that nothing else gets its identity
+        self.name = str(schema.name).partition("::")[2]
+        self.is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+        self.special = _SPECIAL.get(func)
+        self.is_attention = func in attention.KERNELS
+        self.indexes, self.waits = func in _INDEXING, func in _WAITING
+        self.takes_numbers = torch.Tag.pointwise in func.tags or self.name in _TAKING_NUMBERS or self.indexes
+        aliases = [arg.alias_info for arg in schema.arguments if arg.alias_info is not None]
+        self.starts_kernel = all(each.is_write for each in aliases) and self.name not in _NO_LAUNCH
+        returned = [each.alias_info for each in schema.returns if each.alias_info is not None]
+        self.returns_argument = any(each.is_write for each in returned)
+
+
+# By identity: torch computes the hash of an operator in Python, and all the answers together take less than one.
+_operators: dict[int, _Operator] = {}
+
+
+def _of(func: Any) -> _Operator:
+    found = _operators.get(id(func))
+    if found is None:
+        found = _operators[id(func)] = _Operator(func)
+    return found
+
+
 def is_composite(func: Any) -> bool:
     """Whether an operator is made of others on every device."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    return _of(func).is_composite
 
 
-@cache
-def _is_view(func: Any) -> bool:
-    return any(arg.alias_info is not None and not arg.alias_info.is_write for arg in func._schema.arguments)
-
-
-@cache
-def _returns_argument(func: Any) -> bool:
-    return any(r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns)
-
-
-@cache
-def _name(func: Any) -> str:
-    return str(func._schema.name).partition("::")[2]
+def starts_kernel(func: Any) -> bool:
+    """Whether an operator starts a kernel: views and allocations do not."""
+    return _of(func).starts_kernel
 
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
     """One operator, or what it is made of."""
-    gpu = here()
-    if is_composite(func):
-        # Under inference_mode these arrive whole, and are taken apart here; elsewhere torch has done it.
+    gpu, about = here(), _of(func)
+    if about.is_composite:
+        # Under inference_mode these arrive whole, and are taken apart here; elsewhere torch has done it. In C++, as on
+        # CUDA: torch also has some in Python, for those who trace.
         with Dispatch():
-            out = func.decompose(*args, **kwargs)
-        if out is not NotImplemented:
-            return out
+            return func._op_dk(_COMPOSITE, *args, **kwargs)
     if gpu.recording is not None:
-        return gpu.recording.run(func, args, kwargs, lambda: _one(gpu, func, args, kwargs))
-    return _one(gpu, func, args, kwargs)
+        return gpu.recording.run(func, args, kwargs, lambda: _one(gpu, about, args, kwargs))
+    return _one(gpu, about, args, kwargs)
 
 
-def _one(gpu: Gpu, func: Any, args: Any, kwargs: Any) -> Any:
-    if func is aten._to_copy.default:
-        return _to_copy(gpu, func, args[0], kwargs)
-    if func in (aten.copy_.default, aten._copy_from.default) and isinstance(args[1], torch.Tensor):
-        return _copy(gpu, func, *args)
-    if func in (aten.is_pinned.default, aten._pin_memory.default):
-        return _pinned_memory(gpu, func, args[0])
-    tensors = tensors_in((args, kwargs))
-    on_gpu = [x for x in tensors if isinstance(x, GpuTensor)]
-    wanted = kwargs.get("device")
-    target = None if wanted is None else gpu.device(wanted)
-    pins = bool(kwargs.get("pin_memory"))
-    if pins and (target is not None and target.type == "cuda"):
-        raise RuntimeError(f"Only dense CPU tensors can be pinned, not one of {target}")
-    kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
-    if target is not None:
-        kwargs["device"] = torch.device("cpu")
-    if not on_gpu and (target is None or target.type != "cuda"):
+def _one(gpu: Gpu, about: _Operator, args: Any, kwargs: Any) -> Any:
+    func = about.func
+    if about.special is not None and (about.special is not _copy or isinstance(args[1], torch.Tensor)):
+        return about.special(gpu, func, *args, **kwargs)
+    target, pins = None, False
+    if kwargs:
+        wanted = kwargs.get("device")
+        target = None if wanted is None else gpu.device(wanted)
+        pins = bool(kwargs.get("pin_memory"))
+        if pins and (target is not None and target.type == "cuda"):
+            raise RuntimeError(f"Only dense CPU tensors can be pinned, not one of {target}")
+        kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+        if target is not None:
+            kwargs["device"] = _CPU
+    tensors = tensors_in((args, kwargs) if kwargs else args)
+    first = next((x for x in tensors if isinstance(x, GpuTensor)), None)
+    if first is None and (target is None or target.type != "cuda"):
         out = func(*args, **kwargs)
         return gpu.transfers.pin(out) if pins else out
-    device = on_gpu[0].device if target is None else target
-    if on_gpu:
-        _check_devices(gpu, func, tensors, on_gpu[0].device)
-        _count_waiting(gpu, func, args)
-    if device.type == "cuda":
+    device = first.device if target is None and first is not None else target
+    assert device is not None
+    if first is not None:
+        _check_devices(gpu, about, tensors, first.device)
+        if (about.waits or about.indexes) and waits(func, args):
+            gpu.count("sync", func)
+            gpu.transfers.wait()
+    if about.starts_kernel and device.type == "cuda":
         _count_launch(gpu, func, device)
-    out = attention.KERNELS.get(func, func)(*bare(args), **bare(kwargs))
-    return _returned(func, args, kwargs, on_device(out, device) if device.type == "cuda" else out)
+    kernel = attention.KERNELS[func] if about.is_attention else func
+    out = kernel(*bare(args), **bare(kwargs))
+    out = on_device(out, device) if device.type == "cuda" else out
+    return _returned(func, args, kwargs, out) if about.returns_argument else out
 
 
-def _check_devices(gpu: Gpu, func: Any, tensors: list[torch.Tensor], device: torch.device) -> None:
+def _check_devices(gpu: Gpu, about: _Operator, tensors: list[torch.Tensor], device: torch.device) -> None:
     """Refuse tensors of two devices, as torch does; numbers of the host and, in indexing, positions are taken."""
-    name = _name(func)
-    numbers = torch.Tag.pointwise in func.tags or name in _TAKING_NUMBERS or func in _INDEXING
     for x in tensors:
-        if x.device == device or (numbers and not x.dim() and x.is_cpu):
+        if x.device == device or (about.takes_numbers and not x.dim() and x.is_cpu):
             continue
-        if func in _INDEXING and x.is_cpu and x.dtype in (torch.long, torch.int, torch.bool, torch.uint8):
-            _count_copy(gpu, "copy in", func, pinned=False, waits=True)
+        if about.indexes and x.is_cpu and x.dtype in (torch.long, torch.int, torch.bool, torch.uint8):
+            _count_copy(gpu, "copy in", about.func, pinned=False, waits=True)
             continue
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but found at least two devices, {device} and {x.device}!"
-            f" (when checking {name})"
+            f" (when checking {about.name})"
         )
 
 
 def waits(func: Any, args: Any) -> bool:
     """Whether the host needs the result of an operator, or its size."""
-    masked = func in _INDEXING and any(
-        x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
-    )
-    return masked or func in _WAITING
-
-
-def _count_waiting(gpu: Gpu, func: Any, args: Any) -> None:
-    if waits(func, args):
-        gpu.count("sync", func)
-        gpu.transfers.wait()
-
-
-@cache
-def starts_kernel(func: Any) -> bool:
-    """Whether an operator starts a kernel: views and allocations do not."""
-    return not _is_view(func) and _name(func) not in _NO_LAUNCH
+    about = _of(func)
+    masked = about.indexes and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return masked or about.waits
 
 
 def _count_launch(gpu: Gpu, func: Any, device: torch.device) -> None:
-    if not starts_kernel(func):
-        return
     gpu.count("launch", func)
     if device.index != gpu.current:
         gpu.count("off device", func)
@@ -172,7 +176,7 @@ def _count_copy(gpu: Gpu, kind: str, func: Any, *, pinned: bool, waits: bool) ->
         gpu.transfers.wait()
 
 
-def _to_copy(gpu: Gpu, func: Any, source: torch.Tensor, kwargs: Any) -> Any:
+def _to_copy(gpu: Gpu, func: Any, source: torch.Tensor, **kwargs: Any) -> Any:
     """`x.to(...)` that makes a new tensor."""
     target = source.device if kwargs.get("device") is None else gpu.device(kwargs["device"])
     options = {name: kwargs[name] for name in ("dtype", "layout", "memory_format") if name in kwargs}
@@ -192,15 +196,15 @@ def _to_copy(gpu: Gpu, func: Any, source: torch.Tensor, kwargs: Any) -> Any:
 
 
 def _copy(
-    gpu: Gpu, func: Any, target: torch.Tensor, source: torch.Tensor, later: bool = False
+    gpu: Gpu, func: Any, target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False
 ) -> torch.Tensor:
     """`target.copy_(source)`."""
     if target.device.type == source.device.type == "cuda":
         _count_launch(gpu, func, target.device)
     elif target.device.type == "cuda":
-        _enter(gpu, func, source, later)
+        _enter(gpu, func, source, non_blocking)
     elif source.device.type == "cuda":
-        _leave(gpu, func, bare(source), target, later)
+        _leave(gpu, func, bare(source), target, non_blocking)
         return target
     bare(target).copy_(bare(source))
     return target
@@ -223,7 +227,7 @@ def _leave(gpu: Gpu, func: Any, source: torch.Tensor, target: torch.Tensor, late
     return target if later and pinned else target.copy_(source)
 
 
-def _pinned_memory(gpu: Gpu, func: Any, x: torch.Tensor) -> Any:
+def _pinned_memory(gpu: Gpu, func: Any, x: torch.Tensor, device: Any = None) -> Any:
     if func is aten.is_pinned.default:
         return not isinstance(x, GpuTensor) and gpu.transfers.is_pinned(x)
     if isinstance(x, GpuTensor):
@@ -233,8 +237,6 @@ def _pinned_memory(gpu: Gpu, func: Any, x: torch.Tensor) -> Any:
 
 def _returned(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
     """What the operator returns: its own argument where it wrote into that."""
-    if not _returns_argument(func):
-        return out
     schema = func._schema
     given = {arg.name: value for arg, value in zip(schema.arguments, args, strict=False)} | kwargs
     targets = {
@@ -247,3 +249,13 @@ def _returned(func: Any, args: Any, kwargs: Any, out: Any) -> Any:
         if isinstance(x, GpuTensor) and x.shape != x.host.shape:
             raise NotImplementedError(f"{func} changes the shape of its argument in place")
     return found[0] if len(found) == 1 else tuple(found)
+
+
+# Copies, and pinned memory.
+_SPECIAL = {
+    aten._to_copy.default: _to_copy,
+    aten.copy_.default: _copy,
+    aten._copy_from.default: _copy,
+    aten.is_pinned.default: _pinned_memory,
+    aten._pin_memory.default: _pinned_memory,
+}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ __all__ = ["Gpu", "here"]
 
 _PACKAGE = "/llama/"
 _now: list[Gpu] = []
+_titles: dict[int, tuple[object, str]] = {}
 
 
 class Gpu:
@@ -46,7 +48,7 @@ class Gpu:
     def count(self, kind: str, operator: object) -> None:
         """Note an event, and where in llama/ it comes from."""
         self.counts[kind] += 1
-        self.places[kind, str(operator).removeprefix("aten."), place()] += 1
+        self.places[kind, _title(operator), place()] += 1
         if self.recording is not None:
             self.recording.refuse(kind, operator)
 
@@ -78,12 +80,26 @@ def here() -> Gpu:
     return _now[-1]
 
 
+def _title(operator: object) -> str:
+    if isinstance(operator, str):
+        return operator
+    # By identity: torch computes an operator's name and its hash in Python.
+    if id(operator) not in _titles:
+        _titles[id(operator)] = operator, str(operator).removeprefix("aten.")
+    return _titles[id(operator)][1]
+
+
 def place() -> str:
     """The innermost line of the package that runs now."""
     frame: Any = sys._getframe(1)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if _PACKAGE in name and "/tests/" not in name:
-            return f"{name.rpartition(_PACKAGE)[2]}:{frame.f_lineno}"
+        if name := _in_package(frame.f_code.co_filename):
+            return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return "elsewhere"
+
+
+@cache
+def _in_package(file: str) -> str:
+    """A file's path in llama/; empty for others."""
+    return file.rpartition(_PACKAGE)[2] if _PACKAGE in file and "/tests/" not in file else ""

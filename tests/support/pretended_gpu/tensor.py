@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,8 +31,11 @@ class GpuTensor(torch.Tensor):
             "device": device,
             "requires_grad": False,
         }
+        inference = host.is_inference()
+        if inference == torch.is_inference_mode_enabled():
+            return torch.Tensor._make_wrapper_subclass(cls, host.size(), **options)
         # A view of a tensor that counts its edits counts them too, also where it is made in inference mode.
-        with torch.inference_mode(host.is_inference()):
+        with torch.inference_mode(inference):
             return torch.Tensor._make_wrapper_subclass(cls, host.size(), **options)
 
     def __init__(self, host: torch.Tensor, device: torch.device) -> None:
@@ -114,11 +118,15 @@ DATA = property(lambda parameter: _DATA.__get__(parameter), set_data)
 
 def bare(tree: Any) -> Any:
     """The same arguments, with tensors of the CPU in the place of the device's."""
-    if isinstance(tree, GpuTensor):
+    kind = type(tree)
+    if kind is GpuTensor:
         return tree.host
-    if type(tree) in (list, tuple):
-        return type(tree)(map(bare, tree))
-    return {name: bare(value) for name, value in tree.items()} if type(tree) is dict else tree
+    if kind is list or kind is tuple:
+        return kind([bare(each) if type(each) in _CHANGED else each for each in tree])
+    return {name: bare(value) for name, value in tree.items()} if kind is dict else tree
+
+
+_CHANGED = {GpuTensor, list, tuple, dict}
 
 
 def on_device(tree: Any, device: torch.device) -> Any:
@@ -130,10 +138,16 @@ def on_device(tree: Any, device: torch.device) -> Any:
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """All tensors among arguments or results."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, dict):
-        tree = tree.values()
-    elif not isinstance(tree, list | tuple):
-        return []
-    return [tensor for each in tree for tensor in tensors_in(each)]
+    found: list[torch.Tensor] = []
+    _gather((tree,), found)
+    return found
+
+
+def _gather(trees: Iterable[Any], found: list[torch.Tensor]) -> None:
+    for each in trees:
+        if isinstance(each, torch.Tensor):
+            found.append(each)
+        elif isinstance(each, list | tuple):
+            _gather(each, found)
+        elif isinstance(each, dict):
+            _gather(each.values(), found)

@@ -21,6 +21,8 @@ _MOST_APART = 32
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """A CPU weight (out, in) in oneDNN's own layout, an opaque tensor of the same shape."""
+    if weight.is_mkldnn:  # computed from such a weight
+        weight = weight.to_dense()
     # No row count is named: the layouts that oneDNN picks for 1, 8, 64 or 512 rows ran alike within noise.
     packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
     return packed

@@ -69,6 +69,14 @@ def test_another_device_gets_the_plain_shape() -> None:
     check(module, make(*SIZE, seed=2))
 
 
+def test_what_was_computed_from_the_weight_can_be_assigned() -> None:
+    """torch keeps oneDNN's layout when it multiplies such a tensor by a number."""
+    module = layer(make(*SIZE))
+    if module.weight.shape == SIZE:
+        module.assign(module.weight.detach() * 2)
+        check(module, make(*SIZE) * 2)
+
+
 def test_memory_that_is_shared_in_place_is_used_from_there() -> None:
     module = layer(make(*SIZE))
     if not module.weight.is_mkldnn:  # whose tensors cannot be shared

@@ -99,7 +99,15 @@ class Attention(nn.Module):
         heads = (x_TC.shape[0], -1, self.head_dim)
         parts = joint_product(x_TC, self.wq, self.wk, self.wv) if x_TC.is_cuda else None
         q, k, v = parts or (self.wq(x_TC), self.wk(x_TC), self.wv(x_TC))
-        q_THD, k_TKD, v_TKD = rotate(q.view(heads), rotary), rotate(k.view(heads), rotary), v.view(heads)
+        q_THD, k_TKD, v_TKD = q.view(heads), k.view(heads), v.view(heads)
+        if parts:  # q and k are neighbours, so they turn as one
+            count = q_THD.shape[1] + k_TKD.shape[1]
+            both = rotate(
+                q.as_strided((len(q), count, self.head_dim), (q.stride(0), self.head_dim, 1)), rotary
+            )
+            q_THD, k_TKD = torch.split(both, [q_THD.shape[1], k_TKD.shape[1]], 1)
+        else:
+            q_THD, k_TKD = rotate(q_THD, rotary), rotate(k_TKD, rotary)
         out: torch.Tensor = self.wo(step.pool.attend(self.layer, q_THD, k_TKD, v_TKD, step).flatten(1))
         return out
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-__all__ = ["rms_norm", "rotary_pairs", "rotary_table", "rotate"]
+__all__ = ["rms_norm", "rms_norm_launched", "rotary_pairs", "rotary_table", "rotate"]
 
 # Whose pairs are computed at once for single tokens.
 _POSITIONS = 64
@@ -23,6 +24,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x32 = x.float()
     scale = torch.rsqrt(x32.square().mean(-1, keepdim=True).add_(eps))
     return (x32 * scale).type_as(x) * weight
+
+
+def rms_norm_launched(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """`rms_norm` where each kernel has to be launched: torch's own, one kernel on CUDA from torch 2.8 on.
+
+    It multiplies by the weight before it rounds to x's dtype, not behind that.
+    """
+    return F.rms_norm(x, weight.shape, weight, eps)
 
 
 def rotate(x_THD: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -183,7 +183,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x / rms(x) * weight over the last dimension, normalised in float32 (Zhang and Sennrich 2019)."""
     row = norms.rms_norm
     alike = weight.dtype == x.dtype and weight.device == x.device and weight.shape == x.shape[-1:]
-    if alike and x.numel() and weight.is_contiguous() and _calls(x):
+    if alike and x.numel() and weight.is_contiguous() and (x.is_cuda or _calls(x)):
         row = implementation("norm", Case(x.dtype, _device(x), native.kernels(), x.shape[-1]))
     return row(x, weight, eps)
 

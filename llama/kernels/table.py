@@ -101,6 +101,11 @@ def _not_csrc(case: Case) -> str | None:
     return "no compiled kernels are in use" if case.kernels is None else None
 
 
+def _not_cuda(case: Case) -> str | None:
+    """Why a case is not for what is made for launched kernels."""
+    return None if case.device == "cuda" else "it is for CUDA devices"
+
+
 def _not_weights(case: Case) -> str | None:
     """Why csrc/ does not multiply by such a weight."""
     if case.format not in FORMATS:
@@ -196,10 +201,6 @@ def _not_logits(case: Case) -> str | None:
     return None if case.format == torch.float32 else "it takes logits in float32 only"
 
 
-def _not_draws(case: Case) -> str | None:
-    return None if case.device == "cuda" else "it is for CUDA devices"
-
-
 def dtype_name(dtype: torch.dtype | str) -> str:
     """As people write it."""
     return str(dtype).removeprefix("torch.")
@@ -223,6 +224,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
     ),
     "norm": (
         _csrc("rms_norm", lambda case: _not_whole(case.width, LANES, "rows")),
+        Row("torch launched", _not_cuda, lambda case: norms.rms_norm_launched),
         _torch(norms.rms_norm),
     ),
     "rotation": (
@@ -236,7 +238,7 @@ ROWS: dict[str, tuple[Row, ...]] = {
             lambda case: _not_csrc(case) or _not_logits(case),
             lambda case: partial(sampling.decide_compiled, _kernels(case)),
         ),
-        Row("torch unbranched", _not_draws, lambda case: partial(sampling.decide, draws.sample)),
+        Row("torch unbranched", _not_cuda, lambda case: partial(sampling.decide, draws.sample)),
         _torch(partial(sampling.decide, sampling.sample)),
     ),
     "scores": (_csrc("log_probabilities", _not_logits), _torch(sampling.log_probabilities)),

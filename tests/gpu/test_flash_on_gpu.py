@@ -18,15 +18,13 @@ from typing import Any
 import pytest
 import torch
 from engine_requests import ask, ids
-from flash_ways import WAYS, flash_way
+from flash_ways import WAYS, flash_checkpoints, flash_way
 from gpu_calls import CALLS, same
 from gpu_steps import Repeated, outputs
 from pretended_gpu import Gpu, on_the_cpu
 from pretended_gpu import attention as emulated
 from ranks import run_forked
-from tiny_llama import GQA, MHA
-from tiny_models import random_weights, save_checkpoint
-from tiny_tokenizers import tiny_model_path, tiny_tokenizer
+from tiny_tokenizers import tiny_tokenizer
 
 from llama import Llama
 from llama.engine import Engine, Request, limits
@@ -50,17 +48,7 @@ REQUESTS: list[Request] = [
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints with heads of 32 numbers: as many key heads as query heads, a half, or one for all."""
-    found = {}
-    for name, shape in (
-        ("mha", {**MHA, "n_heads": 2}),
-        ("gqa", {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 2}),
-        ("mqa", {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 1}),
-    ):
-        tensors = random_weights(shape, tiny_tokenizer("infilling").n_words)
-        folder = tmp_path_factory.mktemp("flash") / name
-        found[name] = save_checkpoint(folder, shape, tensors, tiny_model_path())
-    return found
+    return flash_checkpoints(tmp_path_factory.mktemp("flash"))
 
 
 @pytest.fixture(autouse=True)

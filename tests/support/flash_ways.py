@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from pretended_gpu import attention as emulated
+from tiny_llama import GQA, MHA
+from tiny_models import random_weights, save_checkpoint
+from tiny_tokenizers import tiny_model_path, tiny_tokenizer
 
 from llama.kernels import flash, flash_trial
 
-__all__ = ["WAYS", "emulated_on_the_cpu", "flash_way"]
+__all__ = ["WAYS", "emulated_on_the_cpu", "flash_checkpoints", "flash_way"]
 
 WAYS = ("tables", "runs", "gathered")
 # What a torch lacks on which a way is the best one. 2.11 and 2.12 have no tables.
@@ -47,6 +51,20 @@ def flash_way(way: str, *, single: bool = False, tried: bool = False) -> Iterato
             patches.enter_context(mock.patch.object(flash, "DTYPES", dtypes))
             patches.enter_context(mock.patch.object(emulated, "COMPUTES", [*dtypes]))
         yield
+
+
+def flash_checkpoints(place: Path) -> dict[str, Path]:
+    """Checkpoints with heads of 32 numbers: as many key heads as query heads, a half, or one for all."""
+    shapes = {
+        "mha": {**MHA, "n_heads": 2},
+        "gqa": {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 2},
+        "mqa": {**GQA, "dim": 128, "n_heads": 4, "n_kv_heads": 1},
+    }
+    vocab = tiny_tokenizer("infilling").n_words
+    return {
+        name: save_checkpoint(place / name, shape, random_weights(shape, vocab), tiny_model_path())
+        for name, shape in shapes.items()
+    }
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ __all__ = ["Dispatch", "is_composite", "run", "starts_kernel", "waits"]
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
+# Made of others, but for CUDA, where each is one kernel.
+_KERNELS_OF_CUDA = {"_fused_rms_norm"}
 _CPU = torch.device("cpu")
 # Operators that return numbers, or tensors whose size depends on numbers: the host waits.
 _WAITING = {
@@ -61,7 +63,8 @@ class _Operator:
         schema = func._schema
         self.func = func  # kept, so that nothing else gets its identity
         self.name = str(schema.name).partition("::")[2]
-        self.is_composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+        made_of_others = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _COMPOSITE)
+        self.is_composite = made_of_others and self.name not in _KERNELS_OF_CUDA
         self.special = _SPECIAL.get(func)
         self.is_attention = func in attention.KERNELS
         self.indexes, self.waits = func in _INDEXING, func in _WAITING

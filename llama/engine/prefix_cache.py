@@ -21,7 +21,7 @@ from .sequence import SequenceState
 
 __all__ = ["Match", "PrefixCache"]
 
-# The part of a block that is worth copying it. One token is, on a CPU; on a GPU a block has more, and so many more.
+# A block is copied if one over so many of its tokens are the same: fewer are computed about as soon.
 _WORTH_COPYING = 8
 
 

@@ -61,9 +61,8 @@ def _trial(way: str, device: torch.device, dtype: torch.dtype, head_dim: int) ->
                 filter(None, (_wrong(way, device, dtype, head_dim, group) for group in (1, 2))), None
             )
     except (RuntimeError, TypeError, ValueError) as error:
-        torch.cuda.synchronize(
-            device
-        )  # raises if CUDA repeats the error for ever: then no other way works either
+        # Raises if CUDA repeats the error for ever: then no other way works either.
+        torch.cuda.synchronize(device)
         wrong = f"it raises {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     if wrong is None:
         return None
@@ -117,10 +116,8 @@ def _wrong(way: str, device: torch.device, dtype: torch.dtype, head_dim: int, gr
         rows = sum(count for _, count in sizes)
         new = [draw(rows, heads * group, head_dim, scale=3)]  # so that single keys count
         new += [draw(rows, heads, head_dim) for _ in range(2)]
-        expected, found = (
-            here.attend(attend, new, parts),
-            there.attend(flash.Flash(way), new, parts).cpu().float(),
-        )
+        expected = here.attend(attend, new, parts)
+        found = there.attend(flash.Flash(way), new, parts).cpu().float()
         bad = sizes[_BAD][1] if sizes[_BAD][0] else 0
         far = float((found - expected)[: rows - bad].abs().nan_to_num(torch.inf).max())
         if far > _TOLERANCE.get(dtype, 1e-3):
